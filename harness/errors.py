@@ -1,0 +1,51 @@
+"""The errors that Bitgrid raises on purpose. Each message is one line that says what to do.
+
+Printed once, at the top, by `harness.cli`; anything else that reaches the top is a bug.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BitgridError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+
+class GridError(BitgridError):
+    """A grid file that cannot be run: names the file, the line, what was given, the nearest name."""
+
+
+class ModelError(BitgridError):
+    """A model that cannot be loaded, or that a method cannot handle."""
+
+
+class TextError(BitgridError):
+    """A text source that is unknown, missing or empty."""
+
+
+class FormatError(BitgridError):
+    """A number format that does not fit a layer, or whose parameters make no sense."""
+
+
+class TrainingError(BitgridError):
+    """Training that met NaN or Inf: names the step and the first layer."""
+
+
+class StoreError(BitgridError):
+    """A store that cannot be written, or holds something unreadable."""
+
+
+class ReportError(BitgridError):
+    """Rows that cannot be turned into a report."""
+
+
+def nearest(given: object, choices: Iterable[str]) -> str:
+    """A phrase for the end of an error: the nearest valid name, or the list where none is near."""
+    names = sorted(choices)
+    close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    return f"choices: {shown}" if names else "there are no choices"

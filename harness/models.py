@@ -1,0 +1,229 @@
+"""Models: where they come from, how they are held, forked and kept.
+
+A `Model` is a value and is never changed: a stage that needs a different one works on `fork()`,
+which shares every tensor until one is replaced. In this file: `Model`, `pretrained` (hub name,
+local folder or testbed -> stage), the linear layers that quantisation is about. Not here: anything
+that quantises (`methods`), or evaluates (`evaluate`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from harness.errors import ModelError
+from harness.stage import Stage
+
+TESTBED = Path(__file__).parent / "testbed" / "model"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def device() -> torch.device:
+    """Where this process computes: BITGRID_DEVICE, else CUDA where there is one, else the CPU."""
+    named = os.environ.get("BITGRID_DEVICE")
+    return torch.device(named or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a layer's weights were rounded to; `bits_per_weight` counts scales and zero points."""
+
+    format: str
+    bits: int
+    group_size: int  # 0: one group a row (per channel)
+    bits_per_weight: float
+
+
+@dataclass
+class Model:
+    """A causal language model with its tokenizer, and what was done to its weights.
+
+    `latent` marks weights that training moves but that no format can represent: such a model is
+    never evaluated (rule 8).
+    """
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    quantized: dict[str, Quantized] = field(default_factory=dict)
+    latent: bool = False
+
+    def fork(self, **changes: Any) -> Model:
+        """The same model with a module tree of its own; tensors are shared until replaced."""
+        shared: dict[int, Any] = {}
+        for tensor in [*self.network.parameters(), *self.network.buffers()]:
+            shared[id(tensor)] = tensor
+        network = copy.deepcopy(self.network, shared)
+        forked = dataclasses.replace(self, network=network, quantized=dict(self.quantized))
+        return dataclasses.replace(forked, **changes)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        return int(self.network.config.max_position_embeddings)
+
+    def bits_per_weight(self) -> float:
+        """Mean over the weights of the blocks' linear layers; scales and zero points counted."""
+        bits = weights = 0.0
+        for name, linear in linears(self.network).items():
+            n = linear.weight.numel()
+            done = self.quantized.get(name)
+            per_weight = done.bits_per_weight if done else 8.0 * linear.weight.element_size()
+            bits, weights = bits + n * per_weight, weights + n
+        return bits / weights
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Weights (safetensors), configuration and tokenizer into `folder`."""
+        self.network.save_pretrained(folder, max_shard_size="4GB")
+        self.tokenizer.save_pretrained(folder)
+        return {
+            "latent": self.latent,
+            "dtype": str(self.network.dtype).removeprefix("torch."),
+            "quantized": {name: dataclasses.asdict(q) for name, q in self.quantized.items()},
+        }
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any]) -> Model:
+        model = read_model(str(folder), DTYPES[facts["dtype"]])
+        model.latent = bool(facts["latent"])
+        model.quantized = {name: Quantized(**q) for name, q in facts["quantized"].items()}
+        return model
+
+
+def linears(network: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linear layers inside the decoder blocks, by name: what is quantised.
+
+    Embeddings and the head lie outside the blocks and stay in 16 bits, as in every method compared.
+    """
+    found = {
+        f"{prefix}.{name}": module
+        for prefix, block in blocks(network).items()
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    if not found:
+        raise ModelError(f"{type(network).__name__}: no linear layer found inside decoder blocks")
+    return found
+
+
+def blocks(network: PreTrainedModel) -> dict[str, nn.Module]:
+    """The decoder blocks, by name, in order: the outermost list of modules of one class."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1:
+            return {f"{name}.{i}": child for i, child in enumerate(module)}
+    raise ModelError(f"{type(network).__name__}: no list of decoder blocks found")
+
+
+def replace_weight(linear: nn.Linear, weight: Tensor) -> None:
+    """Give `linear` a new weight (O, I), leaving the old tensor, which others share, alone."""
+    linear.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
+
+
+@dataclass(frozen=True)
+class Pretrained(Stage[Model]):
+    """A full-precision model as published. `digest` pins the content: commit, or hash of files."""
+
+    stored: ClassVar[bool] = False
+    source: str
+    digest: str
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    def run(self, work: Path) -> Model:
+        where = str(TESTBED) if self.source == "testbed" else self.source
+        local = Path(where).is_dir()
+        return read_model(
+            where,
+            DTYPES.get(self.dtype, "auto"),
+            revision=None if local else self.digest,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def pretrained(source: str, dtype: str = "auto", trust_remote_code: bool = False) -> Pretrained:
+    """The stage of a model named as in a grid: `testbed`, a local folder, or `hub/id[@revision]`.
+
+    Raises ModelError where the folder is no model or the hub has no such id.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is unknown; choices: auto, {', '.join(DTYPES)}")
+    folder = model_folder(source)
+    if folder is not None:
+        digest = _folder_digest(folder)
+        source = source if source == "testbed" else str(folder.resolve())
+        return Pretrained(source, digest, dtype, trust_remote_code)
+    name, _, revision = source.partition("@")
+    return Pretrained(name, _hub_commit(name, revision or "main"), dtype, trust_remote_code)
+
+
+def model_folder(source: str) -> Path | None:
+    """The local folder of a model as a grid names it, or None for a hub id."""
+    folder = TESTBED if source == "testbed" else Path(source).expanduser()
+    if not folder.is_dir():
+        if source == "testbed" or source.startswith((".", "/", "~")):
+            raise ModelError(f"model {source!r}: there is no folder {folder}")
+        return None
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model {source!r}: {folder} has no config.json")
+    return folder
+
+
+def read_model(where: str, dtype: torch.dtype | str, **options: Any) -> Model:
+    """Load weights and tokenizer from a folder or the hub onto `device()`, for inference."""
+    options = {name: option for name, option in options.items() if option}
+    try:
+        network = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"model {where!r} cannot be loaded: {first}") from error
+    network.requires_grad_(False)
+    return Model(network.to(device()).eval(), tokenizer)
+
+
+def model_files(folder: Path) -> Iterator[Path]:
+    """The files of a model folder whose content decides what the model computes."""
+    suffixes = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
+    return (p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in suffixes)
+
+
+def _folder_digest(folder: Path) -> str:
+    total = hashlib.sha256()
+    for path in model_files(folder):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.name}:{content}\n".encode())
+    return total.hexdigest()[:24]
+
+
+def _hub_commit(name: str, revision: str) -> str:
+    """The commit that a hub revision stands for: asked of the hub, or of the local cache offline."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    cached = try_to_load_from_cache(name, "config.json", revision=revision) if "/" in name else None
+    try:
+        if os.environ.get("HF_HUB_OFFLINE") != "1":
+            return str(HfApi().model_info(name, revision=revision).sha)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        if not isinstance(cached, str):
+            raise ModelError(
+                f"model {name!r} (revision {revision}) is neither a local folder nor reachable on "
+                f"the hub: {str(error).splitlines()[0]}"
+            ) from error
+    if isinstance(cached, str):
+        return Path(cached).parent.name
+    raise ModelError(f"model {name!r}: not a local folder, and not in the hub's cache while offline")

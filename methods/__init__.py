@@ -1,0 +1,1 @@
+"""Everything that turns a full-precision model into a quantised one. One baseline a file."""
