@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any, ClassVar, NamedTuple
 
@@ -45,7 +46,8 @@ class Span(NamedTuple):
 
     def cut(self, weight: Tensor) -> Tensor:
         """(O, I) -> (O, G, g), a view."""
-        return weight[..., self.start : self.stop].unflatten(-1, (self.groups, self.width))
+        part = weight[..., self.start : self.stop]
+        return part.view(*part.shape[:-1], self.groups, self.width)
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class NF(Grouped):
 
     `asymmetric` gives a group two scales, its max for the levels above 0 and its |min| for those
     below (BitDistiller section 3.1); else one, its max|w|. A weight halfway between two levels goes
-    to the lower one.
+    to the one nearer 0.
     """
 
     name = "nf"
@@ -243,10 +245,16 @@ class NF(Grouped):
             scale = torch.where(groups < 0, _stored(-low), _stored(high))
         else:
             scale = _stored(torch.maximum(high, -low))
-        levels = torch.tensor(normal_levels(self.bits), device=groups.device)
-        middles = (levels[1:] + levels[:-1]) / 2
-        codes = torch.bucketize(groups.div_(scale), middles)
-        return levels[codes].mul_(scale)
+        ratios = groups.div_(scale)
+        # A sum of steps away from 0: several times faster on a CPU than searching for the code and
+        # looking its level up. Steps between levels as float32 holds them end exactly on them.
+        levels: list[float] = torch.tensor(normal_levels(self.bits)).tolist()
+        values = torch.zeros_like(ratios)
+        for lower, upper in pairwise(level for level in levels if level >= 0):
+            values.add_(ratios > (lower + upper) / 2, alpha=upper - lower)
+        for upper, lower in pairwise(level for level in reversed(levels) if level <= 0):
+            values.add_(ratios < (lower + upper) / 2, alpha=lower - upper)
+        return values.mul_(scale)
 
 
 def bounds(groups: Tensor) -> tuple[Tensor, Tensor]:
