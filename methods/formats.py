@@ -196,7 +196,7 @@ class IntAsym(Grouped):
         # scale was rounded to 16 bits from reaching past its last code.
         first = torch.maximum((low / scale).round(), -zero)
         last = torch.minimum((high / scale).round(), top - zero)
-        return (groups / scale).round_().clamp_(first, last).mul_(scale)
+        return _code(groups, scale, first, last).mul_(scale)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class IntSym(Grouped):
         scale = _stored(torch.maximum(high, -low) / top)
         first = (low / scale).round().clamp(min=-top)
         last = (high / scale).round().clamp(max=top)
-        return (groups / scale).round_().clamp_(first, last).mul_(scale)
+        return _code(groups, scale, first, last).mul_(scale)
 
 
 @dataclass(frozen=True)
@@ -240,26 +240,24 @@ class NF(Grouped):
         return 32 if self.asymmetric else 16
 
     def snap(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        groups = groups.clamp(low, high)
         if self.asymmetric:
-            scale = torch.where(groups < 0, _stored(-low), _stored(high))
+            below, above = _stored(-low), _stored(high)
         else:
-            scale = _stored(torch.maximum(high, -low))
-        ratios = groups.div_(scale)
-        # A sum of steps away from 0: several times faster on a CPU than searching for the code and
-        # looking its level up. Steps between levels as float32 holds them end exactly on them.
+            below = above = _stored(torch.maximum(high, -low))
+        # As float32 holds the levels, so that steps between them end exactly on them.
         levels: list[float] = torch.tensor(normal_levels(self.bits)).tolist()
-        values = torch.zeros_like(ratios)
-        for lower, upper in pairwise(level for level in levels if level >= 0):
-            values.add_(ratios > (lower + upper) / 2, alpha=upper - lower)
-        for upper, lower in pairwise(level for level in reversed(levels) if level <= 0):
-            values.add_(ratios < (lower + upper) / 2, alpha=lower - upper)
-        return values.mul_(scale)
+        up = (groups / above).clamp_max_(high / above)
+        down = (groups / -below).clamp_max_(-low / below)
+        values = _climb(up, [level for level in levels if level >= 0]).mul_(above)
+        return values.sub_(
+            _climb(down, [-level for level in levels[::-1] if level <= 0]).mul_(below)
+        )
 
 
 def bounds(groups: Tensor) -> tuple[Tensor, Tensor]:
     """The range of each group, widened to include 0: (..., g) -> low, high (..., 1)."""
-    low, high = torch.aminmax(groups, dim=-1, keepdim=True)
+    # Not torch.aminmax: 15 times slower on a CPU.
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     return low.clamp(max=0), high.clamp(min=0)
 
 
@@ -300,6 +298,22 @@ def quantize_model(model: Model, format: Format) -> Model:
         replace_weight(linear, format.quantize(linear.weight))
         result.quantized[name] = format.describe(linear.in_features)
     return result
+
+
+def _code(groups: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Rounded multiples of `scale`, from `first` to `last`: (..., g), a new tensor."""
+    # Not clamp_(first, last): with tensors for bounds 9 times slower on a CPU than these two.
+    return (groups / scale).round_().clamp_min_(first).clamp_max_(last)
+
+
+def _climb(ratios: Tensor, levels: list[float]) -> Tensor:
+    """The nearest of `levels` (ascending from 0) to each ratio; ratios below 0 give 0."""
+    # Step by step: ten times faster on a CPU than searching for the code and looking its level up.
+    values, passed = torch.zeros_like(ratios), torch.empty_like(ratios)
+    for lower, upper in pairwise(levels):
+        torch.gt(ratios, (lower + upper) / 2, out=passed)
+        values.add_(passed, alpha=upper - lower)
+    return values
 
 
 def _stored(scale: Tensor) -> Tensor:
