@@ -17,6 +17,14 @@ class GridError(BitgridError):
     """A grid file that cannot be run: names the file, the line, what was given, the nearest name."""
 
 
+class SettingError(BitgridError):
+    """A setting that a method has not, or a value that it does not take; `path` is the dotted path."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class ModelError(BitgridError):
     """A model that cannot be loaded, or that a method cannot handle."""
 

@@ -10,7 +10,7 @@ A new method is one file in `methods/` (or any package with an entry point in th
         def apply(self, model: Model, calibration: Tokens | None) -> Model:
             ...
 
-    register("my-method", MyMethod(), about="what it does (paper)")
+    register("my-method", MyMethod(), title="My method", about="what it does (paper)")
 
 Its fields are what a grid may set, vary and compare. In this file: `Method`, `Component`, `register`,
 `discover`, `configure`. Not here: any method; the grid's file format (`grid`).
@@ -23,20 +23,18 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from harness.errors import BitgridError, GridError, nearest
+from harness.errors import BitgridError, GridError, SettingError, nearest
+from harness.models import Model
 from harness.stage import Input, Stage, value
-
-if TYPE_CHECKING:
-    from harness.models import Model
-    from harness.text import Tokens
+from harness.text import Tokens
 
 C = TypeVar("C")
 
@@ -60,12 +58,15 @@ class Component(ABC):
         return found
 
 
-class Method(ABC):
+class Method:
     """From a full-precision model to a quantised one. Subclasses are frozen dataclasses."""
 
     def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
         """The graph from `base` to the quantised model. By default one stage that calls `apply`."""
         return Apply(self, base, self.calibration(base), seed)
+
+    def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
+        """Raise a BitgridError where a layer, given as (O, I) by name, cannot be quantised so."""
 
     def calibration(self, base: Stage[Model]) -> Stage[Tokens] | None:
         """The tokens that `apply` wants to see; None for methods that need no data."""
@@ -77,7 +78,7 @@ class Method(ABC):
 
 
 @dataclass(frozen=True)
-class Apply(Stage["Model"]):
+class Apply(Stage[Model]):
     """A method that is one step."""
 
     method: Method
@@ -86,7 +87,8 @@ class Apply(Stage["Model"]):
     seed: int
 
     def run(self, work: Path) -> Model:
-        return self.method.apply(value(self.model), value(self.calibration))
+        calibration = None if self.calibration is None else value(self.calibration)
+        return self.method.apply(value(self.model), calibration)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Entry:
 
     name: str
     method: Method
+    title: str
     about: str
     fixed: tuple[str, ...]
     source: str
@@ -103,8 +106,8 @@ class Entry:
 _registry: dict[str, Entry] = {}
 
 
-def register(name: str, method: Method, about: str, fixed: Iterable[str] = ()) -> None:
-    """Make `method` known as `name`.
+def register(name: str, method: Method, title: str, about: str, fixed: Iterable[str] = ()) -> None:
+    """Make `method` known as `name`, shown in tables as `title`.
 
     `fixed` names the fields that make the method what it is. When it is only compared against, the
     grid's axes and defaults over them do not apply to it: RTN stays untrained in a grid that varies
@@ -112,12 +115,14 @@ def register(name: str, method: Method, about: str, fixed: Iterable[str] = ()) -
     """
     caller = inspect.stack()[1].filename
     if name in _registry and _registry[name].method != method:
-        raise BitgridError(f"method {name!r} is registered twice: {_registry[name].source}, {caller}")
-    fields = field_names(method)
+        raise BitgridError(
+            f"method {name!r} is registered twice: {_registry[name].source}, {caller}"
+        )
+    fields = dict(settings(method))
     for field in fixed:
         if field not in fields:
             raise BitgridError(f"method {name!r} fixes {field!r}, which is no field of it")
-    _registry[name] = Entry(name, method, about, tuple(fixed), caller)
+    _registry[name] = Entry(name, method, title, about, tuple(fixed), caller)
 
 
 @cache
@@ -137,3 +142,103 @@ def entry(name: str) -> Entry:
     if name not in known:
         raise GridError(f"method {name!r} is unknown; {nearest(name, known)}")
     return known[name]
+
+
+def settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every dotted path that a grid may set, with its present value: `format`, `format.bits`, …"""
+    assert dataclasses.is_dataclass(thing)
+    for field in dataclasses.fields(thing):
+        held = getattr(thing, field.name)
+        yield prefix + field.name, held
+        if dataclasses.is_dataclass(held) and not isinstance(held, type):
+            yield from settings(held, f"{prefix}{field.name}.")
+
+
+def configure(thing: C, given: Mapping[str, Any], prefix: str = "") -> C:
+    """`thing` with settings by dotted path; a component is chosen by name or by a mapping.
+
+    `{"objective": "cakld", "objective.gamma": 0.5, "format": {"name": "nf", "bits": 3}}`. A chosen
+    component keeps what it has in common with the one it replaces (bits, group size). Raises
+    SettingError, which carries the path, for a name or value that does not fit.
+    """
+    assert dataclasses.is_dataclass(thing)
+    assert not isinstance(thing, type)
+    hints = typing.get_type_hints(type(thing))
+    names = [field.name for field in dataclasses.fields(thing)]
+    wholes: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for path, new in given.items():
+        head, _, rest = path.partition(".")
+        if head not in names:
+            raise SettingError(
+                prefix + path, f"{prefix + path!r} is unknown; {nearest(head, names)}"
+            )
+        if rest:
+            parts.setdefault(head, {})[rest] = new
+        else:
+            wholes[head] = new
+    changes = {
+        head: _field(
+            hints[head],
+            getattr(thing, head),
+            wholes.get(head, _KEEP),
+            parts.get(head, {}),
+            prefix + head,
+        )
+        for head in {**wholes, **parts}
+    }
+    return _checked(lambda: dataclasses.replace(thing, **changes), prefix.rstrip("."))
+
+
+_KEEP = object()
+
+
+def _field(hint: Any, current: Any, whole: Any, parts: dict[str, Any], where: str) -> Any:
+    """A field of type `hint` that now holds `current`, after it was given a whole and parts of it."""
+    if isinstance(whole, Mapping):
+        whole, parts = _KEEP, {**whole, **parts}
+    family = next((t for t in (hint, *typing.get_args(hint)) if _is_component(t)), None)
+    if family is not None and whole is not None:
+        name = parts.pop("name", whole) if whole is _KEEP else whole
+        return _component(family, current, name, parts, where)
+    if whole is _KEEP and dataclasses.is_dataclass(current) and not isinstance(current, type):
+        return configure(current, parts, f"{where}.")
+    if parts:
+        raise SettingError(where, f"{where!r} has no parts, so {', '.join(parts)} cannot be set")
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(hint).validate_python(whole)
+    except pydantic.ValidationError as error:
+        message = error.errors()[0]["msg"].lower()
+        raise SettingError(where, f"{where}: {whole!r} does not fit: {message}") from None
+
+
+def _component(family: type[Component], current: Any, name: Any, parts: Any, where: str) -> Any:
+    """The component of `family` called `name`, sharing what `current` has in common with it."""
+    if name is _KEEP:
+        return configure(current, parts, f"{where}.")
+    choices = family.choices()
+    if name not in choices:
+        raise SettingError(where, f"{where}: {name!r} is unknown; {nearest(name, choices)}")
+    if type(current) is choices[name]:
+        return configure(current, parts, f"{where}.")
+    fields = {f.name for f in dataclasses.fields(choices[name])}  # type: ignore[arg-type]
+    kept = {k: v for k, v in vars(current).items() if k in fields} if current else {}
+    plain = {k: v for k, v in parts.items() if k in fields and not isinstance(v, Mapping)}
+    made = _checked(lambda: choices[name](**{**kept, **plain}), where)
+    return configure(made, parts, f"{where}.")
+
+
+def _is_component(hint: Any) -> bool:
+    return inspect.isclass(hint) and issubclass(hint, Component)
+
+
+def _checked(make: Callable[[], C], where: str) -> C:
+    """What `make` makes, with a complaint of its own (a `__post_init__`) turned into a SettingError."""
+    try:
+        return make()
+    except SettingError:
+        raise
+    except (BitgridError, ValueError) as error:
+        raise SettingError(where, str(error)) from error

@@ -14,12 +14,19 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from harness.errors import ModelError
 from harness.stage import Stage
@@ -153,6 +160,7 @@ class Pretrained(Stage[Model]):
         )
 
 
+@cache
 def pretrained(source: str, dtype: str = "auto", trust_remote_code: bool = False) -> Pretrained:
     """The stage of a model named as in a grid: `testbed`, a local folder, or `hub/id[@revision]`.
 
@@ -167,6 +175,22 @@ def pretrained(source: str, dtype: str = "auto", trust_remote_code: bool = False
         return Pretrained(source, digest, dtype, trust_remote_code)
     name, _, revision = source.partition("@")
     return Pretrained(name, _hub_commit(name, revision or "main"), dtype, trust_remote_code)
+
+
+@cache
+def layer_shapes(source: str, trust_remote_code: bool = False) -> dict[str, tuple[int, int]]:
+    """(O, I) of each linear layer that quantisation is about, from the configuration alone."""
+    folder = model_folder(source)
+    name, _, revision = source.partition("@")
+    where, revision = (name, revision or "main") if folder is None else (str(folder), "main")
+    trust = {"trust_remote_code": True} if trust_remote_code else {}
+    try:
+        config = AutoConfig.from_pretrained(where, revision=revision, **trust)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, **trust)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {source!r}: {_first_line(error)}") from error
+    return {n: (m.out_features, m.in_features) for n, m in linears(network).items()}
 
 
 def model_folder(source: str) -> Path | None:
@@ -188,8 +212,7 @@ def read_model(where: str, dtype: torch.dtype | str, **options: Any) -> Model:
         network = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model {where!r} cannot be loaded: {first}") from error
+        raise ModelError(f"model {where!r} cannot be loaded: {_first_line(error)}") from error
     network.requires_grad_(False)
     return Model(network.to(device()).eval(), tokenizer)
 
@@ -198,6 +221,10 @@ def model_files(folder: Path) -> Iterator[Path]:
     """The files of a model folder whose content decides what the model computes."""
     suffixes = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
     return (p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in suffixes)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _folder_digest(folder: Path) -> str:
@@ -226,4 +253,6 @@ def _hub_commit(name: str, revision: str) -> str:
             ) from error
     if isinstance(cached, str):
         return Path(cached).parent.name
-    raise ModelError(f"model {name!r}: not a local folder, and not in the hub's cache while offline")
+    raise ModelError(
+        f"model {name!r}: not a local folder, and not in the hub's cache while offline"
+    )

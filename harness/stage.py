@@ -85,7 +85,7 @@ def value(bound: Input[T]) -> T:
     """The value of an input inside `run`. Raises TypeError where no engine has put it there."""
     if isinstance(bound, Stage):
         raise TypeError(f"{bound} is not resolved: stages are run by the engine, not by hand")
-    return cast(T, bound)
+    return bound
 
 
 def canonical(thing: object) -> str:
@@ -108,7 +108,24 @@ def identity(thing: object) -> Any:
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         fields = {f.name: identity(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
         return {"class": _class_name(type(thing)), **fields}
-    raise TypeError(f"{type(thing).__name__} cannot be a field of a stage: it has no stable identity")
+    raise TypeError(
+        f"{type(thing).__name__} cannot be a field of a stage: it has no stable identity"
+    )
+
+
+def modules(stage: Stage[Any]) -> set[str]:
+    """The modules whose code computes a stage: its class's and its components', not its inputs'."""
+    found = {type(stage).__module__}
+
+    def search(thing: object) -> None:
+        for child in _children(thing):
+            if not isinstance(child, Stage):
+                if dataclasses.is_dataclass(child):
+                    found.add(type(child).__module__)
+                search(child)
+
+    search(stage)
+    return found
 
 
 def closure(roots: list[Stage[Any]]) -> list[Stage[Any]]:

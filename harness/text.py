@@ -79,7 +79,10 @@ HUB: dict[str, _Source] = {
 }
 # BitDistiller and AWQ calibrate on it; it has one split.
 HUB["pile-val"] = _Source(
-    "mit-han-lab/pile-val-backup", None, dict.fromkeys(("train", "calibration"), "validation"), "text"
+    "mit-han-lab/pile-val-backup",
+    None,
+    dict.fromkeys(("train", "calibration"), "validation"),
+    "text",
 )
 SPLITS = ("train", "calibration", "heldout")
 
@@ -108,9 +111,7 @@ class Documents(Stage[list[str]]):
         return found
 
 
-def texts(
-    source: str, split: str, domain: str | None = None, prompts: bool = False
-) -> Documents:
+def texts(source: str, split: str, domain: str | None = None, prompts: bool = False) -> Documents:
     """The stage of a text source named as in a grid: `testbed`, a hub name, or `file:PATH`."""
     if split not in SPLITS:
         raise TextError(f"split {split!r} is unknown; {nearest(split, SPLITS)}")
@@ -122,7 +123,9 @@ def texts(
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:24]
         source = f"file:{path}"
     elif source != "testbed" and source not in HUB:
-        raise TextError(f"text {source!r} is unknown; {nearest(source, [*HUB, 'testbed', 'file:'])}")
+        raise TextError(
+            f"text {source!r} is unknown; {nearest(source, [*HUB, 'testbed', 'file:'])}"
+        )
     return Documents(source, split, domain, prompts, digest)
 
 
@@ -159,7 +162,7 @@ def pack(
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream: list[int] = []
-    for document in documents:
+    for document in filter(str.strip, documents):
         stream += bos + tokenizer(document, add_special_tokens=False)["input_ids"] + eos
         if len(stream) >= length * count:
             break
@@ -172,9 +175,8 @@ def pack(
 
 def _read_file(path: Path) -> list[str]:
     """Documents of a .txt (one file, blank lines between) or .jsonl (`text` column), gzip or not."""
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as file:
-        content = file.read()
+    raw = path.read_bytes()
+    content = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
     if path.name.removesuffix(".gz").endswith(".jsonl"):
         rows = [json.loads(line) for line in content.splitlines() if line.strip()]
         missing = [number for number, row in enumerate(rows, 1) if "text" not in row]
@@ -194,4 +196,4 @@ def _read_hub(source: _Source, split: str) -> list[str]:
     except (OSError, ValueError, ConnectionError) as error:
         first = str(error).strip().splitlines()[0]
         raise TextError(f"text {source.path}: cannot be loaded: {first}") from error
-    return [text for text in loaded[source.column] if text.strip()]
+    return list(loaded[source.column])

@@ -1,0 +1,318 @@
+"""The verbs of the `bitgrid` command. Thin: each verb reads its arguments and calls one module.
+
+Heavy imports stay inside verbs, so that those which read rows only answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import plan as plans
+from harness import rows
+from harness.errors import BitgridError, GridError
+from harness.plan import Plan
+from harness.store import Store
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; 0 done, 1 cells failed, 2 bad input, 130 interrupted."""
+    given = _parser().parse_args(arguments)
+    # lm-eval and transformers draw bars of their own, which would break ours.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if given.device:
+        os.environ["BITGRID_DEVICE"] = given.device
+    try:
+        return int(given.verb(given))
+    except BitgridError as error:
+        if given.traceback:
+            traceback.print_exc()
+        print(f"bitgrid: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nbitgrid: stopped; finished stages are kept, the same command goes on",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    store = _store(given)
+    plan = plans.remembered(given.grid, store)
+    failed = 0
+    if plan is None or plans.needed(plan, store):
+        from harness import grid as grids
+        from harness.progress import Bar
+        from harness.run import run
+
+        grid = grids.load(given.grid, given.allow_code_execution)
+        plan = plans.build(grid)
+        plans.remember(plan, store)
+        missing = [key for key in plans.needed(plan, store) if plan.nodes[key].stored]
+        if missing:
+            with Bar(plan, missing, store) as bar:
+                outcome = run(grid, plan, store, bar, given.retry == "failed")
+            failed = len(outcome.failed) + len(outcome.blocked)
+            print(
+                f"computed {len(outcome.computed)} stages of {len(plan.stored())}", file=sys.stderr
+            )
+    else:
+        print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
+    folder = _out(given, plan)
+    rows.export(plan, store, folder)
+    _show(folder)
+    if failed:
+        print(f"bitgrid: {failed} stages failed or lack an input:", file=sys.stderr)
+        _failures(plan, store)
+    return 1 if failed else 0
+
+
+def _show(folder: Path) -> None:
+    import reports
+
+    written = reports.render(folder)
+    print(reports.text(folder))
+    print("\nreport:", *(os.path.relpath(path) for path in written), sep="\n  ")
+
+
+def _status(given: argparse.Namespace) -> int:
+    store = _store(given)
+    plan = _plan(given, store)
+    found = plans.states(plan, store)
+    kinds: dict[str, Counter[str]] = {}
+    for key in plan.stored():
+        kinds.setdefault(plan.nodes[key].kind, Counter())[found[key]] += 1
+    shown = [state for state in plans.STATES if any(state in counts for counts in kinds.values())]
+    print(f"{plan.name}: {len(plan.cells)} cells, {len({c.model for c in plan.cells})} models")
+    print(f"{'':16}" + "".join(f"{state:>9}" for state in shown))
+    for kind, counts in kinds.items():
+        print(f"{kind:16}" + "".join(f"{counts[state] or '·':>9}" for state in shown))
+    for key in plan.stored():
+        if found[key] == "running":
+            owner = store.claimed(key) or {}
+            print(f"running: {plan.nodes[key].kind} {plan.nodes[key].title} on {owner.get('host')}")
+        if found[key] == "stale":
+            print(f"stale: {plan.nodes[key].kind} {plan.nodes[key].title}: its code changed since")
+    _failures(plan, store)
+    return 0
+
+
+def _failures(plan: Plan, store: Store) -> None:
+    for key, node in plan.nodes.items():
+        record = plans.standing_failure(node, key, store)
+        if record and not store.has(key):
+            hint = f" ({record['hint']})" if record.get("hint") else ""
+            print(f"failed: {node.kind} {node.title}: {record['message']}{hint}", file=sys.stderr)
+
+
+def _report(given: argparse.Namespace) -> int:
+    import reports
+
+    folder = given.grid
+    if not folder.is_dir():
+        store = _store(given)
+        plan = _plan(given, store)
+        folder = _out(given, plan)
+        rows.export(plan, store, folder)
+    if given.format is None:
+        _show(folder)
+    else:
+        print(reports.text(folder, given.format))
+    return 0
+
+
+def _plan_verb(given: argparse.Namespace) -> int:
+    store = _store(given)
+    plan = _plan(given, store)
+    missing = set(plans.needed(plan, store))
+    users: Counter[str] = Counter()
+    for cell in plan.cells:
+        users.update({key for score in cell.scores for key in plan.upstream(score)})
+    stored = plan.stored()
+    print(f"{plan.name}: {plan.question}")
+    print(f"  cells               {len(plan.cells)}")
+    print(f"  distinct models     {len({cell.model for cell in plan.cells})}")
+    print(
+        f"  stages kept         {len(stored)}, shared by several cells: "
+        f"{sum(users[key] > 1 for key in stored)}"
+    )
+    print(f"  stages to compute   {sum(key in missing for key in stored)}")
+    for kind, number in Counter(plan.nodes[k].kind for k in stored if k in missing).items():
+        print(f"    {kind:18}{number}")
+    if given.cells:
+        for cell in plan.cells:
+            print(f"  {cell.model[:8]}  {cell.id}")
+    return 0
+
+
+def _methods(given: argparse.Namespace) -> int:
+    from harness import method
+
+    if given.name is None:
+        for name, entry in method.discover().items():
+            print(f"{name:16}{entry.about}")
+        return 0
+    entry = method.entry(given.name)
+    print(f"{entry.name} ({entry.title}): {entry.about}")
+    print(f"source: {os.path.relpath(entry.source)}")
+    for path, held in method.settings(entry.method):
+        shown = (
+            getattr(held, "name", type(held).__name__)
+            if hasattr(held, "__dataclass_fields__")
+            else held
+        )
+        fixed = "  (what it is: not varied when compared against)" if path in entry.fixed else ""
+        print(f"  {path:28}{shown}{fixed}")
+    return 0
+
+
+def _tasks(given: argparse.Namespace) -> int:
+    from harness import evaluate
+
+    for name, protocol in evaluate.PERPLEXITY.items():
+        print(f"{name:24}perplexity: {protocol.words}; window {protocol.window}")
+    for name in evaluate.testbed_tasks():
+        print(f"{name:24}lm-eval task on the embedded testbed")
+    if given.all:
+        for name in evaluate.lm_eval_tasks():
+            print(f"{name:24}lm-eval")
+    else:
+        print("and every lm-eval task by name (--all lists them)")
+    return 0
+
+
+def _gc(given: argparse.Namespace) -> int:
+    import shutil
+
+    store = _store(given)
+    known = plans.kept(store)
+    waste = store.waste({key for plan in known for key in plan.nodes})
+    total = sum(waste.values())
+    names = ", ".join(sorted(plan.name for plan in known)) or "none"
+    print(f"grids that are kept: {names}")
+    for path, size in waste.items():
+        print(f"{size / 2**20:10.2f} MiB  {path.relative_to(store.root)}")
+        if given.yes:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    done = "removed" if given.yes else "to remove; --yes removes"
+    print(f"{total / 2**20:10.2f} MiB in {len(waste)} entries {done}")
+    return 0
+
+
+def _plan(given: argparse.Namespace, store: Store) -> Plan:
+    """The plan of a grid: remembered where nothing changed, else built (which imports torch)."""
+    plan = plans.remembered(given.grid, store)
+    if plan is None:
+        from harness import grid as grids
+
+        plan = plans.build(grids.load(given.grid, allow_code_execution=True))
+        plans.remember(plan, store)
+    return plan
+
+
+def _store(given: argparse.Namespace) -> Store:
+    return Store(given.store.absolute()) if given.store else Store.default()
+
+
+def _out(given: argparse.Namespace, plan: Plan) -> Path:
+    return Path(given.out) if given.out else Path("results") / plan.name
+
+
+def _grid_path(text: str) -> Path:
+    path = Path(text)
+    if not path.exists():
+        near = Path("experiments") / f"{path.stem}.yaml"
+        hint = f"; did you mean {near}?" if near.exists() and near != path else ""
+        raise GridError(f"{text}: there is no such grid file{hint}")
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bitgrid",
+        description="Grids of quantisation methods: one YAML in, comparable tables out.",
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", type=Path, help="where values are kept (default: .bitgrid)")
+    common.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
+    common.add_argument("--traceback", action="store_true", help="show the whole of an error")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name, function, words, example):  # type: ignore[no-untyped-def]
+        made = verbs.add_parser(
+            name,
+            help=words,
+            description=words,
+            parents=[common],
+            epilog=textwrap.dedent(f"example:\n  {example}"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(verb=function)
+        return made
+
+    run = verb(
+        "run",
+        _run,
+        "compute what a grid still needs, then report",
+        "bitgrid run experiments/quickstart.yaml",
+    )
+    status = verb(
+        "status",
+        _status,
+        "what is done, running, failed, stale or to come",
+        "bitgrid status experiments/quickstart.yaml",
+    )
+    report = verb(
+        "report",
+        _report,
+        "the comparison table and plots of what is done",
+        "bitgrid report experiments/quickstart.yaml --format latex",
+    )
+    plan = verb(
+        "plan",
+        _plan_verb,
+        "what a grid would compute, without computing",
+        "bitgrid plan experiments/quickstart.yaml --cells",
+    )
+    listed = verb(
+        "methods", _methods, "the methods, or the fields of one", "bitgrid methods bitdistiller"
+    )
+    tasks = verb("tasks", _tasks, "the tasks and perplexity protocols", "bitgrid tasks --all")
+    gc = verb("gc", _gc, "what no known grid needs any more", "bitgrid gc --yes")
+    for each in (run, status, report, plan):
+        words = "a grid file (YAML)" + (", or a folder of rows" if each is report else "")
+        each.add_argument("grid", type=_grid_path, metavar="GRID", help=words)
+    for each in (run, report):
+        each.add_argument("--out", help="where rows and report go (default: results/<grid>)")
+    run.add_argument("--retry", choices=["failed"], help="run failed stages again")
+    run.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="let tasks run code that models write (in a sandbox)",
+    )
+    report.add_argument(
+        "--format",
+        choices=["text", "markdown", "latex", "csv"],
+        help="print the table in this form and write nothing",
+    )
+    plan.add_argument("--cells", action="store_true", help="list every cell")
+    listed.add_argument("name", nargs="?", metavar="NAME")
+    tasks.add_argument("--all", action="store_true", help="lm-eval's own tasks too (takes seconds)")
+    gc.add_argument("--yes", action="store_true", help="remove, not only list")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

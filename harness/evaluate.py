@@ -1,0 +1,348 @@
+"""Scores of a model: perplexity by the protocols that papers use, and tasks by lm-eval.
+
+The only file that imports lm_eval. Each task of a cell is a stage of its own, so that a task added to
+a grid costs that task alone; the run keeps the model in memory between them. Every row names its
+protocol. Not here: tables and averages (`reports`), the testbed's tasks (`harness.testbed`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import GridError, ModelError, nearest
+from harness.models import Model
+from harness.stage import Input, Resources, Stage, report, value
+from harness.text import pack, texts
+
+TASKS = Path(__file__).parent / "testbed" / "tasks"
+FEWSHOT = {"mmlu": 5}  # where the field's habit is not the task's own default
+PRIMARY = ("acc", "exact_match,flexible-extract", "exact_match", "pass@1", "word_perplexity")
+EVALUATION_TOKENS = 16_384  # a batch: as many sequences of the model's context as fit
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one task says of one model: rows, and the items behind them for paired statistics."""
+
+    rows: list[dict[str, Any]]
+    model: dict[str, Any]  # bits, format, group size and effective bits of what was evaluated
+    items: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        text = "".join(json.dumps(item) + "\n" for item in self.items)
+        (folder / "items.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+        return {"rows": self.rows, "model": self.model}
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any]) -> Scores:
+        lines = gzip.decompress((folder / "items.jsonl.gz").read_bytes()).decode().splitlines()
+        return cls(facts["rows"], facts["model"], [json.loads(line) for line in lines])
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a perplexity is taken: everything that moves the number, and nothing else."""
+
+    text: str
+    window: int
+    cut: str  # a name in `_CUTS`
+    words: str
+
+    @property
+    def testbed(self) -> bool:
+        return self.text == "testbed"
+
+
+PERPLEXITY: dict[str, Protocol] = {
+    "wikitext2": Protocol("wikitext2", 2048, "joined", "raw test joined by blank lines"),
+    "c4": Protocol("c4", 2048, "random", "256 random long documents, seed 0"),
+    "c4-new": Protocol("c4", 2048, "first", "first 1100 documents joined by a space, 256 windows"),
+    "testbed-ppl": Protocol("testbed", 512, "packed", "held-out documents end to end, BOS and EOS"),
+}
+
+
+@dataclass(frozen=True)
+class Perplexity(Stage[Scores]):
+    """exp of the mean of windows' mean token NLL over non-overlapping windows, tail dropped."""
+
+    resources = Resources(gpus=1, hours=1)
+    model: Input[Model]
+    documents: Input[list[str]]
+    task: str
+    protocol: Protocol
+    bos: bool
+    limit: int | None = None  # windows
+
+    def run(self, work: Path) -> Scores:
+        model = _evaluable(value(self.model))
+        cut, window = _CUTS[self.protocol.cut], self.protocol.window
+        if window > model.context:
+            raise ModelError(f"{self.task}: window {window}, but the context is {model.context}")
+        windows = cut(value(self.documents), model, window, self.bos)[: self.limit]
+        nll = torch.cat(list(_window_nll(model, windows))).double()
+        mean, spread = nll.mean().item(), nll.std().item() if len(nll) > 1 else math.nan
+        perplexity = math.exp(mean) if mean < 700 else math.inf
+        row = {
+            "task": self.task,
+            "metric": "ppl",
+            "primary": True,
+            "value": perplexity,
+            # Delta method: the standard error of exp(mean) is exp(mean) times that of the mean.
+            "stderr": None if math.isnan(spread) else perplexity * spread / math.sqrt(len(nll)),
+            "n": len(nll),
+            "higher_is_better": False,
+            "num_fewshot": None,
+            "bos": self.bos,
+            "limit": self.limit,
+            "protocol": f"{self.protocol.words}; window {window}",
+            "task_version": str(self.version),
+            "lm_eval": None,
+            "testbed": self.protocol.testbed,
+        }
+        items = [{"item": i, "nll": loss} for i, loss in enumerate(nll.tolist())]
+        return Scores([row], _facts(model), items)
+
+
+@dataclass(frozen=True)
+class LmEval(Stage[Scores]):
+    """One lm-eval task, or group of tasks, on a model in memory."""
+
+    resources = Resources(gpus=1, hours=2)
+    model: Input[Model]
+    task: str
+    num_fewshot: int | None
+    bos: bool
+    limit: int | None = None  # items
+
+    def run(self, work: Path) -> Scores:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+
+        model = _evaluable(value(self.model))
+        language_model = HFLM(
+            pretrained=model.network,
+            tokenizer=model.tokenizer,
+            batch_size=max(1, EVALUATION_TOKENS // model.context),
+            max_length=model.context,
+            add_bos_token=self.bos,
+        )
+        found = lm_eval.simple_evaluate(
+            model=language_model,
+            tasks=[self.task],
+            num_fewshot=self.num_fewshot,
+            limit=self.limit,
+            task_manager=_task_manager(self.task in testbed_tasks()),
+            confirm_run_unsafe_code=True,  # the grid has asked for leave before anything ran
+        )
+        rows = [self._row(found, name) for name in found["samples"]]
+        if self.task not in found["samples"]:
+            rows = [_macro_mean(self.task, rows), *({**row, "primary": False} for row in rows)]
+        items = [
+            {"task": name, "item": sample["doc_id"], **_item_scores(sample)}
+            for name, samples in found["samples"].items()
+            for sample in samples
+        ]
+        return Scores([row for row in rows if row], _facts(model), items)
+
+    def _row(self, found: Mapping[str, Any], name: str) -> dict[str, Any]:
+        import lm_eval
+
+        results = {
+            metric.removesuffix(",none"): score
+            for metric, score in found["results"][name].items()
+            if "," in metric and isinstance(score, int | float)
+        }
+        metric = _primary({m for m in results if "_stderr" not in m})
+        base, _, chosen = metric.partition(",")
+        stderr = results.get(f"{base}_stderr" + (f",{chosen}" if chosen else ""))
+        return {
+            "task": name,
+            "metric": metric,
+            "primary": True,
+            "value": results[metric],
+            "stderr": stderr,
+            "n": found["n-samples"][name]["effective"],
+            "higher_is_better": bool(found["higher_is_better"].get(name, {}).get(base, True)),
+            "num_fewshot": found["n-shot"].get(name),
+            "bos": self.bos,
+            "limit": self.limit,
+            "protocol": "lm-eval",
+            "task_version": str(found["versions"].get(name)),
+            "lm_eval": lm_eval.__version__,
+            "testbed": self.task in testbed_tasks(),
+        }
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a grid may say of a task beside its name."""
+
+    limit: int | None = None
+    num_fewshot: int | None = None
+    bos: bool | None = None
+    window: int | None = None
+
+
+def evaluation(model: Stage[Model], task: str, options: TaskOptions) -> Stage[Scores]:
+    """The stage that scores `model` on a task by name. Raises GridError with the nearest name."""
+    protocol = PERPLEXITY.get(task)
+    if protocol is not None:
+        if options.window:
+            protocol = replace(protocol, window=options.window)
+        bos = protocol.testbed if options.bos is None else options.bos
+        documents = texts(protocol.text, "heldout")
+        return Perplexity(model, documents, task, protocol, bos, options.limit)
+    check_task(task)
+    shots = FEWSHOT.get(task) if options.num_fewshot is None else options.num_fewshot
+    bos = task in testbed_tasks() if options.bos is None else options.bos
+    return LmEval(model, task, shots, bos, options.limit)
+
+
+def check_task(task: str) -> None:
+    """Raise GridError with the nearest name where no task is called `task`."""
+    ours = [*PERPLEXITY, *testbed_tasks()]
+    if task in ours:
+        return
+    known = set(lm_eval_tasks())
+    if task not in known:
+        raise GridError(f"task {task!r} is unknown; {nearest(task, known | set(ours))}")
+
+
+def lm_eval_tasks() -> list[str]:
+    """Names of all tasks and groups that the installed lm-eval knows; takes seconds."""
+    return sorted(_task_manager(False).all_tasks)
+
+
+def runs_code(task: str) -> bool:
+    """Whether scoring a task means running what the model wrote."""
+    return task.split("_")[0] in ("humaneval", "mbpp") or task == "testbed_code"
+
+
+@cache
+def testbed_tasks() -> tuple[str, ...]:
+    """Names of the embedded tasks, which need no download."""
+    names = [
+        line.removeprefix("task:").strip()
+        for path in sorted(TASKS.glob("*.yaml"))
+        for line in path.read_text().splitlines()
+        if line.startswith("task:")
+    ]
+    return tuple(names)
+
+
+@cache
+def _task_manager(testbed: bool) -> Any:
+    import logging
+
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # lm-eval's own index takes ten seconds to read, which the testbed does not need.
+    return TaskManager(include_path=str(TASKS), include_defaults=not testbed)
+
+
+def _evaluable(model: Model) -> Model:
+    if model.latent:
+        raise ModelError("latent weights are never evaluated: round them with the format first")
+    return model
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    kinds = sorted({(q.format, q.bits, q.group_size) for q in model.quantized.values()})
+    formats = [kind[0] for kind in kinds] or ["none"]
+    return {
+        "format": "+".join(dict.fromkeys(formats)),
+        "bits": max((kind[1] for kind in kinds), default=16),
+        "group_size": max((kind[2] for kind in kinds), default=0),
+        "bits_per_weight": round(model.bits_per_weight(), 4) if kinds else 16.0,
+        "dtype": str(model.network.dtype).removeprefix("torch."),
+    }
+
+
+@torch.inference_mode()
+def _window_nll(model: Model, windows: Tensor) -> Iterator[Tensor]:
+    """Mean token NLL of each window (N, T) -> (N,) float32, a batch at a time."""
+    batch = max(1, EVALUATION_TOKENS // 2 // windows.shape[1])
+    for start in range(0, len(windows), batch):
+        ids = windows[start : start + batch].to(model.device)
+        logits = model.network(ids, use_cache=False).logits
+        for row, labels in zip(logits, ids, strict=True):  # float32 for one window, not the batch
+            loss = torch.nn.functional.cross_entropy(row[:-1].float(), labels[1:])
+            yield loss.cpu().unsqueeze(0)
+        report(min(start + batch, len(windows)), len(windows))
+
+
+def _joined(documents: list[str], model: Model, window: int, bos: bool) -> Tensor:
+    return _windows("\n\n".join(documents), model, window, bos)
+
+
+def _first(documents: list[str], model: Model, window: int, bos: bool) -> Tensor:
+    return _windows(" ".join(documents[:1100]), model, window, bos)[:256]
+
+
+def _packed(documents: list[str], model: Model, window: int, bos: bool) -> Tensor:
+    return pack(documents, model.tokenizer, window, count=10**9).ids
+
+
+def _random(documents: list[str], model: Model, window: int, bos: bool) -> Tensor:
+    chooser, found = random.Random(0), list[list[int]]()
+    while len(found) < 256:
+        ids = _encode(documents[chooser.randint(0, len(documents) - 1)], model, bos)
+        if len(ids) > window:
+            start = chooser.randint(0, len(ids) - window - 1)
+            found.append(ids[start : start + window])
+    return torch.tensor(found)
+
+
+_CUTS = {"joined": _joined, "first": _first, "packed": _packed, "random": _random}
+
+
+def _windows(text: str, model: Model, window: int, bos: bool) -> Tensor:
+    ids = _encode(text, model, bos)
+    if len(ids) < window:
+        raise ModelError(f"the text has {len(ids)} tokens, fewer than one window of {window}")
+    return torch.tensor(ids[: len(ids) // window * window]).view(-1, window)
+
+
+def _encode(text: str, model: Model, bos: bool) -> list[int]:
+    first = [model.tokenizer.bos_token_id] if bos else []
+    return first + list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _primary(metrics: set[str]) -> str:
+    for preferred in PRIMARY:
+        for metric in sorted(metrics):
+            if metric == preferred or metric.startswith(f"{preferred},"):
+                return metric
+    return min(metrics)
+
+
+def _macro_mean(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A group's row: the unweighted mean over its tasks, as MMLU is published."""
+    errors = [row["stderr"] for row in rows if row["stderr"] is not None]
+    return {
+        **rows[0],
+        "task": task,
+        "value": math.fsum(row["value"] for row in rows) / len(rows),
+        "stderr": math.sqrt(math.fsum(e * e for e in errors)) / len(rows) if errors else None,
+        "n": sum(row["n"] for row in rows),
+        "protocol": f"lm-eval; macro mean over {len(rows)} tasks",
+    }
+
+
+def _item_scores(sample: Mapping[str, Any]) -> dict[str, Any]:
+    scores = {metric: sample[metric] for metric in sample.get("metrics", []) if metric in sample}
+    if sample.get("filter", "none") != "none":
+        scores["filter"] = sample["filter"]
+    return {name: score for name, score in scores.items() if isinstance(score, bool | int | float)}

@@ -1,0 +1,284 @@
+"""A grid: one YAML file, validated, expanded into cells that are graphs of stages.
+
+    model: testbed
+    method: bitdistiller                 # or {name: bitdistiller, format: nf, train.lr: 1e-4}
+    vary: {format.bits: [2, 3], seed: [0, 1, 2]}
+    compare: [bf16, rtn, awq-clip]       # axes that they lack collapse
+    evaluate: [testbed-ppl, {testbed_code: {limit: 50}}]
+
+In this file: the file's keys, the expansion, the errors with file and line. Not here: what a method's
+fields mean (`method.configure`), what is computed and in which order (`plan`, `run`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from harness import method as methods
+from harness.errors import BitgridError, GridError, SettingError, nearest
+from harness.evaluate import Scores, TaskOptions, evaluation, runs_code
+from harness.models import Model, layer_shapes, pretrained
+from harness.stage import Stage
+from harness.yaml import Document, Path_
+
+
+class ReportSpec(pydantic.BaseModel):
+    """`report:` of a grid: what the table's rows are, what is averaged, what it is called."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    rows: list[str] | str = "label"
+    over: str = "seed"
+    average: list[str] | None = None
+    caption: str | None = None
+    title: str | None = None
+
+
+class GridFile(pydantic.BaseModel):
+    """The keys of a grid file."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    model: str
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    method: str | dict[str, Any]
+    defaults: dict[str, Any] = {}
+    vary: dict[str, list[Any]] = {}
+    compare: list[str | dict[str, Any]] = []
+    evaluate: list[str | dict[str, dict[str, Any]]]
+    report: ReportSpec = ReportSpec()
+    seed: int | list[int] = 0
+    allow_code_execution: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a grid: a model to make, and its scores."""
+
+    id: str
+    method: str
+    label: str
+    axes: dict[str, Any]
+    seed: int
+    source: str
+    model: Stage[Model]
+    scores: tuple[Stage[Scores], ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A validated grid. `cells` differ in method, axes or seed; equal work is one stage all the same."""
+
+    name: str
+    path: Path
+    question: str
+    file: GridFile
+    cells: tuple[Cell, ...]
+
+
+def load(path: Path, allow_code_execution: bool = False) -> Grid:
+    """Read, validate and expand a grid file.
+
+    Raises GridError in one line: file, line, what was given, the nearest valid name.
+    """
+    document = Document(path)
+    file = _validate(document)
+    tasks = _tasks(document, file)
+    if not (allow_code_execution or file.allow_code_execution):
+        for number, name in enumerate(tasks):
+            if runs_code(name):
+                raise document.error(
+                    ("evaluate", number),
+                    f"task {name!r} runs code that a model wrote: say 'allow_code_execution: true' "
+                    "in the grid, or --allow-code-execution",
+                )
+    cells = tuple(_cells(document, file, tasks))
+    return Grid(path.stem, path, document.comment, file, cells)
+
+
+def _validate(document: Document) -> GridFile:
+    if not isinstance(document.data, dict):
+        raise document.error((), "a grid is a mapping with at least model, method and evaluate")
+    try:
+        return GridFile.model_validate(document.data)
+    except pydantic.ValidationError as error:
+        wrong = error.errors()[0]
+        where: Path_ = tuple(wrong["loc"])
+        if wrong["type"] == "extra_forbidden":
+            known = ReportSpec.model_fields if where[0] == "report" else GridFile.model_fields
+            message = f"key {where[-1]!r} is unknown; {nearest(where[-1], known)}"
+        elif wrong["type"] == "missing":
+            message = f"key {where[-1]!r} is missing"
+        else:
+            message = f"{'.'.join(map(str, where))}: {wrong['input']!r}: {wrong['msg']}"
+        raise document.error(where, message) from None
+
+
+def _tasks(document: Document, file: GridFile) -> dict[str, TaskOptions]:
+    """`evaluate:` as options by task name."""
+    found: dict[str, TaskOptions] = {}
+    for number, item in enumerate(file.evaluate):
+        given: Mapping[str, Any] = {item: {}} if isinstance(item, str) else item
+        for name, options in given.items():
+            where: Path_ = ("evaluate", number, name)
+            names = [f.name for f in fields(TaskOptions)]
+            for option in options:
+                if option not in names:
+                    message = f"task option {option!r} is unknown; {nearest(option, names)}"
+                    raise document.error((*where, option), message)
+            if name in found:
+                raise document.error(where, f"task {name!r} is given twice")
+            try:
+                found[name] = pydantic.TypeAdapter(TaskOptions).validate_python(options)
+            except pydantic.ValidationError as error:
+                wrong = error.errors()[0]
+                at = (*where, *wrong["loc"])
+                raise document.error(at, f"{wrong['loc'][0]}: {wrong['msg']}") from None
+    if not found:
+        raise document.error(("evaluate",), "evaluate names no task")
+    return found
+
+
+@dataclass
+class _Entry:
+    """A method as one grid names it: the main one, or one compared against."""
+
+    where: Path_
+    registered: methods.Entry
+    label: str
+    own: dict[str, Any]
+    main: bool
+
+
+def _entries(document: Document, file: GridFile) -> list[_Entry]:
+    found = []
+    places: list[tuple[Path_, str | dict[str, Any]]] = [(("method",), file.method)]
+    places += [(("compare", number), item) for number, item in enumerate(file.compare)]
+    for where, given in places:
+        own = {"name": given} if isinstance(given, str) else dict(given)
+        name = own.pop("name", None)
+        if name is None:
+            raise document.error(where, "a method needs a 'name'")
+        try:
+            registered = methods.entry(str(name))
+        except GridError as error:
+            raise document.error((*where, "name"), str(error)) from None
+        label = str(own.pop("label", registered.title))
+        found.append(_Entry(where, registered, label, own, main=where == ("method",)))
+    return found
+
+
+def _cells(document: Document, file: GridFile, tasks: dict[str, TaskOptions]) -> Iterator[Cell]:
+    axes = dict(file.vary)
+    if "seed" not in axes:
+        axes["seed"] = file.seed if isinstance(file.seed, list) else [file.seed]
+    axes.setdefault("model", [file.model])
+    for path, values in axes.items():
+        if not values:
+            raise document.error(("vary", path), f"axis {path!r} has no values")
+    entries = _entries(document, file)
+    used: set[str] = {"seed", "model"}
+    seen: set[tuple[Any, ...]] = set()
+    for entry in entries:
+        for point in itertools.product(*axes.values()):
+            chosen = dict(zip(axes, point, strict=True))
+            cell = _cell(document, file, tasks, entry, chosen, used)
+            identity = (entry.label, cell.source, cell.seed, cell.model.key)
+            if identity not in seen:
+                seen.add(identity)
+                yield cell
+    known = dict(methods.settings(entries[0].registered.method))
+    for section, paths in (("vary", file.vary), ("defaults", file.defaults)):
+        for path in paths:
+            if path not in used:
+                message = f"{path!r} is no setting of any method here; {nearest(path, known)}"
+                raise document.error((section, path), message)
+
+
+def _cell(
+    document: Document,
+    file: GridFile,
+    tasks: dict[str, TaskOptions],
+    entry: _Entry,
+    chosen: dict[str, Any],
+    used: set[str],
+) -> Cell:
+    seed, source = chosen["seed"], chosen["model"]
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise document.error(("vary", "seed"), f"seed {seed!r} is no whole number")
+    method, axes = _configured(document, file, entry, chosen, used)
+    try:
+        base = pretrained(source, file.dtype, file.trust_remote_code)
+        shapes = layer_shapes(source, file.trust_remote_code)
+    except BitgridError as error:
+        place: Path_ = ("vary", "model") if "model" in file.vary else ("model",)
+        raise document.error(place, str(error)) from None
+    try:
+        method.check(shapes)
+        model = method.build(base, seed)
+    except BitgridError as error:
+        raise document.error(entry.where, f"{entry.label}: {error}") from None
+    scores = []
+    for number, (task, options) in enumerate(tasks.items()):
+        try:
+            scores.append(evaluation(model, task, options))
+        except BitgridError as error:
+            raise document.error(("evaluate", number, task), str(error)) from None
+    if "model" in file.vary:
+        axes = {"model": source, **axes}
+    parts = [entry.label, *(f"{path}={shown}" for path, shown in axes.items()), f"seed={seed}"]
+    return Cell(
+        " ".join(parts),
+        entry.registered.name,
+        entry.label,
+        axes,
+        seed,
+        source,
+        model,
+        tuple(scores),
+    )
+
+
+def _configured(
+    document: Document, file: GridFile, entry: _Entry, chosen: dict[str, Any], used: set[str]
+) -> tuple[methods.Method, dict[str, Any]]:
+    """The entry's method at one point of the axes, and the axes that it has.
+
+    An axis wins over the entry's own settings for the main method; a compared method keeps what it
+    sets itself and what makes it what it is (`fixed`), so that there the axis collapses.
+    """
+    fixed = set() if entry.main else {*entry.registered.fixed, *entry.own}
+    varied = {p: v for p, v in chosen.items() if p not in ("seed", "model") and p not in fixed}
+    defaults = {p: v for p, v in file.defaults.items() if p not in fixed}
+    settings = {**defaults, **entry.own, **varied}
+    configured, axes = entry.registered.method, {}
+    # A component before its parts: `format: nf`, then `format.bits: 3`.
+    for path in sorted(settings, key=lambda path: path.count(".")):
+        where: Path_ = (*entry.where, path) if path in entry.own else ("defaults", path)
+        if path in varied:
+            where = ("vary", path, file.vary[path].index(settings[path]))
+        lacking = path not in dict(methods.settings(configured))
+        if lacking and (path in varied or path not in entry.own):
+            continue
+        try:
+            configured = methods.configure(configured, {path: settings[path]})
+        except SettingError as error:
+            raise document.error(where, str(error)) from None
+        used.add(path)
+        if path in varied:
+            axes[path] = _shown(settings[path])
+    used.update(path for path in file.defaults if path in entry.own)
+    return configured, {path: axes[path] for path in chosen if path in axes}
+
+
+def _shown(given: Any) -> Any:
+    """An axis value as tables show it: `{name: nf, bits: 3}` -> `nf bits=3`."""
+    if isinstance(given, Mapping):
+        parts = [str(given["name"])] if "name" in given else []
+        return " ".join(parts + [f"{k}={v}" for k, v in given.items() if k != "name"])
+    return given

@@ -1,0 +1,220 @@
+"""A plan: the stages that a grid's cells need, each once, and how far they are.
+
+A plan is plain JSON, kept in the store with a list of the files it was made from. While those are
+unchanged, `status`, `report` and a finished `run` read it without importing torch or any method.
+Not here: running stages (`run`), the grid's file (`grid`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import provenance
+from harness.store import Store, write_json
+
+if TYPE_CHECKING:
+    from harness.grid import Grid
+
+SCHEMA = 1
+STATES = ("done", "stale", "running", "failed", "blocked", "queued")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of a plan, without its code."""
+
+    kind: str
+    title: str  # the first cell that needs it
+    stored: bool
+    inputs: tuple[str, ...]
+    code: str  # digest of the code that would compute it now
+
+
+@dataclass(frozen=True)
+class CellInfo:
+    """One cell, its stages by key."""
+
+    id: str
+    method: str
+    label: str
+    axes: dict[str, Any]
+    seed: int
+    source: str
+    model: str
+    scores: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    path: str
+    question: str
+    model: str
+    report: dict[str, Any]
+    cells: tuple[CellInfo, ...]
+    nodes: dict[str, Node]  # inputs before users
+    watch: tuple[tuple[str, int, int], ...]  # (file, size, mtime in ns)
+
+    @property
+    def testbed(self) -> bool:
+        return any(cell.source == "testbed" for cell in self.cells)
+
+    def stored(self) -> list[str]:
+        """Keys of the stages that are kept, inputs first."""
+        return [key for key, node in self.nodes.items() if node.stored]
+
+    def upstream(self, key: str) -> list[str]:
+        """Keys of all stages that `key` needs, itself last."""
+        found: dict[str, None] = {}
+
+        def visit(at: str) -> None:
+            for above in self.nodes[at].inputs:
+                visit(above)
+            found[at] = None
+
+        visit(key)
+        return list(found)
+
+
+def build(grid: Grid) -> Plan:
+    """The plan of a validated grid."""
+    from harness import method
+    from harness.models import Pretrained, model_files, model_folder
+    from harness.stage import closure, modules
+    from harness.text import Documents
+
+    nodes: dict[str, Node] = {}
+    watched = {grid.path.resolve(), *provenance.sources()}
+    watched |= {Path(entry.source) for entry in method.discover().values()}
+    for cell in grid.cells:
+        for stage in closure([cell.model, *cell.scores]):
+            if stage.key in nodes:
+                continue
+            nodes[stage.key] = Node(
+                kind=type(stage).__name__,
+                title=f"{getattr(stage, 'task', '')} {cell.id}".strip(),
+                stored=stage.stored,
+                inputs=tuple(above.key for above in stage.inputs),
+                code=provenance.code_digest(frozenset(modules(stage))),
+            )
+            if isinstance(stage, Pretrained) and (folder := model_folder(stage.source)):
+                watched |= set(model_files(folder))
+            if isinstance(stage, Documents) and stage.source.startswith("file:"):
+                watched.add(Path(stage.source.removeprefix("file:")))
+    cells = [
+        CellInfo(
+            id=cell.id,
+            method=cell.method,
+            label=cell.label,
+            axes=cell.axes,
+            seed=cell.seed,
+            source=cell.source,
+            model=cell.model.key,
+            scores=tuple(stage.key for stage in cell.scores),
+        )
+        for cell in grid.cells
+    ]
+    return Plan(
+        name=grid.name,
+        path=str(grid.path.resolve()),
+        question=grid.question,
+        model=grid.file.model,
+        report=grid.file.report.model_dump(),
+        cells=tuple(cells),
+        nodes=nodes,
+        watch=tuple(_mark(path) for path in sorted(watched)),
+    )
+
+
+def remembered(path: Path, store: Store) -> Plan | None:
+    """The kept plan of a grid file, or None where it, or code behind it, has changed since."""
+    try:
+        kept = json.loads(_place(path, store).read_text())
+        if kept.pop("schema") != SCHEMA:
+            return None
+        plan = _read(kept)
+        return plan if all(_mark(Path(mark[0])) == mark for mark in plan.watch) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remember(plan: Plan, store: Store) -> None:
+    """Keep a plan, so that later verbs need not build it."""
+    place = _place(Path(plan.path), store)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_json(place, {"schema": SCHEMA, **asdict(plan)})
+
+
+def kept(store: Store) -> list[Plan]:
+    """All kept plans whose grid file still exists."""
+    found = []
+    for place in sorted((store.root / "plans").glob("*.json")):
+        raw = json.loads(place.read_text())
+        if raw.pop("schema", None) == SCHEMA and Path(raw["path"]).exists():
+            found.append(_read(raw))
+    return found
+
+
+def states(plan: Plan, store: Store) -> dict[str, str]:
+    """The state of every kept stage, a word of `STATES`."""
+    found: dict[str, str] = {}
+    for key, node in plan.nodes.items():
+        above = [found[key] for key in node.inputs]
+        if node.stored and store.has(key):
+            found[key] = "stale" if store.manifest(key).get("code") != node.code else "done"
+        elif standing_failure(node, key, store):
+            found[key] = "failed"
+        elif any(state in ("failed", "blocked") for state in above):
+            found[key] = "blocked"
+        elif node.stored and store.claimed(key):
+            found[key] = "running"
+        else:
+            found[key] = "queued"
+    return found
+
+
+def standing_failure(node: Node, key: str, store: Store) -> dict[str, Any] | None:
+    """A stage's failure record, while the code that failed is still the code."""
+    record = store.failure(key)
+    return record if record and record.get("code") == node.code else None
+
+
+def needed(plan: Plan, store: Store) -> list[str]:
+    """Keys of the stages to compute or rebuild for the missing scores, inputs first."""
+    wanted: set[str] = set()
+
+    def visit(key: str) -> None:
+        node = plan.nodes[key]
+        if key in wanted or (node.stored and store.has(key)):
+            return
+        wanted.add(key)
+        for above in node.inputs:
+            visit(above)
+
+    for cell in plan.cells:
+        for key in cell.scores:
+            visit(key)
+    return [key for key in plan.nodes if key in wanted]
+
+
+def _read(raw: dict[str, Any]) -> Plan:
+    raw["cells"] = tuple(CellInfo(**{**c, "scores": tuple(c["scores"])}) for c in raw["cells"])
+    raw["nodes"] = {
+        key: Node(**{**node, "inputs": tuple(node["inputs"])}) for key, node in raw["nodes"].items()
+    }
+    raw["watch"] = tuple((str(m[0]), int(m[1]), int(m[2])) for m in raw["watch"])
+    return Plan(**raw)
+
+
+def _mark(path: Path) -> tuple[str, int, int]:
+    facts = path.stat()
+    return str(path), facts.st_size, facts.st_mtime_ns
+
+
+def _place(path: Path, store: Store) -> Path:
+    where = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    return store.root / "plans" / f"{path.stem}-{where}.json"

@@ -1,0 +1,129 @@
+"""Rows out of the store: what `reports` reads, and what is committed under results/.
+
+    grid.json         the grid: question, model, report settings, cells without a full set of scores
+    rows.jsonl        one line a cell, task and metric
+    curves.jsonl      one line a training step of each trained model
+    provenance.jsonl  one line a stage behind the rows: code, commit, versions, device, time, memory
+
+Nothing here but reading manifests: no torch, no time stamps in rows, the same bytes for the same
+values. Not here: tables and plots (`reports`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.plan import CellInfo, Plan, standing_failure, states
+from harness.store import Store
+
+SCHEMA = 1
+
+
+def export(plan: Plan, store: Store, folder: Path) -> None:
+    """Write the rows of everything that is done so far into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = states(plan, store)
+    about = {
+        "schema": SCHEMA,
+        "name": plan.name,
+        "question": plan.question,
+        "model": plan.model,
+        "testbed": plan.testbed,
+        "report": plan.report,
+        "cells": len(plan.cells),
+        "holes": list(_holes(plan, store, state)),
+    }
+    (folder / "grid.json").write_text(json.dumps(about, indent=1) + "\n")
+    _lines(folder / "rows.jsonl", _rows(plan, store, state))
+    _lines(folder / "curves.jsonl", _curves(plan, store))
+    _lines(folder / "provenance.jsonl", _provenance(plan, store))
+
+
+def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[dict[str, Any]]:
+    for cell in plan.cells:
+        for key in cell.scores:
+            if not store.has(key):
+                continue
+            kept = store.manifest(key)["value"]
+            old = [k for k in plan.upstream(key) if state[k] == "stale"]
+            why = (
+                f"code changed since: {', '.join(plan.nodes[k].kind for k in old)}" if old else None
+            )
+            for row in kept["rows"]:
+                yield {
+                    "schema": SCHEMA,
+                    "grid": plan.name,
+                    "cell": cell.id,
+                    "method": cell.method,
+                    "label": cell.label,
+                    "axes": cell.axes,
+                    "seed": cell.seed,
+                    "model": cell.source,
+                    **kept["model"],
+                    **row,
+                    "key": key,
+                    "model_key": cell.model,
+                    "stale": why,
+                }
+
+
+def _holes(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[dict[str, Any]]:
+    for cell in plan.cells:
+        missing = [key for key in cell.scores if not store.has(key)]
+        if missing:
+            reason = _reason(plan, store, state, missing[0])
+            yield {
+                "cell": cell.id,
+                "label": cell.label,
+                "axes": cell.axes,
+                "seed": cell.seed,
+                "reason": reason,
+            }
+
+
+def _reason(plan: Plan, store: Store, state: dict[str, str], key: str) -> str:
+    for above in plan.upstream(key):
+        if state[above] == "failed":
+            record = standing_failure(plan.nodes[above], above, store) or {}
+            return f"failed: {plan.nodes[above].kind}: {record.get('message', 'unknown')}"
+        if state[above] == "running":
+            return f"running: {plan.nodes[above].kind}"
+    return "not run yet"
+
+
+def _curves(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:
+    shown: set[str] = set()
+    for cell in plan.cells:
+        for key in plan.upstream(cell.model):
+            metrics = store.path(key) / "metrics.jsonl"
+            if key in shown or not metrics.exists():
+                continue
+            shown.add(key)
+            for line in metrics.read_text().splitlines():
+                yield {**_who(plan, store, cell), **json.loads(line)}
+
+
+def _who(plan: Plan, store: Store, cell: CellInfo) -> dict[str, Any]:
+    scored = next((key for key in cell.scores if store.has(key)), None)
+    facts = store.manifest(scored)["value"]["model"] if scored else {}
+    return {
+        "cell": cell.id,
+        "label": cell.label,
+        "axes": cell.axes,
+        "seed": cell.seed,
+        "bits": facts.get("bits"),
+    }
+
+
+def _provenance(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:
+    for key in plan.stored():
+        if store.has(key):
+            manifest = store.manifest(key)
+            yield {name: fact for name, fact in manifest.items() if name != "value"}
+
+
+def _lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,307 @@
+"""Where values lie: content-addressed by stage key, written once, never half.
+
+    <root>/values/<key>/manifest.json    written last: its existence means the value is complete
+                        *.safetensors …  what the value saved beside it
+    <root>/claims/<key>.<n>              who is computing it, touched while it does
+    <root>/failures/<key>.json           why it could not be computed
+    <root>/work/<key>/                   a running stage's scratch and checkpoints
+
+Atomic steps are exclusive create and rename, which hold on NFS; there is no lock and no database.
+Not here: what to compute and when (`plan`, `run`). This file imports no torch: reading rows is fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import threading
+import typing
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.errors import StoreError
+from harness.stage import Stage
+
+SCHEMA = 1
+HEARTBEAT_S = 10.0
+EXPIRY_S = 60.0  # a claim that nobody touched for so long has lost its owner
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of values by key. Any number of processes on any number of hosts may share it."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> Store:
+        """BITGRID_STORE, else `.bitgrid` in the current folder."""
+        return cls(Path(os.environ.get("BITGRID_STORE", ".bitgrid")).absolute())
+
+    # Values
+
+    def has(self, key: str) -> bool:
+        return (self._value(key) / "manifest.json").exists()
+
+    def keys(self) -> list[str]:
+        """Keys of all complete values."""
+        found = (self.root / "values").glob("*/manifest.json")
+        return sorted(path.parent.name for path in found)
+
+    def manifest(self, key: str) -> dict[str, Any]:
+        """The facts of a complete value. Raises StoreError where there is none or it is unreadable."""
+        path = self._value(key) / "manifest.json"
+        try:
+            found = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise StoreError(f"{path} is missing: nothing is stored under {key}") from None
+        except ValueError as error:
+            raise StoreError(
+                f"{path} is no JSON ({error}); remove the folder to compute it again"
+            ) from None
+        if found.get("schema") != SCHEMA:
+            raise StoreError(f"{path}: schema {found.get('schema')!r}, this version reads {SCHEMA}")
+        return dict(found)
+
+    def load(self, stage: Stage[Any]) -> Any:
+        """The stored value of a stage."""
+        kind, facts = _value_type(type(stage)), self.manifest(stage.key)["value"]
+        return kind.load(self._value(stage.key), facts) if hasattr(kind, "load") else facts
+
+    def path(self, key: str) -> Path:
+        """The folder of a complete value, for artifacts that lie beside it."""
+        return self._value(key)
+
+    def commit(self, stage: Stage[Any], result: Any, facts: dict[str, Any]) -> None:
+        """Keep a value: files first, manifest last, then one rename. The first to commit wins."""
+        draft = self._folder("drafts") / f"{stage.key}.{secrets.token_hex(4)}"
+        draft.mkdir()
+        try:
+            saved = result.save(draft) if hasattr(result, "save") else result
+            kept = self._work(stage.key) / "metrics.jsonl"
+            if kept.exists():
+                shutil.copy(kept, draft / kept.name)
+            manifest = {"schema": SCHEMA, "key": stage.key, **facts, "value": saved}
+            write_json(draft / "manifest.json", manifest)
+            self._folder("values")
+            try:
+                draft.rename(self._value(stage.key))
+            except OSError:
+                if not self.has(stage.key):
+                    raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(self._work(stage.key), ignore_errors=True)
+        (self._folder("failures") / f"{stage.key}.json").unlink(missing_ok=True)
+
+    def work(self, key: str) -> Path:
+        """The scratch folder of a stage; it is kept until the value is committed."""
+        return self._folder("work", key)
+
+    # Failures
+
+    def fail(self, key: str, record: dict[str, Any]) -> None:
+        write_json(
+            self._folder("failures") / f"{key}.json", {"schema": SCHEMA, "key": key, **record}
+        )
+
+    def failure(self, key: str) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads((self.root / "failures" / f"{key}.json").read_text()))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def forget_failure(self, key: str) -> None:
+        (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
+
+    # Claims
+
+    def claim(self, key: str) -> Claim | None:
+        """The right to compute a value, or None while somebody alive has it.
+
+        Claims are numbered. One that expired is not removed but outbid by the next number, created
+        exclusively: of several that find the same dead claim just one gets it.
+        """
+        folder = self._folder("claims")
+        number = 0
+        for found in self._claims(key):
+            if self._alive(found):
+                return None
+            number = self._number(found) + 1
+        path = folder / f"{key}.{number}"
+        draft = folder / f".{key}.{secrets.token_hex(4)}"
+        write_json(draft, asdict(_owner()))
+        try:
+            os.link(draft, path)  # unlike O_EXCL and a write, the file is never seen half written
+        except FileExistsError:
+            return None
+        finally:
+            draft.unlink()
+        others = [found for found in self._claims(key) if found != path]
+        rival = any(
+            self._number(found) < self._number(path) and self._alive(found) for found in others
+        )
+        if rival or self.has(key):  # somebody began, or even ended, between our look and our claim
+            path.unlink(missing_ok=True)
+            return None
+        return Claim(path, others)
+
+    def claimed(self, key: str) -> dict[str, Any] | None:
+        """Who is computing a value now, or None."""
+        for path in reversed(self._claims(key)):
+            if self._alive(path):
+                with contextlib.suppress(OSError, ValueError):
+                    return dict(json.loads(path.read_text()))
+        return None
+
+    def _claims(self, key: str) -> list[Path]:
+        found = (self.root / "claims").glob(f"{key}.*")
+        return sorted(found, key=self._number)
+
+    @staticmethod
+    def _number(claim: Path) -> int:
+        return int(claim.suffix[1:])
+
+    def _alive(self, claim: Path) -> bool:
+        """Whether a claim's owner still lives: its process, if on this host; its heartbeat, if not."""
+        try:
+            owner = _Owner(**json.loads(claim.read_text()))
+            beat = claim.stat().st_mtime
+        except (OSError, ValueError, TypeError):
+            return False
+        if owner.place == _place():
+            return _is_process(owner.pid, owner.started)
+        return self._now() - beat < EXPIRY_S
+
+    def _now(self) -> float:
+        """The file system's clock, so that hosts whose clocks differ agree on what has expired."""
+        probe = self._folder("claims") / f".now.{secrets.token_hex(4)}"
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink()
+
+    # Folders
+
+    def _value(self, key: str) -> Path:
+        return self.root / "values" / key
+
+    def _work(self, key: str) -> Path:
+        return self.root / "work" / key
+
+    def _folder(self, *names: str) -> Path:
+        folder = self.root.joinpath(*names)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the store {self.root} cannot be written: {error}") from error
+        return folder
+
+    # Cleaning
+
+    def waste(self, keep: set[str]) -> dict[Path, int]:
+        """What no grid needs: values and failures not in `keep`, and what dead processes left. Bytes."""
+        doomed = [
+            path
+            for kind in ("values", "failures", "work")
+            for path in (self.root / kind).glob("*")
+            if path.name.removesuffix(".json") not in keep
+        ]
+        doomed += (self.root / "drafts").glob("*")
+        doomed += [p for p in (self.root / "claims").glob("*.*") if not self._alive(p)]
+        live = {
+            p.name.split(".")[0] for p in (self.root / "claims").glob("[!.]*") if self._alive(p)
+        }
+        return {p: _size(p) for p in sorted(doomed) if p.name.split(".")[0] not in live}
+
+
+@dataclass
+class Claim:
+    """The right to compute one value, kept alive by a heartbeat while the `with` block lasts."""
+
+    path: Path
+    outbid: list[Path]
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> typing.Self:
+        threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        # The dead ones first: while ours stands nobody else can begin.
+        for path in [*self.outbid, self.path]:
+            path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+
+@dataclass(frozen=True)
+class _Owner:
+    host: str
+    place: str
+    pid: int
+    started: float
+
+
+def _owner() -> _Owner:
+    import psutil
+
+    pid = os.getpid()
+    return _Owner(socket.gethostname(), _place(), pid, psutil.Process(pid).create_time())
+
+
+@cache
+def _place() -> str:
+    """Where process numbers mean the same: host, boot and, in containers, process namespace."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _is_process(pid: int, started: float) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) < 2.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _value_type(cls: type[Stage[Any]]) -> type:
+    """T of the `Stage[T]` that a stage class derives from."""
+    for parent in cls.__mro__:
+        for base in getattr(parent, "__orig_bases__", ()):
+            if typing.get_origin(base) is Stage:
+                (kind,) = typing.get_args(base)
+                return typing.get_origin(kind) or kind
+    raise StoreError(f"{cls.__name__} does not say what it computes: derive it from Stage[...]")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """JSON at `path`, whole or not at all."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with draft.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(p.stat().st_size for p in files)
