@@ -17,8 +17,9 @@ In this file: what is searched (`searchable`), what it is searched on (`observe`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -100,7 +101,8 @@ class Observed:
 
     def roots(self) -> list[Tensor]:
         """For each span R with R'R = H: (G, k, g) float32."""
-        return [self._root(index, span) for index, span in enumerate(self.spans)]
+        with _one_thread_each():
+            return [self._root(index, span) for index, span in enumerate(self.spans)]
 
     def _root(self, index: int, span: Span) -> Tensor:
         if index in self.rows:
@@ -176,8 +178,14 @@ def search(
     for span, root in zip(format.spans(weight.shape[-1]), roots, strict=True):
         groups = span.cut(weight).transpose(0, 1)  # (G, O, g)
         low, high = torch.empty_like(groups[..., 0]), torch.empty_like(groups[..., 0])
-        for part in _parts(groups):
-            best = _search_part(groups[part], root[part[0]].to(weight.device), format, grid, steps)
+        parts = list(_parts(groups))
+        jobs = [
+            partial(
+                _search_part, groups[part], root[part[0]].to(weight.device), format, grid, steps
+            )
+            for part in parts
+        ]
+        for part, best in zip(parts, _each(jobs, weight.device), strict=True):
             low[part], high[part] = best.low, best.high
             before, after = before + best.before, after + best.after
         lows.append(low.T)
@@ -206,6 +214,7 @@ class _Best:
     after: float
 
 
+@torch.no_grad()  # of its own: grad mode does not reach other threads
 def _search_part(weight: Tensor, root: Tensor, format: Grouped, grid: int, steps: int) -> _Best:
     """`search` for some groups and rows: weight (G, O, g), root (G, k, g)."""
     groups, project = weight.float().contiguous(), root.mT.contiguous()
@@ -238,3 +247,31 @@ def _parts(groups: Tensor) -> Iterator[tuple[slice, slice]]:
     for group in range(0, count, wide):
         for row in range(0, rows, tall):
             yield slice(group, group + wide), slice(row, row + tall)
+
+
+def _each(jobs: Sequence[Callable[[], _Best]], device: torch.device) -> Iterator[_Best]:
+    """The results of the jobs in order; on a CPU one job a core, each on one thread.
+
+    Results do not depend on the number of threads.
+    """
+    if device.type != "cpu":
+        yield from (job() for job in jobs)
+        return
+    with _one_thread_each() as threads, ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(lambda job: job(), jobs)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """Operations inside run on one thread; gives the number of threads that they had.
+
+    Many threads on each small operation meet hundreds of thousands of times, and where other
+    processes use the cores too, as on a shared node, every meeting waits for a thread that is not
+    running: measured, twelve times slower for a search and 200 times for a root.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)

@@ -75,7 +75,7 @@ class Format(Component):
 
     def straight_through(self, weight: Tensor) -> Tensor:
         """`quantize(weight)` exactly, whose gradient is passed on to `weight` unchanged."""
-        result: Tensor = _StraightThrough.apply(weight, self)  # type: ignore[no-untyped-call]
+        result: Tensor = _StraightThrough.apply(weight, self)
         return result
 
 
