@@ -1,0 +1,36 @@
+"""From exported rows to tables, plots and a page.
+
+    from reports import load, render, text
+
+    frame = load("results/quickstart")     # pandas DataFrame, one row a (cell, task, metric)
+    render("results/quickstart")           # report.md, table.{md,tex,csv}, plots/*.{png,pdf}
+    print(text("results/quickstart"))      # the table for a terminal
+
+A folder holds `grid.json`, `rows.jsonl` and, where something was trained, `curves.jsonl`. The way
+through: `rows` reads and checks them, `naming` tells rows apart, `summary` decides what stands in
+the table, `table` writes it down, `plots` draws (how it looks is in `style`), `page` joins them,
+`rendering` keeps the files up to date.
+
+Not here: how a number was measured, and anything that needs a model. The only import from the rest
+of the project is `harness.errors`. pandas and matplotlib are loaded when they are first needed, so
+that `import reports`, and a second `render` of an unchanged folder, take no time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reports.rendering import render, text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["load", "render", "text"]
+
+
+def load(folder: Path | str) -> pd.DataFrame:
+    """The rows of one exported grid; the columns are described at `reports.rows.FIELDS`."""
+    from reports import rows
+
+    return rows.load(Path(folder))

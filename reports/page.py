@@ -1,0 +1,137 @@
+"""The page of a grid, as Markdown and for a terminal: its question, its table, how each number was
+measured, and what is missing.
+
+Not here: HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from reports.naming import setting
+from reports.summary import Summary
+from reports.table import (
+    TESTBED,
+    escape_markdown,
+    explanations,
+    markdown,
+    plain,
+    wrap,
+)
+
+PLOTS = {
+    "score_vs_bits": "Score against effective bits per weight",
+    "perplexity": "Perplexity",
+    "training_loss": "Training loss; objectives differ, so only curves of one objective compare",
+}
+
+
+def page(summary: Summary, plots: Sequence[str]) -> str:
+    """report.md; `plots` are the names of the figures that were drawn."""
+    grid = summary.grid
+    parts = [f"# {escape_markdown(grid.spec.title or grid.name)}"]
+    if grid.question:
+        parts.append(escape_markdown(grid.question))
+    if summary.testbed:
+        parts.append(f"> **{TESTBED}.**")
+    parts.append(f"Model: `{grid.model}`. {_progress(summary)}")
+    if grid.spec.caption:
+        parts.append(escape_markdown(grid.spec.caption))
+    parts.append(markdown(summary).rstrip())
+    parts.append(" ".join(explanations(summary)))
+    parts.append("The same table as [LaTeX](table.tex) and, unrounded, as [CSV](table.csv).")
+    for name, words in PLOTS.items():
+        if name in plots:
+            parts.append(f"## {words.split(';')[0]}")
+            parts.append(f"![{words}](plots/{name}.png)")
+            parts.append(f"{words}. [PDF](plots/{name}.pdf)")
+    parts += ["## How each column was measured", _protocols(summary)]
+    if grid.holes:
+        parts += ["## Not finished", _holes(summary)]
+    if summary.stale:
+        words = "These numbers are older than the code, or the settings, behind them:"
+        listed = "\n".join(f"- {escape_markdown(line)}" for line in summary.stale)
+        parts += ["## Stale", words, listed]
+    return "\n\n".join(parts) + "\n"
+
+
+def terminal(summary: Summary, width: int) -> str:
+    """What a run ends with: question, table, and what is open, wrapped to `width`."""
+    grid = summary.grid
+    lines = wrap(f"{grid.spec.title or grid.name}: {grid.question}".rstrip(": "), width)
+    lines += ["", plain(summary, width), ""]
+    lines += wrap(" ".join(explanations(summary, best="*")), width)
+    if summary.testbed:
+        lines += wrap(f"{TESTBED}.", width)
+    if grid.holes or summary.stale:
+        lines += ["", *wrap(_progress(summary), width)]
+    for hole in [hole for hole in _sorted(summary) if hole["reason"] != "not run yet"][:10]:
+        words = wrap(f"{_cell(hole)}: {hole['reason']}", width - 2)
+        lines += [f"  {part}" for part in words]
+    return "\n".join(lines) + "\n"
+
+
+def _progress(summary: Summary) -> str:
+    grid = summary.grid
+    finished = grid.cells - len(grid.holes)
+    waiting = sum(hole["reason"] == "not run yet" for hole in _sorted(summary))
+    words = f"{finished} of {grid.cells} cells finished"
+    if len(grid.holes) > waiting:
+        words += f", {len(grid.holes) - waiting} failed"
+    if waiting:
+        words += f", {waiting} not run yet"
+    if summary.stale:
+        words += f"; numbers that are stale: {len(summary.stale)}"
+    return words + "."
+
+
+def _protocols(summary: Summary) -> str:
+    head = ["Column", "Task", "Metric", "Few-shot", "BOS", "Items", "Limit", "Protocol"]
+    head += ["Task version", "lm-eval"]
+    keys = ["num_fewshot", "bos", "n", "limit", "protocol", "task_version", "lm_eval"]
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join([":--"] * len(head)) + " |"]
+    columns = [column for column in summary.columns if column.task is not None]
+    for column, usual in zip(columns, summary.protocols, strict=True):
+        cells = [column.title, column.task or "", column.metric, *(_said(usual[k]) for k in keys)]
+        lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else str(value)
+
+
+def _holes(summary: Summary) -> str:
+    lines = ["| Method | Settings | Seed | Why |", "| :-- | :-- | :-- | :-- |"]
+    for hole in _sorted(summary):
+        cells = [hole["label"], hole["axes"], hole["seed"], hole["reason"]]
+        lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(hole: dict[str, str]) -> str:
+    seed = f"seed {hole['seed']}" if hole["seed"] != "–" else ""
+    return ", ".join(part for part in [hole["label"], hole["axes"], seed] if part)
+
+
+def _sorted(summary: Summary) -> list[dict[str, str]]:
+    """The holes as words, in the grid's order."""
+    return [
+        {
+            "label": str(hole.get("label", hole.get("cell", "?"))),
+            "axes": ", ".join(
+                f"{key}={setting(value)}" for key, value in _axes(hole).items() if key != "seed"
+            ),
+            "seed": _said(hole.get("seed")),
+            "reason": str(hole.get("reason", "unknown")),
+        }
+        for hole in summary.grid.holes
+    ]
+
+
+def _axes(hole: dict[str, Any]) -> dict[str, Any]:
+    axes = hole.get("axes")
+    return axes if isinstance(axes, dict) else {}

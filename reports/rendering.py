@@ -1,0 +1,98 @@
+"""Keeps a grid's rendered files up to date, and prints its table.
+
+`render` is free when nothing changed: `.rendered.json`, written last, holds a digest of the
+exported files and of this package's sources, and one of each file that was written. Only when they
+differ are pandas and matplotlib loaded. Not here: what the files say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+_INPUTS = ("grid.json", "rows.jsonl", "curves.jsonl")
+_STAMP = ".rendered.json"
+_TEXTS = ("report.md", "table.md", "table.tex", "table.csv")
+_PLOTS = ("score_vs_bits", "training_loss", "perplexity")
+
+
+def render(folder: Path | str) -> list[Path]:
+    """Write the report of an exported grid beside its rows; returns the paths of all its files."""
+    folder = Path(folder)
+    digest = _inputs(folder)
+    known = _stamp(folder)
+    if known is not None and known["inputs"] == digest and _intact(folder, known["files"]):
+        return [folder / name for name in known["files"]]
+
+    from reports import page, plots, rows, summary, table
+
+    found = summary.summarise(folder)
+    drawn = plots.draw(found, rows.load_curves(folder))
+    files: dict[str, bytes] = {
+        "report.md": page.page(found, list(drawn)).encode(),
+        "table.md": table.markdown(found).encode(),
+        "table.tex": table.latex(found).encode(),
+        "table.csv": table.tidy_csv(found).encode(),
+    }
+    for name, pictures in drawn.items():
+        files |= {f"plots/{name}.{suffix}": data for suffix, data in pictures.items()}
+    for name, data in files.items():
+        _write(folder / name, data)
+    for name in [*_TEXTS, *(f"plots/{plot}.{end}" for plot in _PLOTS for end in ("png", "pdf"))]:
+        if name not in files:
+            (folder / name).unlink(missing_ok=True)  # of an earlier state of the grid
+    stamp = {
+        "inputs": digest,
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    _write(folder / _STAMP, (json.dumps(stamp, indent=1) + "\n").encode())
+    return [folder / name for name in files]
+
+
+def text(folder: Path | str, width: int | None = None) -> str:
+    """The comparison table for a terminal (of `width` columns; None: the one this runs in)."""
+    from reports import page, summary
+
+    room = shutil.get_terminal_size((100, 24)).columns if width is None else width
+    return page.terminal(summary.summarise(Path(folder)), max(40, room))
+
+
+def _inputs(folder: Path) -> str:
+    digest = hashlib.sha256()
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    for path in [*(folder / name for name in _INPUTS), *sources]:
+        data = path.read_bytes() if path.is_file() else b""
+        digest.update(f"{path.name} {path.is_file()} {len(data)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _stamp(folder: Path) -> dict[str, Any] | None:
+    try:
+        stamp = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(stamp, dict) and "inputs" in stamp and isinstance(stamp.get("files"), dict)
+    return stamp if whole else None
+
+
+def _intact(folder: Path, files: dict[str, str]) -> bool:
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            return False
+    return True
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all; a file that is right already keeps its time."""
+    if path.is_file() and path.read_bytes() == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    half.write_bytes(data)
+    os.replace(half, path)

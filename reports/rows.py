@@ -1,0 +1,249 @@
+"""What the engine exported, read and checked: `grid.json`, `rows.jsonl`, `curves.jsonl`.
+
+Everything that can be wrong with a file is said here, in one line with file and line number; what
+comes after may trust its input. Not here: choosing, averaging and sorting (`summary`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import ReportError, nearest
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column: the JSON types that it takes, its pandas type, and what it means."""
+
+    kinds: tuple[type, ...]
+    dtype: str
+    words: str
+    nullable: bool = False
+
+
+_NUMBER = (int, float)
+
+FIELDS: dict[str, Field] = {
+    "grid": Field((str,), "str", "name of the grid"),
+    "cell": Field((str,), "str", "id of the cell: one method with one setting and one seed"),
+    "method": Field((str,), "str", "registered name of the method"),
+    "label": Field((str,), "str", "the method's name as tables show it"),
+    "axes": Field((dict,), "object", "dict of the cell's varied settings, dotted path -> value"),
+    "seed": Field((int,), "Int64", "seed of the cell", nullable=True),
+    "model": Field((str,), "str", "the full-precision model that was quantised"),
+    "bits": Field(_NUMBER, "float64", "nominal bits of a weight; 16 for the reference"),
+    "format": Field((str,), "str", "number format of the weights", nullable=True),
+    "group_size": Field((int,), "Int64", "weights that share a scale", nullable=True),
+    "bits_per_weight": Field(_NUMBER, "float64", "bits with scales and zero points", nullable=True),
+    "task": Field((str,), "str", "task, or perplexity protocol"),
+    "metric": Field((str,), "str", "acc, exact_match, pass@1, ppl …"),
+    "primary": Field((bool,), "bool", "the metric that stands for its task in the table"),
+    "value": Field(_NUMBER, "float64", "fraction for scores, raw for perplexity", nullable=True),
+    "stderr": Field(_NUMBER, "float64", "standard error over the task's items", nullable=True),
+    "n": Field((int,), "Int64", "number of items", nullable=True),
+    "higher_is_better": Field((bool,), "bool", "false for perplexity"),
+    "num_fewshot": Field((int,), "Int64", "examples in the prompt", nullable=True),
+    "bos": Field((bool,), "boolean", "whether a prompt began with BOS", nullable=True),
+    "limit": Field((int,), "Int64", "items asked for when not all were used", nullable=True),
+    "protocol": Field((str,), "str", "how it was measured, in words", nullable=True),
+    "task_version": Field((str,), "str", "version of the task", nullable=True),
+    "lm_eval": Field((str,), "str", "version of lm-eval, where it was used", nullable=True),
+    "testbed": Field((bool,), "bool", "the embedded miniature world; says nothing of a real LLM"),
+    "key": Field((str,), "str", "key of the evaluation stage"),
+    "model_key": Field((str,), "str", "key of the quantised model; equal keys are one model"),
+    "stale": Field((str,), "str", "why the result is out of date, if it is", nullable=True),
+}
+"""The columns of `load`, in order, beside `axes.<path>` for each axis and `line` in the file."""
+
+CURVE_FIELDS: dict[str, Field] = {
+    "cell": FIELDS["cell"],
+    "label": FIELDS["label"],
+    "axes": FIELDS["axes"],
+    "seed": FIELDS["seed"],
+    "bits": FIELDS["bits"],
+    "step": Field((int,), "int64", "optimiser step, from 1"),
+    "tokens": Field(_NUMBER, "float64", "tokens trained on so far", nullable=True),
+    "loss": Field(_NUMBER, "float64", "training loss of the step", nullable=True),
+    "grad_norm": Field(_NUMBER, "float64", "norm of the gradient", nullable=True),
+    "lr": Field(_NUMBER, "float64", "learning rate", nullable=True),
+}
+
+PROTOCOL = ["num_fewshot", "bos", "limit", "n", "protocol", "task_version", "lm_eval"]
+"""Fields in which two numbers of one task may differ so that they are not comparable."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The grid's `report:` section."""
+
+    rows: tuple[str, ...] = ("label",)
+    over: str | None = "seed"
+    average: tuple[str, ...] | None = None
+    caption: str | None = None
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`grid.json`: what was asked, and what is not finished."""
+
+    name: str
+    question: str
+    model: str
+    testbed: bool
+    spec: Spec
+    cells: int
+    holes: tuple[dict[str, Any], ...]
+
+
+def load(folder: Path) -> pd.DataFrame:
+    """One row a (cell, task, metric), in the file's order; see `FIELDS`."""
+    path = folder / "rows.jsonl"
+    if not path.exists():
+        raise ReportError(f"{path} is missing: nothing of this grid was exported yet")
+    records = list(_records(path, FIELDS, needs_schema=True))
+    frame = _frame(records, FIELDS)
+    frame["line"] = pd.Series([line for line, _ in records], dtype="int64")
+    _check_directions(path, frame)
+    frame = _drop_repeats(path, frame)
+    for axis in dict.fromkeys(name for axes in frame["axes"] for name in axes):
+        frame[f"axes.{axis}"] = pd.Series(
+            [axes.get(axis) for axes in frame["axes"]], index=frame.index, dtype="object"
+        )
+    return frame
+
+
+def load_curves(folder: Path) -> pd.DataFrame:
+    """One row a (trained model, step), see `CURVE_FIELDS`; empty where nothing was trained."""
+    path = folder / "curves.jsonl"
+    records = list(_records(path, CURVE_FIELDS, needs_schema=False)) if path.exists() else []
+    return _frame(records, CURVE_FIELDS)
+
+
+def load_grid(folder: Path) -> Grid:
+    path = folder / "grid.json"
+    if not path.exists():
+        raise ReportError(f"{path} is missing: {folder} is not an exported grid")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path}: not JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise ReportError(f"{path}: expected an object, found {type(raw).__name__}")
+    _check_schema(str(path), raw)
+    try:
+        return Grid(
+            name=str(raw["name"]),
+            question=str(raw.get("question") or ""),
+            model=str(raw["model"]),
+            testbed=bool(raw.get("testbed", False)),
+            spec=_spec(path, raw.get("report") or {}),
+            cells=int(raw["cells"]),
+            holes=tuple(raw.get("holes") or ()),
+        )
+    except KeyError as error:
+        raise ReportError(f"{path}: field {error.args[0]!r} is missing") from error
+
+
+def _spec(path: Path, raw: dict[str, Any]) -> Spec:
+    known = list(Spec.__dataclass_fields__)
+    for key in raw:
+        if key not in known:
+            raise ReportError(f"{path}: report has no setting {key!r}; {nearest(key, known)}")
+    rows, average = raw.get("rows") or ["label"], raw.get("average")
+    for key, value in (("rows", rows), ("average", average or [])):
+        if not isinstance(value, str | list):
+            raise ReportError(f"{path}: report.{key} is a name or a list of names, not {value!r}")
+    return Spec(
+        rows=(rows,) if isinstance(rows, str) else tuple(rows),
+        over=raw.get("over", "seed"),
+        average=None if not average else ((average,) if isinstance(average, str) else (*average,)),
+        caption=raw.get("caption"),
+        title=raw.get("title"),
+    )
+
+
+def _records(
+    path: Path, fields: dict[str, Field], needs_schema: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ReportError(f"{where}: not JSON ({error})") from error
+            if not isinstance(record, dict):
+                raise ReportError(f"{where}: expected an object, found {type(record).__name__}")
+            if needs_schema or "schema" in record:
+                _check_schema(where, record)
+            _check_fields(where, record, fields)
+            yield number, record
+
+
+def _check_schema(where: str, record: dict[str, Any]) -> None:
+    found = record.get("schema")
+    if found != SCHEMA:
+        raise ReportError(
+            f"{where}: schema version {found!r}, expected {SCHEMA}; "
+            "export the grid again with this version of the code"
+        )
+
+
+def _check_fields(where: str, record: dict[str, Any], fields: dict[str, Field]) -> None:
+    for name, field in fields.items():
+        value = record.get(name)
+        if value is None:
+            if not field.nullable:
+                raise ReportError(f"{where}: field {name!r} is missing")
+        elif not isinstance(value, field.kinds) or (
+            isinstance(value, bool) and bool not in field.kinds
+        ):
+            kinds = " or ".join(kind.__name__ for kind in field.kinds)
+            raise ReportError(f"{where}: field {name!r} should be {kinds}, found {value!r}")
+
+
+def _frame(records: list[tuple[int, dict[str, Any]]], fields: dict[str, Field]) -> pd.DataFrame:
+    columns = {}
+    for name, field in fields.items():
+        values = [record.get(name) for _, record in records]
+        if field.dtype == "float64":
+            values = [math.nan if value is None else float(value) for value in values]
+        columns[name] = pd.Series(values, dtype=field.dtype)
+    return pd.DataFrame(columns)
+
+
+def _check_directions(path: Path, frame: pd.DataFrame) -> None:
+    directions = frame.groupby(["task", "metric"])["higher_is_better"].nunique()
+    for task, metric in directions[directions > 1].index:
+        raise ReportError(f"{path}: {task} {metric} is better higher in one row, lower in another")
+
+
+def _drop_repeats(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows given twice count once; two rows of one cell and metric that disagree are an error."""
+    identity = ["cell", "task", "metric"]
+    told = ["value", *PROTOCOL, "model_key"]
+    for (cell, task, metric), same in frame[frame.duplicated(identity, keep=False)].groupby(
+        identity, sort=False
+    ):
+        for name in told:
+            if same[name].nunique(dropna=False) > 1:
+                raise ReportError(
+                    f"{path}: cell {cell} has {task} {metric} twice with a different {name}: "
+                    + ", ".join(
+                        f"{value} (line {line})"
+                        for value, line in zip(same[name], same["line"], strict=True)
+                    )
+                )
+    return frame.drop_duplicates(identity).reset_index(drop=True)

@@ -1,0 +1,70 @@
+"""How every figure looks: sizes, fonts, colours, markers. Nothing is drawn here.
+
+The colours are those of seaborn's "colorblind" palette, in an order that keeps neighbours apart in
+lightness too, so that a figure can be read in grey; the marker repeats what the colour says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+COLUMN, PAGE = 3.4, 7.0
+"""Inches: one column, and both columns, of a two-column paper."""
+
+RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 5,
+    "figure.dpi": 100,
+    "savefig.dpi": 220,
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.use": True,
+}
+
+REFERENCE = "#333333"
+_COLOURS = ["#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949494", "#ca9161"]
+_DASHES = ["-", "--", ":", "-."]
+_HATCHES = ["", "///", "...", "xxx"]
+_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<"]
+
+
+@dataclass(frozen=True)
+class Look:
+    colour: str
+    marker: str
+    dash: str = "-"  # of a curve, whose points have no markers
+    hatch: str = ""  # of a bar
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """One look a method, in order; beyond eight, colours return with another marker and dash."""
+    found = {}
+    for index, name in enumerate(dict.fromkeys(names)):
+        turn = index // len(_COLOURS)
+        marker = _MARKERS[(index + turn) % len(_MARKERS)]
+        found[name] = Look(
+            _COLOURS[index % len(_COLOURS)],
+            marker,
+            _DASHES[turn % len(_DASHES)],
+            _HATCHES[turn % len(_HATCHES)],
+        )
+    return found

@@ -1,0 +1,157 @@
+"""The four ways to write the table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic_grids import ppl, quickstart, row, write
+
+import reports
+from reports.summary import Summary, summarise
+from reports.table import (
+    display_width,
+    escape_latex,
+    latex,
+    markdown,
+    plain,
+    tidy_csv,
+)
+
+TINY = """\
+| Bits | Method | bpw | n | PPL ↓ | Knowledge ↑ |
+| :-- | :-- | --: | --: | --: | --: |
+| 16 | BF16 | – | 1 | 5.47 | 80.0 |
+| 2 | RTN | 2.14 | 1 | NaN | 25.0 <sup>a</sup> |
+| 2 | AWQ-clip | 2.14 | 1 | **2.2e5** | – |
+| 2 | Bit\\|Distiller | 2.14 | 2 | **2.2e5** ± 1061 | **60.0** ± 14.1 |
+
+<sup>a</sup> stale: formats.py changed  
+"""
+
+
+def tiny(folder: Path) -> Summary:
+    rows = [ppl(label="BF16", bits=16, value=5.47), row(label="BF16", bits=16, value=0.8)]
+    rows += [ppl(value=math.nan), row(value=0.25, stale="formats.py changed")]
+    rows += [ppl(label="AWQ-clip", value=221_000.0)]
+    for seed, value in enumerate([0.5, 0.7]):
+        key = {"label": "Bit|Distiller", "seed": seed}
+        rows += [ppl(**key, value=222_000.0 + 1500 * seed), row(**key, value=value)]
+    return summarise(write(folder, rows))
+
+
+def test_markdown_golden(tmp_path: Path) -> None:
+    assert markdown(tiny(tmp_path)) == TINY
+
+
+def test_latex_is_balanced_and_complete(tmp_path: Path) -> None:
+    found = latex(summarise(quickstart(tmp_path)))
+    check_latex(found)
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", found)
+    assert columns is not None
+    lines = [line for line in found.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 10
+    assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns[1])}
+    assert [found.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 3, 1]
+    assert r"\textbf{9.83} {\scriptsize $\pm$ 0.30}" in found
+    assert "say nothing about a real LLM" in found
+
+
+def test_latex_numbers(tmp_path: Path) -> None:
+    found = latex(tiny(tmp_path))
+    assert r"\textbf{$2.2 \times 10^{5}$}" in found
+    assert "NaN" in found
+    assert r"25.0\textsuperscript{a}" in found
+
+
+def check_latex(found: str) -> None:
+    begun: list[str] = []
+    for kind, name in re.findall(r"\\(begin|end)\{([a-z*]+)\}", found):
+        if kind == "begin":
+            begun.append(name)
+        else:
+            assert begun.pop() == name
+    assert begun == []
+    bare = re.sub(r"\\[\\{}$&%#_]", "", found)
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+
+
+@given(st.text(max_size=40))
+def test_latex_escapes_any_text(words: str) -> None:
+    found = escape_latex(words)
+    check_latex(found)
+    plain_text = re.sub(r"\\[{}$&%#_]|\\[a-z]+\{\}|\$\\[a-z]+\$", "", found)
+    assert not set("&%$#_{}~^\\<>|") & set(plain_text)
+    assert "\n" not in found
+
+
+@given(label=st.text(min_size=1, max_size=30), reason=st.text(min_size=1, max_size=30))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_label_keeps_every_table_whole(tmp_path: Path, label: str, reason: str) -> None:
+    rows = [row(label=label, stale=reason, cell="a", model_key="a"), row(label="B")]
+    summary = summarise(write(tmp_path, rows))
+    table = markdown(summary).split("\n\n")[0].splitlines()
+    assert len(table) == 4
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5}
+    check_latex(latex(summary))
+    records = list(csv.reader(io.StringIO(tidy_csv(summary))))
+    assert {len(record) for record in records} == {10}
+    assert any(record[2] == " ".join(label.split()) for record in records)
+
+
+def test_csv_is_exact(tmp_path: Path) -> None:
+    records = list(csv.DictReader(io.StringIO(tidy_csv(summarise(quickstart(tmp_path))))))
+    assert len(records) == 9
+    frame = reports.load(tmp_path)
+    for record in records:
+        cells = frame[(frame["label"] == record["label"]) & (frame["bits"] == int(record["bits"]))]
+        values = cells[cells["metric"] == "ppl"].drop_duplicates("model_key")["value"]
+        assert float(record["testbed-ppl.ppl"]) == float(values.mean())
+        assert int(record["testbed-ppl.ppl.n"]) == len(values)
+    last = records[-1]
+    assert last["testbed_arithmetic.exact_match.note"] == "stale: methods/train.py changed"
+    assert float(last["testbed_knowledge.acc.se"]) == pytest.approx(0.02)
+
+
+def test_csv_tells_nan_from_missing(tmp_path: Path) -> None:
+    records = list(csv.DictReader(io.StringIO(tidy_csv(tiny(tmp_path)))))
+    by_name = {record["method"]: record for record in records}
+    assert by_name["RTN"]["testbed-ppl.ppl"] == "NaN"
+    assert by_name["AWQ-clip"]["testbed_knowledge.acc"] == ""
+    assert by_name["AWQ-clip"]["testbed_knowledge.acc.n"] == "0"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_text_fits_its_width_and_loses_nothing(tmp_path: Path, width: int) -> None:
+    summary = summarise(quickstart(tmp_path))
+    found = plain(summary, width)
+    if width > 40:
+        assert all(display_width(line) <= width for line in found.splitlines())
+    for title in ("PPL ↓", "Knowledge ↑", "Story ↑", "Arithmetic ↑", "Average ↑"):
+        assert found.count(title) == 1
+    assert "9.83 ± 0.30*" in found
+    assert "[a] stale: methods/train.py changed" in found
+
+
+def test_long_names_go_on_and_are_never_cut(tmp_path: Path) -> None:
+    rows = [row(label="Method", axes={"some.axis": "x" * 20, "b": v}) for v in ("y", "z")]
+    rows[0]["axes"]["other.long.axis"] = 12345
+    found = plain(summarise(write(tmp_path, rows)), 60)
+    assert "other.long.axis=12345" in found
+    assert "b=z" in found
+
+
+def test_terminal_text_says_what_it_is(tmp_path: Path) -> None:
+    found = reports.text(quickstart(tmp_path), 80)
+    assert found.startswith("quickstart: Which method keeps")
+    assert "Testbed rows: an invented miniature world" in found
+    assert "25 of 27 cells finished, 1 failed, 1 not run yet" in found
+    assert "failed: NaN at step 12" in found
+    assert all(display_width(line) <= 80 for line in found.splitlines())
