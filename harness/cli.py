@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness import plan as plans
 from harness import rows
-from harness.errors import BitgridError, GridError
+from harness.errors import BitgridError, GridError, nearest
 from harness.plan import Plan
 from harness.store import Store
 
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.device:
         os.environ["BITGRID_DEVICE"] = given.device
     try:
+        if "grid" in given:
+            _check_exists(given.grid)
         return int(given.verb(given))
     except BitgridError as error:
         if given.traceback:
@@ -168,13 +170,14 @@ def _methods(given: argparse.Namespace) -> int:
     print(f"{entry.name} ({entry.title}): {entry.about}")
     print(f"source: {os.path.relpath(entry.source)}")
     for path, held in method.settings(entry.method):
-        shown = (
-            getattr(held, "name", type(held).__name__)
-            if hasattr(held, "__dataclass_fields__")
-            else held
-        )
-        fixed = "  (what it is: not varied when compared against)" if path in entry.fixed else ""
-        print(f"  {path:28}{shown}{fixed}")
+        notes = []
+        if isinstance(held, method.Component):
+            notes.append(f"of {', '.join(sorted(held.family().choices()))}")
+        if path in entry.fixed:
+            notes.append("fixed where only compared against")
+        parts = "" if hasattr(held, "__dataclass_fields__") else held
+        shown = getattr(held, "name", parts)
+        print(f"  {path:28}{shown!s:18}{'; '.join(notes)}".rstrip())
     return 0
 
 
@@ -230,13 +233,10 @@ def _out(given: argparse.Namespace, plan: Plan) -> Path:
     return Path(given.out) if given.out else Path("results") / plan.name
 
 
-def _grid_path(text: str) -> Path:
-    path = Path(text)
+def _check_exists(path: Path) -> None:
     if not path.exists():
-        near = Path("experiments") / f"{path.stem}.yaml"
-        hint = f"; did you mean {near}?" if near.exists() and near != path else ""
-        raise GridError(f"{text}: there is no such grid file{hint}")
-    return path
+        grids = [str(found) for found in sorted(Path("experiments").glob("*.yaml"))]
+        raise GridError(f"{path}: there is no such file; {nearest(path, grids)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -293,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     gc = verb("gc", _gc, "what no known grid needs any more", "bitgrid gc --yes")
     for each in (run, status, report, plan):
         words = "a grid file (YAML)" + (", or a folder of rows" if each is report else "")
-        each.add_argument("grid", type=_grid_path, metavar="GRID", help=words)
+        each.add_argument("grid", type=Path, metavar="GRID", help=words)
     for each in (run, report):
         each.add_argument("--out", help="where rows and report go (default: results/<grid>)")
     run.add_argument("--retry", choices=["failed"], help="run failed stages again")

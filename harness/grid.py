@@ -183,21 +183,25 @@ def _cells(document: Document, file: GridFile, tasks: dict[str, TaskOptions]) ->
             raise document.error(("vary", path), f"axis {path!r} has no values")
     entries = _entries(document, file)
     used: set[str] = {"seed", "model"}
-    seen: set[tuple[Any, ...]] = set()
+    points = []
     for entry in entries:
         for point in itertools.product(*axes.values()):
             chosen = dict(zip(axes, point, strict=True))
-            cell = _cell(document, file, tasks, entry, chosen, used)
-            identity = (entry.label, cell.source, cell.seed, cell.model.key)
-            if identity not in seen:
-                seen.add(identity)
-                yield cell
+            points.append((entry, chosen, *_configured(document, file, entry, chosen, used)))
+    # Before anything is built: a misspelt axis explains the errors that would follow from it.
     known = dict(methods.settings(entries[0].registered.method))
     for section, paths in (("vary", file.vary), ("defaults", file.defaults)):
         for path in paths:
             if path not in used:
                 message = f"{path!r} is no setting of any method here; {nearest(path, known)}"
                 raise document.error((section, path), message)
+    seen: set[tuple[Any, ...]] = set()
+    for entry, chosen, method, shown in points:
+        cell = _cell(document, file, tasks, entry, chosen, method, shown)
+        identity = (entry.label, cell.source, cell.seed, cell.model.key)
+        if identity not in seen:
+            seen.add(identity)
+            yield cell
 
 
 def _cell(
@@ -206,12 +210,12 @@ def _cell(
     tasks: dict[str, TaskOptions],
     entry: _Entry,
     chosen: dict[str, Any],
-    used: set[str],
+    method: methods.Method,
+    axes: dict[str, Any],
 ) -> Cell:
     seed, source = chosen["seed"], chosen["model"]
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise document.error(("vary", "seed"), f"seed {seed!r} is no whole number")
-    method, axes = _configured(document, file, entry, chosen, used)
     try:
         base = pretrained(source, file.dtype, file.trust_remote_code)
         shapes = layer_shapes(source, file.trust_remote_code)
@@ -232,16 +236,8 @@ def _cell(
     if "model" in file.vary:
         axes = {"model": source, **axes}
     parts = [entry.label, *(f"{path}={shown}" for path, shown in axes.items()), f"seed={seed}"]
-    return Cell(
-        " ".join(parts),
-        entry.registered.name,
-        entry.label,
-        axes,
-        seed,
-        source,
-        model,
-        tuple(scores),
-    )
+    name = " ".join(parts)
+    return Cell(name, entry.registered.name, entry.label, axes, seed, source, model, tuple(scores))
 
 
 def _configured(

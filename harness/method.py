@@ -57,6 +57,11 @@ class Component(ABC):
             found |= child.choices()
         return found
 
+    @classmethod
+    def family(cls) -> type[Component]:
+        """The kind of part that this is: the class right under Component."""
+        return next(kind for kind in cls.__mro__ if Component in kind.__bases__)
+
 
 class Method:
     """From a full-precision model to a quantised one. Subclasses are frozen dataclasses."""
@@ -125,15 +130,19 @@ def register(name: str, method: Method, title: str, about: str, fixed: Iterable[
     _registry[name] = Entry(name, method, title, about, tuple(fixed), caller)
 
 
-@cache
 def discover() -> Mapping[str, Entry]:
     """Every method: the files of `methods/`, then the entry points of the group `bitgrid.methods`."""
+    _import_all()
+    return dict(sorted(_registry.items()))
+
+
+@cache
+def _import_all() -> None:
     package = importlib.import_module("methods")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"methods.{module.name}")
     for point in entry_points(group="bitgrid.methods"):
         point.load()
-    return dict(sorted(_registry.items()))
 
 
 def entry(name: str) -> Entry:

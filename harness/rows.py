@@ -89,8 +89,6 @@ def _reason(plan: Plan, store: Store, state: dict[str, str], key: str) -> str:
         if state[above] == "failed":
             record = standing_failure(plan.nodes[above], above, store) or {}
             return f"failed: {plan.nodes[above].kind}: {record.get('message', 'unknown')}"
-        if state[above] == "running":
-            return f"running: {plan.nodes[above].kind}"
     return "not run yet"
 
 
@@ -103,7 +101,7 @@ def _curves(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:
                 continue
             shown.add(key)
             for line in metrics.read_text().splitlines():
-                yield {**_who(plan, store, cell), **json.loads(line)}
+                yield {"schema": SCHEMA, **_who(plan, store, cell), **json.loads(line)}
 
 
 def _who(plan: Plan, store: Store, cell: CellInfo) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""The space that most methods are points of: format × init × objective × data × training.
+
+    student = init(base)                 clamp, scale, or leave the weights
+    student = train(student, teacher)    quantisation-aware, where the objective says how
+    model   = round(student, format)
+
+RTN, AWQ-clip, LLM-QAT and BitDistiller are presets of `Recipe`; every ablation of the paper varies one
+of its fields. Not here: the components themselves (`formats`, `inits`, `objectives`, `data`, `train`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from harness.errors import BitgridError
+from harness.method import Method, register
+from harness.models import Model
+from harness.stage import Input, Stage, value
+from methods.data import Data, Generated, SelfGenerated
+from methods.formats import Format, FullPrecision, IntAsym, IntSym, quantize_model
+from methods.inits import Clip, Init, NoInit
+from methods.objectives import CAKLD, KL, Objective, Untrained
+from methods.train import Train, Training
+
+
+@dataclass(frozen=True)
+class Round(Stage[Model]):
+    """Weights to what the format can represent: what is evaluated (rule 8)."""
+
+    stored: ClassVar[bool] = False
+    model: Input[Model]
+    format: Format
+
+    def run(self, work: Path) -> Model:
+        return quantize_model(value(self.model), self.format)
+
+
+@dataclass(frozen=True)
+class Recipe(Method):
+    """A point of the space. Without `data` and `train` the objective must be `none`."""
+
+    format: Format = IntAsym(bits=2, group_size=128)
+    init: Init = NoInit()
+    objective: Objective = Untrained()
+    data: Data | None = None
+    train: Training | None = None
+
+    def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
+        for name, (_, in_features) in layers.items():
+            self.format.check(name, in_features)
+
+    def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
+        student = self.init.build(base, self.format)
+        return Round(self._trained(student, base, seed), self.format)
+
+    def _trained(self, student: Stage[Model], base: Stage[Model], seed: int) -> Stage[Model]:
+        if isinstance(self.objective, Untrained):
+            return student
+        if self.data is None or self.train is None:
+            raise BitgridError(
+                f"objective {self.objective.name!r} trains, so the method needs 'data' and 'train'; "
+                "start from llm-qat or bitdistiller"
+            )
+        tokens = self.data.build(base)
+        statistic = self.objective.statistic(base, tokens)
+        return Train(
+            student, base, tokens, self.format, self.objective, statistic, self.train, seed
+        )
+
+
+register(
+    "bf16",
+    Recipe(format=FullPrecision()),
+    title="BF16",
+    about="the full-precision model itself: the reference",
+    fixed=("format", "init", "objective", "data", "train"),
+)
+register(
+    "rtn",
+    Recipe(),
+    title="RTN",
+    about="round to nearest, asymmetric, no data",
+    fixed=("init", "objective", "data", "train"),
+)
+register(
+    "awq-clip",
+    Recipe(init=Clip()),
+    title="AWQ-clip",
+    about="asymmetric clip search on calibration activations, then round (BitDistiller sec. 3.1)",
+    fixed=("init", "objective", "data", "train"),
+)
+register(
+    "llm-qat",
+    Recipe(
+        format=IntSym(bits=2, group_size=128),
+        objective=KL(),
+        data=SelfGenerated(),
+        train=Training(epochs=1, lr=2e-5, schedule="cosine"),
+    ),
+    title="LLM-QAT",
+    about="distilled by forward KL on data that the model generates alone (arXiv 2305.17888)",
+    fixed=("init", "objective", "data"),
+)
+register(
+    "bitdistiller",
+    Recipe(init=Clip(), objective=CAKLD(), data=Generated(), train=Training()),
+    title="BitDistiller",
+    about="asymmetric clipping, then self-distillation by confidence-aware KL (arXiv 2402.10631)",
+    fixed=("init", "objective", "data"),
+)

@@ -1,0 +1,160 @@
+"""Grids: expansion, collapsing axes, and one-line errors that name file, line and nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import GridError
+from harness.grid import Grid, load
+from harness.stage import closure
+
+BASE = """\
+# Does it expand?
+model: {model}
+method: bitdistiller
+vary:
+  format.bits: [2, 3]
+  objective: [cakld, kl, reverse-kl, jsd]
+  seed: [0, 1, 2]
+compare: [rtn, awq-clip]
+defaults:
+  format.group_size: 64
+  init.text: testbed
+  data.text: testbed
+evaluate: [testbed-ppl]
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny_folder: Path):  # type: ignore[no-untyped-def]
+    def written(text: str = BASE, **options: bool) -> Grid:
+        path = tmp_path / "grid.yaml"
+        path.write_text(text.replace("{model}", str(tiny_folder)))
+        return load(path, **options)
+
+    return written
+
+
+def test_axes_that_a_compared_method_lacks_collapse(write) -> None:  # type: ignore[no-untyped-def]
+    grid = write()
+    by_label = {
+        label: [cell for cell in grid.cells if cell.label == label]
+        for label in ("BitDistiller", "RTN", "AWQ-clip")
+    }
+    # 2 bits x 4 objectives x 3 seeds; and, as they have no objective, 2 bits x 3 seeds each.
+    assert {label: len(cells) for label, cells in by_label.items()} == {
+        "BitDistiller": 24,
+        "RTN": 6,
+        "AWQ-clip": 6,
+    }
+    # RTN and the clip search know no seed: 24 trained models and 2 + 2 rounded ones.
+    assert len({cell.model.key for cell in grid.cells}) == 28
+    assert grid.question == "Does it expand?"
+    assert by_label["RTN"][0].axes == {"format.bits": 2}
+    assert by_label["BitDistiller"][0].axes == {"format.bits": 2, "objective": "cakld"}
+    assert len({cell.id for cell in grid.cells}) == len(grid.cells)
+
+
+def test_cells_share_their_stages(write) -> None:  # type: ignore[no-untyped-def]
+    kinds: dict[str, int] = {}
+    for stage in closure([cell.model for cell in write().cells]):
+        kinds[type(stage).__name__] = kinds.get(type(stage).__name__, 0) + 1
+    assert kinds["ClipSearch"] == 2  # one a bit width, for 30 cells
+    assert kinds["Confidence"] == 1
+    assert kinds["Generate"] == 1
+    assert kinds["Train"] == 24
+
+
+def test_seeds_pair_cells(write) -> None:  # type: ignore[no-untyped-def]
+    trained = [
+        stage
+        for stage in closure([cell.model for cell in write().cells])
+        if type(stage).__name__ == "Train"
+    ]
+    assert {stage.seed for stage in trained} == {0, 1, 2}  # type: ignore[attr-defined]
+    assert len({stage.tokens.key for stage in trained}) == 1  # type: ignore[attr-defined]
+
+
+def test_a_compared_method_keeps_what_it_sets_itself(write) -> None:  # type: ignore[no-untyped-def]
+    grid = write(
+        BASE.replace(
+            "[rtn, awq-clip]", "[{name: rtn, label: NF3, format: nf, format.bits: 3}, rtn]"
+        )
+    )
+    nf3 = [cell for cell in grid.cells if cell.label == "NF3"]
+    assert len(nf3) == 3
+    assert {cell.axes.get("format.bits") for cell in nf3} == {None}
+    assert {(c.model.format.name, c.model.format.bits) for c in nf3} == {("nf", 3)}  # type: ignore[attr-defined]
+
+
+def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace(
+        "format.bits: [2, 3]", "format: [{name: nf, bits: 3}, {name: int-sym, bits: 2}]"
+    )
+    shown = {cell.axes["format"] for cell in write(text).cells}
+    assert shown == {"nf bits=3", "int-sym bits=2"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("vary:", "varry:", 4, "key 'varry' is unknown; did you mean 'vary'?"),
+        ("method: bitdistiller", "method: bitdistill", 3, "did you mean 'bitdistiller'?"),
+        ("[rtn, awq-clip]", "[rtn, awq-klip]", 8, "did you mean 'awq-clip'?"),
+        ("jsd]", "jds]", 6, "objective: 'jds' is unknown; did you mean 'jsd'?"),
+        ("format.bits: [2, 3]", "format.bit: [2, 3]", 5, "did you mean 'format.bits'?"),
+        ("format.bits: [2, 3]", "format.bits: [2, 5]", 5, "5"),
+        ("format.bits: [2, 3]", "format.bits: [2, two]", 5, "'two' does not fit"),
+        ("format.bits: [2, 3]", "format.bits: []", 5, "has no values"),
+        ("seed: [0, 1, 2]", "seed: [0, x]", 7, "seed 'x' is no whole number"),
+        ("format.group_size: 64", "format.groupsize: 64", 10, "did you mean 'format.group_size'?"),
+        ("init.text: testbed", "init.text: testbad", 3, "did you mean 'testbed'?"),
+        ("[testbed-ppl]", "[testbed-pl]", 13, "did you mean 'testbed-ppl'?"),
+        ("[testbed-ppl]", "[{testbed-ppl: {limt: 3}}]", 13, "did you mean 'limit'?"),
+        ("[testbed-ppl]", "[testbed-ppl, testbed-ppl]", 13, "given twice"),
+        ("[testbed-ppl]", "[]", 13, "names no task"),
+        ("[testbed-ppl]", "[testbed_code]", 13, "allow_code_execution: true"),
+        ("evaluate: [testbed-ppl]", "seed: 1", 2, "key 'evaluate' is missing"),
+        ("compare:", "report: {row: x}\ncompare:", 8, "key 'row' is unknown; did you mean 'rows'?"),
+        ("model: {model}", "model: ./nowhere", 2, "there is no folder"),
+    ],
+)
+def test_errors_are_one_line(write, tmp_path, old, new, line, words) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(GridError) as caught:
+        write(BASE.replace(old, new))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{tmp_path}/grid.yaml:{line}: ")
+    assert words in message
+
+
+def test_a_group_size_that_does_not_divide_names_layer_and_sizes(write) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(GridError, match=r"model\.layers\.0.*groups of 48 do not divide its 64"):
+        write(BASE.replace("group_size: 64", "group_size: 48"))
+    grid = write(BASE.replace("group_size: 64", "group_size: 48\n  format.tail: true"))
+    assert len(grid.cells) == 36
+
+
+def test_code_runs_only_with_leave(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace("[testbed-ppl]", "[testbed_code]")
+    assert write(text, allow_code_execution=True).cells
+    assert write(text + "allow_code_execution: true\n").cells
+
+
+def test_hyper_parameters_without_training_are_no_axis_of_rtn(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace("objective: [cakld, kl, reverse-kl, jsd]", "train.lr: [1e-5, 2e-5]")
+    cells = write(text).cells
+    assert len([cell for cell in cells if cell.label == "RTN"]) == 6
+    assert len([cell for cell in cells if cell.label == "BitDistiller"]) == 12
+
+
+def test_an_objective_without_data_is_refused(write) -> None:  # type: ignore[no-untyped-def]
+    text = """\
+model: {model}
+method: {name: rtn, objective: kl, format.group_size: 64}
+evaluate: [testbed-ppl]
+"""
+    with pytest.raises(GridError, match=r"grid.yaml:2: RTN: objective 'kl' trains, so .* 'train'"):
+        write(text)

@@ -1,0 +1,131 @@
+"""Settings by dotted path, components by name, the registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from harness.errors import BitgridError, FormatError, GridError, SettingError
+from harness.method import Component, Method, configure, discover, entry, register, settings
+
+
+@dataclass(frozen=True)
+class Shape(Component):
+    pass
+
+
+@dataclass(frozen=True)
+class Round(Shape):
+    name = "round"
+    size: int = 1
+    radius: float = 0.5
+
+
+@dataclass(frozen=True)
+class Square(Shape):
+    name = "square"
+    size: int = 2
+    side: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.size > 9:
+            raise FormatError(f"size {self.size} is more than 9")
+
+
+@dataclass(frozen=True)
+class Loop:
+    steps: int = 10
+    lr: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Toy(Method):
+    shape: Shape = Round()
+    other: Shape | None = None
+    loop: Loop = Loop()
+    flag: bool = False
+
+
+def test_parts_wholes_and_numbers() -> None:
+    found = configure(Toy(), {"loop.lr": "2e-4", "loop.steps": 5, "flag": True, "shape.radius": 2})
+    assert found == Toy(shape=Round(radius=2.0), loop=Loop(5, 2e-4), flag=True)
+    assert isinstance(found.shape, Round)
+    assert isinstance(found.shape.radius, float)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"shape": "square", "shape.side": 3.0, "shape.size": 4},
+        {"shape.size": 4, "shape.side": 3.0, "shape": "square"},
+        {"shape": {"name": "square", "side": 3, "size": 4}},
+        {"shape": {"name": "square", "side": 3}, "shape.size": 4},
+    ],
+)
+def test_a_component_by_name_in_any_order(given: dict[str, object]) -> None:
+    assert configure(Toy(), given).shape == Square(4, 3.0)
+
+
+def test_a_new_component_keeps_what_it_shares_with_the_old() -> None:
+    assert configure(Toy(shape=Round(size=7)), {"shape": "square"}).shape == Square(size=7)
+    with pytest.raises(SettingError, match="more than 9"):
+        configure(Toy(shape=Round(size=70)), {"shape": "square"})
+    assert configure(
+        Toy(shape=Round(size=70)), {"shape": "square", "shape.size": 3}
+    ).shape == Square(3)
+
+
+def test_an_absent_component_can_be_chosen_and_left_out() -> None:
+    chosen = configure(Toy(), {"other": "square"})
+    assert chosen.other == Square()
+    assert configure(chosen, {"other": None}).other is None
+
+
+def test_nothing_given_changes_nothing() -> None:
+    assert configure(Toy(), {}) == Toy()
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "words"),
+    [
+        ({"shap": "round"}, "shap", "did you mean 'shape'"),
+        ({"shape": "sqare"}, "shape", "did you mean 'square'"),
+        ({"shape.radus": 1}, "shape.radus", "did you mean 'radius'"),
+        ({"loop.steps": "many"}, "loop.steps", "'many' does not fit"),
+        ({"loop.steps": 2.5}, "loop.steps", "2.5 does not fit"),
+        ({"flag.part": 1}, "flag", "has no parts"),
+        ({"shape": "square", "shape.size": 11}, "shape", "more than 9"),
+    ],
+)
+def test_errors_carry_the_path_and_the_nearest_name(
+    given: dict[str, object], path: str, words: str
+) -> None:
+    with pytest.raises(SettingError, match=words) as caught:
+        configure(Toy(), given)
+    assert caught.value.path == path
+
+
+def test_settings_lists_every_path() -> None:
+    paths = dict(settings(Toy()))
+    assert {"shape", "shape.size", "shape.radius", "loop.lr", "other", "flag"} <= set(paths)
+    assert paths["loop.steps"] == 10
+
+
+def test_registered_methods_are_found_with_their_source() -> None:
+    register("test-toy", Toy(), title="Toy", about="a toy", fixed=("shape",))
+    assert entry("test-toy").source == __file__
+    assert "test-toy" in discover()
+    with pytest.raises(BitgridError, match="registered twice"):
+        register("test-toy", Toy(flag=True), title="Toy", about="another")
+    with pytest.raises(BitgridError, match="no field"):
+        register("test-toy-2", Toy(), title="Toy", about="a toy", fixed=("shap",))
+    with pytest.raises(GridError, match=r"'bitdistill' is unknown; did you mean 'bitdistiller'\?"):
+        entry("bitdistill")
+
+
+def test_the_four_presets_are_points_of_one_space() -> None:
+    from methods.recipe import Recipe
+
+    for name in ("bf16", "rtn", "awq-clip", "llm-qat", "bitdistiller"):
+        assert type(entry(name).method) is Recipe

@@ -1,0 +1,241 @@
+"""Runs: each stage once, failures contained, kills survived, processes that share a store."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from harness import plan as plans
+from harness import rows
+from harness.run import Outcome, run
+from harness.store import Store
+from tests.harness.toys import toy_plan
+
+ROOT = Path(__file__).parents[2]
+
+
+class Silent:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def begin(self, key: str) -> None:
+        self.heard.append(f"begin {key}")
+
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.heard.append(f"{done}/{total} {dict(metrics)}")
+
+    def end(self, key: str, state: str, words: str) -> None:
+        self.heard.append(f"{state} {words}")
+
+    def waiting(self, owners: list[str]) -> None:
+        self.heard.append("waiting")
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "log"
+    path.write_text("")
+    monkeypatch.setenv("TOY_LOG", str(path))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def _run(tmp_path: Path, store: Store, retry: bool = False) -> tuple[plans.Plan, Outcome, Silent]:
+    grid, plan = toy_plan(tmp_path / "toy.yaml")
+    watcher = Silent()
+    return plan, run(grid, plan, store, watcher, retry_failed=retry), watcher
+
+
+def test_everything_once_then_nothing(tmp_path: Path, store: Store, log: Path) -> None:
+    plan, outcome, watcher = _run(tmp_path, store)
+    assert len(outcome.computed) == 4 + 8
+    assert sorted(log.read_text().splitlines()) == sorted(
+        [f"made {label} {bits}" for label in "AB" for bits in (2, 3)]
+        + ["rounded"] * 4  # once a cell, though two tasks use it
+        + ["scored one", "scored two"] * 4
+    )
+    assert "1/2 {'loss': 0.5}" in watcher.heard
+    assert set(plans.states(plan, store).values()) == {"done", "queued"}  # unstored: never kept
+    assert all(plans.states(plan, store)[key] == "done" for key in plan.stored())
+    before = log.read_text()
+    _, outcome, _ = _run(tmp_path, store)
+    assert outcome == Outcome()
+    assert log.read_text() == before
+
+
+def test_a_lost_score_alone_is_computed_again(tmp_path: Path, store: Store, log: Path) -> None:
+    plan, _, _ = _run(tmp_path, store)
+    lost = plan.cells[0].scores[1]
+    (store.path(lost) / "manifest.json").unlink()
+    (store.path(lost) / "items.jsonl.gz").unlink()
+    store.path(lost).rmdir()
+    log.write_text("")
+    _, outcome, _ = _run(tmp_path, store)
+    assert outcome.computed == [lost]
+    assert log.read_text().splitlines() == ["rounded", "scored two"]
+
+
+def test_manifests_say_what_stood_behind(tmp_path: Path, store: Store) -> None:
+    plan, _, _ = _run(tmp_path, store)
+    key = plan.cells[0].scores[0]
+    manifest = store.manifest(key)
+    assert manifest["stage"]["class"] == "tests.harness.toys.Scored"
+    assert manifest["stage"]["task"] == "one"
+    assert manifest["code"] == plan.nodes[key].code
+    assert {"commit", "packages", "device", "wall_s", "peak_rss_gib", "threads"} <= set(manifest)
+    assert manifest["packages"]["torch"].startswith("2.")
+
+
+def test_a_failure_stops_its_cells_only_and_is_retried_on_demand(
+    tmp_path: Path, store: Store, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_FAIL", "A")
+    plan, outcome, watcher = _run(tmp_path, store)
+    assert (len(outcome.computed), len(outcome.failed), len(outcome.blocked)) == (6, 2, 4)
+    record = store.failure(outcome.failed[0])
+    assert record is not None
+    assert record["message"] == "ValueError: planted"
+    assert "toys.py" in record["traceback"]
+    assert {"device", "commit", "hint"} <= set(record)
+    assert plans.states(plan, store)[outcome.failed[0]] == "failed"
+    holes = _exported(plan, store, tmp_path)["holes"]
+    assert {hole["reason"] for hole in holes} == {"failed: Made: ValueError: planted"}
+    assert len(holes) == 2
+
+    monkeypatch.delenv("TOY_FAIL")
+    log.write_text("")
+    _, outcome, watcher = _run(tmp_path, store)
+    assert (outcome.computed, len(outcome.failed), len(outcome.blocked)) == ([], 2, 4)
+    assert log.read_text() == ""
+    assert any("--retry failed" in words for words in watcher.heard)
+
+    plan, outcome, _ = _run(tmp_path, store, retry=True)
+    assert len(outcome.computed) == 6
+    assert outcome.failed == outcome.blocked == []
+    assert _exported(plan, store, tmp_path)["holes"] == []
+
+
+def test_a_failing_rebuild_blocks_what_needs_it(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_FAIL", "rounding")
+    plan, outcome, _ = _run(tmp_path, store)
+    assert (len(outcome.computed), len(outcome.blocked)) == (4, 8)
+    reasons = {hole["reason"] for hole in _exported(plan, store, tmp_path)["holes"]}
+    assert reasons == {"failed: Rounded: ValueError: planted"}
+    monkeypatch.delenv("TOY_FAIL")
+    assert len(_run(tmp_path, store, retry=True)[1].computed) == 8
+
+
+def test_a_failure_of_other_code_is_tried_again(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_FAIL", "A")
+    _, outcome, _ = _run(tmp_path, store)
+    for key in outcome.failed:
+        store.fail(key, {**(store.failure(key) or {}), "code": "as it was before"})
+    monkeypatch.delenv("TOY_FAIL")
+    assert len(_run(tmp_path, store)[1].computed) == 6
+
+
+def test_stale_is_shown_and_nothing_is_run_again(tmp_path: Path, store: Store, log: Path) -> None:
+    plan, _, _ = _run(tmp_path, store)
+    key = plan.upstream(plan.cells[0].model)[0]
+    path = store.path(key) / "manifest.json"
+    path.write_text(json.dumps({**store.manifest(key), "code": "as it was before"}))
+    assert plans.states(plan, store)[key] == "stale"
+    log.write_text("")
+    assert _run(tmp_path, store)[1] == Outcome()
+    assert log.read_text() == ""
+    _exported(plan, store, tmp_path)
+    stale = [json.loads(line)["stale"] for line in (tmp_path / "out/rows.jsonl").open()]
+    assert stale[:2] == ["code changed since: Made"] * 2
+    assert stale[2:] == [None] * 6
+
+
+def test_exported_rows_are_the_same_bytes_each_time(tmp_path: Path, store: Store) -> None:
+    plan, _, _ = _run(tmp_path, store)
+    _exported(plan, store, tmp_path)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    _exported(plan, store, tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+    curve = json.loads(first["curves.jsonl"].splitlines()[0])
+    assert (curve["label"], curve["bits"], curve["loss"]) == ("A", 2, 2.5)
+    assert len(first["curves.jsonl"].splitlines()) == 4
+    assert len(first["provenance.jsonl"].splitlines()) == 12
+
+
+def test_killed_at_any_moment_the_next_run_goes_on(tmp_path: Path, store: Store, log: Path) -> None:
+    """kill -9 in the middle, then again: every finished stage ran once, the interrupted one twice."""
+    _, plan = toy_plan(tmp_path / "toy.yaml")
+    for seen in (3, 7):
+        child = _process(tmp_path, store, sleep=0.3)
+        _until(lambda seen=seen: len(log.read_text().splitlines()) >= seen)
+        child.kill()
+        child.wait()
+    done = {key for key in plan.stored() if store.has(key)}
+    assert 0 < len(done) < 12
+    finished = {key: store.manifest(key)["started"] for key in done}
+    assert len(_run(tmp_path, store)[1].computed) == 12 - len(done)
+    assert {key: store.manifest(key)["started"] for key in done} == finished
+
+
+def test_ctrl_c_keeps_what_is_finished_and_frees_the_claim(
+    tmp_path: Path, store: Store, log: Path
+) -> None:
+    child = _process(tmp_path, store, sleep=0.3)
+    _until(lambda: "scored" in log.read_text())
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) != 0
+    assert list((store.root / "claims").iterdir()) == []
+    assert len(_run(tmp_path, store)[1].computed) < 12
+
+
+def test_two_runs_at_once_compute_each_stage_once(tmp_path: Path, store: Store, log: Path) -> None:
+    children = [_process(tmp_path, store, sleep=0.05) for _ in range(2)]
+    assert [child.wait(120) for child in children] == [0, 0]
+    lines = log.read_text().splitlines()
+    assert sorted(line for line in lines if line != "rounded") == sorted(
+        [f"made {label} {bits}" for label in "AB" for bits in (2, 3)]
+        + ["scored one", "scored two"] * 4
+    )
+
+
+def _exported(plan: plans.Plan, store: Store, tmp_path: Path) -> dict:
+    rows.export(plan, store, tmp_path / "out")
+    return json.loads((tmp_path / "out" / "grid.json").read_text())
+
+
+def _process(tmp_path: Path, store: Store, sleep: float) -> subprocess.Popen[bytes]:
+    code = f"""
+import os
+os.environ["TOY_SLEEP"] = "{sleep}"
+from pathlib import Path
+from harness.run import run
+from harness.store import Store
+from tests.harness.test_run import Silent
+from tests.harness.toys import toy_plan
+grid, plan = toy_plan(Path({str(tmp_path / "toy.yaml")!r}))
+run(grid, plan, Store(Path({str(store.root)!r})), Silent())
+"""
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def _until(true, limit: float = 60.0) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + limit
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

@@ -1,0 +1,79 @@
+"""Import directions, and what may not be imported at all. Read from the source, not from a run."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FROM_METHODS = {"stage", "method", "models", "text", "errors"}
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            module = str(node.module)
+            names |= {f"{module}.{a.name}" for a in node.names} if module == "harness" else {module}
+    return names
+
+
+def _files(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, folder
+    return found
+
+
+def _places(name: str, folders: tuple[str, ...] = ("harness", "methods", "reports")) -> set[str]:
+    return {
+        str(path.relative_to(ROOT))
+        for folder in folders
+        for path in _files(folder)
+        if any(i == name or i.startswith(f"{name}.") for i in _imports(path))
+    }
+
+
+def test_the_engine_never_names_a_method() -> None:
+    assert _places("methods", ("harness", "reports")) == set()
+
+
+def test_methods_use_the_narrow_interface_only() -> None:
+    for path in _files("methods"):
+        for name in _imports(path):
+            if name.startswith("harness"):
+                assert name.split(".")[1] in FROM_METHODS, f"{path}: {name}"
+
+
+def test_reports_read_rows_only() -> None:
+    for path in _files("reports"):
+        for name in _imports(path):
+            assert name.split(".")[0] not in ("torch", "lm_eval", "transformers"), f"{path}: {name}"
+            assert not name.startswith("harness") or name == "harness.errors", f"{path}: {name}"
+
+
+def test_single_doors() -> None:
+    assert _places("lm_eval") == {"harness/evaluate.py"}
+    assert _places("submitit") <= {"harness/launch.py"}
+
+
+def test_no_device_is_written_into_code_and_nothing_is_pickled() -> None:
+    for folder in ("harness", "methods", "reports"):
+        for path in _files(folder):
+            text = path.read_text()
+            assert ".cuda()" not in text, path
+            assert "torch.load(" not in text, path
+            assert not _imports(path) & {"pickle", "dill", "cloudpickle"}, path
+
+
+@pytest.mark.parametrize("module", ["harness.cli", "harness.rows", "harness.plan", "reports"])
+def test_verbs_that_read_rows_do_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    run = [sys.executable, "-c", code]
+    assert subprocess.run(run, cwd=ROOT, capture_output=True, text=True).stdout.strip() == "False"
