@@ -1,0 +1,286 @@
+"""Runs generated Python code: the one place where text that a model wrote is executed.
+
+Each program runs in an interpreter of its own (`python -I -S`), which confines itself before it
+reads the program: limits on CPU time, memory, file size and processes; where the kernel allows it,
+namespaces without a network, with their own process ids and with every file system read-only but
+an empty temporary folder; an unprivileged user when started by root; and, everywhere, a guard in
+the interpreter that refuses processes, sockets and writes outside the folder. A program passes if it and
+its tests run to their end, which is shown by a secret that the parent sends after the program.
+
+This stops accidents and ordinary mischief. It is no defence against a program written to break out
+of CPython, nor against one that hunts for the secret in order to cheat its tests.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+_NOBODY = 65_533  # unprivileged and, unlike 65534, not shared with network file systems
+_PIPE = 60_000  # bytes that a pipe takes without a reader
+_REPORT = 4_096  # bytes that we read back; a program's own output goes nowhere
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether a program passed; the reason in words; the layers of confinement that held."""
+
+    passed: bool
+    reason: str
+    layers: tuple[str, ...] = ()
+
+
+def execute(
+    code: str,
+    timeout_s: float = 3.0,
+    memory_mib: int = 512,
+    tests: str = "",
+    guard: bool = True,
+) -> Outcome:
+    """Runs `code`, then `tests` in the same namespace; passes if both reach their end.
+
+    `guard=False` leaves out the interpreter's own guard; it exists to test the kernel's layers.
+    """
+    token = secrets.token_hex(16)
+    parts = [code.encode(errors="replace"), tests.encode(errors="replace"), token.encode()]
+    header = f"{memory_mib} {timeout_s} {int(guard)} {' '.join(str(len(p)) for p in parts)}"
+    payload = header.ljust(80).encode() + b"".join(parts)
+    if len(payload) > _PIPE:
+        return Outcome(False, f"program too long: {len(payload)} bytes")
+    folder = tempfile.mkdtemp(prefix="bitgrid-")
+    try:
+        if os.geteuid() == 0:
+            os.chown(folder, _NOBODY, _NOBODY)
+        report, status = _run(payload, folder, timeout_s)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _judge(report, status, token)
+
+
+def execute_all(
+    programs: Sequence[tuple[str, str]],
+    timeout_s: float = 3.0,
+    memory_mib: int = 512,
+    workers: int = 2,
+) -> list[Outcome]:
+    """`execute` for many (code, tests), `workers` at a time; each still has its own interpreter."""
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda p: execute(p[0], timeout_s, memory_mib, p[1]), programs))
+
+
+def _run(payload: bytes, folder: str, timeout_s: float) -> tuple[bytes, int | None]:
+    """The child's report and exit status; None when it had to be killed for time."""
+    ours, theirs = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _CHILD, str(theirs)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        pass_fds=(theirs,),
+        start_new_session=True,
+    )
+    os.close(theirs)
+    report, late = b"", False
+    try:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(payload)
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        deadline = time.monotonic() + timeout_s
+        while len(report) < _REPORT:
+            ready, _, _ = select.select([ours], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                late = True
+                break
+            read = os.read(ours, _REPORT)
+            if not read:
+                break
+            report += read
+        if not late:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                late = True
+    finally:
+        os.close(ours)
+        # The whole group, also after a normal end: nothing that it started may live on.
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        process.wait()
+    return report, None if late else process.returncode
+
+
+def _judge(report: bytes, status: int | None, token: str) -> Outcome:
+    lines = report.decode(errors="replace").split("\n")
+    layers = tuple(lines[0].split())
+    said = lines[1] if len(lines) > 1 else ""
+    if status is None:
+        return Outcome(False, "timeout", layers)
+    if said == f"end {token}":
+        return Outcome(True, "passed", layers)
+    if said.startswith("raised "):
+        return Outcome(False, said.removeprefix("raised "), layers)
+    if status != 0:
+        return Outcome(False, f"killed with status {status}", layers)
+    return Outcome(False, "ended before its tests did", layers)
+
+
+# From here on: the child's half. The functions' source is the child's program, so they use nothing
+# from this module and import what they need themselves.
+
+
+def _confine(memory_mib: int, timeout_s: float, nobody: int) -> list[str]:
+    """Puts this process and its only child into every layer that the machine grants."""
+    import ctypes
+    import os
+    import resource
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts, new_ipc, new_user, new_pid, new_net = 0x20000, 0x8000000, 1 << 28, 1 << 29, 1 << 30
+    layers = []
+    root, uid, gid = os.geteuid() == 0, os.geteuid(), os.getegid()
+    wanted = new_mounts | new_ipc | new_pid | new_net | (0 if root else new_user)
+    if libc.unshare(wanted) == 0:
+        layers += ["network", "processes"]
+        if not root:
+            try:
+                for name, line in (
+                    ("setgroups", "deny"),
+                    ("uid_map", f"0 {uid} 1"),
+                    ("gid_map", f"0 {gid} 1"),
+                ):
+                    with open(f"/proc/self/{name}", "w") as file:
+                        file.write(line)
+            except OSError:
+                pass
+        # Private mounts, all of them read-only (mount_setattr, Linux 5.12), then a small tmpfs on
+        # the working folder, which is all that stays writable.
+        private, recursive, read_only = 1 << 18, 0x8000, (ctypes.c_uint64 * 4)(1, 0, 0, 0)
+        here = os.getcwd()
+        if (
+            libc.mount(b"none", b"/", None, ctypes.c_ulong(0x4000 | private), None) == 0
+            and libc.syscall(442, -100, b"/", recursive, ctypes.byref(read_only), 32) == 0
+            and libc.mount(b"tmpfs", here.encode(), b"tmpfs", 0, b"size=4m,mode=777") == 0
+        ):
+            os.chdir(here)
+            layers.append("files")
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) & 255)
+    kept = 0
+    if root:
+        try:
+            os.setgroups([])
+            os.setgid(nobody)
+            libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS, for the line after next
+            os.setuid(nobody)
+            layers.append("user")
+            # Where the standard library lies in root's own folder, reading (only) stays allowed.
+            kept = 0 if os.access(os.__file__, os.R_OK) else 1 << 2  # CAP_DAC_READ_SEARCH
+        except OSError:
+            pass
+    # Root's capabilities, or those that a user namespace gave us: given up.
+    libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(kept, kept))
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    seconds = int(timeout_s) + 1
+    for kind, limit in (
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_AS, memory_mib << 20),
+        (resource.RLIMIT_FSIZE, 1 << 20),
+        (resource.RLIMIT_NPROC, 1),  # this process is the one: it cannot fork
+        (resource.RLIMIT_NOFILE, 32),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        try:
+            resource.setrlimit(kind, (limit, limit))
+        except (ValueError, OSError):
+            continue
+        layers.append({resource.RLIMIT_AS: "memory", resource.RLIMIT_NPROC: "forks"}.get(kind, ""))
+    return [layer for layer in layers if layer]
+
+
+def _install_guard() -> None:
+    """Refuses, inside the interpreter, what no solution of a task needs."""
+    import os
+    import sys
+
+    here = os.getcwd() + os.sep
+    refused = (
+        "ctypes. fcntl. os.chflags os.chmod os.chown os.exec os.fork os.kill os.link os.posix_spawn "
+        "os.putenv os.remove os.rename os.rmdir os.startfile os.symlink os.system os.truncate "
+        "os.unsetenv pty. shutil. signal. socket. subprocess. syslog."
+    ).split()
+    prefixes = tuple(name for name in refused if name.endswith("."))
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event in refused or event.startswith(prefixes):
+            raise PermissionError(f"{event} is refused in the sandbox")
+        if event == "open":
+            path, mode, flags = arguments
+            if isinstance(flags, int) and flags & writing and not isinstance(path, int):
+                name = os.path.realpath(os.fsdecode(path))  # type: ignore[arg-type]
+                if not name.startswith(here):
+                    raise PermissionError("writing outside the folder is refused in the sandbox")
+        if event == "os.mkdir" and not os.path.realpath(str(arguments[0])).startswith(here):
+            raise PermissionError("os.mkdir outside the folder is refused in the sandbox")
+
+    sys.addaudithook(hook)
+
+
+def _child(nobody: int) -> None:
+    """Confines itself, then reads program, tests and secret one after the other."""
+    import os
+    import sys
+
+    def read(size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = os.read(0, size - len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    report = int(sys.argv[1])
+    memory, seconds, guard, *sizes = read(80).split()
+    layers = _confine(int(memory), float(seconds), nobody)
+    if int(guard):
+        layers.append("guard")
+        _install_guard()
+    os.write(report, (" ".join(layers) + "\n").encode())
+    scope: dict[str, object] = {"__name__": "__main__"}
+    try:
+        for size in sizes[:2]:
+            exec(compile(read(int(size)), "<program>", "exec"), scope)
+    except SystemExit:
+        os._exit(0)
+    except BaseException as error:
+        said = f"raised {type(error).__name__}: {error}".replace("\n", " ")
+        os.write(report, said[:300].encode(errors="replace"))
+        os._exit(0)
+    os.write(report, b"end " + read(int(sizes[2])))
+    os._exit(0)
+
+
+_CHILD = "\n".join(inspect.getsource(f) for f in (_confine, _install_guard, _child)) + (
+    f"\n_child({_NOBODY})\n"
+)

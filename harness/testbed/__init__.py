@@ -1,0 +1,1 @@
+"""The embedded testbed: an invented world, its corpus, tasks and reference model."""
