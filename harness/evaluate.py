@@ -137,6 +137,12 @@ class LmEval(Stage[Scores]):
             max_length=model.context,
             add_bos_token=self.bos,
         )
+        first = language_model.tok_encode("a")[0]
+        if (first == model.tokenizer.bos_token_id) != self.bos:
+            raise ModelError(
+                f"{self.task}: bos is {str(self.bos).lower()}, but the tokenizer's first token is "
+                f"{model.tokenizer.convert_ids_to_tokens(first)!r}"
+            )
         found = lm_eval.simple_evaluate(
             model=language_model,
             tasks=[self.task],
@@ -205,7 +211,7 @@ def evaluation(model: Stage[Model], task: str, options: TaskOptions) -> Stage[Sc
         return Perplexity(model, documents, task, protocol, bos, options.limit)
     check_task(task)
     shots = FEWSHOT.get(task) if options.num_fewshot is None else options.num_fewshot
-    bos = task in testbed_tasks() if options.bos is None else options.bos
+    bos = False if options.bos is None else options.bos  # as the papers do
     return LmEval(model, task, shots, bos, options.limit)
 
 

@@ -14,8 +14,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.stage import Input, Stage, canonical, closure, execute, identity, report, value
-from harness.stage import listening, modules
+from harness.stage import (
+    Input,
+    Stage,
+    canonical,
+    closure,
+    execute,
+    identity,
+    listening,
+    modules,
+    report,
+    value,
+)
 
 
 @dataclass(frozen=True)

@@ -231,8 +231,9 @@ def test_kill_at_any_moment_loses_no_finished_value(store: Store) -> None:
         time.sleep(0.001 * moment)
         child.send_signal(signal.SIGKILL)
         child.wait()
-    assert len(store.keys()) > 0
-    for key in store.keys():
+    found = store.keys()
+    assert found
+    for key in found:
         folder, facts = store.path(key), store.manifest(key)
         assert len(Heavy.load(folder, facts["value"]).text) == 200_000 + facts["number"]
 
@@ -252,7 +253,7 @@ def test_waste_is_what_no_grid_needs_and_nobody_computes(store: Store) -> None:
 
 
 def _python(store: Store, code: str) -> subprocess.Popen[str]:
-    head = f"import time\nfrom pathlib import Path\nfrom harness.store import Store\n"
+    head = "import time\nfrom pathlib import Path\nfrom harness.store import Store\n"
     head += f"store = Store(Path({str(store.root)!r}))\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + textwrap.dedent(code)],

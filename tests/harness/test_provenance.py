@@ -1,0 +1,61 @@
+"""Code digests: what is behind a stage counts, what only looks different does not."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import provenance
+
+
+def _digest(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> str:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    importlib.invalidate_caches()
+    for name in [n for n in sys.modules if n.partition(".")[0] == "plugin"]:
+        del sys.modules[name]
+    for cached in (provenance.code_digest, provenance._file, provenance._imports):
+        cached.cache_clear()
+    provenance._code.cache_clear()
+    provenance._tree.cache_clear()
+    return provenance.code_digest(frozenset({"plugin.stage"}))
+
+
+FILES = {
+    "plugin/__init__.py": "",
+    "plugin/stage.py": "from plugin import helper\n\ndef f():\n    return helper.g()\n",
+    "plugin/helper.py": "def g():\n    return 1\n",
+    "plugin/unrelated.py": "x = 1\n",
+}
+
+
+def test_comments_layout_and_strangers_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _digest(tmp_path, monkeypatch, FILES)
+    dressed = '"""Words."""\n# more\nfrom plugin import helper\n\n\ndef f():\n    """Doc."""\n    return (\n        helper.g()\n    )\n'
+    assert _digest(tmp_path, monkeypatch, {"plugin/stage.py": dressed}) == before
+    assert _digest(tmp_path, monkeypatch, {"plugin/unrelated.py": "x = 2\n"}) == before
+
+
+def test_what_is_imported_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _digest(tmp_path, monkeypatch, FILES)
+    changed = {"plugin/helper.py": "def g():\n    return 2\n"}
+    assert _digest(tmp_path, monkeypatch, changed) != before
+
+
+def test_the_formats_are_behind_training_but_the_reports_are_not() -> None:
+    reached = set(provenance._reachable("methods.train"))
+    assert {"methods.formats", "methods.objectives", "harness.models"} <= reached
+    assert not any(name.startswith(("reports", "harness.cli", "harness.run")) for name in reached)
+
+
+def test_the_environment_names_what_can_move_a_number() -> None:
+    found = provenance.environment()
+    assert {"commit", "packages", "python", "device", "device_name", "threads"} <= set(found)
+    assert {"torch", "transformers", "lm_eval"} <= set(found["packages"])

@@ -1,0 +1,109 @@
+"""Texts by name and token blocks."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import TextError
+from harness.models import read_model
+from harness.stage import execute
+from harness.text import Packed, Tokens, pack, texts
+
+
+class Letters:
+    """A tokenizer of one token a letter, 1 and 2 around a document."""
+
+    bos_token_id, eos_token_id = 1, 2
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
+@given(st.lists(st.text("abc", max_size=9), min_size=1), st.integers(1, 7), st.integers(1, 5))
+def test_pack_is_the_stream_cut_into_blocks(documents: list[str], length: int, count: int) -> None:
+    stream = [t for d in documents if d for t in (1, *map(ord, d), 2)]
+    if len(stream) < length:
+        with pytest.raises(TextError, match="fewer than one block"):
+            pack(documents, Letters(), length, count)  # type: ignore[arg-type]
+        return
+    found = pack(documents, Letters(), length, count)  # type: ignore[arg-type]
+    assert len(found) == min(count, len(stream) // length)
+    assert found.ids.flatten().tolist() == stream[: found.ids.numel()]
+    assert found.mask.all()
+
+
+def test_tokens_come_back_from_disk(tmp_path: Path) -> None:
+    tokens = Tokens(torch.arange(6).view(2, 3), torch.tensor([[True, False, True]] * 2))
+    facts = tokens.save(tmp_path)
+    assert facts == {"sequences": 2, "length": 3, "labels": 4}
+    again = Tokens.load(tmp_path, facts)
+    assert torch.equal(again.ids, tokens.ids)
+    assert torch.equal(again.mask, tokens.mask)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_of_text_and_of_rows(tmp_path: Path, packed: bool) -> None:
+    def write(name: str, content: str) -> str:
+        path = tmp_path / (name + ".gz" if packed else name)
+        path.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
+        return f"file:{path}"
+
+    plain = write("a.txt", "one\nline\n\ntwo\n\n\n\nthree\n")
+    rows = write("b.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in ("x\n\ny", "z")))
+    assert execute(texts(plain, "train"), {}, tmp_path) == ["one\nline", "two", "three"]
+    assert execute(texts(rows, "train"), {}, tmp_path) == ["x\n\ny", "z"]
+
+
+def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    first = texts(f"file:{path}", "train").key
+    path.write_text("two")
+    assert texts(f"file:{path}", "train").key != first
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "words"),
+    [
+        ("wikitxt2", "train", "did you mean 'wikitext2'?"),
+        ("testbed", "test", "split 'test' is unknown"),
+        ("file:/nowhere.txt", "train", "there is no file /nowhere.txt"),
+    ],
+)
+def test_unknown_texts(source: str, split: str, words: str) -> None:
+    with pytest.raises(TextError, match=words.replace("?", r"\?")):
+        texts(source, split)
+
+
+def test_an_empty_file_and_a_row_without_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n \n")
+    with pytest.raises(TextError, match="no documents"):
+        execute(texts(f"file:{tmp_path}/a.txt", "train"), {}, tmp_path)
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"txt": "y"}\n')
+    with pytest.raises(TextError, match="line 2 has no column 'text'"):
+        execute(texts(f"file:{tmp_path}/b.jsonl", "train"), {}, tmp_path)
+
+
+def test_testbed_documents_and_their_openings(tmp_path: Path) -> None:
+    whole = execute(texts("testbed", "calibration", "arithmetic"), {}, tmp_path)
+    opened = execute(texts("testbed", "calibration", "arithmetic", prompts=True), {}, tmp_path)
+    assert all(text.startswith(prompt) for text, prompt in zip(whole, opened, strict=True))
+
+
+def test_blocks_longer_than_the_context_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    from harness.models import pretrained
+
+    base, documents = pretrained(str(tiny_folder)), texts("testbed", "calibration")
+    model = read_model(str(tiny_folder), "float32")
+    values = {base.key: model, documents.key: ["some words"] * 100}
+    assert execute(Packed(documents, base, 32, 4), values, tmp_path).ids.shape == (4, 32)
+    with pytest.raises(TextError, match="context is 128"):
+        execute(Packed(documents, base, 129, 4), values, tmp_path)

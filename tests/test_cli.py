@@ -1,0 +1,158 @@
+"""The command, as a user meets it: end to end on the testbed, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+VERBS = ("run", "status", "report", "methods", "tasks", "plan", "gc")
+
+
+def _bitgrid(
+    *words: str | Path, cwd: Path = ROOT, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness.cli", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the quickstart grid in a reduced form."""
+    folder = tmp_path_factory.mktemp("place")
+    grid = yaml.safe_load((ROOT / "experiments/quickstart.yaml").read_text())
+    grid["vary"] = {"format.bits": [2]}
+    grid["defaults"] |= {
+        "train.steps": 2,
+        "data.sequences": 16,
+        "data.length": 64,
+        "init.sequences": 8,
+    }
+    kept = ("testbed-ppl", "testbed_knowledge", "testbed_arithmetic", "testbed_code")
+    grid["evaluate"] = [{name: {"limit": 4}} for name in kept]
+    grid["report"] = {"average": ["testbed_knowledge"]}
+    (folder / "quick.yaml").write_text("# Does it run?\n" + yaml.safe_dump(grid))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> subprocess.CompletedProcess[str]:
+    return _bitgrid("run", "quick.yaml", cwd=place)
+
+
+def test_the_reduced_quickstart_runs_end_to_end(
+    place: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    rows = [json.loads(line) for line in (place / "results/quick/rows.jsonl").open()]
+    assert {row["label"] for row in rows} == {"BF16", "RTN", "AWQ-clip", "LLM-QAT", "BitDistiller"}
+    assert len(rows) == 5 * 4
+    assert all(row["testbed"] and row["n"] > 0 and row["stale"] is None for row in rows)
+    by_label = {row["label"]: row["value"] for row in rows if row["task"] == "testbed-ppl"}
+    assert by_label["BF16"] < by_label["BitDistiller"]
+    assert by_label["BF16"] * 1.5 < by_label["RTN"]
+    for row in rows:
+        assert row["bits"] == (16 if row["label"] == "BF16" else 2)
+    for label in by_label:
+        assert label in finished.stdout
+    for name in ("report.md", "table.md", "table.tex", "table.csv"):
+        assert (place / "results/quick" / name).stat().st_size > 0
+        assert name in finished.stdout
+    pictures = {path.suffix for path in (place / "results/quick/plots").iterdir()}
+    assert pictures == {".png", ".pdf"}
+    curves = [json.loads(line) for line in (place / "results/quick/curves.jsonl").open()]
+    assert [(c["label"], c["step"]) for c in curves] == [
+        (label, step) for label in ("BitDistiller", "LLM-QAT") for step in (1, 2)
+    ] or len(curves) == 4
+
+
+def test_a_second_run_computes_nothing_and_is_quick(
+    place: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    before = (place / "results/quick/rows.jsonl").read_bytes()
+    again = _bitgrid("run", "quick.yaml", cwd=place)
+    assert "done already" in again.stderr
+    assert again.stdout == finished.stdout
+    assert (place / "results/quick/rows.jsonl").read_bytes() == before
+
+
+def test_status_report_and_plan_of_a_finished_grid(
+    place: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    status = _bitgrid("status", "quick.yaml", cwd=place).stdout
+    assert "5 cells, 5 models" in status
+    assert "queued" not in status
+    assert "stages to compute   0" in _bitgrid("plan", "quick.yaml", cwd=place).stdout
+    latex = _bitgrid("report", "quick.yaml", "--format", "latex", cwd=place).stdout
+    assert "\\toprule" in latex
+    assert "BitDistiller" in _bitgrid("report", place / "results/quick", cwd=place).stdout
+
+
+def test_gc_keeps_what_a_grid_needs(
+    place: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    assert "0 entries" in _bitgrid("gc", cwd=place).stdout
+    extra = place / ".bitgrid/values/unknown"
+    extra.mkdir()
+    (extra / "manifest.json").write_text("{}")
+    assert "values/unknown" in _bitgrid("gc", cwd=place).stdout
+    assert extra.exists()
+    _bitgrid("gc", "--yes", cwd=place)
+    assert not extra.exists()
+    assert "stages to compute   0" in _bitgrid("plan", "quick.yaml", cwd=place).stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb: str) -> None:
+    assert f"bitgrid {verb}" in _bitgrid(verb, "--help").stdout.split("example:")[1]
+
+
+def test_status_without_torch(place: Path, finished: subprocess.CompletedProcess[str]) -> None:
+    """The remembered plan serves: nothing heavy is imported to read rows."""
+    code = (
+        "import sys; from harness.cli import main; main(['status', 'quick.yaml']);"
+        "assert not {'torch', 'transformers', 'lm_eval', 'pandas'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=place, env=environment, check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "experiments/quickstrt.yaml"), "did you mean 'experiments/quickstart.yaml'?"),
+        (("methods", "bitdistil"), "did you mean 'bitdistiller'?"),
+        (("status", "README.md"), "README.md:"),
+        (("report", "tests"), "tests"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(words: tuple[str, ...], message: str) -> None:
+    done = _bitgrid(*words, code=2)
+    assert done.stderr.startswith("bitgrid: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert message in done.stderr
+
+
+def test_a_failing_cell_exits_1_and_shows_the_hole(place: Path, tmp_path: Path) -> None:
+    text = (place / "quick.yaml").read_text()
+    grid = yaml.safe_load(text)
+    grid |= {"compare": ["rtn"], "evaluate": [{"testbed-ppl": {"limit": 2}}], "report": {}}
+    grid["defaults"]["train.lr"] = 1e30  # NaN within two steps
+    (tmp_path / "nan.yaml").write_text(
+        "# Does a failing cell stand alone?\n" + yaml.safe_dump(grid)
+    )
+    done = _bitgrid("run", "nan.yaml", cwd=tmp_path, code=1)
+    assert "RTN" in done.stdout
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: Train")]
+    assert len(failed) == 1
+    assert "step" in failed[0]
+    report = (tmp_path / "results/nan/report.md").read_text()
+    assert "BitDistiller" in report
