@@ -1,0 +1,391 @@
+"""Training data: text as it is, or text that the full-precision teacher writes.
+
+    tokens = Generated(text="wikitext2", sequences=3000).build(teacher)       # a Stage[Tokens]
+
+A data source has a seed of its own, apart from the cell's, so that all cells of a grid train on the
+same sequences, made once. What is drawn depends on the seed and the place of a sequence only: each
+(sequence, position) has its uniform number, so the size of the batches, which follows the memory
+there is, does not show in the text.
+
+Every sequence is a row of `length` ids, padded on the right; the mask is True where a token is to be
+learnt. Not here: text sources and packing (`harness.text`), training (`train`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from harness.errors import BitgridError, TextError
+from harness.method import Component
+from harness.models import Model
+from harness.stage import Input, Stage, report, value
+from harness.text import Packed, Tokens, texts
+from methods.forward import logits
+
+_MOST_ROWS = 256
+_CPU_CACHE = 2 * 2**30  # bytes of keys and values at once
+_GROWTH = 64  # tokens of room that a cache makes at a time
+
+
+@dataclass(frozen=True)
+class Data(Component):
+    """Where training sequences come from. `sequences` of `length` tokens."""
+
+    sequences: int = 8000
+    length: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.sequences < 1 or self.length < 2:
+            raise BitgridError(
+                f"{self.sequences} sequences of {self.length} tokens: nothing to learn from"
+            )
+
+    @abstractmethod
+    def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
+        """The stage that makes them; `teacher` gives the tokenizer, and writes where one writes."""
+
+
+@dataclass(frozen=True)
+class GroundTruth(Data):
+    """Documents of a text, joined end to end and cut; every token is learnt."""
+
+    name = "ground-truth"
+    text: str = "wikitext2"
+
+    def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
+        return Packed(texts(self.text, "train"), teacher, self.length, self.sequences)
+
+
+@dataclass(frozen=True)
+class Generated(Data):
+    """The teacher continues the openings of a text's documents. BitDistiller sec. 3.3.
+
+    An opening is the first `prompt_chars` characters of a document longer than `min_chars`, as
+    published for WikiText-2; the testbed gives its own prompts, which are used whole. Openings are
+    learnt too by default: the published code has the lines that would mask them commented out.
+    """
+
+    name = "generated"
+    text: str = "wikitext2"
+    prompt_chars: int = 128
+    min_chars: int = 512
+    temperature: float = 0.7  # 0: greedy
+    top_p: float = 1.0
+    learn_prompt: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sampling(self.temperature, self.top_p)
+
+    def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
+        whole = self.text == "testbed"
+        return Generate(
+            teacher,
+            texts(self.text, "train", prompts=whole),
+            self.sequences,
+            self.length,
+            prompt_chars=None if whole else self.prompt_chars,
+            min_chars=0 if whole else self.min_chars,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            learn_prompt=self.learn_prompt,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class SelfGenerated(Data):
+    """The teacher writes alone, from a random first token. LLM-QAT sec. 2.1.
+
+    Its likeliest next tokens first, for as many positions as drawn from `greedy` (inclusive) for
+    each sequence, then samples: greedy throughout repeats itself, sampling throughout wanders off.
+    """
+
+    name = "self-generated"
+    greedy: tuple[int, int] = (3, 5)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sampling(self.temperature, self.top_p)
+        if not 0 <= self.greedy[0] <= self.greedy[1]:
+            raise BitgridError(f"greedy {self.greedy} is no range of token counts")
+
+    def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
+        return Generate(
+            teacher,
+            None,
+            self.sequences,
+            self.length,
+            greedy=self.greedy,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Generate(Stage[Tokens]):
+    """Sequences that a model writes, from documents' openings or, without, from a random token.
+
+    A sequence ends with the model's EOS, which is learnt, or at `length`.
+    """
+
+    teacher: Input[Model]
+    documents: Input[list[str]] | None
+    count: int
+    length: int
+    prompt_chars: int | None = None
+    min_chars: int = 0
+    greedy: tuple[int, int] = (0, 0)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    learn_prompt: bool = True
+    seed: int = 0
+
+    def run(self, work: Path) -> Tokens:
+        """Raises TextError where no prompt can be made, or the teacher writes nothing."""
+        teacher = value(self.teacher)
+        if self.length > teacher.context:
+            raise TextError(
+                f"sequences of {self.length} tokens: the model's context is {teacher.context}"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        prompts = self._prompts(teacher, generator)
+        low, high = self.greedy
+        greedy = torch.randint(low, high + 1, (self.count,), generator=generator)
+        chances = torch.rand(self.count, self.length, generator=generator)
+        pad = _padding(teacher)
+        ids = torch.full((self.count, self.length), pad)
+        ends = torch.zeros(self.count, dtype=torch.int64)
+        begins = torch.tensor([len(prompt) for prompt in prompts])
+        # Prompts of like length together, so that little of a batch is padding.
+        places = begins.argsort(stable=True)
+        done = 0
+        for rows in places.split(_rows_at_once(teacher, self.length)):
+            part = work / f"part-{done}-{done + len(rows)}.safetensors"
+            if part.exists():
+                found = load_file(part)
+            else:
+                written, lengths = self._write(
+                    teacher, [prompts[row] for row in rows], greedy[rows], chances[rows], done
+                )
+                found = {"ids": written, "ends": lengths}
+                draft = part.with_suffix(".draft")
+                save_file(found, draft)
+                draft.replace(part)
+            ids[rows, : found["ids"].shape[1]] = found["ids"]
+            ends[rows] = found["ends"]
+            done += len(rows)
+            report(done, self.count)
+        return self._tokens(ids, begins, ends, pad, _stops(teacher))
+
+    def _tokens(self, ids: Tensor, begins: Tensor, ends: Tensor, pad: int, stops: Tensor) -> Tokens:
+        """Padding and mask around ids (B, T) that begin after the prompt and end before padding."""
+        positions = torch.arange(self.length)
+        written = (positions >= begins[:, None]) & (positions < ends[:, None])
+        if not bool((written & ~torch.isin(ids, stops)).any()):
+            raise TextError("the generation produced nothing: the teacher ends every text at once")
+        kept = positions < ends[:, None]
+        learnt = (kept & (positions > 0)) if self.learn_prompt else written
+        return Tokens(ids.masked_fill(~kept, pad), learnt)
+
+    def _prompts(self, teacher: Model, generator: torch.Generator) -> list[list[int]]:
+        """`count` beginnings as token ids, in an order drawn from the generator."""
+        if self.documents is None:
+            special = set(teacher.tokenizer.all_special_ids)
+            vocabulary = min(len(teacher.tokenizer), teacher.network.config.vocab_size)
+            plain = torch.tensor([i for i in range(vocabulary) if i not in special])
+            drawn = torch.randint(len(plain), (self.count,), generator=generator)
+            return [[int(token)] for token in plain[drawn]]
+        openings = [
+            text[: self.prompt_chars]
+            for text in value(self.documents)
+            if len(text) > self.min_chars and text.strip()
+        ]
+        if not openings:
+            raise TextError(f"no document is longer than min_chars: {self.min_chars} characters")
+        bos = teacher.tokenizer.bos_token_id
+        first = [] if bos is None else [bos]
+        chosen = [openings[i] for i in torch.randperm(len(openings), generator=generator)]
+        chosen = chosen[: self.count]
+        encoded = [
+            first + list(teacher.tokenizer(text, add_special_tokens=False)["input_ids"])
+            for text in chosen
+        ]
+        fitting = [prompt for prompt in encoded if 0 < len(prompt) < self.length]
+        if not fitting:
+            raise TextError(f"every prompt fills the whole length of {self.length} tokens")
+        return list(islice(cycle(fitting), self.count))
+
+    @torch.inference_mode()
+    def _write(
+        self, teacher: Model, prompts: list[list[int]], greedy: Tensor, chances: Tensor, done: int
+    ) -> tuple[Tensor, Tensor]:
+        """Continue prompts, one row each: ids (B, T) and where each row ends (B,), on the CPU.
+
+        greedy (B,): how many tokens to take the likeliest of; chances (B, T): a uniform number for
+        each position. Prompts stand flush right while the model runs, so that all rows go on from
+        one column; rows that ended are dropped from the batch once they are a quarter of it.
+        """
+        device, network, stops = teacher.device, teacher.network, _stops(teacher).to(teacher.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        width = int(lengths.max())
+        rows = len(prompts)
+        result = torch.zeros(rows, self.length, dtype=torch.int64)
+        ends = torch.full((rows,), self.length)
+        line = torch.zeros(rows, width, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            line[row, width - len(prompt) :] = torch.tensor(prompt)
+            result[row, : len(prompt)] = torch.tensor(prompt)
+        seen = torch.arange(width) >= width - lengths[:, None]
+        position = (seen.cumsum(1) - 1).clamp(min=0)
+        alive, at = torch.arange(rows), lengths.clone()  # rows of the batch; each one's next column
+        ended = torch.zeros(rows, dtype=torch.bool)
+        tokens, seen, position = line.to(device), seen.to(device), position.to(device)
+        ragged = bool((lengths != width).any())
+        cache = _cache(network.config)
+        for step in range(self.length):
+            states = network.base_model(
+                input_ids=tokens,
+                attention_mask=seen if ragged else None,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            uniform = chances[alive, at.clamp(max=self.length - 1)].to(device)
+            likeliest = (at - lengths[alive] < greedy[alive]).to(device)
+            picked = sample(
+                logits(network, states), uniform, likeliest, self.temperature, self.top_p
+            )
+            live = ~ended
+            result[alive[live], at[live]] = picked.cpu()[live]
+            at[live] += 1
+            now = live & (torch.isin(picked, stops).cpu() | (at >= self.length))
+            ends[alive[now]] = at[now]
+            ended |= now
+            if bool(ended.all()):
+                break
+            position = position[:, -1:] + 1
+            seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
+            if int(ended.sum()) * 4 >= len(ended):
+                where = (~ended).nonzero().squeeze(1)
+                alive, at, ended = alive[where], at[where], ended[where]
+                where = where.to(device)
+                picked, seen, position = picked[where], seen[where], position[where]
+                cache.batch_select_indices(where)
+            tokens, position = picked[:, None], position.clamp(max=self.length - 1)
+            if step % 16 == 15:
+                report(done + rows * step // self.length, self.count)
+        return result, ends
+
+
+def sample(
+    scores: Tensor, uniform: Tensor, greedy: Tensor, temperature: float, top_p: float
+) -> Tensor:
+    """One token a row, by inverting the distribution function: (B, V) -> (B,) int64.
+
+    uniform (B,) in [0, 1); greedy (B,) bool: take the likeliest. top_p keeps the fewest tokens whose
+    probabilities reach it. Temperature 0 is greedy.
+    """
+    likeliest = scores.argmax(-1)
+    if temperature == 0 or bool(greedy.all()):
+        return likeliest
+    chances = (scores.float() / temperature).softmax(-1)
+    places: Tensor | None = None
+    if top_p < 1:
+        chances, places = chances.sort(-1, descending=True)
+        chances = chances.masked_fill(chances.cumsum(-1) - chances >= top_p, 0)
+    reached = chances.cumsum(-1)
+    drawn = torch.searchsorted(reached, (uniform.to(reached) * reached[:, -1])[:, None], right=True)
+    drawn = drawn.clamp(max=scores.shape[-1] - 1)
+    if places is not None:
+        drawn = places.gather(-1, drawn)
+    return torch.where(greedy, likeliest, drawn.squeeze(-1))
+
+
+class _Roomy(DynamicLayer):  # type: ignore[misc]
+    """A layer's keys and values in a buffer with room at the end.
+
+    The library's own copies everything at every token, which here is most of the time.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+            self.room: tuple[Tensor, Tensor] | None = None
+        old, new = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        if self.room is None or self.room[0].shape[-2] < new:
+            self.room = self._more(self.keys, new), self._more(self.values, new)
+        keys, values = self.room
+        keys[..., old:new, :] = key_states
+        values[..., old:new, :] = value_states
+        self.keys, self.values = keys[..., :new, :], values[..., :new, :]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.room = None
+
+    @staticmethod
+    def _more(held: Tensor, length: int) -> Tensor:
+        bigger = held.new_empty(*held.shape[:-2], length + _GROWTH, held.shape[-1])
+        bigger[..., : held.shape[-2], :] = held
+        return bigger
+
+
+def _cache(config: object) -> DynamicCache:
+    """The library's cache for a model, with roomy layers where they are plain ones."""
+    cache = DynamicCache(config=config)
+    cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _rows_at_once(teacher: Model, length: int) -> int:
+    """How many sequences' keys and values fit into half of the memory there is."""
+    config = teacher.network.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * width * teacher.network.dtype.itemsize
+    memory = _CPU_CACHE
+    if teacher.device.type == "cuda":
+        memory = torch.cuda.mem_get_info(teacher.device)[0] // 2
+    return max(1, min(_MOST_ROWS, memory // (per_token * length)))
+
+
+def _stops(teacher: Model) -> Tensor:
+    """Every token that ends a text: the tokenizer's EOS and the generation configuration's."""
+    named = getattr(teacher.network.generation_config, "eos_token_id", None)
+    found = set(named) if isinstance(named, list | tuple) else {named}
+    return torch.tensor(
+        sorted((found | {teacher.tokenizer.eos_token_id}) - {None}), dtype=torch.int64
+    )
+
+
+def _padding(teacher: Model) -> int:
+    tokenizer = teacher.tokenizer
+    known: Iterator[int | None] = iter((tokenizer.pad_token_id, tokenizer.eos_token_id))
+    return next((int(i) for i in known if i is not None), 0)
+
+
+def _check_sampling(temperature: float, top_p: float) -> None:
+    if temperature < 0:
+        raise BitgridError(f"temperature {temperature} is negative")
+    if not 0 < top_p <= 1:
+        raise BitgridError(f"top_p {top_p} is no share between 0 and 1")

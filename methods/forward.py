@@ -1,0 +1,133 @@
+"""How training and generation run a network: the trunk whole, the head a few tokens at a time.
+
+Logits are by far the largest tensor of a language model's step (batch × length × vocabulary), and a
+loss needs each of them once. So the trunk gives hidden states, the states of label positions are
+picked out, and the head runs over chunks of those. In this file: that, and copies of a network in
+another dtype. Not here: losses (`objectives`), the loop (`train`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from harness.errors import ModelError
+from harness.models import Model
+
+# Logits held at once, per tensor. Larger chunks fall out of a CPU's cache; smaller ones leave a GPU
+# idle.
+_CHUNK = {"cpu": 2**21, "cuda": 2**26}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label positions of a batch: position t predicts ids[t + 1] where mask[t + 1].
+
+    where: (B, T - 1) bool; ids: (N,) int64, what the N marked positions should predict, row by row.
+    """
+
+    where: Tensor
+    ids: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, mask: Tensor) -> Labels:
+        """From ids (B, T) int64 and mask (B, T) bool, as `Tokens` holds them."""
+        where = mask[:, 1:]
+        return cls(where, ids[:, 1:][where])
+
+    def pick(self, states: Tensor) -> Tensor:
+        """(B, T, D) -> (N, D): the states of the label positions."""
+        return states[:, :-1][self.where]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(N,) -> (B, T - 1), zero where there is no label."""
+        full = values.new_zeros(self.where.shape)
+        full[self.where] = values
+        return full
+
+
+def hidden(network: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Last hidden states, after the final norm: (B, T) -> (B, T, D).
+
+    No attention mask: sequences are padded on the right, where a causal model does not look.
+    """
+    states: Tensor = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return states
+
+
+def logits(network: PreTrainedModel, states: Tensor) -> Tensor:
+    """The head, and the cap that some models put behind it: (N, D) -> (N, V)."""
+    scores: Tensor = network.get_output_embeddings()(states)
+    cap = getattr(network.config, "final_logit_softcapping", None)
+    return scores if cap is None else torch.tanh(scores / cap) * cap
+
+
+def chunks(count: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cover `count` tokens, each small enough to hold its logits."""
+    size = max(1, _CHUNK.get(device.type, _CHUNK["cuda"]) // vocabulary)
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+@torch.no_grad()
+def each_label(
+    network: PreTrainedModel,
+    ids: Tensor,
+    labels: Labels,
+    measure: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """`measure(logits (n, V), labels (n,)) -> (n,)` over all label positions: (N,)."""
+    states = labels.pick(hidden(network, ids))
+    parts = [
+        measure(logits(network, states[part]), labels.ids[part])
+        for part in chunks(len(states), network.config.vocab_size, states.device)
+    ]
+    return torch.cat(parts) if parts else states.new_zeros(0)
+
+
+@torch.no_grad()
+def check_split(model: Model) -> None:
+    """Raise ModelError where trunk and head, run apart, are not the whole network.
+
+    A model may scale or cap its logits in a way that `logits` does not know; training it silently
+    without would be wrong.
+    """
+    network = model.network
+    ids = torch.arange(4, device=model.device)[None] % network.config.vocab_size
+    apart = logits(network, hidden(network, ids))
+    whole = network(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(apart, whole, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise ModelError(
+            f"{type(network).__name__} does something to its logits after the head that "
+            "methods/forward.py does not know; add it to `logits` there"
+        )
+
+
+def replace_parameters(
+    network: PreTrainedModel, make: Callable[[str, nn.Parameter], nn.Parameter]
+) -> None:
+    """Give every parameter's place the one that `make(name, old)` returns; tied ones stay tied.
+
+    Not `network.to(...)`, which writes into the parameters that a fork shares with its origin.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for name, old in list(network.named_parameters(remove_duplicate=False)):
+        if id(old) not in made:
+            made[id(old)] = make(name, old)
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, made[id(old)])
+
+
+def in_dtype(model: Model, dtype: torch.dtype) -> Model:
+    """The model with parameters of `dtype`: itself where it has no other, else a fork."""
+    if all(tensor.dtype == dtype for tensor in model.network.parameters()):
+        return model
+    fork = model.fork()
+    replace_parameters(
+        fork.network, lambda _, old: nn.Parameter(old.detach().to(dtype), requires_grad=False)
+    )
+    return fork

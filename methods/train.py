@@ -1,0 +1,339 @@
+"""The one training loop: a quantised student, an objective, some tokens.
+
+    Train(student, teacher, tokens, IntAsym(bits=2), CAKLD(), gamma, Training(steps=200), seed=0)
+
+Whatever the method, a step is: round the masters once; for each micro-batch run teacher and student
+trunks, then head and objective a chunk of label tokens at a time, each chunk's gradient going back
+to the hidden states at once, so that logits of a whole batch never exist; one backward through the
+trunk; then one AdamW step on the float32 masters. Gradients are sums over label tokens divided by
+the whole batch's weight, so micro-batches of unequal length add up to exactly the big batch.
+
+A run goes on from its work folder after a kill, to the same weights bit for bit on the same machine.
+In this file: `Training`, `Train`, order and schedule. Not here: the weights (`masters`), what is
+written (`checkpoint`), what a loss is (`objectives`), where NaN came from (`diagnose`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from harness.errors import BitgridError, ModelError, TextError, TrainingError
+from harness.models import DTYPES, Model
+from harness.stage import Input, Stage, report, value
+from harness.text import Tokens
+from methods.checkpoint import Checkpoint, Metrics
+from methods.diagnose import diagnose
+from methods.formats import Format
+from methods.forward import Labels, check_split, chunks, each_label, hidden, in_dtype, logits
+from methods.masters import Masters, Trained
+from methods.objectives import Objective, token_nll
+
+
+@dataclass(frozen=True)
+class Training:
+    """The hyper-parameters. Defaults are BitDistiller's, where it publishes them.
+
+    `trained`: `linears` the quantised weights only; `body` everything but embeddings and head, so
+    norms too; `all` (the published code) also those, which then leave the 16-bit model's. The
+    default keeps them as they are, since all methods compared here share them.
+    """
+
+    steps: int | None = None  # optimizer steps; None: as many as `epochs` needs
+    epochs: float = 4.0
+    batch_size: int = 128  # sequences a step
+    micro_batch: int = 8  # sequences at once; changes memory, and results by float rounding only
+    lr: float = 8e-6
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = 0  # steps
+    weight_decay: float = 0.0  # of matrices; never of norms and biases
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 1.0  # 0: off
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; masters are float32
+    checkpoint_every: int = 100  # steps; 0: never
+    trained: Trained = "body"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch", "epochs" if self.steps is None else "steps"):
+            if getattr(self, name) <= 0:
+                raise BitgridError(f"{name} {getattr(self, name)} is not positive")
+        for name in ("lr", "warmup", "weight_decay", "clip_norm", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise BitgridError(f"{name} {getattr(self, name)} is negative")
+        for name, choices in (
+            ("schedule", ("constant", "cosine", "linear")),
+            ("dtype", ("float32", "bfloat16")),
+            ("trained", ("body", "linears", "all")),
+        ):
+            if getattr(self, name) not in choices:
+                raise BitgridError(
+                    f"{name} {getattr(self, name)!r} is unknown; choices: {', '.join(choices)}"
+                )
+
+    def extent(self, sequences: int) -> tuple[int, int]:
+        """Steps, and sequences seen in all, for a data set of `sequences`.
+
+        Counted in epochs the last step may be smaller, so that each sequence is seen equally often.
+        """
+        if self.steps is not None:
+            return self.steps, self.steps * self.batch_size
+        seen = max(1, round(self.epochs * sequences))
+        return math.ceil(seen / self.batch_size), seen
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step 0, 1, … `steps` − 1: linear warm-up, then the schedule to 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, steps - self.warmup)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        return self.lr * (1 - done) if self.schedule == "linear" else self.lr
+
+
+@dataclass(frozen=True)
+class Train(Stage[Model]):
+    """The student after training: float32 latent weights, which a later stage rounds.
+
+    `teacher` may be None for objectives without one; `statistic` is the value of the stage that
+    `objective.statistic` returns. The seed decides the data order and nothing else, so cells that
+    share a seed see the same batches whatever their objective and format.
+    """
+
+    student: Input[Model]
+    teacher: Input[Model] | None
+    tokens: Input[Tokens]
+    format: Format
+    objective: Objective
+    statistic: Input[float] | None
+    training: Training
+    seed: int = 0
+
+    def run(self, work: Path) -> Model:
+        """Raises TrainingError on NaN or Inf; ModelError, TextError, FormatError on misfits."""
+        teacher = None
+        if self.objective.teacher:
+            if self.teacher is None:
+                raise BitgridError(f"the objective {self.objective.name!r} needs a teacher")
+            teacher = value(self.teacher)
+        student, tokens = value(self.student), value(self.tokens)
+        _check(student, teacher, tokens)
+        dtype = DTYPES[self.training.dtype]
+        loop = _Loop(
+            self.training,
+            self.objective,
+            None if self.statistic is None else value(self.statistic),
+            Masters.of(student, self.format, self.training.trained, dtype),
+            None if teacher is None else in_dtype(teacher, dtype),
+            tokens,
+            self.seed,
+        )
+        return loop.run(work)
+
+
+@dataclass
+class _Loop:
+    training: Training
+    objective: Objective
+    statistic: float | None
+    masters: Masters
+    teacher: Model | None
+    tokens: Tokens
+    seed: int
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = list(self.masters.weights.values())
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [w for w in weights if w.ndim >= 2],
+                "weight_decay": self.training.weight_decay,
+            },
+            {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.training.lr,
+            betas=self.training.betas,
+            fused=True,
+        )
+
+    def run(self, work: Path) -> Model:
+        training, masters = self.training, self.masters
+        steps, seen = training.extent(len(self.tokens))
+        checkpoint = Checkpoint(work / "checkpoint.safetensors")
+        facts = checkpoint.load(masters.weights, self.optimizer) or {"step": 0, "tokens": 0}
+        first, tokens = int(facts["step"]), int(facts["tokens"])
+        saved = first
+        metrics = Metrics(work / "metrics.jsonl", first)
+        before = metrics.last["seconds"] if metrics.last else 0.0
+        began = last = time.perf_counter()
+        batches = order(len(self.tokens), training.batch_size, seen, self.seed, first)
+        try:
+            for step, rows in zip(range(first + 1, steps + 1), batches, strict=True):
+                rate = training.rate(step - 1, steps)
+                micro = self._micro_batches(rows)
+                loss, norm = self._gradients(micro)
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise TrainingError(self._cause(step, micro, loss, saved))
+                self._update(rate, norm)
+                now = time.perf_counter()
+                labels = int(self.tokens.mask[rows, 1:].sum())
+                tokens += labels
+                metrics.write(
+                    {
+                        "step": step,
+                        "tokens": tokens,
+                        "loss": loss,
+                        "grad_norm": norm,
+                        "lr": rate,
+                        "tokens_per_s": round(labels / (now - last), 1),
+                        "seconds": round(before + now - began, 3),
+                    }
+                )
+                last = now
+                report(step, steps, loss=loss)
+                if training.checkpoint_every and step % training.checkpoint_every == 0:
+                    if not masters.finite():
+                        raise TrainingError(self._cause(step + 1, micro, loss, saved))
+                    metrics.sync()
+                    checkpoint.save(step, masters.weights, self.optimizer, {"tokens": tokens})
+                    saved = step
+        finally:
+            metrics.close()
+        return masters.model()
+
+    def _gradients(self, micro: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Loss and gradient norm of a batch; the gradients stand in the masters."""
+        self.masters.refresh()
+        sums = torch.zeros(2, device=self.masters.student.device)
+        for ids, mask in micro:
+            sums += self._backward(ids, mask)
+            self.masters.gather()
+        total, weight = sums.tolist()
+        scale = 1 / weight if weight else 0.0
+        return total * scale, float(self.masters.settle(scale))
+
+    def _backward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Σ weight·loss and Σ weight of a micro-batch: (2,); the sum's gradients are left behind.
+
+        ids (B, T) int64, mask (B, T) bool.
+        """
+        network, labels = self.masters.network, Labels.of(ids, mask)
+        if len(labels.ids) == 0:
+            return torch.zeros(2, device=ids.device)
+        guide = weights = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                guide = labels.pick(hidden(self.teacher.network, ids))
+        if self.objective.weighted:
+            weights = self._weights(ids, labels)
+        states = labels.pick(hidden(network, ids))
+        total = torch.zeros((), device=ids.device)
+        gradients = []
+        for part in chunks(len(states), network.config.vocab_size, states.device):
+            piece = states[part].detach().requires_grad_()
+            target = None
+            if self.teacher is not None and guide is not None:
+                with torch.no_grad():
+                    target = logits(self.teacher.network, guide[part])
+            losses = self.objective.tokens(
+                logits(network, piece), target, labels.ids[part], self.statistic
+            )
+            summed = (losses if weights is None else losses * weights[part]).sum()
+            summed.backward()
+            total += summed.detach()
+            assert piece.grad is not None
+            gradients.append(piece.grad)
+        states.backward(torch.cat(gradients))
+        weight = total.new_tensor(float(len(states))) if weights is None else weights.sum()
+        return torch.stack([total, weight])
+
+    def _weights(self, ids: Tensor, labels: Labels) -> Tensor:
+        """(N,): the objective's token weights, from the teacher's loss on every label."""
+        assert self.teacher is not None
+        nll = labels.spread(each_label(self.teacher.network, ids, labels, token_nll))
+        return self.objective.weights(nll, labels.where)[labels.where]
+
+    def _update(self, rate: float, norm: float) -> None:
+        """Clip the masters' gradients to the norm allowed and let the optimizer step."""
+        limit = self.training.clip_norm
+        if limit and norm > limit:
+            grads = [w.grad for w in self.masters.weights.values() if w.grad is not None]
+            torch._foreach_mul_(grads, limit / (norm + 1e-6))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def _micro_batches(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """ids and mask of each micro-batch, sequences of like length together, padding cut off."""
+        ids, mask = self.tokens.ids[rows], self.tokens.mask[rows]
+        places = torch.arange(mask.shape[1])
+        ends = (mask * places).amax(1) + 1
+        by_length = ends.argsort(stable=True, descending=True)
+        device = self.masters.student.device
+        return [
+            (
+                ids[some, : int(ends[some].max())].to(device),
+                mask[some, : int(ends[some].max())].to(device),
+            )
+            for some in by_length.split(self.training.micro_batch)
+        ]
+
+    def _cause(self, step: int, micro: list[tuple[Tensor, Tensor]], loss: float, saved: int) -> str:
+        networks = {"": self.masters.network}
+        if self.teacher is not None:
+            networks["teacher's "] = self.teacher.network
+        self.masters.refresh()
+        found = diagnose(
+            networks,
+            lambda: [self._backward(*pair) for pair in micro],
+            gradients=math.isfinite(loss),
+        )
+        kept = f"last good checkpoint: step {saved}" if saved else "no checkpoint yet"
+        where = found or f"the objective {self.objective.name!r} itself, at a loss of {loss}"
+        return f"training met NaN or Inf at step {step}: {where}; {kept}"
+
+
+def order(sequences: int, batch: int, seen: int, seed: int, first: int = 0) -> Iterator[Tensor]:
+    """The rows of each step from `first` on: int64 (batch,), the last one shorter if it must be.
+
+    One permutation of all sequences after another, cut into batches across epochs, so that none is
+    left out and each is seen as often as any other, give or take one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    stream = torch.empty(0, dtype=torch.int64)
+    for step, start in enumerate(range(0, seen, batch)):
+        size = min(batch, seen - start)
+        while len(stream) < size:
+            stream = torch.cat([stream, torch.randperm(sequences, generator=generator)])
+        rows, stream = stream[:size], stream[size:]
+        if step >= first:
+            yield rows
+
+
+def _check(student: Model, teacher: Model | None, tokens: Tokens) -> None:
+    """What can be known to be wrong before the first step."""
+    if len(tokens) == 0 or not bool(tokens.mask[:, 1:].any()):
+        raise TextError("the training data have no label tokens")
+    length, vocabulary = tokens.ids.shape[1], student.network.config.vocab_size
+    models = [student] if teacher is None else [student, teacher]
+    for model in models:
+        if length > model.context:
+            raise TextError(f"sequences of {length} tokens: the model's context is {model.context}")
+        check_split(model)
+    if int(tokens.ids.max()) >= vocabulary:
+        raise ModelError(
+            f"the training data hold token {int(tokens.ids.max())}, the student knows {vocabulary}"
+        )
+    if teacher is not None and teacher.network.config.vocab_size != vocabulary:
+        raise ModelError(
+            f"teacher and student differ in vocabulary: {teacher.network.config.vocab_size} and "
+            f"{vocabulary} tokens"
+        )
