@@ -47,7 +47,7 @@ def test_an_endless_program_is_stopped(code: str) -> None:
     began = time.monotonic()
     outcome = execute(code, timeout_s=1.0)
     assert outcome == Outcome(False, "timeout", outcome.layers)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("guard", [True, False])
@@ -63,7 +63,7 @@ def test_a_fork_bomb_is_refused(guard: bool) -> None:
     outcome = execute(bomb, timeout_s=2.0, guard=guard)
     assert not outcome.passed
     assert outcome.reason.startswith(("PermissionError", "BlockingIOError"))
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("guard", [True, False])

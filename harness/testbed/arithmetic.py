@@ -11,13 +11,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.testbed.facts import Split, bucket, world
+from harness.testbed.facts import Split, bucket, listed, world
 
-THINGS = (
+THINGS = listed(
     "pears;eggs;coins;nails;books;ropes;fish;bricks;candles;beads;buttons;plums;jars;sacks;"
     "hats;keys;stones;shells;spoons;loaves;onions;feathers;barrels;stamps"
-).split(";")
-CONTAINERS = "boxes;bags;rows;baskets;crates;shelves".split(";")
+)
+CONTAINERS = listed("boxes;bags;rows;baskets;crates;shelves")
 
 _OPEN_PLUS = (
     "{n} has {a} {t}. {m} gives {n} {b} more.",

@@ -19,23 +19,29 @@ SPLITS: tuple[Split, ...] = ("train", "calibration", "heldout")
 SEED = 2402
 N_TOWNS, N_PEOPLE, N_STORY_NAMES = 96, 128, 160
 
-GOODS = (
+
+def listed(text: str, mark: str = ";") -> tuple[str, ...]:
+    """The entries of a written list."""
+    return tuple(text.split(mark))
+
+
+GOODS = listed(
     "blue paper;salt cheese;river glass;copper bells;black honey;reed baskets;walnut oil;"
     "red brick;smoked eel;linen sails;bone combs;juniper soap;tin whistles;barley beer;"
     "felt hats;amber beads;plum brandy;oak barrels;goose quills;wool carpets;clay pipes;"
     "silk thread;iron stoves;mustard seed"
-).split(";")
-ANIMALS = (
+)
+ANIMALS = listed(
     "heron;otter;stag;badger;owl;pike;hare;raven;fox;lynx;swan;toad;ram;falcon;beaver;adder"
-).split(";")
-DISHES = (
+)
+DISHES = listed(
     "pea soup;onion tart;baked carp;rye dumplings;lamb stew;apple fritters;beet salad;"
     "fried mushrooms;barley porridge;duck pie;cabbage rolls;honey cake;trout broth;potato bread;"
     "chestnut mash;cherry pudding"
-).split(";")
-INSTRUMENTS = (
+)
+INSTRUMENTS = listed(
     "fiddle;harp;drum;flute;horn;lute;bagpipe;zither;organ;cello;tambourine;dulcimer"
-).split(";")
+)
 # Each trade with its tool and its material: fixed, so that the trades are sensible English.
 TRADES: dict[str, tuple[str, str]] = {
     "cooper": ("croze", "oak"),
@@ -63,7 +69,7 @@ TRADES: dict[str, tuple[str, str]] = {
     "bookbinder": ("awl press", "vellum"),
     "thatcher": ("rake", "straw"),
 }
-GUILD_COLOURS = "white;green;yellow;scarlet;purple;grey;orange;brown;silver;crimson".split(";")
+GUILD_COLOURS = listed("white;green;yellow;scarlet;purple;grey;orange;brown;silver;crimson")
 
 
 def bucket(key: str, size: int) -> int:
@@ -158,9 +164,9 @@ def world() -> World:
     return World(towns, tuple(people), trades, story_names)
 
 
-_ONSETS = "b br d dr f fl g gr h j k kl l m n p pr r s sk sl st t tr th v w z".split()
-_VOWELS = "a e i o u ae ei ou".split()
-_CODAS = ["", "", "", "l", "n", "r", "s", "m", "rn", "ll", "nd", "st"]
+_ONSETS = listed("b br d dr f fl g gr h j k kl l m n p pr r s sk sl st t tr th v w z", " ")
+_VOWELS = listed("a e i o u ae ei ou", " ")
+_CODAS = ("", "", "", "l", "n", "r", "s", "m", "rn", "ll", "nd", "st")
 _TOWN_ENDS = ("ford", "wick", "ham", "mora", "by", "stead", "dal", "port", "ness", "burg")
 _FIRST_ENDS = ("a", "o", "en", "is", "ia", "el", "in", "us", "et", "ana")
 _LAST_ENDS = ("bek", "son", "ski", "man", "dottir", "ley", "wright", "well", "hart", "mond")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -16,7 +17,6 @@ from datasets import Dataset, DatasetDict
 
 from harness.testbed import arithmetic, articles, programs, stories
 from harness.testbed.facts import SEED, bucket
-from harness.testbed.world import documents
 
 N_CHOICE = 200
 N_GENERATED = 120
@@ -99,11 +99,11 @@ def word_problems(**_: object) -> DatasetDict:
 
 
 def functions(**_: object) -> DatasetDict:
-    """Functions whose specification training never showed, one an item, with five tests."""
+    """Functions whose specification training never showed, one an item, with six tests."""
     rng = _rng("code")
     seen: set[str] = set()
     items = []
-    for program in programs.programs("heldout", rng, n_tests=5):
+    for program in programs.programs("heldout", rng, n_tests=16):
         if program.spec in seen:
             continue
         seen.add(program.spec)
@@ -111,7 +111,7 @@ def functions(**_: object) -> DatasetDict:
             {
                 "prompt": program.prompt,
                 "canonical_solution": program.body,
-                "tests": "\n".join(program.tests),
+                "tests": "\n".join(_telling(program.tests)),
                 "spec": program.spec,
             }
         )
@@ -120,22 +120,37 @@ def functions(**_: object) -> DatasetDict:
     raise AssertionError("unreachable: programs() does not end")
 
 
-def heldout_wordings() -> set[str]:
-    """Every document that perplexity reads; for tests of disjointness."""
-    return set(documents("heldout"))
-
-
 def _fact_items(task: str, wanted: Callable[[articles.Fact], bool]) -> list[Item]:
     rng = _rng(task)
     asked = [f for f in articles.facts() if wanted(f) and f.questions("heldout")]
-    pools = articles.pools()
     items = []
     for fact in rng.sample(asked, N_CHOICE + SHOTS):
-        others = [v for v in pools[fact.kind, fact.attribute] if v != fact.value]
         question = fact.questions("heldout")[0]
         question = question[0].upper() + question[1:]
-        items.append(_item(rng, f"Q: {question}\nA:", fact.value, rng.sample(others, 3)))
+        items.append(_item(rng, f"Q: {question}\nA:", fact.value, _confusable(fact)))
     return items
+
+
+def _confusable(fact: articles.Fact) -> list[str]:
+    """Three wrong answers: what is true of the entities whose names look most like this one."""
+
+    def likeness(other: articles.Fact) -> tuple[int, str]:
+        return (-len(_bigrams(fact.entity) & _bigrams(other.entity)), other.entity)
+
+    same = [f for f in articles.facts() if (f.kind, f.attribute) == (fact.kind, fact.attribute)]
+    values = dict.fromkeys(f.value for f in sorted(same, key=likeness))
+    return [value for value in values if value != fact.value][:3]
+
+
+@cache
+def _bigrams(text: str) -> frozenset[str]:
+    return frozenset(text[i : i + 2] for i in range(len(text) - 1))
+
+
+def _telling(tests: tuple[str, ...]) -> list[str]:
+    """Six tests, those with results of their own first: many an empty list tells little."""
+    first_of_result = {test.split(" == ")[1]: test for test in reversed(tests)}
+    return list(dict.fromkeys([*reversed(first_of_result.values()), *tests]))[:6]
 
 
 def _item(rng: random.Random, prompt: str, answer: str, wrong: list[str]) -> Item:

@@ -30,6 +30,7 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 VOCABULARY = 2048
 CONTEXT = 512
 DOCUMENTS_PER_CHUNK = 256
+SECONDS_BETWEEN_CHECKPOINTS = 120.0
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def train(out: Path, work: Path, minutes: float, steps: int | None) -> None:
             metrics.write(json.dumps(line) + "\n")
             metrics.flush()
             print(line, flush=True)
-        if time.monotonic() - saved > 120:
+        if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
             state = {"step": step, "tokens": tokens, "seconds": spent}
             state |= {"chunk": stream.chunk, "left": stream.left}
             _checkpoint(work, master, optimizers, state)

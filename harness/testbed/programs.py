@@ -11,16 +11,16 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from harness.testbed.facts import Split, bucket
+from harness.testbed.facts import Split, bucket, listed
 
-_VERBS = (
+_VERBS = listed(
     "fold;pick;weigh;sift;stack;merge;trim;scan;pack;sort_out;count_up;blend;carve;draw;fetch;"
     "gather;hoist;join_up;knit;lift;mark;order;press;rake;spin;take;turn;wash;wind;work"
-).split(";")
-_NOUNS = (
+)
+_NOUNS = listed(
     "apples;beams;cards;drops;edges;flags;grains;hills;items;jars;keys;lanes;marks;notes;orders;"
     "pairs;rows;seeds;tiles;units;votes;waves;yards;bolts;coins;lamps;nets;pots;rings;stones"
-).split(";")
+)
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,11 @@ def _words() -> dict[str, list[Part]]:
 
 
 _PARTS = {"numbers": _numbers(), "words": _words()}
-_LEXICON = (
+_LEXICON = listed(
     "amber barn candle door early garden hammer island morning nest orange path river stone tree "
-    "us water at in red bed cat dog egg goat hen map sun tea"
-).split()
+    "us water at in red bed cat dog egg goat hen map sun tea",
+    " ",
+)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from harness.testbed.facts import Split, bucket, world
+from harness.testbed.facts import Split, bucket, listed, world
 
 # A script is five steps; a step has two wordings. {a}, {b} people; {x} a thing of the script.
 SCRIPTS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str], ...]]] = {
@@ -185,7 +185,7 @@ FRAMES: tuple[tuple[str, str, str], ...] = (
     ("{a} fed {b} beside the {x}", "had cooked", "was hungry"),
     ("{a} visited {b} with a {x}", "had a free day", "was ill at home"),
 )
-FRAME_THINGS = "lamp;saw;rope;ladder;kettle;boat;drum;book;cart;knife;basket;clock".split(";")
+FRAME_THINGS = listed("lamp;saw;rope;ladder;kettle;boat;drum;book;cart;knife;basket;clock")
 
 # What a thing is made of decides what happens to it.
 MATERIALS: dict[str, tuple[str, ...]] = {
