@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -134,7 +134,7 @@ def _error(weight: Tensor, rounded: Tensor, seen: Tensor, format: Grouped) -> fl
     return total
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**31), format=st.sampled_from(FORMATS), tokens=st.integers(1, 80))
 def test_clipping_never_makes_the_output_worse(seed: int, format: Grouped, tokens: int) -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(seed)) / 20
