@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from methods import clip
 from methods.formats import Format, Grouped, Span, bounds
 
 TOKENS, GRID, STEPS = 512, 20, 10
+Search: TypeAlias = Callable[[Tensor, Tensor, Grouped], tuple[Tensor, Tensor]]
 
 
 def straightforward(weight: Tensor, inputs: Tensor, format: Grouped) -> tuple[Tensor, Tensor]:
@@ -68,10 +71,10 @@ def main() -> None:
     print(f"{format}, {TOKENS} tokens, {STEPS}x{STEPS} candidates, {given.threads} threads")
     torch.manual_seed(0)
 
-    def timed(search: type[None] | object, rows: int, columns: int) -> tuple[float, Tensor, Tensor]:
+    def timed(search: Search, rows: int, columns: int) -> tuple[float, Tensor, Tensor]:
         weight, inputs = torch.randn(rows, columns) / 50, torch.randn(TOKENS, columns)
         begun = time.perf_counter()
-        low, high = search(weight, inputs, format)  # type: ignore[operator]
+        low, high = search(weight, inputs, format)
         return time.perf_counter() - begun, low, high
 
     fast(torch.randn(8, 512), torch.randn(TOKENS, 512), format)  # warm up
