@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -73,25 +75,32 @@ def main() -> None:
     options.add_argument("--objective", default="cakld", choices=sorted(Objective.choices()))
     options.add_argument("--micro-batch", type=int, default=8)
     chosen = options.parse_args()
+    if len(chosen.dtype) > 1:  # a process each: memory that one run freed would hide the next one's
+        for dtype in chosen.dtype:
+            command = [sys.executable, "-m", "benchmarks.train_step", "--dtype", dtype]
+            command += ["--steps", str(chosen.steps), "--objective", chosen.objective]
+            command += ["--micro-batch", str(chosen.micro_batch)]
+            subprocess.run(command, check=True)
+        return
+    (dtype,) = chosen.dtype
     teacher = random_llama()
     ids = torch.randint(0, 2048, (64, 256))
     tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
     objective = CAKLD() if chosen.objective == "cakld" else Objective.choices()[chosen.objective]()
-    for dtype in chosen.dtype:
-        training = Training(
-            steps=chosen.steps, batch_size=8, micro_batch=chosen.micro_batch, lr=1e-4, dtype=dtype
-        )
-        stage = Train(teacher, teacher, tokens, IntAsym(2, 128), objective, 0.5, training)
-        with tempfile.TemporaryDirectory() as work, PeakMemory() as memory:
-            began = time.perf_counter()
-            stage.run(Path(work))
-            wall = time.perf_counter() - began
-            rows = [json.loads(line) for line in (Path(work) / "metrics.jsonl").open()]
-        per_step = sorted(255 * 8 / row["tokens_per_s"] for row in rows)[len(rows) // 2]
-        print(
-            f"{dtype:9} {chosen.objective:10} {1000 * per_step:6.0f} ms a step  "
-            f"{2048 / per_step:7.0f} tokens/s  peak {memory.mib:5.0f} MiB  {wall:.1f} s in all"
-        )
+    training = Training(
+        steps=chosen.steps, batch_size=8, micro_batch=chosen.micro_batch, lr=1e-4, dtype=dtype
+    )
+    stage = Train(teacher, teacher, tokens, IntAsym(2, 128), objective, 0.5, training)
+    with tempfile.TemporaryDirectory() as work, PeakMemory() as memory:
+        began = time.perf_counter()
+        stage.run(Path(work))
+        wall = time.perf_counter() - began
+        rows = [json.loads(line) for line in (Path(work) / "metrics.jsonl").open()]
+    per_step = sorted(255 * 8 / row["tokens_per_s"] for row in rows)[len(rows) // 2]
+    print(
+        f"{dtype:9} {chosen.objective:10} {1000 * per_step:6.0f} ms a step  "
+        f"{2048 / per_step:7.0f} tokens/s  peak {memory.mib:5.0f} MiB  {wall:.1f} s in all"
+    )
 
 
 if __name__ == "__main__":
