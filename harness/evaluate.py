@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from harness.errors import GridError, ModelError, nearest
 from harness.models import Model
 from harness.stage import Input, Resources, Stage, report, value
+from harness.testbed import world
 from harness.text import pack, texts
 
 TASKS = Path(__file__).parent / "testbed" / "tasks"
@@ -123,6 +125,7 @@ class LmEval(Stage[Scores]):
     task: str
     num_fewshot: int | None
     bos: bool
+    digest: str  # of the items, where a name and lm-eval's version do not pin them
     limit: int | None = None  # items
 
     def run(self, work: Path) -> Scores:
@@ -162,8 +165,6 @@ class LmEval(Stage[Scores]):
         return Scores([row for row in rows if row], _facts(model), items)
 
     def _row(self, found: Mapping[str, Any], name: str) -> dict[str, Any]:
-        import lm_eval
-
         results = {
             metric.removesuffix(",none"): score
             for metric, score in found["results"][name].items()
@@ -185,7 +186,7 @@ class LmEval(Stage[Scores]):
             "limit": self.limit,
             "protocol": "lm-eval",
             "task_version": str(found["versions"].get(name)),
-            "lm_eval": lm_eval.__version__,
+            "lm_eval": _lm_eval_version(),
             "testbed": self.task in testbed_tasks(),
         }
 
@@ -212,7 +213,10 @@ def evaluation(model: Stage[Model], task: str, options: TaskOptions) -> Stage[Sc
     check_task(task)
     shots = FEWSHOT.get(task) if options.num_fewshot is None else options.num_fewshot
     bos = False if options.bos is None else options.bos  # as the papers do
-    return LmEval(model, task, shots, bos, options.limit)
+    digest = (
+        f"world-{world.VERSION}" if task in testbed_tasks() else f"lm-eval-{_lm_eval_version()}"
+    )
+    return LmEval(model, task, shots, bos, digest, options.limit)
 
 
 def check_task(task: str) -> None:
@@ -256,6 +260,10 @@ def _task_manager(testbed: bool) -> Any:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     # lm-eval's own index takes ten seconds to read, which the testbed does not need.
     return TaskManager(include_path=str(TASKS), include_defaults=not testbed)
+
+
+def _lm_eval_version() -> str:
+    return version("lm_eval")
 
 
 def _evaluable(model: Model) -> Model:

@@ -122,7 +122,11 @@ def texts(source: str, split: str, domain: str | None = None, prompts: bool = Fa
             raise TextError(f"text {source!r}: there is no file {path}")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:24]
         source = f"file:{path}"
-    elif source != "testbed" and source not in HUB:
+    elif source == "testbed":
+        digest = f"world-{world.VERSION}"
+        if domain is not None and domain not in world.DOMAINS:
+            raise TextError(f"domain {domain!r} is unknown; {nearest(domain, world.DOMAINS)}")
+    elif source not in HUB:
         raise TextError(
             f"text {source!r} is unknown; {nearest(source, [*HUB, 'testbed', 'file:'])}"
         )

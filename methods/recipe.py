@@ -21,6 +21,7 @@ from harness.models import Model
 from harness.stage import Input, Stage, value
 from methods.data import Data, Generated, SelfGenerated
 from methods.formats import Format, FullPrecision, IntAsym, IntSym, quantize_model
+from methods.forward import in_dtype
 from methods.inits import Clip, Init, NoInit
 from methods.objectives import CAKLD, KL, Objective, Untrained
 from methods.train import Train, Training
@@ -28,14 +29,20 @@ from methods.train import Train, Training
 
 @dataclass(frozen=True)
 class Round(Stage[Model]):
-    """Weights to what the format can represent: what is evaluated (rule 8)."""
+    """Weights to what the format can represent: what is evaluated (rule 8), in the base's dtype.
+
+    Training leaves float32 weights. Evaluated as such they would have an advantage over methods
+    whose models stay in the base's 16 bits.
+    """
 
     stored: ClassVar[bool] = False
     model: Input[Model]
+    base: Input[Model]
     format: Format
 
     def run(self, work: Path) -> Model:
-        return quantize_model(value(self.model), self.format)
+        rounded = quantize_model(value(self.model), self.format)
+        return in_dtype(rounded, value(self.base).network.dtype)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Recipe(Method):
 
     def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
         student = self.init.build(base, self.format)
-        return Round(self._trained(student, base, seed), self.format)
+        return Round(self._trained(student, base, seed), base, self.format)
 
     def _trained(self, student: Stage[Model], base: Stage[Model], seed: int) -> Stage[Model]:
         if isinstance(self.objective, Untrained):
@@ -66,8 +73,9 @@ class Recipe(Method):
             )
         tokens = self.data.build(base)
         statistic = self.objective.statistic(base, tokens)
+        teacher = base if self.objective.teacher else None
         return Train(
-            student, base, tokens, self.format, self.objective, statistic, self.train, seed
+            student, teacher, tokens, self.format, self.objective, statistic, self.train, seed
         )
 
 
