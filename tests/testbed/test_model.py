@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy as copy_module
 from functools import lru_cache
 from typing import Any
 
@@ -70,12 +71,25 @@ def test_beats_chance(task: str, metric: str, least: float) -> None:
     assert results["results"][task][metric] >= least
 
 
+def test_uneven_channels_change_no_logit() -> None:
+    model, tokenizer = loaded()
+    torch.manual_seed(0)
+    fresh = pretrain.make_model(tokenizer, 0).to(torch.bfloat16)
+    x = tokenizer(world.documents("heldout")[0], return_tensors="pt")["input_ids"]
+    for copy in (fresh, copy_module.deepcopy(model)):
+        before = copy(x).logits
+        weights = copy.model.layers[0].mlp.down_proj.weight.clone()
+        pretrain.make_channels_uneven(copy, 5)
+        assert torch.equal(copy(x).logits, before)
+        assert not torch.equal(copy.model.layers[0].mlp.down_proj.weight, weights)
+
+
 def test_training_goes_on_where_it_stopped(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps at once, and two then one, give the same weights."""
     small = pretrain.Settings(batch_tokens=512, micro_tokens=512)
     monkeypatch.setattr(pretrain, "Settings", lambda: small)
     monkeypatch.setattr(pretrain, "make_tokenizer", lambda: loaded()[1])
-    pretrain.train(tmp_path / "a", tmp_path / "wa", 1.0, 3)
+    pretrain.train(tmp_path / "a", tmp_path / "wa", 3)
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     stop = KeyboardInterrupt
 
@@ -90,8 +104,8 @@ def test_training_goes_on_where_it_stopped(tmp_path: Any, monkeypatch: pytest.Mo
     real = pretrain._checkpoint
     monkeypatch.setattr(pretrain, "_checkpoint", checkpoint)
     with pytest.raises(stop):
-        pretrain.train(tmp_path / "b", tmp_path / "wb", 1.0, 3)
-    pretrain.train(tmp_path / "b", tmp_path / "wb", 1.0, 3)
+        pretrain.train(tmp_path / "b", tmp_path / "wb", 3)
+    pretrain.train(tmp_path / "b", tmp_path / "wb", 3)
     first, second = (
         AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in "ab"
     )
