@@ -21,6 +21,9 @@ from harness.plan import Plan
 from harness.store import Store
 
 
+FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; 0 done, 1 cells failed, 2 bad input, 130 interrupted."""
     given = _parser().parse_args(arguments)
@@ -133,7 +136,8 @@ def _report(given: argparse.Namespace) -> int:
     if given.format is None:
         _show(folder)
     else:
-        print(reports.text(folder, given.format))
+        reports.render(folder)
+        print((folder / f"table.{FORMATS[given.format]}").read_text(), end="")
     return 0
 
 
@@ -306,8 +310,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument(
         "--format",
-        choices=["text", "markdown", "latex", "csv"],
-        help="print the table in this form and write nothing",
+        choices=list(FORMATS),
+        help="print the table alone, in this form",
     )
     plan.add_argument("--cells", action="store_true", help="list every cell")
     listed.add_argument("name", nargs="?", metavar="NAME")

@@ -7,8 +7,11 @@ protocol. Not here: tables and averages (`reports`), the testbed's tasks (`harne
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
+import logging
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -133,27 +136,29 @@ class LmEval(Stage[Scores]):
         from lm_eval.models.huggingface import HFLM
 
         model = _evaluable(value(self.model))
-        language_model = HFLM(
-            pretrained=model.network,
-            tokenizer=model.tokenizer,
-            batch_size=max(1, EVALUATION_TOKENS // model.context),
-            max_length=model.context,
-            add_bos_token=self.bos,
-        )
+        with _quiet():
+            language_model = HFLM(
+                pretrained=model.network,
+                tokenizer=model.tokenizer,
+                batch_size=max(1, EVALUATION_TOKENS // model.context),
+                max_length=model.context,
+                add_bos_token=self.bos,
+            )
         first = language_model.tok_encode("a")[0]
         if (first == model.tokenizer.bos_token_id) != self.bos:
             raise ModelError(
                 f"{self.task}: bos is {str(self.bos).lower()}, but the tokenizer's first token is "
                 f"{model.tokenizer.convert_ids_to_tokens(first)!r}"
             )
-        found = lm_eval.simple_evaluate(
-            model=language_model,
-            tasks=[self.task],
-            num_fewshot=self.num_fewshot,
-            limit=self.limit,
-            task_manager=_task_manager(self.task in testbed_tasks()),
-            confirm_run_unsafe_code=True,  # the grid has asked for leave before anything ran
-        )
+        with _quiet():
+            found = lm_eval.simple_evaluate(
+                model=language_model,
+                tasks=[self.task],
+                num_fewshot=self.num_fewshot,
+                limit=self.limit,
+                task_manager=_task_manager(self.task in testbed_tasks()),
+                confirm_run_unsafe_code=True,  # the grid has asked for leave before anything ran
+            )
         rows = [self._row(found, name) for name in found["samples"]]
         if self.task not in found["samples"]:
             rows = [_macro_mean(self.task, rows), *({**row, "primary": False} for row in rows)]
@@ -253,17 +258,26 @@ def testbed_tasks() -> tuple[str, ...]:
 
 @cache
 def _task_manager(testbed: bool) -> Any:
-    import logging
-
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     # lm-eval's own index takes ten seconds to read, which the testbed does not need.
     return TaskManager(include_path=str(TASKS), include_defaults=not testbed)
 
 
 def _lm_eval_version() -> str:
     return version("lm_eval")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval's bars and warnings would break the one progress line; its errors still raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _evaluable(model: Model) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ class Bar:
     plan: Plan
     keys: list[str]  # the stored stages to come
     store: Store
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    # The file itself, as evaluation redirects the name while it runs.
+    console: Console = field(default_factory=lambda: Console(file=sys.stderr))
     done: int = 0
     kind: str = ""
     began: float = 0.0

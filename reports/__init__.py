@@ -3,7 +3,7 @@
     from reports import load, render, text
 
     frame = load("results/quickstart")     # pandas DataFrame, one row a (cell, task, metric)
-    render("results/quickstart")           # report.md, table.{md,tex,csv}, plots/*.{png,pdf}
+    render("results/quickstart")           # report.md, table.{md,tex,csv,txt}, plots/*.{png,pdf}
     print(text("results/quickstart"))      # the table for a terminal
 
 A folder holds `grid.json`, `rows.jsonl` and, where something was trained, `curves.jsonl`. The way

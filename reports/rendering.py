@@ -16,7 +16,8 @@ from typing import Any
 
 _INPUTS = ("grid.json", "rows.jsonl", "curves.jsonl")
 _STAMP = ".rendered.json"
-_TEXTS = ("report.md", "table.md", "table.tex", "table.csv")
+_COLUMNS = 100  # of table.txt
+_TEXTS = ("report.md", "table.md", "table.tex", "table.csv", "table.txt")
 _PLOTS = ("score_vs_bits", "training_loss", "perplexity")
 
 
@@ -24,9 +25,9 @@ def render(folder: Path | str) -> list[Path]:
     """Write the report of an exported grid beside its rows; returns the paths of all its files."""
     folder = Path(folder)
     digest = _inputs(folder)
-    known = _stamp(folder)
-    if known is not None and known["inputs"] == digest and _intact(folder, known["files"]):
-        return [folder / name for name in known["files"]]
+    known = _current(folder, digest)
+    if known is not None:
+        return [folder / name for name in known]
 
     from reports import page, plots, rows, summary, table
 
@@ -37,6 +38,7 @@ def render(folder: Path | str) -> list[Path]:
         "table.md": table.markdown(found).encode(),
         "table.tex": table.latex(found).encode(),
         "table.csv": table.tidy_csv(found).encode(),
+        "table.txt": page.terminal(found, _COLUMNS).encode(),
     }
     for name, pictures in drawn.items():
         files |= {f"plots/{name}.{suffix}": data for suffix, data in pictures.items()}
@@ -54,11 +56,19 @@ def render(folder: Path | str) -> list[Path]:
 
 
 def text(folder: Path | str, width: int | None = None) -> str:
-    """The comparison table for a terminal (of `width` columns; None: the one this runs in)."""
+    """The comparison table for a terminal (of `width` columns; None: the one this runs in).
+
+    On a terminal as wide as the rendered table.txt, or wider, that is what is given while it is
+    current, without loading pandas.
+    """
+    folder = Path(folder)
+    room = shutil.get_terminal_size((_COLUMNS, 24)).columns if width is None else width
+    if width is None and room >= _COLUMNS and _current(folder, _inputs(folder)) is not None:
+        return (folder / "table.txt").read_text(encoding="utf-8")
+
     from reports import page, summary
 
-    room = shutil.get_terminal_size((100, 24)).columns if width is None else width
-    return page.terminal(summary.summarise(Path(folder)), max(40, room))
+    return page.terminal(summary.summarise(folder), max(40, room))
 
 
 def _inputs(folder: Path) -> str:
@@ -78,6 +88,14 @@ def _stamp(folder: Path) -> dict[str, Any] | None:
         return None
     whole = isinstance(stamp, dict) and "inputs" in stamp and isinstance(stamp.get("files"), dict)
     return stamp if whole else None
+
+
+def _current(folder: Path, digest: str) -> dict[str, str] | None:
+    """The files of the last rendering, where nothing has changed since; else None."""
+    known = _stamp(folder)
+    if known is None or known["inputs"] != digest or not _intact(folder, known["files"]):
+        return None
+    return dict(known["files"])
 
 
 def _intact(folder: Path, files: dict[str, str]) -> bool:

@@ -52,7 +52,7 @@ def test_everything_is_written(rendered: Path) -> None:
         for name in ("score_vs_bits", "perplexity", "training_loss")
         for suffix in ("png", "pdf")
     ]
-    expected = ["report.md", "table.md", "table.tex", "table.csv", *plots]
+    expected = ["report.md", "table.md", "table.tex", "table.csv", "table.txt", *plots]
     assert [str(path.relative_to(rendered)) for path in reports.render(rendered)] == expected
     inputs = ["grid.json", "rows.jsonl", "curves.jsonl", ".rendered.json"]
     assert sorted(files(rendered)) == sorted(expected + inputs)
@@ -116,15 +116,17 @@ import sys
 import reports
 print(sorted({"pandas", "matplotlib", "numpy", "torch"} & set(sys.modules)))
 reports.text(sys.argv[1])
+print(sorted({"pandas", "matplotlib", "torch", "lm_eval", "seaborn"} & set(sys.modules)))
+reports.text(sys.argv[1], 80)
 print(sorted({"matplotlib", "torch", "lm_eval", "seaborn"} & set(sys.modules)))
 print(sorted(name for name in sys.modules if name.startswith(("harness", "methods"))))
 """
-    assert python(code, rendered).splitlines() == ["[]", "[]", "['harness', 'harness.errors']"]
-
-
-def test_import_takes_no_time() -> None:
-    code = "import time; s = time.process_time(); import reports; print(time.process_time() - s)"
-    assert min(float(python(code)) for _ in range(3)) < 0.05
+    assert python(code, rendered).splitlines() == [
+        "[]",
+        "[]",
+        "[]",
+        "['harness', 'harness.errors']",
+    ]
 
 
 def test_a_change_is_rendered_and_what_is_gone_is_removed(tmp_path: Path) -> None:
