@@ -20,7 +20,6 @@ from harness.errors import BitgridError, GridError, nearest
 from harness.plan import Plan
 from harness.store import Store
 
-
 FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
 
 
