@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from harness.plan import Plan
 from harness.store import Store
@@ -38,15 +39,18 @@ class Bar:
             if self.store.has(key):
                 wall = float(self.store.manifest(key).get("wall_s", 0.0))
                 self.seconds.setdefault(self.plan.nodes[key].kind, []).append(wall)
+        # The title comes last, so that a narrow terminal cuts nothing else.
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:3.0f}% {task.fields[left]}"),
+            TextColumn("{task.fields[count]}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[step]}{task.fields[left]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+            expand=True,
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self.task: TaskID = self.progress.add_task("", total=1.0, left="")
+        self.task: TaskID = self.progress.add_task("", total=1.0, left="", step="", count="")
         self.progress.start()
         return self
 
@@ -55,12 +59,12 @@ class Bar:
 
     def begin(self, key: str) -> None:
         self.kind, self.began = self.plan.nodes[key].kind, time.monotonic()
-        self.words = f"[{self.done + 1}/{len(self.keys)}] {self.kind} {self.plan.nodes[key].title}"
+        self.words = f"{self.kind} {self.plan.nodes[key].title}"
         self._show(0.0, "")
 
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         shown = "".join(f" {name} {number:.4g}" for name, number in metrics.items())
-        self._show(done / max(total, 1), f" · {done}/{total}{shown}")
+        self._show(done / max(total, 1), f"step {done}/{total}{shown} · ")
 
     def end(self, key: str, state: str, words: str) -> None:
         self.done += 1
@@ -77,11 +81,16 @@ class Bar:
 
     def waiting(self, owners: list[str]) -> None:
         others = ", ".join(sorted(set(owners))) or "another process"
-        self.progress.update(self.task, description=f"waiting for {others}", left="")
+        self.progress.update(self.task, description=f"waiting for {others}", step="", left="")
 
-    def _show(self, fraction: float, tail: str) -> None:
+    def _show(self, fraction: float, step: str) -> None:
         self.progress.update(
-            self.task, description=self.words + tail, completed=fraction, left=self._left(fraction)
+            self.task,
+            count=f"stage {self.done + 1}/{len(self.keys)}",
+            completed=fraction,
+            step=step,
+            left=self._left(fraction),
+            description=self.words,
         )
 
     def _line(self, text: str) -> None:
@@ -96,7 +105,7 @@ class Bar:
             rest = spent / fraction * (1 - fraction) if fraction > 0.05 else present - spent
             total += max(0.0, rest)
         minutes, seconds = divmod(int(total), 60)
-        return f"about {minutes}:{seconds:02d} left"
+        return f"{minutes}:{seconds:02d} left"
 
     def _expected(self, kind: str) -> float:
         took = self.seconds.get(kind)

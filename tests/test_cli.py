@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,34 @@ def test_bad_input_is_one_line_and_exit_2(words: tuple[str, ...], message: str) 
     assert done.stderr.startswith("bitgrid: ")
     assert len(done.stderr.strip().splitlines()) == 1
     assert message in done.stderr
+
+
+def test_ctrl_c_says_that_nothing_is_lost_and_the_next_run_goes_on(place: Path) -> None:
+    command = [sys.executable, "-m", "harness.cli", "run", "quick.yaml", "--store", "stopped"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(
+        [*command, "--out", "stopped-out"],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((place / "stopped/values").glob("*/manifest.json")):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "finished stages are kept" in said
+    assert "Traceback" not in said
+    kept = {path.parent.name for path in (place / "stopped/values").glob("*/manifest.json")}
+    status = _bitgrid("status", "quick.yaml", "--store", "stopped", cwd=place).stdout
+    assert "done" in status
+    assert "running" not in status
+    assert kept
 
 
 def test_a_failing_cell_exits_1_and_shows_the_hole(place: Path, tmp_path: Path) -> None:
