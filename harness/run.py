@@ -8,6 +8,7 @@ Not here: SLURM (`launch`), what it looks like (`progress`).
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 import traceback
@@ -180,7 +181,7 @@ class _Runner:
 def _describe(stage: Stage[Any]) -> dict[str, Any]:
     """A stage in words for its manifest: class, version, fields, inputs by key."""
     cls = type(stage)
-    fields = {name: identity(getattr(stage, name)) for name in stage.__dataclass_fields__}
+    fields = {f.name: identity(getattr(stage, f.name)) for f in dataclasses.fields(stage)}
     return {"class": f"{cls.__module__}.{cls.__qualname__}", "version": cls.version, **fields}
 
 

@@ -92,8 +92,12 @@ def test_manifests_say_what_stood_behind(tmp_path: Path, store: Store) -> None:
     plan, _, _ = _run(tmp_path, store)
     key = plan.cells[0].scores[0]
     manifest = store.manifest(key)
-    assert manifest["stage"]["class"] == "tests.harness.toys.Scored"
-    assert manifest["stage"]["task"] == "one"
+    assert manifest["stage"] == {
+        "class": "tests.harness.toys.Scored",
+        "version": 1,
+        "model": {"stage": plan.cells[0].model},
+        "task": "one",
+    }
     assert manifest["code"] == plan.nodes[key].code
     assert {"commit", "packages", "device", "wall_s", "peak_rss_gib", "threads"} <= set(manifest)
     assert manifest["packages"]["torch"].startswith("2.")
