@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,3 +60,11 @@ def test_the_commands_of_the_tour_exist(words: str) -> None:
 def test_every_link_leads_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?://)(.*?)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_table_is_the_committed_one() -> None:
+    compare = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "results/quickstart"]
+    if subprocess.run(compare, capture_output=True).returncode:
+        pytest.skip("results/quickstart was made anew here, or there is no git")
+    table = (ROOT / "results/quickstart/table.md").read_text().split("\n\n")[0].strip()
+    assert table in README
