@@ -60,9 +60,11 @@ def _run(given: argparse.Namespace) -> int:
     failed = 0
     if plan is None or plans.needed(plan, store):
         from harness import grid as grids
+        from harness import models
         from harness.progress import Bar
         from harness.run import run
 
+        models.device()  # before anything is computed
         grid = grids.load(given.grid, given.allow_code_execution)
         plan = plans.build(grid)
         plans.remember(plan, store)

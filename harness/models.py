@@ -36,9 +36,23 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def device() -> torch.device:
-    """Where this process computes: BITGRID_DEVICE, else CUDA where there is one, else the CPU."""
+    """Where this process computes: BITGRID_DEVICE, else CUDA where there is one, else the CPU.
+
+    Raises ModelError where that device is not there.
+    """
     named = os.environ.get("BITGRID_DEVICE")
-    return torch.device(named or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return _usable(named or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@cache
+def _usable(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        there = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        raise ModelError(
+            f"device {name!r} is not there ({_first_line(error)}); choices: {', '.join(there)}"
+        ) from error
 
 
 @dataclass(frozen=True)

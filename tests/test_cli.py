@@ -131,6 +131,10 @@ def test_status_without_torch(place: Path, finished: subprocess.CompletedProcess
     ("words", "message"),
     [
         (("run", "experiments/quickstrt.yaml"), "did you mean 'experiments/quickstart.yaml'?"),
+        (
+            ("run", "experiments/quickstart.yaml", "--store", "/nowhere", "--device", "cudda"),
+            "device 'cudda' is not there",
+        ),
         (("methods", "bitdistil"), "did you mean 'bitdistiller'?"),
         (("status", "README.md"), "README.md:"),
         (("report", "tests"), "tests"),
