@@ -157,6 +157,9 @@ def test_ctrl_c_says_that_nothing_is_lost_and_the_next_run_goes_on(place: Path) 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored in background jobs
     )
     deadline = time.monotonic() + 120
     while not list((place / "stopped/values").glob("*/manifest.json")):

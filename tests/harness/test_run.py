@@ -235,7 +235,14 @@ from tests.harness.toys import toy_plan
 grid, plan = toy_plan(Path({str(tmp_path / "toy.yaml")!r}))
 run(grid, plan, Store(Path({str(store.root)!r})), Silent())
 """
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored in background jobs
+    )
 
 
 def _until(true, limit: float = 60.0) -> None:  # type: ignore[no-untyped-def]
