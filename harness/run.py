@@ -82,7 +82,7 @@ class _Runner:
             for above in self.stages[key].inputs:
                 self.users.setdefault(above.key, set()).add(key)
         while pending:
-            left = [key for key in pending if not self._settle(key, pending)]
+            left = [key for key in pending if not self._settle(key)]
             if len(left) == len(pending):
                 owners = [self.store.claimed(key) for key in left]
                 self.watcher.waiting([f"{o['host']}:{o['pid']}" for o in owners if o])
@@ -90,7 +90,7 @@ class _Runner:
             pending = left
         return self.outcome
 
-    def _settle(self, key: str, pending: list[str]) -> bool:
+    def _settle(self, key: str) -> bool:
         """Whether a stored stage is done with: computed here or elsewhere, failed, or blocked."""
         stage = self.stages[key]
         if self.store.has(key):

@@ -71,9 +71,9 @@ def test_the_reduced_quickstart_runs_end_to_end(
     pictures = {path.suffix for path in (place / "results/quick/plots").iterdir()}
     assert pictures == {".png", ".pdf"}
     curves = [json.loads(line) for line in (place / "results/quick/curves.jsonl").open()]
-    assert [(c["label"], c["step"]) for c in curves] == [
+    assert sorted((c["label"], c["step"]) for c in curves) == [
         (label, step) for label in ("BitDistiller", "LLM-QAT") for step in (1, 2)
-    ] or len(curves) == 4
+    ]
 
 
 def test_a_second_run_computes_nothing_and_is_quick(
