@@ -81,13 +81,16 @@ PERPLEXITY: dict[str, Protocol] = {
 class Perplexity(Stage[Scores]):
     """exp of the mean of windows' mean token NLL over non-overlapping windows, tail dropped."""
 
-    resources = Resources(gpus=1, hours=1)
     model: Input[Model]
     documents: Input[list[str]]
     task: str
     protocol: Protocol
     bos: bool
     limit: int | None = None  # windows
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, hours=1)
 
     def run(self, work: Path) -> Scores:
         model = _evaluable(value(self.model))
@@ -123,13 +126,16 @@ class Perplexity(Stage[Scores]):
 class LmEval(Stage[Scores]):
     """One lm-eval task, or group of tasks, on a model in memory."""
 
-    resources = Resources(gpus=1, hours=2)
     model: Input[Model]
     task: str
     num_fewshot: int | None
     bos: bool
     digest: str  # of the items, where a name and lm-eval's version do not pin them
     limit: int | None = None  # items
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, hours=2)
 
     def run(self, work: Path) -> Scores:
         import lm_eval

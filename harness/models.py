@@ -1,8 +1,8 @@
 """Models: where they come from, how they are held, forked and kept.
 
 A `Model` is a value and is never changed: a stage that needs a different one works on `fork()`,
-which shares every tensor until one is replaced. In this file: `Model`, `pretrained` (hub name,
-local folder or testbed -> stage), the linear layers that quantisation is about. Not here: anything
+which shares every tensor until one is replaced. In this file: `Model`, `pretrained` (hub id,
+local folder, GGUF file, `smollm2-135m` or `testbed` -> stage), the linear layers that quantisation is about. Not here: anything
 that quantises (`methods`), or evaluates (`evaluate`).
 """
 
@@ -24,14 +24,17 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from harness.errors import ModelError
-from harness.stage import Stage
+from harness import smollm2
+from harness.errors import ModelError, nearest
+from harness.stage import Stage, incidental
 
 TESTBED = Path(__file__).parent / "testbed" / "model"
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -112,13 +115,16 @@ class Model:
         self.tokenizer.save_pretrained(folder)
         return {
             "latent": self.latent,
+            "attention": self.network.config._attn_implementation,
             "dtype": str(self.network.dtype).removeprefix("torch."),
             "quantized": {name: dataclasses.asdict(q) for name, q in self.quantized.items()},
         }
 
     @classmethod
     def load(cls, folder: Path, facts: dict[str, Any]) -> Model:
-        model = read_model(str(folder), DTYPES[facts["dtype"]])
+        model = read_model(
+            str(folder), DTYPES[facts["dtype"]], attn_implementation=facts.get("attention")
+        )
         model.latent = bool(facts["latent"])
         model.quantized = {name: Quantized(**q) for name, q in facts["quantized"].items()}
         return model
@@ -162,77 +168,131 @@ class Pretrained(Stage[Model]):
     digest: str
     dtype: str = "auto"
     trust_remote_code: bool = False
+    attention: str | None = incidental(None)  # sdpa, eager, flash_attention_2; None: the library's
 
     def run(self, work: Path) -> Model:
-        where = str(TESTBED) if self.source == "testbed" else self.source
-        local = Path(where).is_dir()
         return read_model(
-            where,
-            DTYPES.get(self.dtype, "auto"),
-            revision=None if local else self.digest,
+            **_place(self.source, self.digest),
+            dtype=DTYPES.get(self.dtype, "auto"),
             trust_remote_code=self.trust_remote_code,
+            attn_implementation=self.attention,
         )
 
 
 @cache
-def pretrained(source: str, dtype: str = "auto", trust_remote_code: bool = False) -> Pretrained:
-    """The stage of a model named as in a grid: `testbed`, a local folder, or `hub/id[@revision]`.
+def pretrained(
+    source: str,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    attention: str | None = None,
+) -> Pretrained:
+    """The stage of a model named as in a grid.
 
-    Raises ModelError where the folder is no model or the hub has no such id.
+    `testbed`, `smollm2-135m` (from a package index, no hub), a local folder, a GGUF file,
+    `hub/id[@revision]` or `hub/id/file.gguf[@revision]`. Raises ModelError where the folder is no
+    model or the hub has no such id.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; choices: auto, {', '.join(DTYPES)}")
-    folder = model_folder(source)
-    if folder is not None:
-        digest = _folder_digest(folder)
-        source = source if source == "testbed" else str(folder.resolve())
-        return Pretrained(source, digest, dtype, trust_remote_code)
-    name, _, revision = source.partition("@")
-    return Pretrained(name, _hub_commit(name, revision or "main"), dtype, trust_remote_code)
+    if attention is not None and attention not in ATTENTION:
+        raise ModelError(f"attention {attention!r} is unknown; {nearest(attention, ATTENTION)}")
+    if source == smollm2.NAME:
+        digest = smollm2.DIGEST[:24]
+    elif (found := model_folder(source)) is not None:
+        digest = _file_digest(found) if found.is_file() else _folder_digest(found)
+        source = source if source == "testbed" else str(found.resolve())
+    else:
+        source, _, revision = source.partition("@")
+        digest = _hub_commit("/".join(source.split("/")[:2]), revision or "main")
+    return Pretrained(source, digest, dtype, trust_remote_code, attention)
+
+
+def _place(source: str, revision: str | None = None) -> dict[str, Any]:
+    """Where a model named as in a grid lies, as arguments of transformers' `from_pretrained`."""
+    if source == smollm2.NAME:
+        return {"where": str(smollm2.folder())}
+    found = model_folder(source)
+    if found is None:
+        name, _, named = source.partition("@")
+        revision = named or revision or "main"
+        *repository, last = name.split("/")
+        if len(repository) >= 2:
+            file = "/".join([*repository[2:], last])
+            return {
+                "where": "/".join(repository[:2]),
+                "revision": revision,
+                "gguf_file": file,
+            }
+        return {"where": name, "revision": revision}
+    if found.is_file():
+        return {"where": str(found.parent), "gguf_file": found.name}
+    return {"where": str(found)}
 
 
 @cache
 def layer_shapes(source: str, trust_remote_code: bool = False) -> dict[str, tuple[int, int]]:
     """(O, I) of each linear layer that quantisation is about, from the configuration alone."""
-    folder = model_folder(source)
-    name, _, revision = source.partition("@")
-    where, revision = (name, revision or "main") if folder is None else (str(folder), "main")
-    trust = {"trust_remote_code": True} if trust_remote_code else {}
-    try:
-        config = AutoConfig.from_pretrained(where, revision=revision, **trust)
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, **trust)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {source!r}: {_first_line(error)}") from error
+    network = meta_network(source, trust_remote_code)
     return {n: (m.out_features, m.in_features) for n, m in linears(network).items()}
 
 
+def meta_network(source: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The network of a model named as in a grid, without weights: parameters on `meta`."""
+    place = _place(source)
+    trust = {"trust_remote_code": True} if trust_remote_code else {}
+    try:
+        config = AutoConfig.from_pretrained(place.pop("where"), **place, **trust)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # a GGUF file's; its weights are unpacked on loading
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, **trust)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {source!r}: {_first_line(error)}") from error
+
+
 def model_folder(source: str) -> Path | None:
-    """The local folder of a model as a grid names it, or None for a hub id."""
-    folder = TESTBED if source == "testbed" else Path(source).expanduser()
-    if not folder.is_dir():
-        if source == "testbed" or source.startswith((".", "/", "~")):
-            raise ModelError(f"model {source!r}: there is no folder {folder}")
+    """The local folder, or GGUF file, of a model as a grid names it; None for what is not local."""
+    if source == smollm2.NAME:
         return None
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model {source!r}: {folder} has no config.json")
-    return folder
+    found = TESTBED if source == "testbed" else Path(source).expanduser()
+    if found.is_file() and found.suffix == ".gguf":
+        return found
+    if not found.is_dir():
+        if source == "testbed" or source.startswith((".", "/", "~")):
+            raise ModelError(f"model {source!r}: there is no folder or .gguf file {found}")
+        return None
+    if not (found / "config.json").is_file():
+        raise ModelError(f"model {source!r}: {found} has no config.json")
+    return found
 
 
 def read_model(where: str, dtype: torch.dtype | str, **options: Any) -> Model:
-    """Load weights and tokenizer from a folder or the hub onto `device()`, for inference."""
+    """Load weights and tokenizer from a folder or the hub onto `device()`, for inference.
+
+    `options` go to transformers: revision, gguf_file, trust_remote_code, attn_implementation.
+    """
     options = {name: option for name, option in options.items() if option}
+    weights = dict(options)
+    if "gguf_file" in options:
+        # Else the library keeps the file's blocks packed, and there are no weights to round.
+        weights["quantization_config"] = GgufConfig(dequantize=True)
+    attention = options.pop("attn_implementation", None)
     try:
-        network = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+        network = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **weights)
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {where!r} cannot be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, ImportError) as error:
+        asked = f" with attention {attention!r}" if attention else ""
+        raise ModelError(
+            f"model {where!r} cannot be loaded{asked}: {_first_line(error)}"
+        ) from error
     network.requires_grad_(False)
     return Model(network.to(device()).eval(), tokenizer)
 
 
 def model_files(folder: Path) -> Iterator[Path]:
-    """The files of a model folder whose content decides what the model computes."""
+    """The files of a model folder whose content decides what the model computes, or a GGUF file."""
+    if folder.is_file():
+        return iter([folder])
     suffixes = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
     return (p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in suffixes)
 
@@ -244,10 +304,13 @@ def _first_line(error: Exception) -> str:
 def _folder_digest(folder: Path) -> str:
     total = hashlib.sha256()
     for path in model_files(folder):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.name}:{content}\n".encode())
+        total.update(f"{path.name}:{_file_digest(path, 64)}\n".encode())
     return total.hexdigest()[:24]
+
+
+def _file_digest(path: Path, digits: int = 24) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:digits]
 
 
 def _hub_commit(name: str, revision: str) -> str:

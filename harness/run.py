@@ -8,7 +8,6 @@ Not here: SLURM (`launch`), what it looks like (`progress`).
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
 import traceback
@@ -21,7 +20,7 @@ from harness import provenance
 from harness.errors import BitgridError
 from harness.grid import Grid
 from harness.plan import Plan, needed, standing_failure
-from harness.stage import Stage, closure, execute, identity, listening
+from harness.stage import Stage, closure, described, execute, listening
 from harness.store import Store
 
 POLL_S = 1.0
@@ -181,8 +180,8 @@ class _Runner:
 def _describe(stage: Stage[Any]) -> dict[str, Any]:
     """A stage in words for its manifest: class, version, fields, inputs by key."""
     cls = type(stage)
-    fields = {f.name: identity(getattr(stage, f.name)) for f in dataclasses.fields(stage)}
-    return {"class": f"{cls.__module__}.{cls.__qualname__}", "version": cls.version, **fields}
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    return {"class": name, "version": cls.version, **described(stage, whole=True)}
 
 
 def _record(stage: Stage[Any], error: Exception, code: str) -> dict[str, Any]:

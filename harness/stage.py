@@ -50,12 +50,16 @@ class Stage(Generic[T]):
 
     A field holds JSON scalars, tuples, frozen dataclasses (components) or other stages. A field
     named `seed` seeds the run (0 without one); it is never derived from the key, so that data order
-    is paired between cells that share a seed.
+    is paired between cells that share a seed. Fields that are `incidental` stay out of the key.
     """
 
     version: ClassVar[int] = 1  # bump by hand when the result changes
     stored: ClassVar[bool] = True  # False: cheap, rebuilt in memory, never written
-    resources: ClassVar[Resources] = Resources()
+
+    @property
+    def resources(self) -> Resources:
+        """What a job that runs this stage asks for."""
+        return Resources()
 
     def run(self, work: Path) -> T:
         """Compute the value. Inputs are already values; `work` survives a kill and a requeue."""
@@ -64,8 +68,7 @@ class Stage(Generic[T]):
     @cached_property
     def key(self) -> str:
         """24 hex digits over class, version, fields and upstream keys; equal in any process."""
-        fields = {f.name: identity(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        text = canonical([_class_name(type(self)), self.version, fields])
+        text = canonical([_class_name(type(self)), self.version, described(self)])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     @property
@@ -75,6 +78,14 @@ class Stage(Generic[T]):
 
     def __str__(self) -> str:
         return f"{type(self).__name__}:{self.key[:8]}"
+
+
+def incidental(default: Any) -> Any:
+    """A dataclass field that is no part of a key: it says how a value is computed, not which one.
+
+    For what changes memory or speed, and the value by float rounding at most: micro-batch, devices.
+    """
+    return dataclasses.field(default=default, metadata={"incidental": True})
 
 
 Input: TypeAlias = Stage[T] | T
@@ -93,21 +104,32 @@ def canonical(thing: object) -> str:
     return json.dumps(thing, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def identity(thing: object) -> Any:
-    """What of a field goes into the key, as JSON. Raises TypeError for what has no stable identity."""
+def described(thing: Any, whole: bool = False) -> dict[str, Any]:
+    """The fields of a stage or component as JSON; with `whole` the incidental ones too."""
+    return {
+        f.name: identity(getattr(thing, f.name), whole)
+        for f in dataclasses.fields(thing)
+        if whole or not f.metadata.get("incidental")
+    }
+
+
+def identity(thing: object, whole: bool = False) -> Any:
+    """What of a field goes into the key, as JSON; with `whole` also what does not.
+
+    Raises TypeError for what has no stable identity.
+    """
     if isinstance(thing, Stage):
         return {"stage": thing.key}
     if isinstance(thing, Enum):
-        return identity(thing.value)
+        return identity(thing.value, whole)
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
     if isinstance(thing, tuple | list):
-        return [identity(item) for item in thing]
+        return [identity(item, whole) for item in thing]
     if isinstance(thing, Mapping):
-        return {str(name): identity(item) for name, item in thing.items()}
+        return {str(name): identity(item, whole) for name, item in thing.items()}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        fields = {f.name: identity(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
-        return {"class": _class_name(type(thing)), **fields}
+        return {"class": _class_name(type(thing)), **described(thing, whole)}
     raise TypeError(
         f"{type(thing).__name__} cannot be a field of a stage: it has no stable identity"
     )

@@ -29,7 +29,7 @@ from harness.errors import BitgridError, TextError
 from harness.method import Component
 from harness.models import Model
 from harness.stage import Input, Stage, report, value
-from harness.text import Packed, Tokens, texts
+from harness.text import Packed, Tokens, gives_whole_prompts, texts
 from methods.forward import logits
 
 _MOST_ROWS = 256
@@ -89,10 +89,10 @@ class Generated(Data):
         _check_sampling(self.temperature, self.top_p)
 
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
-        whole = self.text == "testbed"
+        whole = gives_whole_prompts(self.text)
         return Generate(
             teacher,
-            texts(self.text, "train", prompts=whole),
+            texts(self.text, "train", prompts=True),
             self.sequences,
             self.length,
             prompt_chars=None if whole else self.prompt_chars,

@@ -117,13 +117,16 @@ class ClipSearch(Stage[Ranges]):
     input channel and layer (4 * tokens where the tokens are fewer than a group is wide).
     """
 
-    resources: ClassVar[Resources] = Resources(gpus=1, memory_gib=32.0, hours=1.0)
     model: Input[Model]
     calibration: Input[Tokens]
     format: Grouped
     grid: int
     steps: int
     tokens: int
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, memory_gib=32.0, hours=1.0)
 
     def run(self, work: Path) -> Ranges:
         model = value(self.model).fork()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from harness.errors import BitgridError, ModelError, TextError, TrainingError
 from harness.models import DTYPES, Model
-from harness.stage import Input, Stage, report, value
+from harness.stage import Input, Resources, Stage, incidental, report, value
 from harness.text import Tokens
 from methods.checkpoint import Checkpoint, Metrics
 from methods.diagnose import diagnose
@@ -49,7 +49,6 @@ class Training:
     steps: int | None = None  # optimizer steps; None: as many as `epochs` needs
     epochs: float = 4.0
     batch_size: int = 128  # sequences a step
-    micro_batch: int = 8  # sequences at once; changes memory, and results by float rounding only
     lr: float = 8e-6
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup: int = 0  # steps
@@ -57,11 +56,20 @@ class Training:
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0  # 0: off
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; masters are float32
-    checkpoint_every: int = 100  # steps; 0: never
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"  # 8-bit states need torchao
     trained: Trained = "body"
+    micro_batch: int = incidental(8)  # sequences a process runs at once
+    gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
+    gpus: int = incidental(1)  # processes that share the model and the batch
+    checkpoint_every: int = incidental(100)  # steps; 0: never
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch", "epochs" if self.steps is None else "steps"):
+        for name in (
+            "batch_size",
+            "micro_batch",
+            "gpus",
+            "epochs" if self.steps is None else "steps",
+        ):
             if getattr(self, name) <= 0:
                 raise BitgridError(f"{name} {getattr(self, name)} is not positive")
         for name in ("lr", "warmup", "weight_decay", "clip_norm", "checkpoint_every"):
@@ -71,6 +79,7 @@ class Training:
             ("schedule", ("constant", "cosine", "linear")),
             ("dtype", ("float32", "bfloat16")),
             ("trained", ("body", "linears", "all")),
+            ("optimizer", ("adamw", "adamw-8bit")),
         ):
             if getattr(self, name) not in choices:
                 raise BitgridError(
@@ -114,6 +123,10 @@ class Train(Stage[Model]):
     statistic: Input[float] | None
     training: Training
     seed: int = 0
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=self.training.gpus, memory_gib=64.0, hours=24.0)
 
     def run(self, work: Path) -> Model:
         """Raises TrainingError on NaN or Inf; ModelError, TextError, FormatError on misfits."""

@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.pop("BITGRID_MIRROR", None)
 
 import torch
 
@@ -61,6 +62,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def known_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that reaches the hub: data sets have a commit, so stages can be built."""
+    from harness import hub
+
+    monkeypatch.setattr(hub, "_commit", lambda path: f"commit-of-{path}")
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from harness.stage import execute
 from harness.testbed import world
 
 TEXTS = world.documents("heldout")[:40]
+pytestmark = pytest.mark.usefixtures("known_commits")
 
 
 def _score(stage: Any, model: Model, documents: list[str] | None, work: Path) -> Scores:

@@ -192,6 +192,7 @@ def test_sampling_never_draws_the_impossible() -> None:
     assert sample(scores, uniform, torch.zeros(3, dtype=torch.bool), 1.0, 1.0).tolist() == [1, 3, 3]
 
 
+@pytest.mark.usefixtures("known_commits")
 def test_sources_become_shared_stages() -> None:
     truth = GroundTruth(sequences=4, length=8).build(TEACHER)  # type: ignore[arg-type]
     assert isinstance(truth, Packed)

@@ -375,6 +375,7 @@ def test_a_bad_weight_or_a_misfit_names_its_layer() -> None:
         _run(_llama(), IntAsym(2, 32))
 
 
+@pytest.mark.usefixtures("known_commits")
 def test_what_a_search_shares_and_what_it_does_not() -> None:
     first, _ = _graph(Clip(), IntAsym(2))
     assert first.stored

@@ -1,0 +1,118 @@
+"""Data sets of the hub by their address there, from a mirror folder where one is set.
+
+A mirror holds the rows of a data set in its own column names, one file a split:
+
+    MIRROR/Salesforce/wikitext/wikitext-2-raw-v1/test.jsonl.gz      path, configuration, split
+    MIRROR/Salesforce/wikitext/REVISION                             the commit it was taken from
+
+BITGRID_MIRROR names the folder (a grid may: `mirror:`). Compute nodes without a network read from
+it, and so does a laptop without an account. `digest` pins a split before anything runs. Not here:
+what a text's rows mean (`text`), which data sets tasks read (`evaluate`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.errors import TextError, nearest
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def mirror() -> Path | None:
+    """The mirror folder, or None. Raises TextError where it is named but not there."""
+    named = os.environ.get("BITGRID_MIRROR")
+    if not named:
+        return None
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise TextError(f"the mirror folder {folder} is not there")
+    return folder
+
+
+def mirrored(path: str, config: str | None) -> dict[str, Path]:
+    """The mirror's files of a data set, by split; empty where it has none of them."""
+    root = mirror()
+    folder = None if root is None else root / path / (config or "default")
+    if folder is None or not folder.is_dir():
+        return {}
+    files = sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES))
+    return {p.name.removesuffix(".gz").removesuffix(".jsonl"): p for p in files}
+
+
+def mirrored_split(path: str, config: str | None, split: str) -> Path | None:
+    """The mirror's file of a split; None without a mirror.
+
+    Raises TextError where there is a mirror but not the file, saying what it has.
+    """
+    root = mirror()
+    if root is None:
+        return None
+    found = mirrored(path, config)
+    if split in found:
+        return found[split]
+    where = root / path / (config or "default")
+    has = nearest(split, found) if found else "it has nothing of this data set"
+    raise TextError(f"the mirror lacks {where / split}.jsonl[.gz]: {has}")
+
+
+def digest(path: str, config: str | None, split: str) -> str:
+    """What pins a split: the data set's commit where it is known, else the mirrored file's content.
+
+    Raises TextError where the split is neither mirrored nor, by the hub's word, there.
+    """
+    file = mirrored_split(path, config, split)
+    if file is None:
+        return _commit(path)[:24]
+    recorded = file.parent.parent / "REVISION"
+    if recorded.is_file():
+        return recorded.read_text().strip()[:24]
+    return _content(file, file.stat().st_size, file.stat().st_mtime_ns)
+
+
+def rows(
+    path: str, config: str | None, split: str, files: str | None = None, revision: str = ""
+) -> Any:
+    """The rows of a split, a `datasets.Dataset`.
+
+    `files`: the split's files inside the repository, where it is too large to load whole.
+    """
+    from datasets import load_dataset
+
+    file = mirrored_split(path, config, split)
+    try:
+        if file is not None:
+            return load_dataset("json", data_files=str(file), split="train")
+        if files:
+            return load_dataset(
+                path, data_files={split: files}, split=split, revision=revision or None
+            )
+        return load_dataset(path, config, split=split, revision=revision or None)
+    except (OSError, ValueError, ConnectionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise TextError(f"data set {path} cannot be loaded: {first}") from error
+
+
+@cache
+def _commit(path: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return str(HfApi().dataset_info(path).sha)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise TextError(
+            f"data set {path} is not reachable on the hub, and no mirror is set "
+            f"(BITGRID_MIRROR): {first}"
+        ) from error
+
+
+@cache
+def _content(file: Path, size: int, mtime: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:24]
