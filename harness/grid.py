@@ -6,6 +6,8 @@
     compare: [bf16, rtn, awq-clip]       # axes that they lack collapse
     evaluate: [testbed-ppl, {testbed_code: {limit: 50}}]
 
+`base: other.yaml` takes over what another grid says, or several; `defaults` and `report` are merged.
+
 In this file: the file's keys, the expansion, the errors with file and line. Not here: what a method's
 fields mean (`method.configure`), what is computed and in which order (`plan`, `run`).
 """
@@ -46,6 +48,7 @@ class GridFile(pydantic.BaseModel):
     model: str
     dtype: str = "auto"
     trust_remote_code: bool = False
+    attention: str | None = None
     method: str | dict[str, Any]
     defaults: dict[str, Any] = {}
     vary: dict[str, list[Any]] = {}
@@ -76,6 +79,7 @@ class Grid:
 
     name: str
     path: Path
+    files: tuple[Path, ...]  # the grid file, and those that it builds on
     question: str
     file: GridFile
     cells: tuple[Cell, ...]
@@ -86,7 +90,7 @@ def load(path: Path, allow_code_execution: bool = False) -> Grid:
 
     Raises GridError in one line: file, line, what was given, the nearest valid name.
     """
-    document = Document(path)
+    document = Document(path, merged=("defaults", "report"))
     file = _validate(document)
     tasks = _tasks(document, file)
     if not (allow_code_execution or file.allow_code_execution):
@@ -98,7 +102,8 @@ def load(path: Path, allow_code_execution: bool = False) -> Grid:
                     "in the grid, or --allow-code-execution",
                 )
     cells = tuple(_cells(document, file, tasks))
-    return Grid(path.stem, path, document.comment, file, cells)
+    files = tuple(document.files)
+    return Grid(path.stem, path, files, document.comment, file, cells)
 
 
 def _validate(document: Document) -> GridFile:
@@ -217,7 +222,7 @@ def _cell(
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise document.error(("vary", "seed"), f"seed {seed!r} is no whole number")
     try:
-        base = pretrained(source, file.dtype, file.trust_remote_code)
+        base = pretrained(source, file.dtype, file.trust_remote_code, file.attention)
         shapes = layer_shapes(source, file.trust_remote_code)
     except BitgridError as error:
         place: Path_ = ("vary", "model") if "model" in file.vary else ("model",)
@@ -249,7 +254,14 @@ def _configured(
     sets itself and what makes it what it is (`fixed`), so that there the axis collapses.
     """
     fixed = set() if entry.main else {*entry.registered.fixed, *entry.own}
-    varied = {p: v for p, v in chosen.items() if p not in ("seed", "model") and p not in fixed}
+    varied = {}
+    for path, given in chosen.items():
+        if path in ("seed", "model"):
+            continue
+        if path not in fixed:
+            varied[path] = given
+        elif isinstance(given, Mapping) and (parts := _without(path, given, fixed)):
+            varied[path] = parts
     defaults = {p: v for p, v in file.defaults.items() if p not in fixed}
     settings = {**defaults, **entry.own, **varied}
     configured, axes = entry.registered.method, {}
@@ -257,7 +269,7 @@ def _configured(
     for path in sorted(settings, key=lambda path: path.count(".")):
         where: Path_ = (*entry.where, path) if path in entry.own else ("defaults", path)
         if path in varied:
-            where = ("vary", path, file.vary[path].index(settings[path]))
+            where = ("vary", path, file.vary[path].index(chosen[path]))
         lacking = path not in dict(methods.settings(configured))
         if lacking and (path in varied or path not in entry.own):
             continue
@@ -270,6 +282,14 @@ def _configured(
             axes[path] = _shown(settings[path])
     used.update(path for path in file.defaults if path in entry.own)
     return configured, {path: axes[path] for path in chosen if path in axes}
+
+
+def _without(path: str, given: Mapping[str, Any], fixed: set[str]) -> dict[str, Any]:
+    """What of a component on an axis applies to a method that keeps its own (`fixed`).
+
+    `format: {name: nf, bits: 3}` still says `bits: 3` where the format is kept.
+    """
+    return {k: v for k, v in given.items() if k != "name" and f"{path}.{k}" not in fixed}
 
 
 def _shown(given: Any) -> Any:

@@ -204,9 +204,9 @@ _KEEP = object()
 
 def _field(hint: Any, current: Any, whole: Any, parts: dict[str, Any], where: str) -> Any:
     """A field of type `hint` that now holds `current`, after it was given a whole and parts of it."""
-    if isinstance(whole, Mapping):
-        whole, parts = _KEEP, {**whole, **parts}
     family = next((t for t in (hint, *typing.get_args(hint)) if _is_component(t)), None)
+    if isinstance(whole, Mapping) and (family is not None or dataclasses.is_dataclass(current)):
+        whole, parts = _KEEP, {**whole, **parts}
     if family is not None and whole is not None:
         name = parts.pop("name", whole) if whole is _KEEP else whole
         return _component(family, current, name, parts, where)

@@ -207,6 +207,35 @@ def pretrained(
     return Pretrained(source, digest, dtype, trust_remote_code, attention)
 
 
+def another(base: Stage[Model], source: str) -> Pretrained:
+    """The stage of a further model (a larger teacher) for work on `base`, loaded as that is.
+
+    Raises ModelError where the two do not share a vocabulary: logits could not be compared.
+    """
+    if not isinstance(base, Pretrained):
+        raise ModelError(f"teacher {source!r}: the model that it teaches is not a published one")
+    found = pretrained(source, base.dtype, base.trust_remote_code, base.attention)
+    ours, theirs = (_vocabulary(s.source, s.digest, s.trust_remote_code) for s in (base, found))
+    if ours != theirs:
+        words = {token for token, _ in ours ^ theirs}
+        raise ModelError(
+            f"teacher {source!r} and model {base.source!r} differ in vocabulary: {len(theirs)} and "
+            f"{len(ours)} tokens, {len(words)} of them not alike (for instance {min(words)!r})"
+        )
+    return found
+
+
+@cache
+def _vocabulary(source: str, digest: str, trust: bool) -> frozenset[tuple[str, int]]:
+    place = _place(source, digest)
+    options = {"trust_remote_code": True} if trust else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place.pop("where"), **place, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {source!r}: no tokenizer: {_first_line(error)}") from error
+    return frozenset(tokenizer.get_vocab().items())
+
+
 def _place(source: str, revision: str | None = None) -> dict[str, Any]:
     """Where a model named as in a grid lies, as arguments of transformers' `from_pretrained`."""
     if source == smollm2.NAME:

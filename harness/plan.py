@@ -88,7 +88,7 @@ def build(grid: Grid) -> Plan:
     from harness.text import Documents
 
     nodes: dict[str, Node] = {}
-    watched = {grid.path.resolve(), *provenance.sources()}
+    watched = {*(path.resolve() for path in grid.files), *provenance.sources()}
     watched |= {Path(entry.source) for entry in method.discover().values()}
     for cell in grid.cells:
         for stage in closure([cell.model, *cell.scores]):

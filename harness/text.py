@@ -193,8 +193,8 @@ class Documents(Stage[list[str]]):
 def texts(source: str, split: str, domain: str | None = None, prompts: bool = False) -> Documents:
     """The stage of a text source named as in a grid.
 
-    `testbed`, `file:PATH`, a name in `HUB`, or such a name with one of the hub's own splits in place
-    of the usual one (`wikitext2:validation`). Raises TextError, with the nearest name, and where a
+    `testbed` or one domain of it (`testbed:stories`), `file:PATH`, a name in `HUB`, or such a name
+    with one of the hub's own splits in place of the usual one (`wikitext2:validation`). Raises TextError, with the nearest name, and where a
     data set is neither mirrored nor reachable.
     """
     if split not in SPLITS:
@@ -206,8 +206,9 @@ def texts(source: str, split: str, domain: str | None = None, prompts: bool = Fa
             raise TextError(f"text {source!r}: there is no file {path}")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:24]
         source = f"file:{path}"
-    elif source == "testbed":
-        digest = f"world-{world.VERSION}"
+    elif source.partition(":")[0] == "testbed":
+        source, _, named = source.partition(":")
+        domain, digest = domain or named or None, f"world-{world.VERSION}"
         if domain is not None and domain not in world.DOMAINS:
             raise TextError(f"domain {domain!r} is unknown; {nearest(domain, world.DOMAINS)}")
     else:
@@ -279,7 +280,7 @@ def _read_file(path: Path) -> list[str]:
 def gives_whole_prompts(source: str) -> bool:
     """Whether a model is given a text's prompts as they are, or only the opening of each."""
     named = HUB.get(source.partition(":")[0])
-    return source == "testbed" or (named is not None and named.whole)
+    return source.partition(":")[0] == "testbed" or (named is not None and named.whole)
 
 
 def _hub_split(source: str, split: str) -> tuple[Source, str]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -70,13 +71,14 @@ class GroundTruth(Data):
 class Generated(Data):
     """The teacher continues the openings of a text's documents. BitDistiller sec. 3.3.
 
-    An opening is the first `prompt_chars` characters of a document longer than `min_chars`, as
-    published for WikiText-2; the testbed gives its own prompts, which are used whole. Openings are
+    `text` may be several, with the number of sequences of each: {wikitext2: 3000, alpaca: 5000};
+    `sequences` then says nothing. An opening is the first `prompt_chars` characters of a document longer than `min_chars`, as
+    published for WikiText-2; instructions and the testbed's prompts are used whole. Openings are
     learnt too by default: the published code has the lines that would mask them commented out.
     """
 
     name = "generated"
-    text: str = "wikitext2"
+    text: str | dict[str, int] = "wikitext2"
     prompt_chars: int = 128
     min_chars: int = 512
     temperature: float = 0.7  # 0: greedy
@@ -87,13 +89,20 @@ class Generated(Data):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sampling(self.temperature, self.top_p)
+        if isinstance(self.text, dict) and (not self.text or min(self.text.values()) < 1):
+            raise BitgridError(f"text {self.text}: each text needs a number of sequences")
 
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
-        whole = gives_whole_prompts(self.text)
+        counts = self.text if isinstance(self.text, dict) else {self.text: self.sequences}
+        parts = tuple(self._of(teacher, text, count) for text, count in counts.items())
+        return parts[0] if len(parts) == 1 else Joined(parts)
+
+    def _of(self, teacher: Stage[Model], text: str, count: int) -> Stage[Tokens]:
+        whole = gives_whole_prompts(text)
         return Generate(
             teacher,
-            texts(self.text, "train", prompts=True),
-            self.sequences,
+            texts(text, "train", prompts=True),
+            count,
             self.length,
             prompt_chars=None if whole else self.prompt_chars,
             min_chars=0 if whole else self.min_chars,
@@ -134,6 +143,20 @@ class SelfGenerated(Data):
             temperature=self.temperature,
             top_p=self.top_p,
             seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Joined(Stage[Tokens]):
+    """Sequences of several sources, all of one length, one source after the other."""
+
+    stored: ClassVar[bool] = False
+    parts: tuple[Input[Tokens], ...]
+
+    def run(self, work: Path) -> Tokens:
+        parts = [value(part) for part in self.parts]
+        return Tokens(
+            torch.cat([part.ids for part in parts]), torch.cat([part.mask for part in parts])
         )
 
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from harness.errors import BitgridError
 from harness.method import Method, register
-from harness.models import Model
+from harness.models import Model, another
 from harness.stage import Input, Stage, value
 from methods.data import Data, Generated, SelfGenerated
 from methods.formats import Format, FullPrecision, IntAsym, IntSym, quantize_model
@@ -47,13 +47,17 @@ class Round(Stage[Model]):
 
 @dataclass(frozen=True)
 class Recipe(Method):
-    """A point of the space. Without `data` and `train` the objective must be `none`."""
+    """A point of the space. Without `data` and `train` the objective must be `none`.
+
+    `teacher` names a model as a grid does; without one the base teaches itself.
+    """
 
     format: Format = IntAsym(bits=2, group_size=128)
     init: Init = NoInit()
     objective: Objective = Untrained()
     data: Data | None = None
     train: Training | None = None
+    teacher: str | None = None
 
     def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
         for name, (_, in_features) in layers.items():
@@ -71,11 +75,18 @@ class Recipe(Method):
                 f"objective {self.objective.name!r} trains, so the method needs 'data' and 'train'; "
                 "start from llm-qat or bitdistiller"
             )
-        tokens = self.data.build(base)
-        statistic = self.objective.statistic(base, tokens)
-        teacher = base if self.objective.teacher else None
+        teacher = base if self.teacher is None else another(base, self.teacher)
+        tokens = self.data.build(teacher)
+        statistic = self.objective.statistic(teacher, tokens)
         return Train(
-            student, teacher, tokens, self.format, self.objective, statistic, self.train, seed
+            student,
+            teacher if self.objective.teacher else None,
+            tokens,
+            self.format,
+            self.objective,
+            statistic,
+            self.train,
+            seed,
         )
 
 
@@ -84,21 +95,21 @@ register(
     Recipe(format=FullPrecision()),
     title="BF16",
     about="the full-precision model itself: the reference",
-    fixed=("format", "init", "objective", "data", "train"),
+    fixed=("format", "init", "objective", "data", "train", "teacher"),
 )
 register(
     "rtn",
     Recipe(),
     title="RTN",
     about="round to nearest, asymmetric, no data",
-    fixed=("init", "objective", "data", "train"),
+    fixed=("init", "objective", "data", "train", "teacher"),
 )
 register(
     "awq-clip",
     Recipe(init=Clip()),
     title="AWQ-clip",
     about="asymmetric clip search on calibration activations, then round (BitDistiller sec. 3.1)",
-    fixed=("init", "objective", "data", "train"),
+    fixed=("init", "objective", "data", "train", "teacher"),
 )
 register(
     "llm-qat",
@@ -110,12 +121,12 @@ register(
     ),
     title="LLM-QAT",
     about="distilled by forward KL on data that the model generates alone (arXiv 2305.17888)",
-    fixed=("init", "objective", "data"),
+    fixed=("init", "objective", "data", "teacher"),
 )
 register(
     "bitdistiller",
     Recipe(init=Clip(), objective=CAKLD(), data=Generated(), train=Training()),
     title="BitDistiller",
     about="asymmetric clipping, then self-distillation by confidence-aware KL (arXiv 2402.10631)",
-    fixed=("init", "objective", "data"),
+    fixed=("init", "objective", "data", "teacher"),
 )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from harness import models
 from harness.errors import GridError
 from harness.grid import Grid, load
 from harness.stage import closure
+from methods.train import Train
 
 BASE = """\
 # Does it expand?
@@ -158,3 +163,59 @@ evaluate: [testbed-ppl]
 """
     with pytest.raises(GridError, match=r"grid.yaml:2: RTN: objective 'kl' trains, so .* 'train'"):
         write(text)
+
+
+def test_a_format_axis_leaves_a_compared_format_but_sets_its_bits(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace(
+        "format.bits: [2, 3]", "format: [{name: nf, bits: 3}, {name: int-asym, bits: 2}]"
+    ).replace("[rtn, awq-clip]", "[{name: rtn, format: int-asym}]")
+    formats = {
+        (cell.label, cell.model.format.name, cell.model.format.bits)  # type: ignore[attr-defined]
+        for cell in write(text).cells
+    }
+    assert formats == {
+        ("BitDistiller", "nf", 3),
+        ("BitDistiller", "int-asym", 2),
+        ("RTN", "int-asym", 3),
+        ("RTN", "int-asym", 2),
+    }
+
+
+def test_a_grid_builds_on_another(write, tmp_path: Path, tiny_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "base.yaml").write_text(BASE.replace("{model}", str(tiny_folder)))
+    grid = write("# Twin?\nbase: base.yaml\nvary: {seed: [5]}\ndefaults: {format.bits: 3}\n")
+    assert grid.question == "Twin?"
+    assert {(c.seed, c.model.format.bits) for c in grid.cells} == {(5, 3)}
+    assert all(cell.model.format.group_size == 64 for cell in grid.cells)
+    assert [path.name for path in grid.files] == ["grid.yaml", "base.yaml"]
+    wrong = BASE.replace("{model}", str(tiny_folder)).replace(": 64", ": x")
+    (tmp_path / "base.yaml").write_text(wrong)
+    with pytest.raises(GridError, match=r"base.yaml:10: format.group_size: 'x'"):
+        write("base: base.yaml\n")
+
+
+def test_another_teacher(write, tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    other = tmp_path / "teacher"
+    shutil.copytree(tiny_folder, other)
+    grid = write(
+        BASE.replace("objective: [cakld, kl, reverse-kl, jsd]", f"teacher: [null, {other}]")
+    )
+    taught = {
+        (cell.axes["teacher"], cast(models.Pretrained, stage.teacher).source)
+        for cell in grid.cells
+        for stage in closure([cell.model])
+        if isinstance(stage, Train)
+    }
+    assert taught == {(None, str(tiny_folder)), (str(other), str(other))}
+
+    words = json.loads((other / "tokenizer.json").read_text())
+    last = max(words["model"]["vocab"], key=words["model"]["vocab"].get)
+    words["model"]["vocab"]["elsewhere"] = words["model"]["vocab"].pop(last)
+    words["model"]["merges"] = [m for m in words["model"]["merges"] if "".join(m) != last]
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    models._vocabulary.cache_clear()
+    models.pretrained.cache_clear()
+    with pytest.raises(
+        GridError, match=r"grid.yaml:3: BitDistiller: teacher .* differ in vocabulary"
+    ):
+        write(BASE.replace("objective: [cakld, kl, reverse-kl, jsd]", f"teacher: [{other}]"))
