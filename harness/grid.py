@@ -38,6 +38,7 @@ class ReportSpec(pydantic.BaseModel):
     over: str = "seed"
     average: list[str] | None = None
     caption: str | None = None
+    note: str | None = None  # what a reader must know of the result, under the table
     title: str | None = None
 
 
@@ -54,6 +55,7 @@ class GridFile(pydantic.BaseModel):
     vary: dict[str, list[Any]] = {}
     compare: list[str | dict[str, Any]] = []
     evaluate: list[str | dict[str, dict[str, Any]]]
+    published: str | None = None  # results/published/<name>.csv, to stand beside the table
     report: ReportSpec = ReportSpec()
     seed: int | list[int] = 0
     allow_code_execution: bool = False
@@ -193,11 +195,12 @@ def _cells(document: Document, file: GridFile, tasks: dict[str, TaskOptions]) ->
         for point in itertools.product(*axes.values()):
             chosen = dict(zip(axes, point, strict=True))
             points.append((entry, chosen, *_configured(document, file, entry, chosen, used)))
-    # Before anything is built: a misspelt axis explains the errors that would follow from it.
-    known = dict(methods.settings(entries[0].registered.method))
-    for section, paths in (("vary", file.vary), ("defaults", file.defaults)):
+    # Before anything is built: a misspelt axis explains the errors that would follow from it. A
+    # default may be for a component that this grid does not choose, since bases share defaults.
+    known = {path for entry in entries for path in methods.possible(entry.registered.method)}
+    for section, paths, valid in (("vary", file.vary, used), ("defaults", file.defaults, known)):
         for path in paths:
-            if path not in used:
+            if path not in valid:
                 message = f"{path!r} is no setting of any method here; {nearest(path, known)}"
                 raise document.error((section, path), message)
     seen: set[tuple[Any, ...]] = set()
@@ -254,14 +257,14 @@ def _configured(
     sets itself and what makes it what it is (`fixed`), so that there the axis collapses.
     """
     fixed = set() if entry.main else {*entry.registered.fixed, *entry.own}
-    varied = {}
-    for path, given in chosen.items():
-        if path in ("seed", "model"):
-            continue
-        if path not in fixed:
-            varied[path] = given
-        elif isinstance(given, Mapping) and (parts := _without(path, given, fixed)):
-            varied[path] = parts
+    varied: dict[str, Any] = {}
+    axis_of: dict[str, str] = {}
+    for axis, given in chosen.items():
+        if axis not in ("seed", "model"):
+            kept = {axis: given} if axis not in fixed else _parts(axis, given)
+            kept = {path: part for path, part in kept.items() if path not in fixed}
+            varied |= kept
+            axis_of |= dict.fromkeys(kept, axis)
     defaults = {p: v for p, v in file.defaults.items() if p not in fixed}
     settings = {**defaults, **entry.own, **varied}
     configured, axes = entry.registered.method, {}
@@ -269,7 +272,8 @@ def _configured(
     for path in sorted(settings, key=lambda path: path.count(".")):
         where: Path_ = (*entry.where, path) if path in entry.own else ("defaults", path)
         if path in varied:
-            where = ("vary", path, file.vary[path].index(chosen[path]))
+            axis = axis_of[path]
+            where = ("vary", axis, file.vary[axis].index(chosen[axis]))
         lacking = path not in dict(methods.settings(configured))
         if lacking and (path in varied or path not in entry.own):
             continue
@@ -277,19 +281,20 @@ def _configured(
             configured = methods.configure(configured, {path: settings[path]})
         except SettingError as error:
             raise document.error(where, str(error)) from None
-        used.add(path)
         if path in varied:
+            used.add(axis_of[path])
             axes[path] = _shown(settings[path])
-    used.update(path for path in file.defaults if path in entry.own)
-    return configured, {path: axes[path] for path in chosen if path in axes}
+    return configured, {path: axes[path] for path in varied if path in axes}
 
 
-def _without(path: str, given: Mapping[str, Any], fixed: set[str]) -> dict[str, Any]:
-    """What of a component on an axis applies to a method that keeps its own (`fixed`).
+def _parts(axis: str, given: Any) -> dict[str, Any]:
+    """What an axis value says beside the component's name, for a method that keeps its own.
 
-    `format: {name: nf, bits: 3}` still says `bits: 3` where the format is kept.
+    `format: {name: nf, bits: 3}` still says `format.bits: 3` where the format is kept.
     """
-    return {k: v for k, v in given.items() if k != "name" and f"{path}.{k}" not in fixed}
+    if not isinstance(given, Mapping):
+        return {}
+    return {f"{axis}.{part}": value for part, value in given.items() if part != "name"}
 
 
 def _shown(given: Any) -> Any:

@@ -163,6 +163,20 @@ def settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from settings(held, f"{prefix}{field.name}.")
 
 
+def possible(thing: object, prefix: str = "") -> Iterator[str]:
+    """Every dotted path that a grid may set on any choice of the components, not only the present."""
+    assert dataclasses.is_dataclass(thing)
+    hints = typing.get_type_hints(thing if isinstance(thing, type) else type(thing))
+    for field in dataclasses.fields(thing):
+        yield prefix + field.name
+        hint = hints[field.name]
+        for kind in (hint, *typing.get_args(hint)):
+            choices = kind.choices().values() if _is_component(kind) else [kind]
+            for choice in choices:
+                if dataclasses.is_dataclass(choice):
+                    yield from possible(choice, f"{prefix}{field.name}.")
+
+
 def configure(thing: C, given: Mapping[str, Any], prefix: str = "") -> C:
     """`thing` with settings by dotted path; a component is chosen by name or by a mapping.
 

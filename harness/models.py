@@ -345,17 +345,16 @@ def _file_digest(path: Path, digits: int = 24) -> str:
 def _hub_commit(name: str, revision: str) -> str:
     """The commit that a hub revision stands for: asked of the hub, or of the local cache offline."""
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     cached = try_to_load_from_cache(name, "config.json", revision=revision) if "/" in name else None
     try:
         if os.environ.get("HF_HUB_OFFLINE") != "1":
             return str(HfApi().model_info(name, revision=revision).sha)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # the client's own, its transport's, the system's
         if not isinstance(cached, str):
             raise ModelError(
                 f"model {name!r} (revision {revision}) is neither a local folder nor reachable on "
-                f"the hub: {str(error).splitlines()[0]}"
+                f"the hub: {_first_line(error)}"
             ) from error
     if isinstance(cached, str):
         return Path(cached).parent.name

@@ -40,6 +40,8 @@ def page(summary: Summary, plots: Sequence[str]) -> str:
         parts.append(escape_markdown(grid.spec.caption))
     parts.append(markdown(summary).rstrip())
     parts.append(" ".join(explanations(summary)))
+    if grid.spec.note:
+        parts.append(f"Note: {escape_markdown(grid.spec.note)}")
     parts.append("The same table as [LaTeX](table.tex) and, unrounded, as [CSV](table.csv).")
     for name, words in PLOTS.items():
         if name in plots:
@@ -62,6 +64,8 @@ def terminal(summary: Summary, width: int) -> str:
     lines = wrap(f"{grid.spec.title or grid.name}: {grid.question}".rstrip(": "), width)
     lines += ["", plain(summary, width), ""]
     lines += wrap(" ".join(explanations(summary, best="*")), width)
+    if grid.spec.note:
+        lines += wrap(f"Note: {grid.spec.note}", width)
     if summary.testbed:
         lines += wrap(f"{TESTBED}.", width)
     if grid.holes or summary.stale:

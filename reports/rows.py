@@ -89,6 +89,7 @@ class Spec:
     over: str | None = "seed"
     average: tuple[str, ...] | None = None
     caption: str | None = None
+    note: str | None = None
     title: str | None = None
 
 
@@ -168,6 +169,7 @@ def _spec(path: Path, raw: dict[str, Any]) -> Spec:
         over=raw.get("over", "seed"),
         average=None if not average else ((average,) if isinstance(average, str) else (*average,)),
         caption=raw.get("caption"),
+        note=raw.get("note"),
         title=raw.get("title"),
     )
 

@@ -125,7 +125,9 @@ def plain(summary: Summary, width: int) -> str:
 def caption(summary: Summary) -> str:
     """The grid's caption, or one that explains the table; testbed rows always say what they are."""
     title = summary.grid.spec.caption or f"{summary.grid.model}: methods grouped by bits."
-    return " ".join([title, *explanations(summary), *([TESTBED + "."] if summary.testbed else [])])
+    note = [summary.grid.spec.note] if summary.grid.spec.note else []
+    testbed = [TESTBED + "."] if summary.testbed else []
+    return " ".join([title, *explanations(summary), *note, *testbed])
 
 
 def explanations(summary: Summary, best: str = "in bold") -> list[str]:
