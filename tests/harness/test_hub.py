@@ -1,0 +1,164 @@
+"""Texts of hub data sets, read from a mirror: documents, prompts, digests, and what is missing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import hub
+from harness.errors import TextError
+from harness.stage import execute
+from harness.text import HUB, SPLITS, Documents, gives_whole_prompts, texts
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    monkeypatch.setenv("BITGRID_MIRROR", str(folder))
+    return folder
+
+
+def put(mirror: Path, place: str, rows: list[dict[str, Any]]) -> None:
+    path = mirror / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def read(stage: Documents, work: Path) -> list[str]:
+    return execute(stage, {}, work)
+
+
+WIKI = "Salesforce/wikitext/wikitext-2-raw-v1"
+LINES = [
+    "",
+    " = One = \n",
+    "",
+    " First line .\n",
+    " = = Part = = \n",
+    "",
+    " = Two = \n",
+    " More .\n",
+]
+
+
+def test_wikitext_rows_are_lines_and_documents_are_articles(mirror: Path, tmp_path: Path) -> None:
+    put(mirror, f"{WIKI}/test.jsonl.gz", [{"text": line} for line in LINES])
+    articles = read(texts("wikitext2", "heldout"), tmp_path)
+    assert [article.strip().splitlines()[0].strip() for article in articles] == [
+        "= One =",
+        "= Two =",
+    ]
+    assert "= = Part = =" in articles[0]
+    # The protocol joins rows; whoever joins articles gets the same text, to the letter.
+    assert "\n\n".join(articles) == "\n\n".join(LINES)
+    assert read(texts("wikitext2", "heldout", prompts=True), tmp_path) == LINES
+
+
+def test_one_of_the_hubs_own_splits(mirror: Path, tmp_path: Path) -> None:
+    put(mirror, f"{WIKI}/validation.jsonl", [{"text": "kept for training"}])
+    stage = texts("wikitext2:validation", "train")
+    assert read(stage, tmp_path) == ["kept for training"]
+    with pytest.raises(TextError, match=r"lacks .*/train.jsonl\[.gz\]: choices: validation"):
+        texts("wikitext2", "train")
+    with pytest.raises(TextError, match="did you mean 'validation'"):
+        texts("wikitext2:validaton", "train")
+
+
+ROWS: dict[str, tuple[str, dict[str, str], str]] = {
+    "alpaca": (
+        "tatsu-lab/alpaca/default/train.jsonl",
+        {"text": "Below.\n\n### Instruction:\nAsk\n\n### Response:\nTell"},
+        "Below.\n\n### Instruction:\nAsk\n\n### Response:\n",
+    ),
+    "dolly": (
+        "databricks/databricks-dolly-15k/default/train.jsonl",
+        {"instruction": "Ask", "context": "", "response": "Tell"},
+        "### Instruction:\nAsk\n\n### Response:\n",
+    ),
+    "gsm8k": (
+        "openai/gsm8k/main/train.jsonl",
+        {"question": "Ask", "answer": "Tell"},
+        "### Instruction:\nAsk\n\n### Response:\n",
+    ),
+    "evol-instruct-code": (
+        "nickrosh/Evol-Instruct-Code-80k-v1/default/train.jsonl",
+        {"instruction": "Ask", "output": "Tell"},
+        "### Instruction:\nAsk\n\n### Response:\n",
+    ),
+    "metamath": (
+        "meta-math/MetaMathQA/default/train.jsonl",
+        {"query": "Ask", "response": "Tell"},
+        "### Instruction:\nAsk\n\n### Response:\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_instructions_are_prompts_and_with_the_answer_documents(
+    mirror: Path, tmp_path: Path, name: str
+) -> None:
+    place, row, prompt = ROWS[name]
+    put(mirror, place, [row])
+    (asked,) = read(texts(name, "train", prompts=True), tmp_path)
+    (whole,) = read(texts(name, "train"), tmp_path)
+    assert asked.endswith(prompt)
+    assert whole == asked + "Tell"
+    assert gives_whole_prompts(name)
+
+
+@pytest.mark.parametrize("name", ["c4", "c4-new", "pile-val", "tinystories"])
+def test_plain_texts(mirror: Path, tmp_path: Path, name: str) -> None:
+    source = HUB[name]
+    for split in source.splits.values():
+        put(mirror, f"{source.path}/{source.config or 'default'}/{split}.jsonl", [{"text": split}])
+    for split, theirs in source.splits.items():
+        assert read(texts(name, split), tmp_path) == [theirs]
+    assert not gives_whole_prompts(name)
+    for split in set(SPLITS) - set(source.splits):
+        with pytest.raises(TextError, match=f"has no {split} split"):
+            texts(name, split)
+
+
+def test_a_digest_is_the_commit_where_it_is_known_else_the_content(mirror: Path) -> None:
+    put(mirror, f"{WIKI}/test.jsonl", [{"text": "a"}])
+    first = texts("wikitext2", "heldout").digest
+    put(mirror, f"{WIKI}/test.jsonl", [{"text": "another"}])
+    assert texts("wikitext2", "heldout").digest != first
+    (mirror / "Salesforce/wikitext/REVISION").write_text("c0ffee\n")
+    assert texts("wikitext2", "heldout").digest == "c0ffee"
+
+
+def test_the_same_key_with_a_mirror_and_without(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, known_commits: None
+) -> None:
+    put(mirror, f"{WIKI}/test.jsonl", [{"text": "a"}])
+    (mirror / "Salesforce/wikitext/REVISION").write_text(hub._commit("Salesforce/wikitext"))
+    mirrored = texts("wikitext2", "heldout").key
+    monkeypatch.delenv("BITGRID_MIRROR")
+    assert texts("wikitext2", "heldout").key == mirrored
+
+
+def test_what_is_missing_is_said_before_anything_runs(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(TextError, match=r"text .c4.: the mirror lacks .*nothing of this data set"):
+        texts("c4", "heldout")
+    put(mirror, f"{WIKI}/test.jsonl", [{"words": "a"}])
+    with pytest.raises(TextError, match="'wikitext2': no column 'text'; columns: words"):
+        read(texts("wikitext2", "heldout"), tmp_path)
+    put(mirror, f"{WIKI}/test.jsonl", [{"text": " "}])
+    with pytest.raises(TextError, match="no documents"):
+        read(texts("wikitext2", "heldout"), tmp_path)
+    monkeypatch.setenv("BITGRID_MIRROR", str(tmp_path / "none"))
+    with pytest.raises(TextError, match=r"mirror folder .* is not there"):
+        texts("wikitext2", "heldout")
+    monkeypatch.delenv("BITGRID_MIRROR")
+    hub._commit.cache_clear()
+    with pytest.raises(TextError, match="not reachable on the hub, and no mirror is set"):
+        texts("wikitext2", "heldout")
