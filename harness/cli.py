@@ -189,14 +189,14 @@ def _methods(given: argparse.Namespace) -> int:
 
 
 def _tasks(given: argparse.Namespace) -> int:
-    from harness import evaluate
+    from harness import evaluate, tasks
 
     for name, protocol in evaluate.PERPLEXITY.items():
         print(f"{name:24}perplexity: {protocol.words}; window {protocol.window}")
-    for name in evaluate.testbed_tasks():
+    for name in tasks.testbed():
         print(f"{name:24}lm-eval task on the embedded testbed")
     if given.all:
-        for name in evaluate.lm_eval_tasks():
+        for name in tasks.names():
             print(f"{name:24}lm-eval")
     else:
         print("and every lm-eval task by name (--all lists them)")

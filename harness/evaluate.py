@@ -1,38 +1,40 @@
 """Scores of a model: perplexity by the protocols that papers use, and tasks by lm-eval.
 
-The only file that imports lm_eval. Each task of a cell is a stage of its own, so that a task added to
-a grid costs that task alone; the run keeps the model in memory between them. Every row names its
-protocol. Not here: tables and averages (`reports`), the testbed's tasks (`harness.testbed`).
+Each task of a cell is a stage of its own, so that a task added to a grid costs that task alone; the
+run keeps the model in memory between them. Every row names its protocol. Not here: tables and
+averages (`reports`), lm-eval itself (`tasks`), the testbed's tasks (`harness.testbed`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import json
-import logging
 import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from harness.errors import GridError, ModelError, nearest
+from harness import tasks
+from harness.errors import ModelError
 from harness.models import Model
 from harness.stage import Input, Resources, Stage, report, value
-from harness.testbed import world
 from harness.text import pack, texts
 
-TASKS = Path(__file__).parent / "testbed" / "tasks"
 FEWSHOT = {"mmlu": 5}  # where the field's habit is not the task's own default
-PRIMARY = ("acc", "exact_match,flexible-extract", "exact_match", "pass@1", "word_perplexity")
+# The metric that stands for its task, as the papers have it; the others are rows too.
+PRIMARY = (
+    "acc",
+    "exact_match,flexible-extract",
+    "exact_match",
+    "pass@1",
+    "pass_at_1",
+    "word_perplexity",
+)
 EVALUATION_TOKENS = 16_384  # a batch: as many sequences of the model's context as fit
 
 
@@ -126,11 +128,12 @@ class Perplexity(Stage[Scores]):
 class LmEval(Stage[Scores]):
     """One lm-eval task, or group of tasks, on a model in memory."""
 
+    version: ClassVar[int] = 2
     model: Input[Model]
     task: str
     num_fewshot: int | None
     bos: bool
-    digest: str  # of the items, where a name and lm-eval's version do not pin them
+    digest: str  # of the items: see `tasks.digest`
     limit: int | None = None  # items
 
     @property
@@ -138,68 +141,51 @@ class LmEval(Stage[Scores]):
         return Resources(gpus=1, hours=2)
 
     def run(self, work: Path) -> Scores:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-
         model = _evaluable(value(self.model))
-        with _quiet():
-            language_model = HFLM(
-                pretrained=model.network,
-                tokenizer=model.tokenizer,
-                batch_size=max(1, EVALUATION_TOKENS // model.context),
-                max_length=model.context,
-                add_bos_token=self.bos,
-            )
-        first = language_model.tok_encode("a")[0]
-        if (first == model.tokenizer.bos_token_id) != self.bos:
-            raise ModelError(
-                f"{self.task}: bos is {str(self.bos).lower()}, but the tokenizer's first token is "
-                f"{model.tokenizer.convert_ids_to_tokens(first)!r}"
-            )
-        with _quiet():
-            found = lm_eval.simple_evaluate(
-                model=language_model,
-                tasks=[self.task],
-                num_fewshot=self.num_fewshot,
-                limit=self.limit,
-                task_manager=_task_manager(self.task in testbed_tasks()),
-                confirm_run_unsafe_code=True,  # the grid has asked for leave before anything ran
-            )
-        rows = [self._row(found, name) for name in found["samples"]]
-        if self.task not in found["samples"]:
-            rows = [_macro_mean(self.task, rows), *({**row, "primary": False} for row in rows)]
+        batch = max(1, EVALUATION_TOKENS // model.context)
+        found = tasks.evaluate(
+            model, self.task, self.num_fewshot, self.bos, self.limit, batch_size=batch
+        )
+        named = {
+            name: self.task if len(found["samples"]) == 1 else name for name in found["samples"]
+        }
+        rows = [row for name in named for row in self._rows(found, name, named[name])]
+        if self.task not in named.values():
+            rows = _with_means(self.task, rows)
         items = [
-            {"task": name, "item": sample["doc_id"], **_item_scores(sample)}
+            {"task": named[name], "item": sample["doc_id"], **_item_scores(sample)}
             for name, samples in found["samples"].items()
             for sample in samples
         ]
-        return Scores([row for row in rows if row], _facts(model), items)
+        return Scores(rows, _facts(model), items)
 
-    def _row(self, found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    def _rows(self, found: Mapping[str, Any], name: str, shown: str) -> Iterator[dict[str, Any]]:
+        """A row for each metric that lm-eval has of a task, the primary one first."""
         results = {
             metric.removesuffix(",none"): score
             for metric, score in found["results"][name].items()
             if "," in metric and isinstance(score, int | float)
         }
-        metric = _primary({m for m in results if "_stderr" not in m})
-        base, _, chosen = metric.partition(",")
-        stderr = results.get(f"{base}_stderr" + (f",{chosen}" if chosen else ""))
-        return {
-            "task": name,
-            "metric": metric,
-            "primary": True,
-            "value": results[metric],
-            "stderr": stderr,
-            "n": found["n-samples"][name]["effective"],
-            "higher_is_better": bool(found["higher_is_better"].get(name, {}).get(base, True)),
-            "num_fewshot": found["n-shot"].get(name),
-            "bos": self.bos,
-            "limit": self.limit,
-            "protocol": "lm-eval",
-            "task_version": str(found["versions"].get(name)),
-            "lm_eval": _lm_eval_version(),
-            "testbed": self.task in testbed_tasks(),
-        }
+        metrics = {metric for metric in results if "_stderr" not in metric}
+        primary = _primary(metrics)
+        for metric in [primary, *sorted(metrics - {primary})]:
+            base, _, chosen = metric.partition(",")
+            yield {
+                "task": shown,
+                "metric": metric,
+                "primary": metric == primary,
+                "value": float(results[metric]),
+                "stderr": results.get(f"{base}_stderr" + (f",{chosen}" if chosen else "")),
+                "n": found["n-samples"][name]["effective"],
+                "higher_is_better": bool(found["higher_is_better"].get(name, {}).get(base, True)),
+                "num_fewshot": found["n-shot"].get(name),
+                "bos": self.bos,
+                "limit": self.limit,
+                "protocol": "lm-eval",
+                "task_version": str(found["versions"].get(name)),
+                "lm_eval": tasks.release(),
+                "testbed": self.task in tasks.testbed(),
+            }
 
 
 @dataclass(frozen=True)
@@ -221,69 +207,15 @@ def evaluation(model: Stage[Model], task: str, options: TaskOptions) -> Stage[Sc
         bos = protocol.testbed if options.bos is None else options.bos
         documents = texts(protocol.text, "heldout")
         return Perplexity(model, documents, task, protocol, bos, options.limit)
-    check_task(task)
+    tasks.check(task, others=PERPLEXITY)
     shots = FEWSHOT.get(task) if options.num_fewshot is None else options.num_fewshot
     bos = False if options.bos is None else options.bos  # as the papers do
-    digest = (
-        f"world-{world.VERSION}" if task in testbed_tasks() else f"lm-eval-{_lm_eval_version()}"
-    )
-    return LmEval(model, task, shots, bos, digest, options.limit)
-
-
-def check_task(task: str) -> None:
-    """Raise GridError with the nearest name where no task is called `task`."""
-    ours = [*PERPLEXITY, *testbed_tasks()]
-    if task in ours:
-        return
-    known = set(lm_eval_tasks())
-    if task not in known:
-        raise GridError(f"task {task!r} is unknown; {nearest(task, known | set(ours))}")
-
-
-def lm_eval_tasks() -> list[str]:
-    """Names of all tasks and groups that the installed lm-eval knows; takes seconds."""
-    return sorted(_task_manager(False).all_tasks)
+    return LmEval(model, task, shots, bos, tasks.digest(task, shots), options.limit)
 
 
 def runs_code(task: str) -> bool:
     """Whether scoring a task means running what the model wrote."""
-    return task.split("_")[0] in ("humaneval", "mbpp") or task == "testbed_code"
-
-
-@cache
-def testbed_tasks() -> tuple[str, ...]:
-    """Names of the embedded tasks, which need no download."""
-    names = [
-        line.removeprefix("task:").strip()
-        for path in sorted(TASKS.glob("*.yaml"))
-        for line in path.read_text().splitlines()
-        if line.startswith("task:")
-    ]
-    return tuple(names)
-
-
-@cache
-def _task_manager(testbed: bool) -> Any:
-    from lm_eval.tasks import TaskManager
-
-    # lm-eval's own index takes ten seconds to read, which the testbed does not need.
-    return TaskManager(include_path=str(TASKS), include_defaults=not testbed)
-
-
-def _lm_eval_version() -> str:
-    return version("lm_eval")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """lm-eval's bars and warnings would break the one progress line; its errors still raise."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    return task not in PERPLEXITY and tasks.runs_code(task)
 
 
 def _evaluable(model: Model) -> Model:
@@ -360,6 +292,23 @@ def _primary(metrics: set[str]) -> str:
             if metric == preferred or metric.startswith(f"{preferred},"):
                 return metric
     return min(metrics)
+
+
+def _with_means(group: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A group's own rows, a macro mean for each metric that all its tasks have, before theirs.
+
+    A group whose tasks share no metric has no mean: then each task stands for itself.
+    """
+    count = len({row["task"] for row in rows})
+    by_metric: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_metric.setdefault(row["metric"], []).append(row)
+    means = [_macro_mean(group, same) for same in by_metric.values() if len(same) == count]
+    if not means:
+        return rows
+    primary = _primary({mean["metric"] for mean in means})
+    means = [{**mean, "primary": mean["metric"] == primary} for mean in means]
+    return [*means, *({**row, "primary": False} for row in rows)]
 
 
 def _macro_mean(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

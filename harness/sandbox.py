@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import os
 import secrets
 import select
@@ -80,6 +81,31 @@ def execute_all(
     """`execute` for many (code, tests), `workers` at a time; each still has its own interpreter."""
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda p: execute(p[0], timeout_s, memory_mib, p[1]), programs))
+
+
+def pass_at_k(
+    references: Sequence[str],
+    predictions: Sequence[Sequence[str]],
+    k: Sequence[int] = (1,),
+    **_: object,
+) -> tuple[dict[str, float], list[list[Outcome]]]:
+    """The unbiased estimate of HumanEval's paper: the share of problems that k samples solve.
+
+    Called as `compute` of the package evaluate's metric `code_eval`, in whose place it stands; one
+    list of predicted programs for each problem, whose tests are its reference.
+    """
+    outcomes = [
+        execute_all([(program, tests) for program in programs])
+        for tests, programs in zip(references, predictions, strict=True)
+    ]
+    rates: dict[str, list[float]] = {}
+    for tried in outcomes:
+        n, right = len(tried), sum(outcome.passed for outcome in tried)
+        for size in k:
+            if size <= n:
+                unsolved = math.comb(n - right, size) / math.comb(n, size)
+                rates.setdefault(f"pass@{size}", []).append(1 - unsolved)
+    return {name: math.fsum(found) / len(found) for name, found in rates.items()}, outcomes
 
 
 def _run(payload: bytes, folder: str, wall_s: float) -> tuple[bytes, int | None]:

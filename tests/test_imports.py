@@ -59,7 +59,7 @@ def test_reports_read_rows_only() -> None:
 
 
 def test_single_doors() -> None:
-    assert _places("lm_eval") == {"harness/evaluate.py"}
+    assert _places("lm_eval") == {"harness/tasks.py"}
     assert _places("submitit") <= {"harness/launch.py"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import evaluate
+from harness import evaluate, tasks
 from harness.errors import GridError, ModelError
 from harness.evaluate import PERPLEXITY, Scores, TaskOptions, evaluation
 from harness.models import Model, pretrained, read_model
@@ -103,19 +103,21 @@ def test_lm_eval_through_us_equals_lm_eval_directly(task: str, tmp_path: Path) -
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    folder = evaluate.TASKS.parent / "model"
+    folder = tasks.TESTBED.parent / "model"
     stage = evaluation(pretrained("testbed", "float32"), task, TaskOptions(limit=12))
     found = _score(stage, read_model(str(folder), "float32"), None, tmp_path)
     direct = simple_evaluate(
         model=HFLM(str(folder), dtype="float32", batch_size=32, device="cpu", add_bos_token=False),
         tasks=[task],
         limit=12,
-        task_manager=TaskManager(include_path=str(evaluate.TASKS), include_defaults=False),
+        task_manager=TaskManager(include_path=str(tasks.TESTBED), include_defaults=False),
     )
     assert direct is not None
-    (row,) = found.rows
+    row, normalised = found.rows
     assert row["value"] == direct["results"][task]["acc,none"]
     assert row["stderr"] == direct["results"][task]["acc_stderr,none"]
+    assert normalised["value"] == direct["results"][task]["acc_norm,none"]
+    assert (normalised["metric"], normalised["primary"]) == ("acc_norm", False)
     assert (row["n"], row["metric"], row["testbed"]) == (12, "acc", True)
     assert row["num_fewshot"] == (5 if task == "testbed_knowledge" else 0)
     assert len(found.items) == 12
@@ -123,7 +125,7 @@ def test_lm_eval_through_us_equals_lm_eval_directly(task: str, tmp_path: Path) -
 
 
 def test_bos_is_what_the_row_says_or_an_error(tmp_path: Path) -> None:
-    folder = evaluate.TASKS.parent / "model"
+    folder = tasks.TESTBED.parent / "model"
     stage = evaluation(pretrained("testbed"), "testbed_physical", TaskOptions(limit=2, bos=True))
     with pytest.raises(ModelError, match="bos is true, but the tokenizer's first token is"):
         _score(stage, read_model(str(folder), "float32"), None, tmp_path)
@@ -139,6 +141,20 @@ def test_a_group_is_the_macro_mean_over_its_tasks() -> None:
     assert mean["stderr"] == pytest.approx(0.1)
     assert (mean["n"], mean["task"]) == (1020, "mmlu")
     assert mean["protocol"] == "lm-eval; macro mean over 3 tasks"
+
+
+def test_a_group_has_a_mean_of_each_metric_that_its_tasks_share() -> None:
+    def row(task: str, metric: str, value: float) -> dict[str, Any]:
+        facts = {"task": task, "metric": metric, "value": value, "stderr": None, "n": 1}
+        return {**facts, "primary": metric == "acc", "protocol": "lm-eval"}
+
+    rows = [row("a", "acc", 0.2), row("a", "acc_norm", 0.4), row("b", "acc", 0.6)]
+    found = evaluate._with_means("group", rows)
+    assert [(r["task"], r["metric"]) for r in found if r["primary"]] == [("group", "acc")]
+    assert found[0]["value"] == pytest.approx(0.4)
+    assert len(found) == 4
+    unlike = [row("a", "acc", 0.2), {**row("b", "em", 0.6), "primary": True}]
+    assert evaluate._with_means("group", unlike) == unlike
 
 
 def test_primary_metrics_follow_the_papers() -> None:

@@ -1,0 +1,259 @@
+"""lm-eval: its tasks by name, the data sets that they read, and a run of one on a model in memory.
+
+The only file that imports lm_eval. A task is built by lm-eval from its own YAML and functions; what
+it would download comes from the mirror where one is set (`hub`), and what it would execute goes to
+the one sandbox (`sandbox`). Not here: the stage, its rows and perplexity (`evaluate`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from harness import hub, sandbox
+from harness.errors import GridError, ModelError, TextError, nearest
+from harness.models import Model
+from harness.stage import canonical
+from harness.testbed import world
+
+TESTBED = Path(__file__).parent / "testbed" / "tasks"
+OURS = {"wikitext-word": "wikitext"}  # names that say what lm-eval's leave open
+FILES = ("data_files", "data_dir", "revision")  # options that name files, not a configuration
+
+
+class Split(NamedTuple):
+    """A split of a hub data set, as a task's YAML names it."""
+
+    path: str
+    config: str | None
+    split: str
+
+
+def check(task: str, others: Iterable[str]) -> None:
+    """Raise GridError where lm-eval has no task `task`: the nearest name of its own or `others`."""
+    if task in OURS.values():
+        ours = next(name for name, theirs in OURS.items() if theirs == task)
+        raise GridError(
+            f"task {task!r} is ambiguous; {ours!r} is lm-eval's word perplexity, 'wikitext2' the "
+            "token perplexity of the quantisation papers"
+        )
+    if task not in testbed() and OURS.get(task, task) not in (known := names()):
+        choices = {*known, *OURS, *others} - {*OURS.values()}
+        raise GridError(f"task {task!r} is unknown; {nearest(task, choices)}")
+
+
+def names() -> list[str]:
+    """Names of all tasks and groups that the installed lm-eval knows; takes seconds."""
+    return sorted(_manager(False).all_tasks)
+
+
+@cache
+def testbed() -> tuple[str, ...]:
+    """Names of the embedded tasks, which need no download."""
+    lines = (
+        line for path in sorted(TESTBED.glob("*.yaml")) for line in path.read_text().splitlines()
+    )
+    return tuple(line.removeprefix("task:").strip() for line in lines if line.startswith("task:"))
+
+
+def runs_code(task: str) -> bool:
+    """Whether scoring a task means running what the model wrote."""
+    if task in testbed():
+        return task == "testbed_code"
+    return any(config.get("unsafe_code") for config in _configs(OURS.get(task, task)))
+
+
+@cache
+def reads(task: str, shots: int | None) -> tuple[Split, ...]:
+    """The splits that a task, or the tasks of a group, read, by their YAML; nothing is loaded.
+
+    Empty for tasks that are Python classes or make their own data: theirs cannot be known before.
+    """
+    found: dict[Split, None] = {}
+    for config in _configs(OURS.get(task, task)):
+        if "class" in config or "custom_dataset" in config or not config.get("dataset_path"):
+            continue
+        for split in _splits(config, shots):
+            found[Split(config["dataset_path"], config.get("dataset_name"), split)] = None
+    return tuple(found)
+
+
+@cache
+def digest(task: str, shots: int | None) -> str:
+    """What pins a task's items: lm-eval's version, and the content or commit of each split read.
+
+    Raises TextError where a split is neither mirrored nor, by the hub's word, there.
+    """
+    if task in testbed():
+        return f"world-{world.VERSION}"
+    pinned = []
+    for read in reads(task, shots):
+        try:
+            pinned.append([*read, hub.digest(*read)])
+        except TextError as error:
+            config = f" ({read.config})" if read.config else ""
+            raise TextError(
+                f"task {task!r} reads data set {read.path}{config}, split {read.split!r}: {error}"
+            ) from error
+    content = hashlib.sha256(canonical(pinned).encode()).hexdigest()[:24]
+    return f"lm-eval-{release()}-{content}"
+
+
+def release() -> str:
+    """The installed lm-eval's version."""
+    return version("lm_eval")
+
+
+def evaluate(
+    model: Model, task: str, shots: int | None, bos: bool, limit: int | None, batch_size: int
+) -> dict[str, Any]:
+    """What lm-eval's `simple_evaluate` says of one task, or group of tasks, on a model in memory.
+
+    Raises ModelError where the tokenizer does not begin a text as `bos` says.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    with _quiet():
+        language_model = HFLM(
+            pretrained=model.network,
+            tokenizer=model.tokenizer,
+            batch_size=batch_size,
+            max_length=model.context,
+            add_bos_token=bos,
+        )
+    first = language_model.tok_encode("a")[0]
+    if (first == model.tokenizer.bos_token_id) != bos:
+        raise ModelError(
+            f"{task}: bos is {str(bos).lower()}, but the tokenizer's first token is "
+            f"{model.tokenizer.convert_ids_to_tokens(first)!r}"
+        )
+    with _quiet(), _served():
+        found = lm_eval.simple_evaluate(
+            model=language_model,
+            tasks=[OURS.get(task, task)],
+            num_fewshot=shots,
+            limit=limit,
+            task_manager=_manager(task in testbed()),
+            confirm_run_unsafe_code=True,  # the grid has asked for leave before anything ran
+        )
+    assert found is not None  # None is for processes that are not the first of several
+    return dict(found)
+
+
+@cache
+def _manager(testbed_only: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    # lm-eval's own index takes seconds to read, which the testbed does not need.
+    return TaskManager(include_path=str(TESTBED), include_defaults=not testbed_only)
+
+
+def _configs(name: str) -> Iterator[dict[str, Any]]:
+    """The YAML of a task, or of each task of a group or tag; empty where there is none."""
+    return _leaves({"task": [name]}, {}, _manager(False).task_index)
+
+
+def _leaves(
+    group: Mapping[str, Any], overrides: Mapping[str, Any], index: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The tasks of a group as lm-eval's factory resolves them: the group's settings win."""
+    from lm_eval.tasks._factory import GROUP_FIELD_NAMES
+
+    above = {**{k: v for k, v in group.items() if k not in GROUP_FIELD_NAMES}, **overrides}
+    for item in group["task"]:
+        own = {"task": item} if isinstance(item, str) else dict(item)
+        inner = own.pop("group", None)
+        entry = index.get(inner or own["task"])
+        own = {**above, **own}
+        if inner and entry is None:
+            yield from _leaves(item, above, index)
+        elif entry is None:
+            yield own
+        elif entry.tags and entry.cfg is None:  # a tag: only the names of its tasks
+            yield from _leaves({"task": sorted(entry.tags)}, own, index)
+        elif "group" in entry.cfg:
+            yield from _leaves(entry.cfg, own, index)
+        else:
+            yield {**entry.cfg, **own}
+
+
+def _splits(config: Mapping[str, Any], shots: int | None) -> list[str]:
+    """The splits that a task reads: of its items, and of the examples where any are asked for."""
+    validation, test = config.get("validation_split"), config.get("test_split")
+    found = [test or validation]
+    own = config.get("num_fewshot")
+    # As lm-eval: a task that says 0 keeps it.
+    if own != 0 and (own if shots is None else shots):
+        examples = config.get("fewshot_config") or {}
+        chosen = examples.get("split") or config.get("fewshot_split")
+        if chosen or not examples.get("samples"):
+            found.append(chosen or config.get("training_split") or validation or test)
+    return [split for split in found if split]
+
+
+@contextlib.contextmanager
+def _served() -> Iterator[None]:
+    """Inside, what tasks load comes from the mirror, and what they execute runs in the sandbox."""
+    import datasets
+    import evaluate as metrics  # type: ignore[import-untyped]
+
+    load_dataset, load_metric = datasets.load_dataset, metrics.load
+
+    def dataset(path: str, name: str | None = None, **options: Any) -> Any:
+        if hub.mirror() is None:
+            pinned = hub.revision(path) if "/" in path else None  # else a format: json, csv
+            return load_dataset(path, name, **{"revision": pinned, **options})
+        if named := [option for option in FILES if options.get(option)]:
+            raise TextError(f"data set {path}: a mirror has no {named[0]}, which the task asks for")
+        found = _Mirrored(path, name)
+        return found[options["split"]] if options.get("split") else found
+
+    def metric(path: str, *arguments: Any, **options: Any) -> Any:
+        if path == "code_eval":
+            return SimpleNamespace(compute=sandbox.pass_at_k)
+        return load_metric(path, *arguments, **options)
+
+    datasets.load_dataset, metrics.load = dataset, metric
+    try:
+        yield
+    finally:
+        datasets.load_dataset, metrics.load = load_dataset, load_metric
+
+
+class _Mirrored(dict[str, Any]):
+    """The splits of a mirrored data set by name.
+
+    lm-eval reads the split of examples of every task, also where it asks for no example: what the
+    mirror lacks is there, but empty. `digest` has seen to it that what is needed is not.
+    """
+
+    def __init__(self, path: str, config: str | None) -> None:
+        super().__init__(
+            {split: hub.typed_rows(file) for split, file in hub.mirrored(path, config).items()}
+        )
+        if not self:
+            raise TextError(f"the mirror has nothing of data set {path} ({config or 'default'})")
+
+    def __missing__(self, split: str) -> Any:
+        return next(iter(self.values())).select([])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval's bars and warnings would break the one progress line; its errors still raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
