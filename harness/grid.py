@@ -23,6 +23,7 @@ from typing import Any
 import pydantic
 
 from harness import method as methods
+from harness import published
 from harness.errors import BitgridError, GridError, SettingError, nearest
 from harness.evaluate import Scores, TaskOptions, evaluation, runs_code
 from harness.models import Model, layer_shapes, pretrained
@@ -42,6 +43,14 @@ class ReportSpec(pydantic.BaseModel):
     title: str | None = None
 
 
+class Published(pydantic.BaseModel):
+    """`published:` of a grid: results/published/<name>.csv, of it the lines of `model`."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    name: str
+    model: str | None = None
+
+
 class GridFile(pydantic.BaseModel):
     """The keys of a grid file."""
 
@@ -55,7 +64,7 @@ class GridFile(pydantic.BaseModel):
     vary: dict[str, list[Any]] = {}
     compare: list[str | dict[str, Any]] = []
     evaluate: list[str | dict[str, dict[str, Any]]]
-    published: str | None = None  # results/published/<name>.csv, to stand beside the table
+    published: Published | None = None
     report: ReportSpec = ReportSpec()
     seed: int | list[int] = 0
     allow_code_execution: bool = False
@@ -103,6 +112,11 @@ def load(path: Path, allow_code_execution: bool = False) -> Grid:
                     f"task {name!r} runs code that a model wrote: say 'allow_code_execution: true' "
                     "in the grid, or --allow-code-execution",
                 )
+    if file.published is not None:
+        try:
+            published.find(file.published.name, file.published.model)
+        except GridError as error:
+            raise document.error(("published",), str(error)) from None
     cells = tuple(_cells(document, file, tasks))
     files = tuple(document.files)
     return Grid(path.stem, path, files, document.comment, file, cells)
@@ -117,7 +131,8 @@ def _validate(document: Document) -> GridFile:
         wrong = error.errors()[0]
         where: Path_ = tuple(wrong["loc"])
         if wrong["type"] == "extra_forbidden":
-            known = ReportSpec.model_fields if where[0] == "report" else GridFile.model_fields
+            inner = {"report": ReportSpec.model_fields, "published": Published.model_fields}
+            known = inner.get(str(where[0]), GridFile.model_fields)
             message = f"key {where[-1]!r} is unknown; {nearest(where[-1], known)}"
         elif wrong["type"] == "missing":
             message = f"key {where[-1]!r} is missing"

@@ -19,7 +19,7 @@ from harness.store import Store, write_json
 if TYPE_CHECKING:
     from harness.grid import Grid
 
-SCHEMA = 1
+SCHEMA = 2
 STATES = ("done", "stale", "running", "failed", "blocked", "queued")
 
 
@@ -55,6 +55,7 @@ class Plan:
     question: str
     model: str
     report: dict[str, Any]
+    published: dict[str, Any] | None
     cells: tuple[CellInfo, ...]
     nodes: dict[str, Node]  # inputs before users
     watch: tuple[tuple[str, int, int], ...]  # (file, size, mtime in ns)
@@ -124,6 +125,7 @@ def build(grid: Grid) -> Plan:
         question=grid.question,
         model=grid.file.model,
         report=grid.file.report.model_dump(),
+        published=grid.file.published.model_dump() if grid.file.published else None,
         cells=tuple(cells),
         nodes=nodes,
         watch=tuple(_mark(path) for path in sorted(watched)),

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness import published
 from harness.plan import CellInfo, Plan, standing_failure, states
 from harness.store import Store
 
@@ -33,6 +34,7 @@ def export(plan: Plan, store: Store, folder: Path) -> None:
         "model": plan.model,
         "testbed": plan.testbed,
         "report": plan.report,
+        "published": _published(plan),
         "cells": len(plan.cells),
         "holes": list(_holes(plan, store, state)),
     }
@@ -68,6 +70,13 @@ def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[dict[str,
                     "model_key": cell.model,
                     "stale": why,
                 }
+
+
+def _published(plan: Plan) -> list[dict[str, str]]:
+    if plan.published is None:
+        return []
+    name, model = plan.published["name"], plan.published["model"]
+    return published.figures(published.find(name, model), model)
 
 
 def _holes(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[dict[str, Any]]:

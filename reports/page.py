@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from reports import published
 from reports.naming import setting
-from reports.summary import Summary
+from reports.summary import TITLES, Summary
 from reports.table import (
     TESTBED,
     escape_markdown,
@@ -42,6 +43,8 @@ def page(summary: Summary, plots: Sequence[str]) -> str:
     parts.append(" ".join(explanations(summary)))
     if grid.spec.note:
         parts.append(f"Note: {escape_markdown(grid.spec.note)}")
+    if grid.published:
+        parts += ["## As published", published.markdown(grid.published, TITLES)]
     parts.append("The same table as [LaTeX](table.tex) and, unrounded, as [CSV](table.csv).")
     for name, words in PLOTS.items():
         if name in plots:

@@ -104,6 +104,7 @@ class Grid:
     spec: Spec
     cells: int
     holes: tuple[dict[str, Any], ...]
+    published: tuple[dict[str, Any], ...] = ()  # lines of results/published/*.csv
 
 
 def load(folder: Path) -> pd.DataFrame:
@@ -150,6 +151,7 @@ def load_grid(folder: Path) -> Grid:
             spec=_spec(path, raw.get("report") or {}),
             cells=int(raw["cells"]),
             holes=tuple(raw.get("holes") or ()),
+            published=tuple(raw.get("published") or ()),
         )
     except KeyError as error:
         raise ReportError(f"{path}: field {error.args[0]!r} is missing") from error

@@ -31,7 +31,7 @@ from reports.naming import name_cells, setting
 from reports.rows import PROTOCOL, Grid
 
 REFERENCE_BITS = 16
-_TITLES = {
+TITLES = {
     "wikitext2": "WikiText-2",
     "c4": "C4",
     "mmlu": "MMLU",
@@ -191,7 +191,7 @@ def _titles(keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
         bare = task
         for prefix in ("testbed_", "testbed-"):
             bare = bare.removeprefix(prefix)
-        bare = _TITLES.get(bare, bare if bare == task else bare.replace("_", " ").capitalize())
+        bare = TITLES.get(bare, bare if bare == task else bare.replace("_", " ").capitalize())
         several = [key for key in keys if key[0] == task]
         titles[task, metric] = bare if len(several) == 1 else f"{bare} ({metric})"
     taken = list(titles.values())

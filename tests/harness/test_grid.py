@@ -123,6 +123,13 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ("[testbed-ppl]", "[testbed_code]", 13, "allow_code_execution: true"),
         ("evaluate: [testbed-ppl]", "seed: 1", 2, "key 'evaluate' is missing"),
         ("compare:", "report: {row: x}\ncompare:", 8, "key 'row' is unknown; did you mean 'rows'?"),
+        ("compare:", "published: {name: bitdistill}\ncompare:", 8, "did you mean 'bitdistiller-"),
+        (
+            "compare:",
+            "published: {name: bitdistiller-2402.10631, model: LLaMA-2-7}\ncompare:",
+            8,
+            "has no model 'LLaMA-2-7'; did you mean 'LLaMA-2-7B'?",
+        ),
         ("model: {model}", "model: ./nowhere", 2, "there is no folder"),
     ],
 )

@@ -173,3 +173,20 @@ def test_dollar_signs_in_names_are_no_mathematics(tmp_path: Path) -> None:
     name = "$^{b$ and $\\frac$"
     reports.render(write(tmp_path, [row(label=name), ppl(label=name, value=9e6)]))
     assert json.loads((tmp_path / ".rendered.json").read_text())["files"]
+
+
+def test_published_figures_stand_below_as_printed(tmp_path: Path) -> None:
+    from harness import published as figures
+
+    file = figures.find("bitdistiller-2402.10631", "LLaMA-2-7B")
+    lines = figures.figures(file, "LLaMA-2-7B")
+    folder = write(tmp_path / "g", [ppl(value=9.0)], published=lines, report={"note": "In-domain."})
+    reports.render(folder)
+    page = (folder / "report.md").read_text()
+    below = page.partition("## As published")[2]
+    assert "LLaMA-2-7B, as printed in BitDistiller arXiv 2402.10631" in below
+    assert "| 16 | BF16 | – | 5.47 | 46.45 | 77.86 | 57.14 | 68.35 | 43.34 | 58.63 |" in below
+    printed = {line["value"] for line in lines}
+    assert printed == {v for v in printed if f"| {v} |" in below}
+    assert "Note: In-domain." in page
+    assert "In-domain." in (folder / "table.tex").read_text()
