@@ -23,6 +23,7 @@ from harness import tasks
 from harness.errors import ModelError
 from harness.models import Model
 from harness.stage import Input, Resources, Stage, report, value
+from harness.testbed import world
 from harness.text import pack, texts
 
 FEWSHOT = {"mmlu": 5}  # where the field's habit is not the task's own default
@@ -68,7 +69,7 @@ class Protocol:
 
     @property
     def testbed(self) -> bool:
-        return self.text == "testbed"
+        return self.text.partition(":")[0] == "testbed"
 
 
 PERPLEXITY: dict[str, Protocol] = {
@@ -77,6 +78,10 @@ PERPLEXITY: dict[str, Protocol] = {
     "c4-new": Protocol("c4", 2048, "first", "first 1100 documents joined by a space, 256 windows"),
     "testbed-ppl": Protocol("testbed", 512, "packed", "held-out documents end to end, BOS and EOS"),
 }
+for _domain in world.DOMAINS:
+    PERPLEXITY[f"testbed-ppl-{_domain}"] = replace(
+        PERPLEXITY["testbed-ppl"], text=f"testbed:{_domain}"
+    )
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ def test_unknown_tasks_name_the_nearest(tiny_folder: Path) -> None:
 
 
 def test_every_protocol_is_named() -> None:
-    assert set(PERPLEXITY) == {"wikitext2", "c4", "c4-new", "testbed-ppl"}
+    domains = {f"testbed-ppl-{domain}" for domain in world.DOMAINS}
+    assert set(PERPLEXITY) == {"wikitext2", "c4", "c4-new", "testbed-ppl"} | domains
     assert len(set(PERPLEXITY.values())) == len(PERPLEXITY)
     assert evaluate.runs_code("testbed_code")
     assert evaluate.runs_code("humaneval")
