@@ -5,6 +5,7 @@
     vary: {format.bits: [2, 3], seed: [0, 1, 2]}
     compare: [bf16, rtn, awq-clip]       # axes that they lack collapse
     evaluate: [testbed-ppl, {testbed_code: {limit: 50}}]
+    mirror: ../mirror                    # data sets from a folder, without a network
 
 `base: other.yaml` takes over what another grid says, or several; `defaults` and `report` are merged.
 
@@ -22,9 +23,9 @@ from typing import Any
 
 import pydantic
 
+from harness import hub, published
 from harness import method as methods
-from harness import published
-from harness.errors import BitgridError, GridError, SettingError, nearest
+from harness.errors import BitgridError, GridError, SettingError, TextError, nearest
 from harness.evaluate import Scores, TaskOptions, evaluation, runs_code
 from harness.models import Model, layer_shapes, pretrained
 from harness.stage import Stage
@@ -68,6 +69,7 @@ class GridFile(pydantic.BaseModel):
     report: ReportSpec = ReportSpec()
     seed: int | list[int] = 0
     allow_code_execution: bool = False
+    mirror: str | None = None  # relative to the file that says it
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def load(path: Path, allow_code_execution: bool = False) -> Grid:
     """
     document = Document(path, merged=("defaults", "report"))
     file = _validate(document)
+    _use_mirror(document, file)
     tasks = _tasks(document, file)
     if not (allow_code_execution or file.allow_code_execution):
         for number, name in enumerate(tasks):
@@ -139,6 +142,18 @@ def _validate(document: Document) -> GridFile:
         else:
             message = f"{'.'.join(map(str, where))}: {wrong['input']!r}: {wrong['msg']}"
         raise document.error(where, message) from None
+
+
+def _use_mirror(document: Document, file: GridFile) -> None:
+    folder = None
+    if file.mirror is not None:
+        said, _ = document.places[("mirror",)]
+        folder = (said.parent / Path(file.mirror).expanduser()).resolve()
+    hub.use(folder)
+    try:
+        hub.mirror()
+    except TextError as error:
+        raise document.error(("mirror",), str(error)) from None
 
 
 def _tasks(document: Document, file: GridFile) -> dict[str, TaskOptions]:

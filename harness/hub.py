@@ -5,17 +5,21 @@ A mirror holds the rows of a data set in its own column names, one file a split:
     MIRROR/Salesforce/wikitext/wikitext-2-raw-v1/test.jsonl.gz      path, configuration, split
     MIRROR/Salesforce/wikitext/REVISION                             the commit it was taken from
 
-BITGRID_MIRROR names the folder (a grid may: `mirror:`). Compute nodes without a network read from
-it, and so does a laptop without an account. `digest` pins a split before anything runs. Not here:
-what a text's rows mean (`text`), which data sets tasks read (`evaluate`).
+BITGRID_MIRROR names the folder, else a grid does (`mirror:`). Compute nodes without a network read
+from it, and so does a laptop without an account. `digest` pins a split before anything runs. Not
+here: what a text's rows mean (`text`), which data sets tasks read (`tasks`), what fills a mirror
+(`prefetch`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,14 +29,39 @@ from harness.errors import TextError, nearest
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
+consulted: set[Path] = set()  # the mirrored files that a grid's keys rest on
+_filling: ContextVar[Path | None] = ContextVar("filling", default=None)
+
+
+def use(folder: Path | None) -> None:
+    """The mirror that a grid names, from now on; the environment's own wins.
+
+    Kept in the environment, so that processes that this one starts read the same.
+    """
+    consulted.clear()
+    os.environ.pop("BITGRID_GRID_MIRROR", None)
+    if folder is not None:
+        os.environ["BITGRID_GRID_MIRROR"] = str(folder)
+
+
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Inside, what the mirror lacks is asked of the hub; the mirror is `folder` where none is named."""
+    token = _filling.set(folder)
+    try:
+        yield
+    finally:
+        _filling.reset(token)
+
+
 def mirror() -> Path | None:
     """The mirror folder, or None. Raises TextError where it is named but not there."""
-    named = os.environ.get("BITGRID_MIRROR")
+    named = os.environ.get("BITGRID_MIRROR") or os.environ.get("BITGRID_GRID_MIRROR")
     if not named:
-        return None
+        return _filling.get()
     folder = Path(named).expanduser()
-    if not folder.is_dir():
-        raise TextError(f"the mirror folder {folder} is not there")
+    if not folder.is_dir() and not _filling.get():
+        raise TextError(f"the mirror folder {folder} is not there; 'bitgrid prefetch' makes one")
     return folder
 
 
@@ -47,7 +76,7 @@ def mirrored(path: str, config: str | None) -> dict[str, Path]:
 
 
 def mirrored_split(path: str, config: str | None, split: str) -> Path | None:
-    """The mirror's file of a split; None without a mirror.
+    """The mirror's file of a split; None without a mirror, or while it is being filled.
 
     Raises TextError where there is a mirror but not the file, saying what it has.
     """
@@ -56,7 +85,10 @@ def mirrored_split(path: str, config: str | None, split: str) -> Path | None:
         return None
     found = mirrored(path, config)
     if split in found:
+        consulted.add(found[split])
         return found[split]
+    if _filling.get():
+        return None
     where = root / path / (config or "default")
     has = nearest(split, found) if found else "it has nothing of this data set"
     raise TextError(f"the mirror lacks {where / split}.jsonl[.gz]: {has}")
@@ -68,17 +100,27 @@ def digest(path: str, config: str | None, split: str) -> str:
     Raises TextError where the split is neither mirrored nor, by the hub's word, there.
     """
     file = mirrored_split(path, config, split)
+    commit = pinned(path) if mirror() else None
     if file is None:
-        return _commit(path)[:24]
-    recorded = file.parent.parent / "REVISION"
-    if recorded.is_file():
-        return recorded.read_text().strip()[:24]
-    return _content(file, file.stat().st_size, file.stat().st_mtime_ns)
+        return (commit or _commit(path))[:24]
+    facts = file.stat()
+    _check_rows(file, facts.st_size, facts.st_mtime_ns)
+    return commit[:24] if commit else _content(file, facts.st_size, facts.st_mtime_ns)
+
+
+def pinned(path: str) -> str | None:
+    """The commit that the mirror has a data set at, where it says so."""
+    root = mirror()
+    recorded = None if root is None else root / path / "REVISION"
+    if recorded is None or not recorded.is_file():
+        return None
+    consulted.add(recorded)
+    return recorded.read_text().strip()
 
 
 def revision(path: str) -> str | None:
     """The commit to load a data set at; None offline, where there is only what the cache has."""
-    return None if _offline() else _commit(path)
+    return None if _offline() else pinned(path) or _commit(path)
 
 
 def rows(path: str, config: str | None, split: str, files: str | None = None) -> Any:
@@ -112,6 +154,13 @@ def typed_rows(file: Path) -> Any:
     raw = file.read_bytes()
     lines = (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode().split("\n")
     return Dataset.from_list([json.loads(line) for line in lines if line.strip()])
+
+
+@cache
+def _check_rows(file: Path, size: int, mtime: int) -> None:
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+        if not any(map(bytes.strip, lines)):
+            raise TextError(f"the mirror's {file} is empty")
 
 
 def _offline() -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class Plan:
     cells: tuple[CellInfo, ...]
     nodes: dict[str, Node]  # inputs before users
     watch: tuple[tuple[str, int, int], ...]  # (file, size, mtime in ns)
+    mirror: str | None = None  # the environment's, when the plan was made
 
     @property
     def testbed(self) -> bool:
@@ -83,7 +85,7 @@ class Plan:
 
 def build(grid: Grid) -> Plan:
     """The plan of a validated grid."""
-    from harness import method
+    from harness import hub, method
     from harness.models import Pretrained, model_files, model_folder
     from harness.stage import closure, modules
     from harness.text import Documents
@@ -91,6 +93,7 @@ def build(grid: Grid) -> Plan:
     nodes: dict[str, Node] = {}
     watched = {*(path.resolve() for path in grid.files), *provenance.sources()}
     watched |= {Path(entry.source) for entry in method.discover().values()}
+    watched |= hub.consulted
     for cell in grid.cells:
         for stage in closure([cell.model, *cell.scores]):
             if stage.key in nodes:
@@ -129,6 +132,7 @@ def build(grid: Grid) -> Plan:
         cells=tuple(cells),
         nodes=nodes,
         watch=tuple(_mark(path) for path in sorted(watched)),
+        mirror=os.environ.get("BITGRID_MIRROR"),
     )
 
 
@@ -139,7 +143,8 @@ def remembered(path: Path, store: Store) -> Plan | None:
         if kept.pop("schema") != SCHEMA:
             return None
         plan = _read(kept)
-        return plan if all(_mark(Path(mark[0])) == mark for mark in plan.watch) else None
+        same = plan.mirror == os.environ.get("BITGRID_MIRROR")
+        return plan if same and all(_mark(Path(mark[0])) == mark for mark in plan.watch) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -86,7 +86,6 @@ def reads(task: str, shots: int | None) -> tuple[Split, ...]:
     return tuple(found)
 
 
-@cache
 def digest(task: str, shots: int | None) -> str:
     """What pins a task's items: lm-eval's version, and the content or commit of each split read.
 

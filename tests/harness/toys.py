@@ -97,7 +97,7 @@ def toy_grid(
                 Cell(f"{label} bits={b} seed=0", "toy", label, {"bits": b}, 0, "toy", model, scores)
             )
     file = GridFile(model="toy", method="toy", evaluate=["one", "two"])
-    return Grid(path.stem, path, "Do toys work?", file, tuple(cells))
+    return Grid(path.stem, path, (path,), "Do toys work?", file, tuple(cells))
 
 
 def toy_plan(path: Path) -> tuple[Grid, Plan]:
