@@ -12,17 +12,18 @@ such a root itself and H is not formed: per channel, 512 tokens of 11008 channel
 H would be 485.
 
 In this file: what is searched (`searchable`), what it is searched on (`observe`), the search
-(`search`). Not here: the stages and the value that is kept (`inits`).
+(`search`). Not here: the stages and the value that is kept (`inits`). `awq` observes layers as this
+search does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ _TOKENS_AT_ONCE = 4096  # in the forward passes over the calibration text
 _AT_ONCE = {"cpu": 2**18}
 _AT_ONCE_ELSEWHERE = 2**24
 
+T = TypeVar("T")
+
 
 def searchable(model: Model) -> dict[str, nn.Linear]:
     """The linear layers whose ranges are searched, by name: all but the query and key projections.
@@ -59,18 +62,27 @@ def searchable(model: Model) -> dict[str, nn.Linear]:
     is left out whole: which of its rows are values differs from model to model.
     """
     found = linears(model.network)
-    owners: dict[str, dict[str, str]] = {}  # module -> its linear children -> their full names
-    for name in found:
-        owner, _, child = name.rpartition(".")
-        owners.setdefault(owner, {})[child] = name
     left_out: set[str] = set()
-    for children in owners.values():
-        for query, key, values in _SEPARATE:
-            if {query, key, values} <= children.keys():
-                left_out |= {children[query], children[key]}
+    for children in siblings(found):
+        if (names := separate(children)) is not None:
+            left_out |= {children[name] for name in names[:2]}
         # An attention module also has an output projection; a lone layer of that name is another.
         left_out |= {children[name] for name in _FUSED if name in children and len(children) > 1}
     return {name: linear for name, linear in found.items() if name not in left_out}
+
+
+def siblings(layers: Iterable[str]) -> list[dict[str, str]]:
+    """For each module that holds some of `layers`: their names in it -> their full names."""
+    owners: dict[str, dict[str, str]] = {}
+    for name in layers:
+        owner, _, child = name.rpartition(".")
+        owners.setdefault(owner, {})[child] = name
+    return list(owners.values())
+
+
+def separate(children: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """What a module calls its query, key and value projections; None where it has not all three."""
+    return next((names for names in _SEPARATE if children.keys() >= set(names)), None)
 
 
 @dataclass
@@ -78,7 +90,8 @@ class Observed:
     """What a layer sees on calibration tokens, cut as its weights are.
 
     For each span of groups either `grams` (G, g, g) float64, the sum of X'X, or, where the tokens
-    are fewer than a group is wide, `rows`: parts of X (n, G, g) float32. Both on the host.
+    are fewer than a group is wide, `rows`: parts of X (n, G, g) float32. `sizes` (I,) float64: the
+    sum of |x| over all tokens, sampled or not, of which there were `seen`. All on the host.
     """
 
     layers: list[str]  # the layers that share this input
@@ -87,6 +100,10 @@ class Observed:
     grams: dict[int, Tensor] = field(default_factory=dict)
     rows: dict[int, list[Tensor]] = field(default_factory=dict)
     seen: int = 0
+    sizes: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = torch.zeros(self.spans[-1].stop, dtype=torch.float64)
 
     def add(self, sample: Tensor) -> None:
         """Take in some of the sampled tokens: (n, I) float32."""
@@ -144,6 +161,7 @@ def observe(
         rows = read.reshape(-1, read.shape[-1])
         here = chosen[(chosen >= mine.seen) & (chosen < mine.seen + len(rows))] - mine.seen
         mine.seen += len(rows)
+        mine.sizes += rows.abs().sum(0, dtype=torch.float32).cpu()
         sample = rows[here.to(rows.device)].float().cpu()
         if not bool(sample.isfinite().all()):
             raise ModelError(f"layer {name}: its input has NaN or Inf on the calibration text")
@@ -185,7 +203,7 @@ def search(
             )
             for part in parts
         ]
-        for part, best in zip(parts, _each(jobs, weight.device), strict=True):
+        for part, best in zip(parts, each(jobs, weight.device), strict=True):
             low[part], high[part] = best.low, best.high
             before, after = before + best.before, after + best.after
         lows.append(low.T)
@@ -238,9 +256,14 @@ def _search_part(weight: Tensor, root: Tensor, format: Grouped, grid: int, steps
     return _Best(pick(lows, first % steps), pick(highs, first // steps), before, after)
 
 
+def at_once(device: str) -> int:
+    """Weights whose candidates are tried together on a type of device."""
+    return _AT_ONCE.get(device, _AT_ONCE_ELSEWHERE)
+
+
 def _parts(groups: Tensor) -> Iterator[tuple[slice, slice]]:
     """Blocks of groups and rows of (G, O, g) that are searched together."""
-    budget = _AT_ONCE.get(groups.device.type, _AT_ONCE_ELSEWHERE)
+    budget = at_once(groups.device.type)
     count, rows, width = groups.shape
     tall = max(1, min(rows, budget // width))
     wide = max(1, budget // (tall * width))
@@ -249,7 +272,7 @@ def _parts(groups: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(group, group + wide), slice(row, row + tall)
 
 
-def _each(jobs: Sequence[Callable[[], _Best]], device: torch.device) -> Iterator[_Best]:
+def each(jobs: Sequence[Callable[[], T]], device: torch.device) -> Iterator[T]:
     """The results of the jobs in order; on a CPU one job a core, each on one thread.
 
     Results do not depend on the number of threads.

@@ -6,7 +6,7 @@
 format on the same model, and a clamping of the weights that is redone in memory.
 
 In this file: the inits as components of a recipe, their stages, and `Ranges`, the value of a search.
-Not here: the search itself (`clip`), rounding (`formats`).
+Not here: the search itself (`clip`), scaling (`awq`), rounding (`formats`).
 """
 
 from __future__ import annotations
