@@ -4,7 +4,7 @@
     student = train(student, teacher)    quantisation-aware, where the objective says how
     model   = round(student, format)
 
-RTN, AWQ-clip, LLM-QAT and BitDistiller are presets of `Recipe`; every ablation of the paper varies one
+RTN, AWQ, AWQ-clip, LLM-QAT and BitDistiller are presets of `Recipe`; every ablation of the paper varies one
 of its fields. Not here: the components themselves (`formats`, `inits`, `objectives`, `data`, `train`).
 """
 
@@ -19,6 +19,7 @@ from harness.errors import BitgridError
 from harness.method import Method, register
 from harness.models import Model, another
 from harness.stage import Input, Stage, value
+from methods.awq import AWQ
 from methods.data import Data, Generated, SelfGenerated
 from methods.formats import Format, FullPrecision, IntAsym, IntSym, quantize_model
 from methods.forward import in_dtype
@@ -109,6 +110,13 @@ register(
     Recipe(init=Clip()),
     title="AWQ-clip",
     about="asymmetric clip search on calibration activations, then round (BitDistiller sec. 3.1)",
+    fixed=("init", "objective", "data", "train", "teacher"),
+)
+register(
+    "awq",
+    Recipe(init=AWQ(clip=True)),
+    title="AWQ",
+    about="activation-aware scaling, then the clip search, then round (arXiv 2306.00978)",
     fixed=("init", "objective", "data", "train", "teacher"),
 )
 register(
