@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness import tasks
 from harness.errors import ModelError
-from harness.models import Model
+from harness.models import Model, Pretrained
 from harness.stage import Input, Resources, Stage, report, value
 from harness.testbed import world
 from harness.text import pack, texts
@@ -102,8 +102,7 @@ class Perplexity(Stage[Scores]):
     def run(self, work: Path) -> Scores:
         model = _evaluable(value(self.model))
         cut, window = _CUTS[self.protocol.cut], self.protocol.window
-        if window > model.context:
-            raise ModelError(f"{self.task}: window {window}, but the context is {model.context}")
+        _check_window(self.task, window, model.context)
         windows = cut(value(self.documents), model, window, self.bos)[: self.limit]
         nll = torch.cat(list(_window_nll(model, windows))).double()
         mean, spread = nll.mean().item(), nll.std().item() if len(nll) > 1 else math.nan
@@ -157,6 +156,10 @@ class LmEval(Stage[Scores]):
         rows = [row for name in named for row in self._rows(found, name, named[name])]
         if self.task not in named.values():
             rows = _with_means(self.task, rows)
+        for row in rows:
+            in_row = row["task"] if row["task"] in named.values() else None
+            cut = sum(found["cut"][name] for name in named if in_row in (None, named[name]))
+            row["protocol"] += f"; {cut} prompts cut to fit the context" if cut else ""
         items = [
             {"task": named[name], "item": sample["doc_id"], **_item_scores(sample)}
             for name, samples in found["samples"].items()
@@ -203,24 +206,41 @@ class TaskOptions:
     window: int | None = None
 
 
-def evaluation(model: Stage[Model], task: str, options: TaskOptions) -> Stage[Scores]:
-    """The stage that scores `model` on a task by name. Raises GridError with the nearest name."""
+def evaluation(
+    model: Stage[Model], task: str, options: TaskOptions, base: Pretrained | None = None
+) -> Stage[Scores]:
+    """The stage that scores `model` on a task by name. Raises GridError with the nearest name.
+
+    `base` is the published model behind `model`: what it cannot do is then an error now, and not
+    when it has been quantised.
+    """
     protocol = PERPLEXITY.get(task)
     if protocol is not None:
         if options.window:
             protocol = replace(protocol, window=options.window)
         bos = protocol.testbed if options.bos is None else options.bos
+        if base is not None:
+            _check_window(task, protocol.window, base.context())
+            if bos and base.tokenizer().bos_token_id is None:
+                raise ModelError(f"{task}: bos is true, but the tokenizer has no BOS token")
         documents = texts(protocol.text, "heldout")
         return Perplexity(model, documents, task, protocol, bos, options.limit)
     tasks.check(task, others=PERPLEXITY)
     shots = FEWSHOT.get(task) if options.num_fewshot is None else options.num_fewshot
     bos = False if options.bos is None else options.bos  # as the papers do
+    if base is not None:
+        tasks.check_model(task, bos, base.tokenizer(), base.context())
     return LmEval(model, task, shots, bos, tasks.digest(task, shots), options.limit)
 
 
 def runs_code(task: str) -> bool:
     """Whether scoring a task means running what the model wrote."""
     return task not in PERPLEXITY and tasks.runs_code(task)
+
+
+def _check_window(task: str, window: int, context: int | None) -> None:
+    if context is not None and window > context:
+        raise ModelError(f"{task}: window {window}, but the context is {context}")
 
 
 def _evaluable(model: Model) -> Model:

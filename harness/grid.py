@@ -268,7 +268,7 @@ def _cell(
     scores = []
     for number, (task, options) in enumerate(tasks.items()):
         try:
-            scores.append(evaluation(model, task, options))
+            scores.append(evaluation(model, task, options, base))
         except BitgridError as error:
             raise document.error(("evaluate", number, task), str(error)) from None
     if "model" in file.vary:

@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -178,6 +179,15 @@ class Pretrained(Stage[Model]):
             attn_implementation=self.attention,
         )
 
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer alone, for what can be known of a model before it is loaded."""
+        return _tokenizer(self.source, self.digest, self.trust_remote_code)
+
+    def context(self) -> int | None:
+        """As `Model.context`; None where the configuration does not say."""
+        config = _config(self.source, self.digest, self.trust_remote_code)
+        return getattr(config, "max_position_embeddings", None)
+
 
 @cache
 def pretrained(
@@ -227,13 +237,27 @@ def another(base: Stage[Model], source: str) -> Pretrained:
 
 @cache
 def _vocabulary(source: str, digest: str, trust: bool) -> frozenset[tuple[str, int]]:
+    return frozenset(_tokenizer(source, digest, trust).get_vocab().items())
+
+
+@cache
+def _tokenizer(source: str, digest: str, trust: bool) -> PreTrainedTokenizerBase:
     place = _place(source, digest)
     options = {"trust_remote_code": True} if trust else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.pop("where"), **place, **options)
+        return AutoTokenizer.from_pretrained(place.pop("where"), **place, **options)
     except (OSError, ValueError) as error:
         raise ModelError(f"model {source!r}: no tokenizer: {_first_line(error)}") from error
-    return frozenset(tokenizer.get_vocab().items())
+
+
+@cache
+def _config(source: str, revision: str | None, trust: bool) -> PreTrainedConfig:
+    place = _place(source, revision)
+    options = {"trust_remote_code": True} if trust else {}
+    try:
+        return AutoConfig.from_pretrained(place.pop("where"), **place, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {source!r}: {_first_line(error)}") from error
 
 
 def _place(source: str, revision: str | None = None) -> dict[str, Any]:

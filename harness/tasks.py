@@ -8,6 +8,7 @@ the one sandbox (`sandbox`). Not here: the stage, its rows and perplexity (`eval
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import logging
@@ -18,6 +19,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import yaml
+from transformers import PreTrainedTokenizerBase
+
 from harness import hub, sandbox
 from harness.errors import GridError, ModelError, TextError, nearest
 from harness.models import Model
@@ -26,6 +30,7 @@ from harness.testbed import world
 
 TESTBED = Path(__file__).parent / "testbed" / "tasks"
 OURS = {"wikitext-word": "wikitext"}  # names that say what lm-eval's leave open
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 FILES = ("data_files", "data_dir", "revision")  # options that name files, not a configuration
 
 
@@ -55,20 +60,41 @@ def names() -> list[str]:
     return sorted(_manager(False).all_tasks)
 
 
-@cache
 def testbed() -> tuple[str, ...]:
     """Names of the embedded tasks, which need no download."""
-    lines = (
-        line for path in sorted(TESTBED.glob("*.yaml")) for line in path.read_text().splitlines()
-    )
-    return tuple(line.removeprefix("task:").strip() for line in lines if line.startswith("task:"))
+    return tuple(_testbed())
 
 
 def runs_code(task: str) -> bool:
     """Whether scoring a task means running what the model wrote."""
-    if task in testbed():
-        return task == "testbed_code"
-    return any(config.get("unsafe_code") for config in _configs(OURS.get(task, task)))
+    return task == "testbed_code" or any(config.get("unsafe_code") for config in _configs(task))
+
+
+def check_model(
+    task: str, bos: bool, tokenizer: PreTrainedTokenizerBase, context: int | None
+) -> None:
+    """Raise ModelError where a model cannot do a task as asked, by its tokenizer and context."""
+    first = tokenizer.encode("a", add_special_tokens=bos)[0]
+    if bos and tokenizer.bos_token_id is None:
+        raise ModelError(f"{task}: bos is true, but the tokenizer has no BOS token")
+    if (first == tokenizer.bos_token_id) != bos:
+        raise ModelError(
+            f"{task}: bos is {str(bos).lower()}, but the tokenizer's first token is "
+            f"{tokenizer.convert_ids_to_tokens(first)!r}"
+        )
+    for config in _configs(task):
+        if config.get("output_type", "generate_until") != "generate_until":
+            continue
+        most = _generated(config.get("generation_kwargs") or {})
+        if context is not None and most >= context:
+            raise ModelError(
+                f"{task}: answers may have {most} tokens, but the model's context is {context}"
+            )
+        if not (tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token):
+            raise ModelError(
+                f"{task}: answers are generated in batches, but the tokenizer has no PAD token, nor "
+                "one (EOS, UNK) to take for it"
+            )
 
 
 @cache
@@ -78,7 +104,7 @@ def reads(task: str, shots: int | None) -> tuple[Split, ...]:
     Empty for tasks that are Python classes or make their own data: theirs cannot be known before.
     """
     found: dict[Split, None] = {}
-    for config in _configs(OURS.get(task, task)):
+    for config in _configs(task):
         if "class" in config or "custom_dataset" in config or not config.get("dataset_path"):
             continue
         for split in _splits(config, shots):
@@ -116,26 +142,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """What lm-eval's `simple_evaluate` says of one task, or group of tasks, on a model in memory.
 
-    Raises ModelError where the tokenizer does not begin a text as `bos` says.
+    Beside what it says, `cut`: for each task the number of items whose prompt was shortened.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    with _quiet():
+    check_model(task, bos, model.tokenizer, model.context)
+    with _quiet(), _served():
         language_model = HFLM(
             pretrained=model.network,
-            tokenizer=model.tokenizer,
+            tokenizer=copy.deepcopy(model.tokenizer),  # where it has no PAD, one is put in
             batch_size=batch_size,
             max_length=model.context,
             add_bos_token=bos,
         )
-    first = language_model.tok_encode("a")[0]
-    if (first == model.tokenizer.bos_token_id) != bos:
-        raise ModelError(
-            f"{task}: bos is {str(bos).lower()}, but the tokenizer's first token is "
-            f"{model.tokenizer.convert_ids_to_tokens(first)!r}"
-        )
-    with _quiet(), _served():
         found = lm_eval.simple_evaluate(
             model=language_model,
             tasks=[OURS.get(task, task)],
@@ -144,8 +164,32 @@ def evaluate(
             task_manager=_manager(task in testbed()),
             confirm_run_unsafe_code=True,  # the grid has asked for leave before anything ran
         )
-    assert found is not None  # None is for processes that are not the first of several
-    return dict(found)
+        assert found is not None  # None is for processes that are not the first of several
+        cut = {name: _cut(items, model, bos) for name, items in found["samples"].items()}
+    return {**found, "cut": cut}
+
+
+def _cut(samples: list[dict[str, Any]], model: Model, bos: bool) -> int:
+    """How many items had a request longer than the context, which lm-eval shortens from the left."""
+    too_long = set()
+    for sample in samples:
+        # Of requests that share a prompt the longest decides; texts scored in windows lose nothing.
+        texts = [r for r in sample["arguments"] if len(r) > 1]
+        for prompt, rest in sorted(texts, key=_length)[-1:]:
+            whole, room = prompt, model.context
+            if isinstance(rest, str):
+                whole, room = prompt + rest, room + 1  # the last token is only predicted
+            else:
+                room -= _generated(rest)
+            # A token is a byte at least, so most texts need not be encoded to be known to fit.
+            fits = len(whole.encode()) < room
+            if not fits and len(model.tokenizer.encode(whole, add_special_tokens=bos)) > room:
+                too_long.add(sample["doc_id"])
+    return len(too_long)
+
+
+def _length(request: tuple[str, Any]) -> int:
+    return sum(len(part) for part in request if isinstance(part, str))
 
 
 @cache
@@ -156,9 +200,31 @@ def _manager(testbed_only: bool) -> Any:
     return TaskManager(include_path=str(TESTBED), include_defaults=not testbed_only)
 
 
-def _configs(name: str) -> Iterator[dict[str, Any]]:
-    """The YAML of a task, or of each task of a group or tag; empty where there is none."""
-    return _leaves({"task": [name]}, {}, _manager(False).task_index)
+def _configs(task: str) -> Iterator[dict[str, Any]]:
+    """The YAML of a task, or of each task of a group or tag."""
+    if task in testbed():
+        return iter([_testbed()[task]])
+    return _leaves({"task": [OURS.get(task, task)]}, {}, _manager(False).task_index)
+
+
+class _Loader(yaml.SafeLoader):
+    """The functions that a task's YAML names stay names."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: node.value)
+
+
+@cache
+def _testbed() -> dict[str, dict[str, Any]]:
+    """The YAML of the embedded tasks by name, read without lm-eval, whose import takes seconds."""
+    read = [yaml.load(path.read_text(), _Loader) for path in sorted(TESTBED.glob("*.yaml"))]
+    return {config["task"]: config for config in read}
+
+
+def _generated(options: Mapping[str, Any]) -> int:
+    """The most tokens that a task lets a model write, by any of the names that lm-eval takes."""
+    given = (options.get(name) for name in LENGTHS)
+    return next((int(length) for length in given if length is not None), 256)
 
 
 def _leaves(

@@ -93,7 +93,7 @@ def test_a_window_beyond_the_context_is_refused(
     tiny_folder: Path, model: Model, tmp_path: Path
 ) -> None:
     stage = evaluation(pretrained(str(tiny_folder)), "wikitext2", TaskOptions())
-    with pytest.raises(ModelError, match="window 2048, but the context is 128"):
+    with pytest.raises(ModelError, match="window 2048, but the context is 512"):
         _score(stage, model, TEXTS, tmp_path)
 
 

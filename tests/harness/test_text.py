@@ -105,5 +105,5 @@ def test_blocks_longer_than_the_context_are_refused(tiny_folder: Path, tmp_path:
     model = read_model(str(tiny_folder), "float32")
     values = {base.key: model, documents.key: ["some words"] * 100}
     assert execute(Packed(documents, base, 32, 4), values, tmp_path).ids.shape == (4, 32)
-    with pytest.raises(TextError, match="context is 128"):
-        execute(Packed(documents, base, 129, 4), values, tmp_path)
+    with pytest.raises(TextError, match="context is 512"):
+        execute(Packed(documents, base, 513, 4), values, tmp_path)
