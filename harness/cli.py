@@ -6,6 +6,7 @@ Heavy imports stay inside verbs, so that those which read rows only answer at on
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import textwrap
@@ -160,10 +161,29 @@ def _plan_verb(given: argparse.Namespace) -> int:
     print(f"  stages to compute   {sum(key in missing for key in stored)}")
     for kind, number in Counter(plan.nodes[k].kind for k in stored if k in missing).items():
         print(f"    {kind:18}{number}")
+    if given.memory:
+        print(_memory(given))
     if given.cells:
         for cell in plan.cells:
             print(f"  {cell.model[:8]}  {cell.id}")
     return 0
+
+
+def _memory(given: argparse.Namespace) -> str:
+    from harness import grid as grids
+    from harness import memory
+    from harness.stage import closure
+
+    grid = grids.load(given.grid, allow_code_execution=True)
+    stages = closure([stage for cell in grid.cells for stage in cell.scores])
+    return memory.table((stage for stage in stages if stage.stored), given.gpu_gib)
+
+
+def _sizes(words: str) -> list[float]:
+    sizes = [float(word) for word in words.split(",")]
+    if not all(0 < size < math.inf for size in sizes):
+        raise ValueError(words)
+    return sizes
 
 
 def _methods(given: argparse.Namespace) -> int:
@@ -315,6 +335,14 @@ def _parser() -> argparse.ArgumentParser:
         help="print the table alone, in this form",
     )
     plan.add_argument("--cells", action="store_true", help="list every cell")
+    plan.add_argument("--memory", action="store_true", help="what each stage needs of a GPU")
+    plan.add_argument(
+        "--gpu-gib",
+        type=_sizes,
+        default=_sizes("24,40,80,141"),
+        metavar="SIZES",
+        help="with --memory: sizes of GPUs in GiB (default: 24,40,80,141)",
+    )
     listed.add_argument("name", nargs="?", metavar="NAME")
     tasks.add_argument("--all", action="store_true", help="lm-eval's own tasks too (takes seconds)")
     gc.add_argument("--yes", action="store_true", help="remove, not only list")

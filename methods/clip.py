@@ -44,7 +44,7 @@ _SEPARATE = (
 )
 _FUSED = ("qkv_proj", "query_key_value", "Wqkv", "qkv", "c_attn")
 
-_TOKENS_AT_ONCE = 4096  # in the forward passes over the calibration text
+TOKENS_AT_ONCE = 4096  # in the forward passes over the calibration text
 # Weights whose candidates are tried together: on a CPU few enough that all temporaries stay in the
 # cache, on a GPU enough to fill it.
 _AT_ONCE = {"cpu": 2**18}
@@ -104,6 +104,11 @@ class Observed:
 
     def __post_init__(self) -> None:
         self.sizes = torch.zeros(self.spans[-1].stop, dtype=torch.float64)
+
+    @property
+    def nbytes(self) -> int:
+        parts = [*self.grams.values(), *(part for rows in self.rows.values() for part in rows)]
+        return sum(part.nbytes for part in parts)
 
     def add(self, sample: Tensor) -> None:
         """Take in some of the sampled tokens: (n, I) float32."""
@@ -171,7 +176,7 @@ def observe(
     with ExitStack() as hooks:
         for name, linear in layers.items():
             hooks.enter_context(linear.register_forward_pre_hook(partial(see, name)))
-        for batch in torch.split(ids, max(1, _TOKENS_AT_ONCE // ids.shape[1])):
+        for batch in torch.split(ids, max(1, TOKENS_AT_ONCE // ids.shape[1])):
             # The blocks only: the head's logits are the largest tensor of all and nobody reads them.
             model.network.base_model(input_ids=batch.to(model.device), use_cache=False)
             last = None

@@ -198,7 +198,7 @@ class Generate(Stage[Tokens]):
         # Prompts of like length together, so that little of a batch is padding.
         places = begins.argsort(stable=True)
         done = 0
-        for rows in places.split(_rows_at_once(teacher, self.length)):
+        for rows in places.split(rows_at_once(teacher, self.length)):
             part = work / f"part-{done}-{done + len(rows)}.safetensors"
             if part.exists():
                 found = load_file(part)
@@ -380,16 +380,21 @@ def _cache(config: object) -> DynamicCache:
     return cache
 
 
-def _rows_at_once(teacher: Model, length: int) -> int:
+def rows_at_once(teacher: Model, length: int) -> int:
     """How many sequences' keys and values fit into half of the memory there is."""
-    config = teacher.network.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * width * teacher.network.dtype.itemsize
     memory = _CPU_CACHE
     if teacher.device.type == "cuda":
         memory = torch.cuda.mem_get_info(teacher.device)[0] // 2
-    return max(1, min(_MOST_ROWS, memory // (per_token * length)))
+    return max(1, min(_MOST_ROWS, memory // (cache_bytes(teacher) * length)))
+
+
+def cache_bytes(teacher: Model) -> int:
+    """Of the keys and values of a token."""
+    config = teacher.network.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers: int = config.num_hidden_layers
+    return 2 * layers * heads * width * teacher.network.dtype.itemsize
 
 
 def _stops(teacher: Model) -> Tensor:

@@ -35,6 +35,7 @@ from methods.forward import Labels, each_label
 
 Meaning: TypeAlias = Literal["label", "max"]
 _MEANINGS = ("label", "max")
+CONFIDENCE_TOKENS = 16_384  # a batch, where the teacher's confidence is measured
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ class Confidence(Stage[float]):
         teacher, tokens = value(self.teacher), value(self.tokens)
         count = min(self.sequences, len(tokens))
         rows = torch.linspace(0, len(tokens) - 1, count).round().long()
-        batch = max(1, 16_384 // tokens.ids.shape[1])
+        batch = max(1, CONFIDENCE_TOKENS // tokens.ids.shape[1])
         total, labels = 0.0, 0
         for start in range(0, count, batch):
             chosen = rows[start : start + batch]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FROM_METHODS = {"stage", "method", "models", "text", "errors"}
+FROM_METHODS = {"stage", "method", "models", "memory", "text", "errors"}
 
 
 def _imports(path: Path) -> set[str]:

@@ -1,0 +1,300 @@
+"""What a stage would hold in memory at its peak, found by running its code on tensors without data.
+
+    with dry_run() as live:
+        with live.part("parameters"):
+            network = weightless(base)
+        network(ids)
+    live.peak()                               # Memory(parameters=…, activations=…, …)
+
+Inside `dry_run` every operation gives a tensor that has a shape, a type and a storage of known size,
+but no data; `Live` notes when each storage is made and let go. So nothing is guessed from a model's
+configuration, and a model of any size takes seconds and no memory. Storage that kernels use inside,
+the allocator's fragments and the device's own context are not seen: `HEADROOM` is left for them.
+In this file: the mechanism, `memory` of a stage, the stages that evaluate, a table for the command.
+Not here: stages of methods, which register theirs; what a run keeps for other stages (`run`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial, singledispatch
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel, masking_utils
+
+from harness.errors import BitgridError
+from harness.evaluate import EVALUATION_TOKENS, LmEval, Perplexity
+from harness.models import DTYPES, Model, Pretrained, linears, meta_network, replace_weight
+from harness.stage import Input, Stage, closure
+
+HEADROOM = 0.1  # of a device's memory, left free
+_MOST_GPUS = 64
+_LONGEST = 2048  # tokens, about, of a text in a task
+
+
+@singledispatch
+def memory(stage: Stage[Any], gpus: int | None = None, device: str = "cuda") -> Memory | None:
+    """What each of the `gpus` processes that share a stage holds at its peak, before it is run.
+
+    None for `gpus`: as many as the stage asks for. None as an answer: next to nothing besides its
+    inputs. A stage's class registers its own, in a module that the stage's does not import: what
+    is said of memory is no part of the code behind a result.
+    """
+    return None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one process holds at a stage's peak, by part; the parts add up to it."""
+
+    parameters: int = 0  # weights at rest: the base, copies of it in other dtypes, masters
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0  # made by a network's blocks: what backward needs, and their temporaries
+    teacher: int = 0  # weights that only a teacher has
+    other: int = 0  # logits, what a loss or a rounding takes, caches
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+    def fits(self, gib: float) -> bool:
+        """Whether a device of `gib` GiB holds it, with headroom."""
+        return self.total <= gib * 2**30 * (1 - HEADROOM)
+
+
+PARTS = tuple(field.name for field in dataclasses.fields(Memory))
+
+
+def gpus_needed(stage: Stage[Any], gib: float) -> int | None:
+    """The fewest GPUs of `gib` GiB, a power of two, that hold a stage; None where more do not help."""
+    gpus, before = 1, math.inf
+    while gpus <= _MOST_GPUS:
+        found = memory(stage, gpus)
+        if found is None or found.total >= before:
+            return None
+        if found.fits(gib):
+            return gpus
+        gpus, before = 2 * gpus, found.total
+    return None
+
+
+def table(stages: Iterable[Stage[Any]], sizes: Sequence[float]) -> str:
+    """Each kind of stage by the memory it needs, in GiB, and the GPUs of each size that hold it."""
+    rows: Counter[tuple[str, ...]] = Counter()
+    for stage in stages:
+        if (found := memory(stage)) is not None:
+            needed = (gpus_needed(stage, size) for size in sizes)
+            rows[
+                pretrained_of(stage).source,
+                type(stage).__name__,
+                *(f"{part / 2**30:.2f}" for part in (*dataclasses.astuple(found), found.total)),
+                *(str(number or "–") for number in needed),
+            ] += 1
+    head = [*PARTS, "total", *(f"{size:g}" for size in sizes)]
+    names = {row: f"{row[1]} ×{rows[row]}" if rows[row] > 1 else row[1] for row in rows}
+    first = max(map(len, names.values()), default=0)
+    widths = [max(len(word), 6) if word in (*PARTS, "total") else 4 for word in head]
+    lines = []
+    for source in dict.fromkeys(row[0] for row in rows):
+        shown = [[names[row], *row[2:]] for row in rows if row[0] == source]
+        lines += [f"memory in GiB at the peak of a stage: {source}"]
+        for name, *cells in [["", *head], *shown]:
+            padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            lines.append(f"{name:{first}} " + " ".join(padded))
+    return "\n".join(
+        [
+            *lines,
+            f"under {', '.join(head[-len(sizes) :])}: how many GPUs of so many GiB hold it, "
+            f"{HEADROOM:.0%} of each left free; – none do",
+        ]
+    )
+
+
+@memory.register
+def _of_perplexity(
+    stage: Perplexity, gpus: int | None = None, device: str = "cuda"
+) -> Memory | None:
+    return _of_scoring(stage.model, EVALUATION_TOKENS // 2, stage.protocol.window)
+
+
+@memory.register
+def _of_task(stage: LmEval, gpus: int | None = None, device: str = "cuda") -> Memory | None:
+    return _of_scoring(stage.model, EVALUATION_TOKENS)
+
+
+def _of_scoring(model: Input[Model], tokens: int, length: int | None = None) -> Memory:
+    """A model that reads batches of `tokens` in sequences of `length`, and gives all logits.
+
+    None: batches are made for the model's context, and filled up to what tasks' texts have.
+    """
+    return _scored(pretrained_of(model), not isinstance(model, Pretrained), tokens, length)
+
+
+@cache
+def _scored(base: Pretrained, changed: bool, tokens: int, length: int | None) -> Memory:
+    """changed: the model is not the base itself, which the run holds beside it."""
+    with dry_run() as live:
+        with live.part("parameters"):
+            held = Model(weightless(base), cast(Any, None))
+            model = held.fork()
+            for linear in linears(model.network).values() if changed else ():
+                replace_weight(linear, torch.empty_like(linear.weight))
+        live.inside("activations", model.network.base_model)
+        rows = max(1, tokens // (length or model.context))
+        with torch.no_grad():
+            ids = torch.zeros(rows, length or min(model.context, _LONGEST), dtype=torch.int64)
+            model.network(ids, use_cache=False).logits.log_softmax(-1)
+    return live.peak()
+
+
+@dataclass(eq=False, slots=True)
+class _Storage:
+    size: int
+    part: str
+
+
+class Live(TorchDispatchMode):
+    """Notes each storage from its making to its end, and the part that it belongs to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parts = ["other"]
+        self._storages: dict[int, _Storage] = {}
+        self._events: list[tuple[_Storage, int]] = []  # +1 made, -1 let go
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What is made inside belongs to the part `name`."""
+        self._parts.append(name)
+        try:
+            yield
+        finally:
+            self._parts.pop()
+
+    def inside(self, name: str, *modules: nn.Module) -> None:
+        """From now on what the modules make as they run belongs to the part `name`."""
+
+        def labelled(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return forward(*args, **kwargs)
+
+        for module in modules:
+            module.forward = partial(labelled, module.forward)
+
+    def assign(self, name: str, tensor: Tensor) -> None:
+        """A tensor's storage belongs to the part `name`, and has from its making."""
+        self._storages[tensor.untyped_storage()._cdata].part = name
+
+    def size(self, tensors: Iterable[Tensor], part: str) -> int:
+        """Bytes of the storages behind `tensors`, each once, that belong to a part."""
+        found = {id(s): s for s in (self._storages[t.untyped_storage()._cdata] for t in tensors)}
+        return sum(storage.size for storage in found.values() if storage.part == part)
+
+    def peak(self, scale: Mapping[str, float] | None = None) -> Memory:
+        """The parts at the moment of the largest sum, each times its `scale` (1 where missing).
+
+        What belongs to none of `Memory`'s parts lies elsewhere and does not count.
+        """
+        factors = {name: (scale or {}).get(name, 1.0) for name in PARTS}
+        now = most = 0.0
+        held, found = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+        for storage, sign in self._events:
+            if storage.part in factors:
+                held[storage.part] += sign * storage.size
+                now += sign * storage.size * factors[storage.part]
+                if now > most:
+                    most, found = now, dict(held)
+        return Memory(**{name: round(found[name] * factors[name]) for name in PARTS})
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1  # a number that code asks of a tensor: there is none, any will do
+        if func is torch.ops.aten.index.Tensor and _masked(args[1]):
+            result = _everything(*args)
+        else:
+            result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._storages:
+            self._storages[key] = made = _Storage(storage.nbytes(), self._parts[-1])
+            self._events.append((made, 1))
+            weakref.finalize(storage, self._end, key).atexit = False
+
+    def _end(self, key: int) -> None:
+        self._events.append((self._storages.pop(key), -1))
+
+
+@contextmanager
+def dry_run() -> Iterator[Live]:
+    """Operations inside compute shapes only; what they hold is noted."""
+    # On the CPU, whose fused attention keeps what a GPU's does; `meta` would multiply it out.
+    # The library takes such tensors for a sign of compilation, and then masks what needs no mask.
+    untraced = replaced(masking_utils, "is_tracing", lambda *_: False)
+    with untraced, FakeTensorMode(), Live() as live:
+        yield live
+
+
+@contextmanager
+def replaced(module: ModuleType, name: str, thing: Any) -> Iterator[None]:
+    """A module's `name` is `thing` inside."""
+    before = getattr(module, name)
+    setattr(module, name, thing)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def weightless(base: Pretrained) -> PreTrainedModel:
+    """Inside `dry_run`: the network of a model as `base` would load it, from its configuration."""
+    network = meta_network(base.source, base.trust_remote_code)
+    if base.attention == "eager":  # the others keep as much as the default
+        network.set_attn_implementation("eager")
+    made: dict[int, nn.Parameter] = {}  # tied ones stay tied
+    for module in network.modules():
+        for name, old in list(module.named_parameters(recurse=False)):
+            if id(old) not in made:
+                new = torch.empty(old.shape, dtype=DTYPES.get(base.dtype, old.dtype))
+                made[id(old)] = nn.Parameter(new, requires_grad=False)
+            setattr(module, name, made[id(old)])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    return network.eval()
+
+
+def pretrained_of(model: Input[Any]) -> Pretrained:
+    """The published model that a graph begins with."""
+    for stage in closure([model]) if isinstance(model, Stage) else ():
+        if isinstance(stage, Pretrained):
+            return stage
+    raise BitgridError(f"{model}: no published model among its inputs")
+
+
+def _masked(indices: Any) -> bool:
+    return indices[0] is not None and indices[0].dtype == torch.bool
+
+
+def _everything(tensor: Tensor, indices: list[Tensor]) -> Tensor:
+    """`tensor[mask]` for a mask whose values nobody knows: as large as it can be."""
+    mask = indices[0]
+    return tensor.new_empty(mask.numel(), *tensor.shape[mask.ndim :])
