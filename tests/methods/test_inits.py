@@ -260,7 +260,7 @@ def test_layers_with_one_input_are_observed_once() -> None:
 def test_evenly_spread_tokens_are_observed(
     count: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip, "_TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(clip, "TOKENS_AT_ONCE", at_once)
     model, tokens, format = _llama(), _tokens(), IntAsym(2, 16)
     layers = clip.searchable(model)
     down = "model.layers.1.mlp.down_proj"
