@@ -61,8 +61,16 @@ class Stage(Generic[T]):
         """What a job that runs this stage asks for."""
         return Resources()
 
+    def preflight(self) -> None:
+        """Raise BitgridError where this machine lacks what `run` needs: before anything is computed."""
+        return
+
     def run(self, work: Path) -> T:
-        """Compute the value. Inputs are already values; `work` survives a kill and a requeue."""
+        """Compute the value. Inputs are already values; `work` survives a kill and a requeue.
+
+        Where `resources` ask for several GPUs, as many processes run it together (`worker`), with
+        torch.distributed set up; the value is what the first of them returns.
+        """
         raise NotImplementedError
 
     @cached_property

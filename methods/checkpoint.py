@@ -14,21 +14,28 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-_STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, a weight
+from methods.optimizer import MOMENTS, plain, restore
+from methods.shards import Shards, rows
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file that a killed run goes on from."""
+    """The file that a killed run goes on from.
+
+    It holds whole tensors, so that any number of processes goes on from what any other number left.
+    `places`: the network's parameters, which say what rows a process holds.
+    """
 
     path: Path
+    shards: Shards
+    places: Mapping[str, Tensor]
 
     def save(
         self,
@@ -40,9 +47,20 @@ class Checkpoint:
         """Weights, optimizer moments and JSON `facts` after `step` steps, whole or not at all."""
         tensors: dict[str, Tensor] = {}
         for name, weight in weights.items():
-            tensors[f"weight/{name}"] = weight.detach()
+            parts = {"weight": weight.detach()}
             state = optimizer.state.get(weight, {})
-            tensors |= {f"{part}/{name}": state[part] for part in _STATE if part in state}
+            for moment in (m for m in MOMENTS if m in state):
+                parts[moment], scale = plain(state[moment])
+                if scale is not None and (scale.ndim > 1 or self.shards.world == 1):
+                    parts[f"{moment}_scale"] = scale
+            for part, tensor in parts.items():
+                whole = self.shards.gathered(tensor, self.places[name])
+                if whole is not None:
+                    tensors[f"{part}/{name}"] = whole
+            if "step" in state:
+                tensors[f"step/{name}"] = state["step"]
+        if not self.shards.leads:
+            return
         draft = self.path.with_suffix(".draft")
         save_file(tensors, draft, {"facts": json.dumps({**facts, "step": step})})
         with draft.open("rb") as file:
@@ -58,38 +76,59 @@ class Checkpoint:
         with safe_open(self.path, framework="pt") as file, torch.no_grad():
             facts = json.loads(file.metadata()["facts"])
             kept = set(file.keys())
+
             for name, weight in weights.items():
-                weight.copy_(file.get_tensor(f"weight/{name}"))
-                for part in _STATE:
-                    if f"{part}/{name}" in kept:
-                        saved = file.get_tensor(f"{part}/{name}")
-                        optimizer.state[weight][part] = saved.to(weight.device, copy=True)
+                mine = rows(self.places[name])
+
+                def part(key: str, mine: slice | None = mine) -> Tensor:
+                    return file.get_tensor(key) if mine is None else file.get_slice(key)[mine]
+
+                weight.copy_(part(f"weight/{name}"))
+                for moment in (m for m in MOMENTS if f"{m}/{name}" in kept):
+                    scale = None
+                    if (key := f"{moment}_scale/{name}") in kept:
+                        flat = len(file.get_slice(key).get_shape()) == 1
+                        scale = None if flat and mine is not None else part(key)
+                    restore(optimizer, weight, moment, part(f"{moment}/{name}"), scale)
+                if f"step/{name}" in kept:
+                    step = file.get_tensor(f"step/{name}")
+                    optimizer.state[weight]["step"] = step.to(weight.device, copy=True)
         return dict(facts)
 
 
 class Metrics:
     """A JSON-lines file that holds each step once, also over resumes."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Open for what follows `step`, dropping lines after it and a half line at the end."""
+    def __init__(self, path: Path, step: int, writes: bool = True) -> None:
+        """Open for what follows `step`, dropping lines after it and a half line at the end.
+
+        Of several processes that train together one `writes`; to the others this is nothing.
+        """
+        self.last: dict[str, Any] | None = None
+        self._file: TextIO | None = None
+        if not writes:
+            return
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [row for row in map(_parsed, lines) if row is not None and row["step"] <= step]
-        self.last: dict[str, Any] | None = kept[-1] if kept else None
+        self.last = kept[-1] if kept else None
         draft = path.with_suffix(".draft")
         draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
         draft.replace(path)
         self._file = path.open("a")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        if self._file:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """On the disk: before a checkpoint that counts on the lines."""
-        os.fsync(self._file.fileno())
+        if self._file:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

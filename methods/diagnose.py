@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-class _Found(Exception):
-    pass
+from torch.utils.hooks import RemovableHandle
 
 
 def diagnose(
@@ -22,52 +20,56 @@ def diagnose(
 ) -> str | None:
     """The first thing that is not finite, in words, or None where all that is seen is.
 
-    `networks`: a prefix for the words -> a network. `rerun` runs forward and backward. In the
-    forward pass the first layer in order of execution is named, its weights before its activations.
-    Gradients are looked at where `gradients` says so; they flow the other way, so the layer named is
-    the last one, where the gradient broke before it spread.
+    `networks`: a prefix for the words -> a network. `rerun` runs forward and backward, to its end:
+    other processes may count on that. In the forward pass the first layer in order of execution is
+    named, its weights before its activations. Gradients are looked at where `gradients` says so;
+    they flow the other way, so the layer named is the last one, where the gradient broke before it
+    spread.
     """
-    broken: list[str] = []
-    try:
-        with contextlib.ExitStack() as hooks:
-            for prefix, network in networks.items():
-                for name, module in network.named_modules():
-                    if name and not any(module.children()):
-                        hooks.enter_context(_watched(prefix, name, module, broken))
-            rerun()
-    except _Found as found:
-        return str(found)
-    finally:
-        for network in networks.values():
-            network.zero_grad(set_to_none=True)
-    return broken[0] if gradients and broken else None
+    forward: list[str] = []
+    backward: list[str] = []
+    with contextlib.ExitStack() as hooks:
+        for prefix, network in networks.items():
+            for name, module in network.named_modules():
+                if name and not any(module.children()):
+                    hooks.enter_context(_watched(prefix, name, module, forward, backward))
+        rerun()
+    for network in networks.values():
+        network.zero_grad(set_to_none=True)
+    return next(iter([*forward, *backward] if gradients else forward), None)
 
 
 @contextlib.contextmanager
-def _watched(prefix: str, name: str, module: nn.Module, broken: list[str]) -> Iterator[None]:
-    """Forward checks that raise, and backward checks that note."""
+def _watched(
+    prefix: str, name: str, module: nn.Module, forward: list[str], backward: list[str]
+) -> Iterator[None]:
+    """Notes what is not finite about one layer: its weights and activations, then their gradients."""
+    handles: list[RemovableHandle] = []
+    seen: set[int] = set()
 
-    def forward(_: nn.Module, __: Any, output: Any) -> None:
+    def after(_: nn.Module, __: Any, output: Any) -> None:
+        # Only now does a sharded layer hold its whole weights.
         for own, weight in module.named_parameters(recurse=False):
-            if not _finite(weight):
-                raise _Found(f"the {prefix}weights of {name} ({own})")
-        if not _finite(output):
-            raise _Found(f"the {prefix}activations of {name}")
+            if not forward and not _finite(weight):
+                forward.append(f"the {prefix}weights of {name} ({own})")
+            if weight.requires_grad and id(weight) not in seen:
+                seen.add(id(weight))
+                words = f"the {prefix}gradient of {name} ({own})"
+                handles.append(weight.register_hook(partial(_note, backward, words)))
+        if not forward and not _finite(output):
+            forward.append(f"the {prefix}activations of {name}")
 
-    handles = [module.register_forward_hook(forward)]
-    for own, weight in module.named_parameters(recurse=False):
-        if weight.requires_grad:
-
-            def backward(gradient: Tensor, own: str = own) -> None:
-                if not _finite(gradient):
-                    broken.append(f"the {prefix}gradient of {name} ({own})")
-
-            handles.append(weight.register_hook(backward))
+    handles.append(module.register_forward_hook(after))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _note(broken: list[str], words: str, gradient: Tensor) -> None:
+    if not _finite(gradient):
+        broken.append(words)
 
 
 def _finite(thing: Any) -> bool:

@@ -2,21 +2,24 @@
 
 Logits are by far the largest tensor of a language model's step (batch × length × vocabulary), and a
 loss needs each of them once. So the trunk gives hidden states, the states of label positions are
-picked out, and the head runs over chunks of those. In this file: that, and copies of a network in
-another dtype. Not here: losses (`objectives`), the loop (`train`).
+picked out, and the head runs over chunks of those. In this file: that, blocks that are run again
+rather than remembered, and copies of a network in another dtype. Not here: losses (`objectives`),
+the loop (`train`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from harness.errors import ModelError
-from harness.models import Model
+from harness.models import Model, blocks
 
 # Logits held at once, per tensor. Larger chunks fall out of a CPU's cache; smaller ones leave a GPU
 # idle.
@@ -104,6 +107,17 @@ def check_split(model: Model) -> None:
         raise ModelError(
             f"{type(network).__name__} does something to its logits after the head that "
             "methods/forward.py does not know; add it to `logits` there"
+        )
+
+
+def recompute(network: PreTrainedModel) -> None:
+    """Gradient checkpointing: keep a block's input only, and run it again in the backward pass.
+
+    The library's own switch needs training mode, where dropout would be on.
+    """
+    for block in blocks(network).values():
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )
 
 

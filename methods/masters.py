@@ -7,8 +7,10 @@
 
 The network holds plain parameters in the compute dtype; those of quantised layers are overwritten
 by the rounded masters. So a weight is rounded once a step however many micro-batches there are, the
-forward pass is the model's own, and gradients are added up in float32. A format is applied row by
-row, so masters may be shards of rows.
+forward pass is the model's own, and gradients are added up in float32.
+
+Where several processes train together the network is sharded by rows (`shards`) and the masters are
+this process's rows as plain tensors: a format is applied row by row, and so is the optimizer.
 
 Not here: the optimizer and its state (`train`, `checkpoint`).
 """
@@ -26,6 +28,7 @@ from transformers import PreTrainedModel
 from harness.models import Model, linears
 from methods.formats import Format, FullPrecision
 from methods.forward import replace_parameters
+from methods.shards import ALONE, Shards, local, rows
 
 Trained: TypeAlias = Literal["body", "linears", "all"]
 
@@ -39,11 +42,19 @@ class Masters:
     network: PreTrainedModel
     weights: dict[str, nn.Parameter]
     quantized: frozenset[str]
+    shards: Shards
     _edges: dict[str, GradientEdge] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, student: Model, format: Format, trained: Trained, dtype: torch.dtype) -> Masters:
+    def of(
+        cls,
+        student: Model,
+        format: Format,
+        trained: Trained,
+        dtype: torch.dtype,
+        shards: Shards = ALONE,
+    ) -> Masters:
         """A network of its own in `dtype`; `student` is left as it is.
 
         Raises FormatError where the format does not fit a layer.
@@ -52,44 +63,60 @@ class Masters:
             format.check(layer, linear.in_features)
         quantized = frozenset(f"{layer}.weight" for layer in linears(student.network))
         chosen = _chosen(student.network, trained, quantized)
-        masters: dict[str, nn.Parameter] = {}
 
         def make(name: str, old: nn.Parameter) -> nn.Parameter:
-            if name not in chosen:
-                return nn.Parameter(old.detach().to(dtype), requires_grad=False)
-            masters[name] = nn.Parameter(old.detach().to(torch.float32, copy=True))
-            return nn.Parameter(old.detach().to(dtype, copy=True))
+            moves = name in chosen
+            return nn.Parameter(old.detach().to(dtype, copy=moves), requires_grad=moves)
 
         fork = student.fork()
         replace_parameters(fork.network, make)
-        fork.network.eval()
-        return cls(student, format, fork.network, masters, quantized & masters.keys())
+        network = shards.split(fork).network.eval()
+        places = dict(network.named_parameters())
+        masters = {}
+        for name, old in student.network.named_parameters():
+            if name in chosen:
+                mine = rows(place := places[name])
+                part = old.detach() if mine is None else old.detach()[mine]
+                masters[name] = nn.Parameter(part.to(place.device, torch.float32, copy=True))
+        return cls(student, format, network, masters, quantized & masters.keys(), shards)
+
+    @property
+    def places(self) -> dict[str, nn.Parameter]:
+        """The network's parameters that the masters are written to, by name."""
+        return {name: p for name, p in self.network.named_parameters() if name in self.weights}
 
     def refresh(self) -> None:
         """Write the masters, rounded where the format applies, into the network."""
-        places = dict(self.network.named_parameters())
         self._edges.clear()
-        for name, master in self.weights.items():
-            rounded: Tensor = master
+        for name, place in self.places.items():
+            rounded: Tensor = self.weights[name]
             if name in self.quantized and not isinstance(self.format, FullPrecision):
-                rounded = self.format.straight_through(master)
+                rounded = self.format.straight_through(rounded)
                 self._edges[name] = get_gradient_edge(rounded)
             with torch.no_grad():
-                places[name].copy_(rounded)
+                local(place).copy_(rounded)
 
     def gather(self) -> None:
         """Add the network's gradients to the step's sums, in float32, and clear them."""
         for name, place in self.network.named_parameters():
             if place.grad is None:
                 continue
+            gradient = local(place.grad)
             if name in self._sums:
-                self._sums[name].add_(place.grad)
+                self._sums[name].add_(gradient)
             else:
-                self._sums[name] = place.grad.float()
+                self._sums[name] = gradient.float()
             place.grad = None
 
     def settle(self, scale: float) -> Tensor:
         """Turn the sums, times `scale`, into the masters' gradients; returns their norm, a scalar."""
+        places = self.places
+        for name in self.shards.copied(places) if self._sums else ():
+            # A process without label tokens in this step has none for the head.
+            own = self._sums.get(name)
+            self._sums[name] = self.shards.sum(
+                torch.zeros_like(self.weights[name]) if own is None else own
+            )
         for master in self.weights.values():
             master.grad = None
         for name, total in self._sums.items():
@@ -99,20 +126,28 @@ class Masters:
             else:
                 self.weights[name].grad = total
         self._sums.clear()
-        gradients = [w.grad for w in self.weights.values() if w.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        gradients = {n: w.grad for n, w in self.weights.items() if w.grad is not None}
+        return self.shards.norm(gradients, places)
 
     def finite(self) -> bool:
-        return all(bool(master.isfinite().all()) for master in self.weights.values())
+        own = all(bool(master.isfinite().all()) for master in self.weights.values())
+        return self.shards.all(own)
 
     def model(self) -> Model:
         """The student with the masters in place: float32 throughout, since a model is stored in one
-        dtype, and latent, since no format holds these weights."""
+        dtype, and latent, since no format holds these weights.
+
+        Of several processes the leading one gets it; to the others the student comes back.
+        """
         latent = not isinstance(self.format, FullPrecision)
-        result = self.student.fork(quantized={}, latent=latent)
+        result, places = self.student.fork(quantized={}, latent=latent), self.places
 
         def make(name: str, old: nn.Parameter) -> nn.Parameter:
-            trained = self.weights.get(name, old)
+            trained: Tensor | None = old
+            if name in places:
+                trained = self.shards.gathered(self.weights[name], places[name])
+            if trained is None or not self.shards.leads:
+                return old
             return nn.Parameter(trained.detach().float(), requires_grad=False)
 
         replace_parameters(result.network, make)

@@ -8,9 +8,13 @@ to the hidden states at once, so that logits of a whole batch never exist; one b
 trunk; then one AdamW step on the float32 masters. Gradients are sums over label tokens divided by
 the whole batch's weight, so micro-batches of unequal length add up to exactly the big batch.
 
+Where several processes run the stage they share both model and batch (`shards`); each goes through
+the same steps, and the loss, the norm and thereby every decision is the same in all of them.
+
 A run goes on from its work folder after a kill, to the same weights bit for bit on the same machine.
 In this file: `Training`, `Train`, order and schedule. Not here: the weights (`masters`), what is
-written (`checkpoint`), what a loss is (`objectives`), where NaN came from (`diagnose`).
+written (`checkpoint`), what a loss is (`objectives`), where NaN came from (`diagnose`), how weights
+and batch are shared out (`shards`).
 """
 
 from __future__ import annotations
@@ -20,21 +24,33 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from harness.errors import BitgridError, ModelError, TextError, TrainingError
 from harness.models import DTYPES, Model
 from harness.stage import Input, Resources, Stage, incidental, report, value
 from harness.text import Tokens
+from methods import optimizer as optimizers
 from methods.checkpoint import Checkpoint, Metrics
 from methods.diagnose import diagnose
 from methods.formats import Format
-from methods.forward import Labels, check_split, chunks, each_label, hidden, in_dtype, logits
+from methods.forward import (
+    Labels,
+    check_split,
+    chunks,
+    each_label,
+    hidden,
+    in_dtype,
+    logits,
+    recompute,
+)
 from methods.masters import Masters, Trained
 from methods.objectives import Objective, token_nll
+from methods.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class Training:
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0  # 0: off
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; masters are float32
-    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"  # 8-bit states need torchao
+    optimizer: optimizers.Optimizer = "adamw"  # 8-bit moments need torchao
     trained: Trained = "body"
     micro_batch: int = incidental(8)  # sequences a process runs at once
     gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
@@ -128,6 +144,9 @@ class Train(Stage[Model]):
     def resources(self) -> Resources:
         return Resources(gpus=self.training.gpus, memory_gib=64.0, hours=24.0)
 
+    def preflight(self) -> None:
+        optimizers.require(self.training.optimizer)
+
     def run(self, work: Path) -> Model:
         """Raises TrainingError on NaN or Inf; ModelError, TextError, FormatError on misfits."""
         teacher = None
@@ -137,13 +156,13 @@ class Train(Stage[Model]):
             teacher = value(self.teacher)
         student, tokens = value(self.student), value(self.tokens)
         _check(student, teacher, tokens)
-        dtype = DTYPES[self.training.dtype]
+        dtype, shards = DTYPES[self.training.dtype], Shards.here()
         loop = _Loop(
             self.training,
             self.objective,
             None if self.statistic is None else value(self.statistic),
-            Masters.of(student, self.format, self.training.trained, dtype),
-            None if teacher is None else in_dtype(teacher, dtype),
+            Masters.of(student, self.format, self.training.trained, dtype, shards),
+            None if teacher is None else shards.split(in_dtype(teacher, dtype)),
             tokens,
             self.seed,
         )
@@ -162,29 +181,24 @@ class _Loop:
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        weights = list(self.masters.weights.values())
-        groups: list[dict[str, Any]] = [
-            {
-                "params": [w for w in weights if w.ndim >= 2],
-                "weight_decay": self.training.weight_decay,
-            },
-            {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.training.lr,
-            betas=self.training.betas,
-            fused=True,
+        if self.training.gradient_checkpointing:
+            recompute(self.masters.network)
+        self.optimizer = optimizers.adamw(
+            self.training.optimizer,
+            self.masters.weights.values(),
+            self.training.lr,
+            self.training.betas,
+            self.training.weight_decay,
         )
 
     def run(self, work: Path) -> Model:
-        training, masters = self.training, self.masters
+        training, masters, shards = self.training, self.masters, self.masters.shards
         steps, seen = training.extent(len(self.tokens))
-        checkpoint = Checkpoint(work / "checkpoint.safetensors")
+        checkpoint = Checkpoint(work / "checkpoint.safetensors", shards, masters.places)
         facts = checkpoint.load(masters.weights, self.optimizer) or {"step": 0, "tokens": 0}
         first, tokens = int(facts["step"]), int(facts["tokens"])
         saved = first
-        metrics = Metrics(work / "metrics.jsonl", first)
+        metrics = Metrics(work / "metrics.jsonl", first, shards.leads)
         before = metrics.last["seconds"] if metrics.last else 0.0
         began = last = time.perf_counter()
         batches = order(len(self.tokens), training.batch_size, seen, self.seed, first)
@@ -225,11 +239,11 @@ class _Loop:
     def _gradients(self, micro: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
         """Loss and gradient norm of a batch; the gradients stand in the masters."""
         self.masters.refresh()
-        sums = torch.zeros(2, device=self.masters.student.device)
+        sums = torch.zeros(2, device=self.masters.network.device)
         for ids, mask in micro:
             sums += self._backward(ids, mask)
             self.masters.gather()
-        total, weight = sums.tolist()
+        total, weight = self.masters.shards.sum(sums).tolist()
         scale = 1 / weight if weight else 0.0
         return total * scale, float(self.masters.settle(scale))
 
@@ -239,8 +253,6 @@ class _Loop:
         ids (B, T) int64, mask (B, T) bool.
         """
         network, labels = self.masters.network, Labels.of(ids, mask)
-        if len(labels.ids) == 0:
-            return torch.zeros(2, device=ids.device)
         guide = weights = None
         if self.teacher is not None:
             with torch.no_grad():
@@ -249,7 +261,7 @@ class _Loop:
             weights = self._weights(ids, labels)
         states = labels.pick(hidden(network, ids))
         total = torch.zeros((), device=ids.device)
-        gradients = []
+        gradient = torch.zeros_like(states)
         for part in chunks(len(states), network.config.vocab_size, states.device):
             piece = states[part].detach().requires_grad_()
             target = None
@@ -263,8 +275,8 @@ class _Loop:
             summed.backward()
             total += summed.detach()
             assert piece.grad is not None
-            gradients.append(piece.grad)
-        states.backward(torch.cat(gradients))
+            gradient[part] = piece.grad
+        states.backward(gradient)
         weight = total.new_tensor(float(len(states))) if weights is None else weights.sum()
         return torch.stack([total, weight])
 
@@ -280,17 +292,26 @@ class _Loop:
         if limit and norm > limit:
             grads = [w.grad for w in self.masters.weights.values() if w.grad is not None]
             torch._foreach_mul_(grads, limit / (norm + 1e-6))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        optimizers.set_rate(self.optimizer, rate)
         self.optimizer.step()
 
     def _micro_batches(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """ids and mask of each micro-batch, sequences of like length together, padding cut off."""
+        """ids and mask of each micro-batch of this process, sequences of like length together,
+        padding cut off; none where the step has no labels.
+
+        All processes have equally many, since their collectives must meet: where rows do not go
+        round, rows without labels fill up.
+        """
         ids, mask = self.tokens.ids[rows], self.tokens.mask[rows]
+        if not bool(mask[:, 1:].any()):
+            return []
+        shards = self.masters.shards
+        lacking = (0, 0, 0, -len(rows) % shards.world)
+        ids, mask = F.pad(ids, lacking), F.pad(mask, lacking)
         places = torch.arange(mask.shape[1])
         ends = (mask * places).amax(1) + 1
-        by_length = ends.argsort(stable=True, descending=True)
-        device = self.masters.student.device
+        by_length = shards.deal(ends.argsort(stable=True, descending=True))
+        device = self.masters.network.device
         return [
             (
                 ids[some, : int(ends[some].max())].to(device),
@@ -309,6 +330,7 @@ class _Loop:
             lambda: [self._backward(*pair) for pair in micro],
             gradients=math.isfinite(loss),
         )
+        found = self.masters.shards.first(found)
         kept = f"last good checkpoint: step {saved}" if saved else "no checkpoint yet"
         where = found or f"the objective {self.objective.name!r} itself, at a loss of {loss}"
         return f"training met NaN or Inf at step {step}: {where}; {kept}"

@@ -188,6 +188,25 @@ def test_chunks_equal_whole_logits_in_float64(
         )
 
 
+def test_gradient_checkpointing_changes_no_gradient(llama: Model, teacher: Model) -> None:
+    tokens, rows, seen = make_tokens(8), torch.arange(8), []
+    for recomputed in (False, True):
+        training = Training(
+            batch_size=8, micro_batch=3, dtype="float32", gradient_checkpointing=recomputed
+        )
+        masters = Masters.of(llama, FORMAT, "body", torch.float32)
+        run = _Loop(training, KL(), None, masters, teacher, tokens, 0)
+        calls: list[int] = []
+        masters.network.model.layers[0].self_attn.register_forward_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
+        seen.append((*gradients(run, rows), len(calls)))
+    plain, again = seen
+    assert plain[:2] == again[:2]
+    assert all(torch.equal(plain[2][name], again[2][name]) for name in plain[2])
+    assert (plain[3], again[3]) == (3, 6)  # three micro-batches, each forward run twice
+
+
 def test_loss_falls_and_embeddings_stay(llama: Model, teacher: Model, tmp_path: Path) -> None:
     tokens, training = make_tokens(8), Training(steps=40, batch_size=8, lr=3e-3, dtype="float32")
     before, guide = weights(llama), weights(teacher)

@@ -1,0 +1,146 @@
+"""One model and one batch over the processes that train together; of one process, all of both.
+
+    shards = Shards.here()              # among torchrun's processes, or alone
+    model = shards.split(model)         # FSDP2: the rows of each block's weights, spread out
+    mine = shards.deal(rows)            # this process's rows of a step
+    total = shards.sum(total)           # over all processes
+
+Blocks are sharded, embeddings, last norm and head are copied to every process: trunk and head are
+called apart (`forward`), many models tie the two ends, and by default they are not trained.
+Every process must make the same calls in the same order. Not here: starting processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from harness.models import Model, blocks, device
+from methods.forward import replace_parameters
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Which of how many processes this one is. Alone, every method gives back what it is given."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def here(cls) -> Shards:
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what all of them computed."""
+        return self.rank == 0
+
+    def split(self, model: Model) -> Model:
+        """A model on this process's device that holds its rows of the blocks' weights.
+
+        Gradients are summed over the processes, in float32.
+        """
+        if self.world == 1:
+            return model
+        here, fork = device(), model.fork()
+        inside = {id(p) for block in blocks(fork.network).values() for p in block.parameters()}
+
+        def make(_: str, old: nn.Parameter) -> nn.Parameter:
+            # A parameter of its own even where nothing moves: FSDP changes it in place.
+            place = old.device if id(old) in inside else here
+            return nn.Parameter(old.detach().to(place), requires_grad=old.requires_grad)
+
+        replace_parameters(fork.network, make)
+        for module in fork.network.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(here))
+        layers = list(blocks(fork.network).values())
+        spread = {p for block in layers for p in block.parameters()}
+        mesh = init_device_mesh(here.type, (self.world,))
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        for layer in layers:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        copied = set(fork.network.parameters()) - spread
+        fully_shard(fork.network.base_model, mesh=mesh, mp_policy=policy, ignored_params=copied)
+        for layer in layers:
+            assert isinstance(layer, FSDPModule)
+            layer.set_gradient_divide_factor(1.0)
+            layer.set_force_sum_reduction_for_comms(True)
+        return fork
+
+    def deal(self, rows: Tensor) -> Tensor:
+        """Every `world`-th of them, so that rows sorted by length are shared out evenly."""
+        return rows[self.rank :: self.world]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def copied(self, places: Mapping[str, Tensor]) -> list[str]:
+        """Those of which each process has a copy, whose gradients nobody else adds up."""
+        return [n for n, p in places.items() if self.world > 1 and not isinstance(p, DTensor)]
+
+    def norm(self, gradients: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> Tensor:
+        """The 2-norm of all gradients of all processes, copies counted once: a scalar."""
+        split = [g for name, g in gradients.items() if isinstance(places[name], DTensor)]
+        rest = [g for name, g in gradients.items() if not isinstance(places[name], DTensor)]
+        norm = torch.nn.utils.get_total_norm(rest)
+        if not split:
+            return norm
+        return (self.sum(torch.nn.utils.get_total_norm(split).square()) + norm.square()).sqrt()
+
+    def all(self, true: bool) -> bool:
+        """Whether it is true of every process."""
+        return all(self._said(true))
+
+    def first(self, words: str | None) -> str | None:
+        """What the first process that has something to say says."""
+        return next((said for said in self._said(words) if said is not None), None)
+
+    def gathered(self, part: Tensor, place: Tensor) -> Tensor | None:
+        """The whole of what is spread like `place`: in the leading process's memory, else None."""
+        if self.world == 1:
+            return part
+        if isinstance(place, DTensor):
+            shape = torch.Size([place.shape[0], *part.shape[1:]])
+            stride = torch.empty(shape, device="meta").stride()
+            part = DTensor.from_local(
+                part.contiguous(), place.device_mesh, place.placements, shape=shape, stride=stride
+            ).full_tensor()
+        return part.cpu() if self.leads else None
+
+    def _said(self, thing: Any) -> list[Any]:
+        if self.world == 1:
+            return [thing]
+        heard: list[Any] = [None] * self.world
+        dist.all_gather_object(heard, thing)
+        return heard
+
+
+ALONE = Shards()
+
+
+def rows(place: Tensor) -> slice | None:
+    """Which rows of a parameter of the network this process holds; None: the whole."""
+    if not isinstance(place, DTensor):
+        return None
+    shape, offset = compute_local_shape_and_global_offset(
+        place.shape, place.device_mesh, place.placements
+    )
+    return slice(offset[0], offset[0] + shape[0])
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a parameter or gradient of the network; not a copy."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
