@@ -339,7 +339,9 @@ def read_model(where: str, dtype: torch.dtype | str, **options: Any) -> Model:
             f"model {where!r} cannot be loaded{asked}: {_first_line(error)}"
         ) from error
     network.requires_grad_(False)
-    return Model(network.to(device()).eval(), tokenizer)
+    # Where several processes share a model, each takes its part of it to its device.
+    place = torch.device("cpu") if torch.distributed.is_initialized() else device()
+    return Model(network.to(place).eval(), tokenizer)
 
 
 def model_files(folder: Path) -> Iterator[Path]:

@@ -23,7 +23,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("bitgrid", "torch", "transformers", "lm_eval", "datasets", "tokenizers", "numpy")
+PACKAGES = (
+    "bitgrid",
+    "torch",
+    "torchao",
+    "transformers",
+    "lm_eval",
+    "datasets",
+    "tokenizers",
+    "numpy",
+)
 ROOT = Path(__file__).parent.parent
 
 

@@ -1,26 +1,26 @@
 """Runs a plan in this process: what is missing, inputs first, each stage once.
 
-A stored stage is claimed, computed from a clean state and committed; an unstored one is rebuilt when
-something needs it. A failure becomes a record and does not stop the other cells. Stopping at any
-moment loses at most the stage under way, and a training stage not even that.
-Not here: SLURM (`launch`), what it looks like (`progress`).
+A stored stage is claimed, computed from a clean state and committed, by several processes where it
+asks for several GPUs; an unstored one is rebuilt when something needs it. A failure becomes a record
+and does not stop the other cells. Stopping at any moment loses at most the stage under way, and a
+training stage not even that.
+Not here: how one stage is computed (`compute`, `processes`), SLURM (`launch`), what it looks like
+(`progress`).
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import provenance
-from harness.errors import BitgridError
+from harness import processes
+from harness.compute import Failed, Values, compute, fail, words
 from harness.grid import Grid
 from harness.plan import Plan, needed, standing_failure
-from harness.stage import Stage, closure, described, execute, listening
+from harness.stage import Stage, closure, listening
 from harness.store import Store
 
 POLL_S = 1.0
@@ -44,21 +44,22 @@ class Outcome:
     blocked: list[str] = field(default_factory=list)
 
 
-class InputFailed(BitgridError):
-    """A stage was not tried because what it needs could not be computed."""
-
-
 def run(
     grid: Grid, plan: Plan, store: Store, watcher: Watcher, retry_failed: bool = False
 ) -> Outcome:
-    """Compute what the grid's scores still need. Others may run the same grid at the same time."""
+    """Compute what the grid's scores still need. Others may run the same grid at the same time.
+
+    Raises BitgridError, before anything is computed, where this machine lacks what a stage needs.
+    """
     roots = [stage for cell in grid.cells for stage in cell.scores]
     stages = {stage.key: stage for stage in closure(list(roots))}
     wanted = set(needed(plan, store))
-    runner = _Runner(plan, store, watcher, stages, wanted)
+    runner = _Runner(grid.path, plan, store, watcher, Values(store), stages, wanted)
     for key in wanted:
         if retry_failed or not standing_failure(plan.nodes[key], key, store):
             store.forget_failure(key)
+            stages[key].preflight()
+            processes.check(stages[key])
         else:
             runner.bad[key] = "failed"
     return runner.run([key for key in plan.nodes if key in wanted and stages[key].stored])
@@ -66,13 +67,14 @@ def run(
 
 @dataclass
 class _Runner:
+    path: Path
     plan: Plan
     store: Store
     watcher: Watcher
+    values: Values
     stages: dict[str, Stage[Any]]
     wanted: set[str]
     bad: dict[str, str] = field(default_factory=dict)  # key -> failed | blocked
-    values: dict[str, Any] = field(default_factory=dict)
     outcome: Outcome = field(default_factory=Outcome)
     users: dict[str, set[str]] = field(default_factory=dict)
 
@@ -117,47 +119,25 @@ class _Runner:
     def _compute(self, stage: Stage[Any]) -> None:
         key, store = stage.key, self.store
         self.watcher.begin(key)
-        code = self.plan.nodes[key].code
         try:
-            with listening(self.watcher.step):
-                inputs = self._inputs(stage)
-                with provenance.measured() as measured:
-                    result = execute(stage, inputs, store.work(key))
-            facts = {"stage": _describe(stage), "code": code, **measured.facts}
-            store.commit(stage, result, facts)
-        except InputFailed as error:
-            self._give_up(key, "blocked", str(error))
+            if stage.resources.gpus > 1:
+                self.values.held.clear()  # the processes need the memory
+                processes.together(stage, self.path, store, self.watcher.step)
+            else:
+                with listening(self.watcher.step):
+                    result = compute(stage, self.values)
+                if self.users.get(key):
+                    self.values.held[key] = result
+        except Failed as error:
+            self.bad[error.key] = "failed"
+            self._give_up(key, "failed" if error.key == key else "blocked", str(error))
             return
         except Exception as error:
-            store.fail(key, _record(stage, error, code))
-            self._give_up(key, "failed", _words(error))
+            fail(stage, error, store)
+            self._give_up(key, "failed", words(error))
             return
-        if self.users.get(key):
-            self.values[key] = result
         self.outcome.computed.append(key)
         self.watcher.end(key, "done", "")
-
-    def _inputs(self, stage: Stage[Any]) -> dict[str, Any]:
-        return {above.key: self._value(above) for above in stage.inputs}
-
-    def _value(self, stage: Stage[Any]) -> Any:
-        """The value of an input: at hand, in the store, or rebuilt."""
-        key = stage.key
-        if key in self.bad:
-            raise InputFailed(f"{type(stage).__name__} failed")
-        if key not in self.values:
-            if stage.stored:
-                self.values[key] = self.store.load(stage)
-            else:
-                inputs = self._inputs(stage)
-                try:
-                    with tempfile.TemporaryDirectory() as work:
-                        self.values[key] = execute(stage, inputs, Path(work))
-                except Exception as error:
-                    self.store.fail(key, _record(stage, error, self.plan.nodes[key].code))
-                    self.bad[key] = "failed"
-                    raise InputFailed(f"{type(stage).__name__} failed: {_words(error)}") from error
-        return self.values[key]
 
     def _release(self, key: str) -> None:
         """Let go of values whose last user is done."""
@@ -165,7 +145,7 @@ class _Runner:
             users = self.users.get(above.key, set())
             users.discard(key)
             if not users:
-                self.values.pop(above.key, None)
+                self.values.held.pop(above.key, None)
                 if not above.stored:
                     self._release(above.key)
 
@@ -175,40 +155,3 @@ class _Runner:
         self.watcher.end(key, state, words)
         self._release(key)
         return True
-
-
-def _describe(stage: Stage[Any]) -> dict[str, Any]:
-    """A stage in words for its manifest: class, version, fields, inputs by key."""
-    cls = type(stage)
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    return {"class": name, "version": cls.version, **described(stage, whole=True)}
-
-
-def _record(stage: Stage[Any], error: Exception, code: str) -> dict[str, Any]:
-    return {
-        "stage": _describe(stage),
-        "code": code,
-        "exception": type(error).__name__,
-        "message": _words(error),
-        "hint": _hint(error),
-        "traceback": "".join(traceback.format_exception(error)),
-        "when": round(time.time(), 3),
-        **provenance.environment(),
-    }
-
-
-def _words(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return (
-        text
-        if isinstance(error, BitgridError)
-        else f"{type(error).__name__}: {text.splitlines()[0]}"
-    )
-
-
-def _hint(error: Exception) -> str | None:
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "out of memory: halve train.micro_batch (the global batch stays), or ask for more"
-    return None

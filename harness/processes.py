@@ -1,0 +1,97 @@
+"""Runs one stage in several processes on this machine, started by torchrun.
+
+This process keeps the claim and shows the progress; the others (`worker`) compute, and the first of
+them commits the value. They end when this process does, however it ends: they watch their standard
+input, which nobody else holds open. Not here: several machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from harness.compute import Failed
+from harness.errors import BitgridError
+from harness.models import device
+from harness.stage import Reporter, Stage, closure
+from harness.store import Store
+
+PATIENCE_S = 20.0
+
+
+def check(stage: Stage[Any]) -> None:
+    """Raise BitgridError where a stage asks for more GPUs than there are. Of CPUs there are enough."""
+    asked, there = stage.resources.gpus, torch.cuda.device_count()
+    if asked > 1 and device().type == "cuda" and asked > there:
+        raise BitgridError(f"{stage} asks for {asked} GPUs and this machine has {there}: set gpus")
+
+
+def together(stage: Stage[Any], grid: Path, store: Store, step: Reporter) -> None:
+    """Compute a stage into the store, in as many processes as it asks for GPUs.
+
+    Raises Failed where a process left a record, BitgridError where it was killed.
+    """
+    count, log = stage.resources.gpus, store.work(stage.key) / "processes.log"
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    command += ["--standalone", "--nproc-per-node", str(count)]
+    command += ["-m", "harness.worker", "--attached", str(store.root), str(grid), stage.key]
+    # Else torchrun allows one thread a process, and nothing would use the other cores.
+    threads = max(1, torch.get_num_threads() // count)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            text=True,
+            start_new_session=True,  # Ctrl-C comes to this process alone, which ends the others
+        )
+        assert process.stdin and process.stdout
+        try:
+            _follow(process.stdout, step)
+            process.wait()
+        finally:
+            process.stdin.close()
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(PATIENCE_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+    if not store.has(stage.key):
+        raise _cause(stage, store, log.read_text())
+
+
+def _follow(lines: IO[str], step: Reporter) -> None:
+    """Pass on what the first process reports, a JSON object a line."""
+    for line in lines:
+        said = json.loads(line)
+        step(said["done"], said["total"], said["metrics"])
+
+
+def _cause(stage: Stage[Any], store: Store, log: str) -> BitgridError:
+    """Why the processes ended: one that was killed explains what the others then met."""
+    ended = re.findall(r"rank +: (\d+) .*\n +exitcode +: -(\d+)", log)
+    killed = [(rank, signal) for rank, signal in ended if signal != "15"]  # torchrun's own
+    if killed:
+        rank, signal = killed[0]
+        memory = ", as the system does where memory runs out" if signal == "9" else ""
+        return BitgridError(f"process {rank} was killed by signal {signal}{memory}")
+    for above in closure([stage]):
+        record = store.failure(above.key)
+        if record is not None and not store.has(above.key):
+            own = above.key == stage.key
+            words = record["message"]
+            return Failed(above.key, words if own else f"{type(above).__name__} failed: {words}")
+    said = re.search(r"^(?:\[rank\d+\]: )?([\w.]+(?:Error|Exception)\b.*)$", log, re.MULTILINE)
+    why = said[1] if said else "they do not say why"
+    return BitgridError(f"the processes ended without a value: {why}")

@@ -1,0 +1,112 @@
+"""One of the processes that compute a stage together: `python -m harness.worker STORE GRID KEY`.
+
+Whoever starts them (torchrun for `processes`, srun) sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR
+and MASTER_PORT. Each loads the grid, finds the stage by its key, loads or rebuilds the inputs and
+runs it; the first keeps the value and writes its progress to standard output, a JSON object a line.
+The first failure is kept as the stage's record. Claims are the business of whoever starts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torch.distributed as dist
+
+from harness import grid as grids
+from harness.compute import Failed, Values, compute, fail
+from harness.errors import GridError
+from harness.models import device
+from harness.stage import Stage, closure, listening
+from harness.store import Store
+
+# Longer than it takes the first to write a large checkpoint while the others wait for it.
+TIMEOUT = datetime.timedelta(hours=2)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    if given.attached:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    progress, leads = _own_stdout(), os.environ["RANK"] == "0"
+    stage, store = _find(given.grid, given.key), Store(given.store)
+    try:
+        _join()
+        with _reporting(progress) if leads else contextlib.nullcontext():
+            compute(stage, Values(store), keeps=leads)
+    except Failed as failed:
+        print(f"{failed.key}: {failed}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        # What breaks in one process breaks the others' connections to it, a moment later.
+        if store.failure(stage.key) is None:
+            fail(stage, error, store)
+        traceback.print_exc()
+        return 1
+    dist.destroy_process_group()
+    return 0
+
+
+def _find(path: Path, key: str) -> Stage[Any]:
+    grid = grids.load(path, allow_code_execution=True)
+    for stage in closure([score for cell in grid.cells for score in cell.scores]):
+        if stage.key == key:
+            return stage
+    raise GridError(f"{path} has no stage {key}: it changed since the run began")
+
+
+def _join() -> None:
+    """One process, one device; and the group of all of them."""
+    cuda = device().type == "cuda"
+    if cuda:
+        os.environ["BITGRID_DEVICE"] = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+
+
+@contextlib.contextmanager
+def _reporting(progress: TextIO) -> Iterator[None]:
+    def say(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        print(json.dumps({"done": done, "total": total, "metrics": metrics}), file=progress)
+        progress.flush()
+
+    with listening(say):
+        yield
+
+
+def _own_stdout() -> TextIO:
+    """Standard output for progress alone: what libraries print there goes to standard error."""
+    progress = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return progress
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="harness.worker", description=__doc__)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("key")
+    parser.add_argument(
+        "--attached", action="store_true", help="end as soon as standard input is closed"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
