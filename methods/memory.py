@@ -1,0 +1,280 @@
+"""What training, generation and searches hold in memory at their peak.
+
+The code itself is run on tensors without data (`harness.memory`), so what is shared, what is copied
+and when it is let go need not be said again here. Of several processes each holds an equal share of
+what lies in the decoder blocks, all of the rest, and for a moment whole blocks.
+Not here: the mechanism, and stages that evaluate (`harness.memory`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from harness.memory import Live, Memory, dry_run, memory, pretrained_of, replaced, weightless
+from harness.models import DTYPES, Model, Pretrained, blocks, linears, replace_weight
+from harness.stage import Input, Stage, closure
+from harness.text import Tokens
+from methods import clip, data, forward, objectives
+from methods.awq import ScaleSearch
+from methods.formats import Format, Grouped
+from methods.inits import ClipSearch
+from methods.masters import Masters
+from methods.optimizer import MOMENTS
+from methods.shards import ALONE, Shards
+from methods.train import Train, Training, _Loop
+
+_STATISTIC = 0.5  # no shape depends on its value
+_PROMPT = 32  # tokens of an opening, about
+_SAMPLING = 4  # float32 tensors (rows, vocabulary) while tokens are drawn
+_SEARCHED = 8  # float32 tensors of the weights that a search tries together
+
+
+@memory.register
+def of_training(stage: Train, gpus: int | None = None, device: str = "cuda") -> Memory:
+    """The peak of each of `gpus` processes; None: as many as the stage asks for."""
+    training = stage.training
+    gpus = gpus or training.gpus
+    rows = math.ceil(training.batch_size / gpus)
+    step = _step(
+        pretrained_of(stage.student),
+        pretrained_of(stage.teacher) if stage.teacher is not None else None,
+        not isinstance(stage.student, Pretrained),
+        stage.format,
+        stage.objective,
+        _decisive(training),
+        (min(rows, training.micro_batch), _length(stage.tokens)),
+        rows > training.micro_batch,
+        gpus == 1,
+        device,
+    )
+    return step.on(gpus)
+
+
+@memory.register
+def of_generation(stage: data.Generate, gpus: int | None = None, device: str = "cuda") -> Memory:
+    """With keys and values of as many rows as on a CPU; a GPU takes more where it has the room."""
+    with dry_run() as live:
+        model = _model(live, pretrained_of(stage.teacher))
+        rows = data.rows_at_once(model, stage.length)
+        with torch.no_grad():
+            states = forward.hidden(model.network, _ids(rows, min(_PROMPT, stage.length)))
+            forward.logits(model.network, states[:, -1])
+    peak = live.peak()
+    cached = rows * stage.length * data.cache_bytes(model)
+    drawn = _SAMPLING * 4 * rows * model.network.config.vocab_size
+    return dataclasses.replace(peak, other=peak.other + cached + drawn)
+
+
+@memory.register
+def of_clip_search(stage: ClipSearch, gpus: int | None = None, device: str = "cuda") -> Memory:
+    return _of_search(stage, stage.format, clip.searchable, device)
+
+
+@memory.register
+def of_scale_search(stage: ScaleSearch, gpus: int | None = None, device: str = "cuda") -> Memory:
+    rows = dataclasses.replace(stage.format, group_size=0)
+    return _of_search(stage, rows, lambda model: linears(model.network), device)
+
+
+def _of_search(
+    stage: ClipSearch | ScaleSearch,
+    format: Grouped,
+    layers: Callable[[Model], dict[str, nn.Linear]],
+    device: str,
+) -> Memory:
+    """What the layers see is gathered on the host: a GPU does not hold it."""
+    length = _length(stage.calibration)
+    with dry_run() as live:
+        model = _model(live, pretrained_of(stage.model))
+        ids = _ids(max(1, clip.TOKENS_AT_ONCE // length), length)
+        tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+        observed = clip.observe(model, layers(model), tokens, format, stage.tokens)
+    peak = live.peak()
+    on_host = 0 if device == "cpu" else sum(each.nbytes for each in observed)
+    searched = _SEARCHED * 4 * clip.at_once(device)
+    return dataclasses.replace(peak, other=max(peak.other - on_host, searched))
+
+
+@memory.register
+def of_confidence(
+    stage: objectives.Confidence, gpus: int | None = None, device: str = "cuda"
+) -> Memory:
+    """A batch through the teacher, its head a chunk at a time."""
+    length = _length(stage.tokens)
+    with dry_run() as live, _chunks_of(device):
+        model = _model(live, pretrained_of(stage.teacher))
+        ids = _ids(max(1, objectives.CONFIDENCE_TOKENS // length), length)
+        labels = forward.Labels.of(ids, torch.ones_like(ids, dtype=torch.bool))
+        forward.each_label(model.network, ids, labels, objectives.token_nll)
+    return live.peak()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a training step held, and how that divides."""
+
+    live: Live
+    divided: Mapping[str, float]  # of a part, the share that lies in the decoder blocks
+    gathered: int  # bytes that each of several processes needs besides
+
+    def on(self, gpus: int) -> Memory:
+        scale = {part: 1 - share + share / gpus for part, share in self.divided.items()}
+        peak = self.live.peak(scale)
+        gathered = self.gathered if gpus > 1 else 0
+        return dataclasses.replace(peak, other=peak.other + gathered)
+
+
+@cache
+def _step(
+    base: Pretrained,
+    teacher_base: Pretrained | None,
+    changed: bool,
+    format: Format,
+    objective: objectives.Objective,
+    training: Training,
+    shape: tuple[int, int],
+    several: bool,
+    alone: bool,
+    device: str,
+) -> _Step:
+    """A step of the loop that comes after others.
+
+    changed: the student's linear weights are not the base's; shape: (B, T) of a micro-batch;
+    several: others come before it in the step; alone: one process has the model to itself.
+    """
+    dtype = DTYPES[training.dtype]
+    # Several processes load a model on the host and take what they need of it from there.
+    shards = ALONE if alone else _Apart()
+    with dry_run() as live, _chunks_of(device):
+        full = teacher = None
+        if teacher_base is not None:
+            full = _model(live, teacher_base, "teacher" if alone else "host")
+            with live.part("teacher"):
+                teacher = shards.split(forward.in_dtype(full, dtype))
+        if full is None or teacher_base != base:
+            student = _model(live, base, "parameters" if alone else "host")
+        else:
+            student = full
+        if changed:
+            student = student.fork()
+            with live.part("parameters" if alone else "host"):
+                for linear in linears(student.network).values():
+                    replace_weight(linear, torch.empty_like(linear.weight))
+        with live.part("parameters"):
+            masters = Masters.of(student, format, training.trained, dtype, shards)
+        network, weights = masters.network, masters.weights
+        moved = [tensor for tensor in network.parameters() if tensor.requires_grad]
+        live.inside("activations", network.base_model, *blocks(network).values())
+        for tensor in moved:
+            tensor.register_post_accumulate_grad_hook(
+                lambda t: live.assign("gradients", cast(Tensor, t.grad))
+            )
+        nothing = Tokens(torch.empty(0, shape[1]), torch.empty(0, shape[1]))
+        plain = dataclasses.replace(training, optimizer="adamw")
+        loop = _Loop(plain, objective, _STATISTIC, masters, teacher, nothing, seed=0)
+        with live.part("gradients"):
+            for weight in weights.values():
+                weight.grad = torch.empty_like(weight)
+        with live.part("optimizer"):
+            if training.optimizer == "adamw":
+                loop._update(rate=1.0, norm=1.0)
+            else:  # torchao's is compiled, which tensors without data do not run
+                for weight in weights.values():
+                    loop.optimizer.state[weight] = {m: _moment_8bit(weight) for m in MOMENTS}
+        masters.refresh()
+        with live.part("gradients"):
+            for tensor in moved if several else ():
+                tensor.grad = torch.empty_like(tensor)
+            masters.gather()
+        ids = _ids(*shape)
+        loop._backward(ids, torch.ones_like(ids, dtype=torch.bool))
+        with live.part("gradients"):
+            masters.gather()
+            masters.settle(1.0)
+        if alone:  # of several, the leading process gathers it on the host
+            masters.model()
+
+    def share(part: str, *held: Mapping[str, Tensor]) -> float:
+        named = [(name, tensor) for tensors in held for name, tensor in tensors.items()]
+        whole = live.size((tensor for _, tensor in named), part)
+        inner = live.size((tensor for name, tensor in named if name.startswith(prefixes)), part)
+        return inner / whole if whole else 0.0
+
+    guides = [each.network for each in (full, teacher) if each is not None]
+    prefixes = tuple(name for each in (network, *guides) for name in blocks(each))
+    trained = share("parameters", weights)
+    sizes = [sum(t.numel() for t in block.parameters()) for block in blocks(network).values()]
+    return _Step(
+        live,
+        {
+            "parameters": share("parameters", *map(_named, (student.network, network)), weights),
+            "teacher": share("teacher", *map(_named, guides)),
+            "gradients": trained,
+            "optimizer": trained,
+        },
+        # Weights of the block at work and of the next; gradients of one, and those in float32.
+        max(sizes) * (3 * dtype.itemsize + 4),
+    )
+
+
+def _moment_8bit(weight: Tensor) -> list[Tensor]:
+    """As torchao holds it: bytes, and a scale for each 256; small ones stay in float32."""
+    if weight.numel() < 4096 or weight.numel() % 256:
+        return [torch.empty_like(weight)]
+    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    return [codes, torch.empty(weight.numel() // 256)]
+
+
+class _Apart(Shards):
+    """A process of several, which shares no tensor with the model that it was given."""
+
+    def split(self, model: Model) -> Model:
+        fork = model.fork()
+        forward.replace_parameters(
+            fork.network,
+            lambda _, old: nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad),
+        )
+        return fork
+
+
+def _named(network: PreTrainedModel) -> dict[str, Tensor]:
+    return dict(network.named_parameters())
+
+
+def _decisive(training: Training) -> Training:
+    """What of the hyper-parameters memory depends on, so that a grid's rates share one estimate."""
+    names = ("dtype", "optimizer", "trained", "gradient_checkpointing")
+    return type(training)(**{name: getattr(training, name) for name in names})
+
+
+def _model(live: Live, base: Pretrained, part: str = "parameters") -> Model:
+    """A model without weights, nor a tokenizer, which is not asked."""
+    with live.part(part):
+        network = weightless(base)
+    return Model(network, cast(Any, None))
+
+
+def _ids(rows: int, length: int) -> Tensor:
+    return torch.zeros(rows, length, dtype=torch.int64)
+
+
+def _length(tokens: Input[Tokens]) -> int:
+    """Of the sequences that a stage will give."""
+    made = (getattr(stage, "length", None) for stage in closure([cast(Stage[Tokens], tokens)]))
+    return next(int(length) for length in made if length)
+
+
+def _chunks_of(device: str) -> AbstractContextManager[None]:
+    """The head's chunks as large as on `device`, wherever tensors without data are said to be."""
+    sizes = forward._CHUNK
+    return replaced(forward, "_CHUNK", {**sizes, "cpu": sizes[device]})

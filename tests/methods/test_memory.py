@@ -1,0 +1,198 @@
+"""The estimate against closed forms, a real run's saved tensors, and the command's table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from harness.cli import main
+from harness.memory import Memory, gpus_needed, memory, pretrained_of, table
+from harness.models import Model, Pretrained, blocks, linears, pretrained
+from harness.stage import Stage
+from harness.text import Packed
+from methods.awq import ScaleSearch
+from methods.data import Generate
+from methods.formats import IntAsym
+from methods.forward import hidden
+from methods.inits import Clip, ClipSearch
+from methods.masters import Masters
+from methods.memory import of_training
+from methods.objectives import CE, KL, Confidence, Objective
+from methods.recipe import Round
+from methods.train import Train, Training
+
+FORMAT = IntAsym(bits=2, group_size=64)
+WIDE = Training(micro_batch=32, batch_size=64)  # activations outweigh gradients
+TEACHES = KL()
+
+
+@pytest.fixture(scope="module")
+def base(tiny_folder: Path) -> Pretrained:
+    return pretrained(str(tiny_folder), "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def model(base: Pretrained) -> Model:
+    return base.run(Path())
+
+
+def stage(
+    base: Pretrained,
+    training: Training = WIDE,
+    length: int = 64,
+    objective: Objective = TEACHES,
+    student: Stage[Model] | None = None,
+) -> Train:
+    teacher = base if objective.teacher else None
+    tokens = Packed([], base, length, 64)
+    return Train(student or base, teacher, tokens, FORMAT, objective, None, training)
+
+
+def estimate(*given: Any, **settings: Any) -> Memory:
+    return of_training(stage(*given, **settings), device="cpu")
+
+
+def sizes(model: Model) -> tuple[int, int, int]:
+    """Weights in all, those in the blocks and of the last norm, and the bytes of the buffers."""
+    network = model.network
+    ends = sum(p.numel() for p in network.get_input_embeddings().parameters())  # tied to the head
+    weights = sum(p.numel() for p in network.parameters())
+    return weights, weights - ends, sum(b.nbytes for b in network.buffers())
+
+
+def test_parts_at_rest_are_exact(base: Pretrained, model: Model) -> None:
+    weights, trained, buffers = sizes(model)
+    found = estimate(base)
+    assert found.teacher == 2 * weights + buffers
+    assert found.parameters == trained * (2 + 4)  # the network's own, and masters
+    tensors = len(list(model.network.parameters())) - 1
+    assert found.optimizer == trained * 8 + 4 * tensors  # and each one's count of steps
+    # The masters' gradients of the step before, and the sums over this step's micro-batches.
+    assert found.gradients == trained * (4 + 4)
+    assert found.total == sum(vars(found).values())
+
+
+def test_every_way_to_hold_weights_is_seen(base: Pretrained, model: Model) -> None:
+    weights, trained, buffers = sizes(model)
+    inside = sum(m.weight.numel() for m in linears(model.network).values())
+    alone = estimate(base, objective=CE())
+    assert (alone.teacher, alone.parameters) == (0, 2 * weights + buffers + trained * 6)
+    clipped = Clip(text="testbed").build(base, FORMAT)
+    assert estimate(base, student=clipped).parameters == trained * 6 + inside * 2
+    exact = estimate(base, replace(WIDE, dtype="float32"))
+    assert exact.teacher == weights * (2 + 4) + buffers
+    small = estimate(base, replace(WIDE, optimizer="adamw-8bit"))
+    assert small.optimizer < 0.4 * estimate(base).optimizer
+    once = estimate(base, replace(WIDE, batch_size=32))  # no sums from micro-batches before
+    assert once.gradients == trained * 4
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_activations_are_what_a_real_run_saves(
+    base: Pretrained, model: Model, dtype: Literal["bfloat16", "float32"]
+) -> None:
+    network = Masters.of(model, FORMAT, "body", getattr(torch, dtype)).network
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.setdefault(tensor.untyped_storage()._cdata, tensor.untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden(network, torch.zeros(32, 64, dtype=torch.int64))
+    counted = sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
+    found = estimate(base, replace(WIDE, dtype=dtype))
+    assert found.activations == pytest.approx(counted, rel=0.05)
+
+
+def test_more_tokens_at_once_need_more(base: Pretrained) -> None:
+    usual = estimate(base)
+    assert estimate(base, replace(WIDE, micro_batch=16)).total < usual.total
+    assert estimate(base, length=32).total < usual.total
+    again = estimate(base, replace(WIDE, gradient_checkpointing=True))
+    assert again.activations < usual.activations / 1.5  # of two blocks
+    assert again.total < usual.total
+
+
+def test_processes_share_the_blocks(base: Pretrained, model: Model) -> None:
+    weights, trained, buffers = sizes(model)
+    inside = sum(p.numel() for block in blocks(model.network).values() for p in block.parameters())
+    many = replace(WIDE, batch_size=1024)
+    shared = of_training(stage(base, many), gpus=4)
+    norm = trained - inside  # each process has a copy of it
+    assert shared.optimizer == pytest.approx(8 * (inside / 4 + norm), rel=0.01)
+    assert shared.gradients == pytest.approx(8 * (inside / 4 + norm), rel=0.01)
+    ends = weights - inside
+    assert shared.teacher == pytest.approx(2 * (inside / 4 + ends) + buffers, rel=0.02)
+    assert shared.parameters == pytest.approx(
+        2 * (inside / 4 + ends) + 4 * (inside / 4 + norm) + buffers, rel=0.02
+    )
+    assert shared.activations == of_training(stage(base, many)).activations
+    assert of_training(stage(base, replace(many, gpus=4))) == shared
+
+
+def test_gpus_needed(base: Pretrained) -> None:
+    training = stage(base, Training(micro_batch=1, batch_size=64), length=8)
+    alone, eight = of_training(training, 1), of_training(training, 8)
+    assert gpus_needed(training, 1.2 * alone.total / 2**30) == 1
+    assert gpus_needed(training, 1.12 * eight.total / 2**30) == 8
+    assert gpus_needed(training, alone.total / 2**40) is None
+    generation = Generate(base, None, 8, 32)
+    assert memory(generation, 2) == memory(generation)
+    assert gpus_needed(generation, 2**-20) is None
+
+
+def test_other_stages(base: Pretrained, model: Model) -> None:
+    weights, _, buffers = sizes(model)
+    calibrated = Packed([], base, 64, 128)
+    search = ClipSearch(base, calibrated, FORMAT, 20, 10, 512)
+    scales = ScaleSearch(base, calibrated, FORMAT, 20, 512)
+    tokens = Packed([], base, 64, 64)
+    others: list[Stage[Any]] = [
+        search,
+        scales,
+        Generate(base, None, 8, 32),
+        Confidence(base, tokens),
+    ]
+    for other in others:
+        found = memory(other)
+        assert found is not None and found.parameters == 2 * weights + buffers
+        assert found.gradients == found.optimizer == 0 < found.activations + found.other
+    assert memory(Round(base, base, FORMAT)) is None
+    assert pretrained_of(search) == base
+
+
+def test_the_table_collapses_equal_stages(base: Pretrained) -> None:
+    rates = [stage(base, replace(WIDE, lr=rate)) for rate in (1e-3, 1e-4, 1e-5)]
+    printed = table([*rates, stage(base, length=32)], [24, 141])
+    assert printed.count("Train") == 2 and "Train ×3" in printed
+    assert "10% of each left free" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_plan_prints_the_memory(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        f"# How much?\nmodel: {tiny_folder}\ndtype: bfloat16\nmethod: bitdistiller\n"
+        "vary: {train.lr: [1e-4, 1e-5]}\ncompare: [rtn]\n"
+        "defaults: {format.group_size: 64, init.text: testbed, init.length: 64, data.text: testbed,\n"
+        "           data.length: 64}\n"
+        "evaluate: [{testbed-ppl: {window: 64}}]\n"
+    )
+    asked = ["plan", str(grid), "--store", str(tmp_path / "store"), "--memory"]
+    assert main([*asked, "--gpu-gib", "24,0.001"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if "parameters" in line)
+    assert head.split()[-3:] == ["total", "24", "0.001"]
+    for kind in ("ClipSearch", "Generate", "Confidence", "Train ×2", "Perplexity ×3"):
+        row = next(line for line in lines if line.startswith(kind))
+        assert row.split()[-2:] == ["1", "–"], row
+    with pytest.raises(SystemExit):
+        main([*asked, "--gpu-gib", "-1"])
