@@ -30,11 +30,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from harness import smollm2
+from harness import hub, smollm2
 from harness.errors import ModelError, nearest
 from harness.stage import Stage, incidental
 
-TESTBED = Path(__file__).parent / "testbed" / "model"
+_TESTBED = Path(__file__).parent / "testbed"
+TESTBED = {"testbed": _TESTBED / "model", "testbed-small": _TESTBED / "model-small"}
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -170,6 +171,7 @@ class Pretrained(Stage[Model]):
     dtype: str = "auto"
     trust_remote_code: bool = False
     attention: str | None = incidental(None)  # sdpa, eager, flash_attention_2; None: the library's
+    revision: str = incidental("main")  # of the hub, which stood for `digest` when the grid was read
 
     def run(self, work: Path) -> Model:
         return read_model(
@@ -198,7 +200,7 @@ def pretrained(
 ) -> Pretrained:
     """The stage of a model named as in a grid.
 
-    `testbed`, `smollm2-135m` (from a package index, no hub), a local folder, a GGUF file,
+    `testbed`, `testbed-small`, `smollm2-135m` (from a package index, no hub), a local folder, a GGUF file,
     `hub/id[@revision]` or `hub/id/file.gguf[@revision]`. Raises ModelError where the folder is no
     model or the hub has no such id.
     """
@@ -206,15 +208,17 @@ def pretrained(
         raise ModelError(f"dtype {dtype!r} is unknown; choices: auto, {', '.join(DTYPES)}")
     if attention is not None and attention not in ATTENTION:
         raise ModelError(f"attention {attention!r} is unknown; {nearest(attention, ATTENTION)}")
+    revision = "main"
     if source == smollm2.NAME:
         digest = smollm2.DIGEST[:24]
     elif (found := model_folder(source)) is not None:
         digest = _file_digest(found) if found.is_file() else _folder_digest(found)
-        source = source if source == "testbed" else str(found.resolve())
+        source = source if source in TESTBED else str(found.resolve())
     else:
-        source, _, revision = source.partition("@")
-        digest = _hub_commit("/".join(source.split("/")[:2]), revision or "main")
-    return Pretrained(source, digest, dtype, trust_remote_code, attention)
+        source, _, named = source.partition("@")
+        revision = named or "main"
+        digest = _hub_commit("/".join(source.split("/")[:2]), revision)
+    return Pretrained(source, digest, dtype, trust_remote_code, attention, revision)
 
 
 def another(base: Stage[Model], source: str) -> Pretrained:
@@ -307,11 +311,11 @@ def model_folder(source: str) -> Path | None:
     """The local folder, or GGUF file, of a model as a grid names it; None for what is not local."""
     if source == smollm2.NAME:
         return None
-    found = TESTBED if source == "testbed" else Path(source).expanduser()
+    found = TESTBED.get(source) or Path(source).expanduser()
     if found.is_file() and found.suffix == ".gguf":
         return found
     if not found.is_dir():
-        if source == "testbed" or source.startswith((".", "/", "~")):
+        if source in TESTBED or source.startswith((".", "/", "~")):
             raise ModelError(f"model {source!r}: there is no folder or .gguf file {found}")
         return None
     if not (found / "config.json").is_file():
@@ -370,20 +374,21 @@ def _file_digest(path: Path, digits: int = 24) -> str:
 
 def _hub_commit(name: str, revision: str) -> str:
     """The commit that a hub revision stands for: asked of the hub, or of the local cache offline."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi
 
-    cached = try_to_load_from_cache(name, "config.json", revision=revision) if "/" in name else None
+    cached = hub.cached_commit("models", name, revision)
     try:
         if os.environ.get("HF_HUB_OFFLINE") != "1":
             return str(HfApi().model_info(name, revision=revision).sha)
     except Exception as error:  # the client's own, its transport's, the system's
-        if not isinstance(cached, str):
+        if cached is None:
             raise ModelError(
                 f"model {name!r} (revision {revision}) is neither a local folder nor reachable on "
                 f"the hub: {_first_line(error)}"
             ) from error
-    if isinstance(cached, str):
-        return Path(cached).parent.name
+    if cached is not None:
+        return cached
     raise ModelError(
-        f"model {name!r}: not a local folder, and not in the hub's cache while offline"
+        f"model {name!r}: not a local folder, and not in the hub's cache while offline; 'bitgrid "
+        "prefetch' fetches it where there is a network"
     )

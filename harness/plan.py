@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def testbed(self) -> bool:
-        return any(cell.source == "testbed" for cell in self.cells)
+        return any(cell.source.startswith("testbed") for cell in self.cells)
 
     def stored(self) -> list[str]:
         """Keys of the stages that are kept, inputs first."""

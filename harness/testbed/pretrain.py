@@ -1,6 +1,7 @@
-"""Makes the reference model from the seed: tokenizer, training, bf16 safetensors, metrics.
+"""Makes the reference models from the seed: tokenizer, training, bf16 safetensors, metrics.
 
     python -m harness.testbed.pretrain
+    python -m harness.testbed.pretrain --size testbed-small --steps 800
 
 Packed sequences of the training stream, Muon for the hidden matrices, AdamW for embeddings and
 norms, bf16 compute over fp32 master weights. A checkpoint is written every two minutes and a second
@@ -27,6 +28,7 @@ from harness.testbed import world
 from harness.testbed.facts import SEED
 
 FOLDER = Path(__file__).parent / "model"
+SMALL = Path(__file__).parent / "model-small"
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 VOCABULARY = 2048
 CONTEXT = 512
@@ -49,17 +51,37 @@ class Settings:
     late_mix: tuple[float, ...] = (0.19, 0.19, 0.40, 0.22)  # world.DOMAINS, documents
 
 
+@dataclass(frozen=True)
+class Size:
+    """What sets the two reference models apart; heads are 64 wide in both."""
+
+    folder: Path
+    hidden: int
+    feed_forward: int
+    layers: int
+    heads: int
+
+
+SIZES = {
+    "testbed": Size(FOLDER, 256, 768, 5, 4),
+    "testbed-small": Size(SMALL, 128, 384, 4, 2),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=1300, help="length of training")
     parser.add_argument("--minutes", type=float, help="length in wall time instead")
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--work", type=Path, default=Path(".bitgrid/testbed-pretrain"))
+    parser.add_argument("--size", choices=sorted(SIZES), default="testbed")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    train(arguments.out, arguments.work, arguments.steps, arguments.minutes)
+    size = SIZES[arguments.size]
+    work = arguments.work or Path(f".bitgrid/{arguments.size}-pretrain")
+    train(arguments.out or size.folder, work, arguments.steps, arguments.minutes, size)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -89,16 +111,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: Size = SIZES["testbed"]
+) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=5,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            hidden_size=size.hidden,
+            intermediate_size=size.feed_forward,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.heads // 2,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
@@ -108,16 +132,22 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
     )
 
 
-def train(out: Path, work: Path, steps: int, minutes: float | None = None) -> None:
+def train(
+    out: Path,
+    work: Path,
+    steps: int,
+    minutes: float | None = None,
+    size: Size = SIZES["testbed"],
+) -> None:
     """Trains for so many steps or minutes, going on from `work` if a checkpoint lies there."""
     settings = Settings()
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(out)
-    master = make_model(tokenizer, settings.seed)
+    master = make_model(tokenizer, settings.seed, size)
     names = [name for name, _ in master.named_parameters()]
-    fast = make_model(tokenizer, settings.seed).to(torch.bfloat16)
+    fast = make_model(tokenizer, settings.seed, size).to(torch.bfloat16)
     fast.set_attn_implementation("eager")  # at these lengths 7 % faster than the fused kernel
     optimizers = _optimizers(master, settings)
     state = _resume(work, master, optimizers)

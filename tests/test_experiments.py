@@ -1,0 +1,69 @@
+"""The committed grids: each asks a question, each ablation has its twin, and all of them load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness import models, smollm2
+from harness.grid import load
+from harness.yaml import Document
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+GRIDS = sorted(FOLDER.glob("*.yaml"))
+TESTBED = [p for p in GRIDS if p.stem.endswith("-testbed")] + [FOLDER / "quickstart.yaml"]
+REAL = [p for p in GRIDS if p not in TESTBED]
+ABLATIONS = {
+    *("objective", "confidence", "format", "init", "clip-threshold", "data", "teacher"),
+    *("group-size", "cost", "domains"),
+}
+
+
+def test_all_that_the_paper_asks_is_there() -> None:
+    paper = {
+        *("paper-general-llama2-7b", "paper-general-llama2-13b"),
+        *("paper-code-wizardcoder", "paper-math-metamath", "smollm2"),
+    }
+    assert {path.stem for path in REAL} == ABLATIONS | paper
+    assert {path.stem for path in TESTBED} == {f"{name}-testbed" for name in ABLATIONS} | {
+        "quickstart"
+    }
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_each_opens_with_one_line_that_says_what_it_answers(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert not lines[1].startswith("#")
+    assert len(Document(path).comment) > 20
+
+
+@pytest.mark.parametrize("path", TESTBED, ids=lambda path: path.stem)
+def test_testbed_grids_load(path: Path) -> None:
+    grid = load(path)
+    assert all(cell.source.startswith("testbed") for cell in grid.cells)
+    if path.stem != "quickstart":
+        assert {cell.seed for cell in grid.cells} == {0, 1, 2}
+
+
+@pytest.mark.usefixtures("known_commits")
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_real_grids_load(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are but for the model: a small one with a long context in place of one on the hub."""
+    small = tmp_path / "small"
+    shutil.copytree(models.TESTBED["testbed"], small)
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    monkeypatch.setattr("methods.recipe.another", lambda base, source: models.pretrained("testbed"))
+    stand_in = tmp_path / path.name
+    stand_in.write_text(f"base: {path}\nmodel: {small}\n")
+    grid = load(stand_in)
+    named = Document(path, merged=("defaults", "report")).data
+    assert named["model"] == smollm2.NAME or "/" in named["model"]
+    labels = {cell.label for cell in grid.cells}
+    assert "BitDistiller" in labels
+    if path.stem.startswith(("paper", "smollm2")):
+        assert labels >= {"BF16", "RTN", "AWQ-clip", "LLM-QAT"}
