@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if "grid" in given:
             _check_exists(given.grid)
+            if given.verb is not _prefetch:
+                _offline(given.grid)
         return int(given.verb(given))
     except BitgridError as error:
         if given.traceback:
@@ -86,6 +88,43 @@ def _run(given: argparse.Namespace) -> int:
         print(f"bitgrid: {failed} stages failed or lack an input:", file=sys.stderr)
         _failures(plan, store)
     return 1 if failed else 0
+
+
+def _prefetch(given: argparse.Namespace) -> int:
+    if given.mirror:
+        os.environ["BITGRID_MIRROR"] = str(given.mirror.absolute())
+    from harness import grid as grids
+    from harness import hub
+    from harness.prefetch import prefetch, unknown
+
+    with hub.filling(_store(given).root.parent / "mirror"):
+        grid = grids.load(given.grid, allow_code_execution=True)
+        for found in prefetch(grid):
+            state = "fetched" if found.new else "there"
+            size = (
+                f"{found.size / 1e6:.1f} MB" if found.size >= 1e6 else f"{found.size / 1e3:.1f} kB"
+            )
+            print(f"{found.name:56} {found.revision[:12]:12} {size:>12}  {state}", flush=True)
+        folder = hub.mirror()
+    for task in unknown(grid):
+        print(f"bitgrid: task {task!r}: only its code knows what it reads", file=sys.stderr)
+    print(f"mirror: {folder}")
+    if not (os.environ.get("BITGRID_MIRROR") or grid.file.mirror):
+        print("to read it: BITGRID_MIRROR, or 'mirror:' in the grid")
+    return 0
+
+
+def _offline(path: Path) -> None:
+    """Ask the hub for nothing where a mirror is named: what is pinned there is what is meant.
+
+    Compute nodes have no network, and libraries that try it wait. HF_HUB_OFFLINE=0 overrules this.
+    """
+    from harness.yaml import Document
+
+    said = Document(path).data if path.is_file() else None
+    if os.environ.get("BITGRID_MIRROR") or (isinstance(said, dict) and said.get("mirror")):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
 
 
 def _show(folder: Path) -> None:
@@ -295,6 +334,17 @@ def _parser() -> argparse.ArgumentParser:
         "compute what a grid still needs, then report",
         "bitgrid run experiments/quickstart.yaml",
     )
+    prefetch = verb(
+        "prefetch",
+        _prefetch,
+        "fetch a grid's models and data sets, for machines without a network",
+        "bitgrid prefetch experiments/paper-general-llama2-7b.yaml --mirror /shared/mirror",
+    )
+    prefetch.add_argument(
+        "--mirror",
+        type=Path,
+        help="where data sets go (default: BITGRID_MIRROR, the grid's, ./mirror)",
+    )
     status = verb(
         "status",
         _status,
@@ -318,7 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tasks = verb("tasks", _tasks, "the tasks and perplexity protocols", "bitgrid tasks --all")
     gc = verb("gc", _gc, "what no known grid needs any more", "bitgrid gc --yes")
-    for each in (run, status, report, plan):
+    for each in (run, prefetch, status, report, plan):
         words = "a grid file (YAML)" + (", or a folder of rows" if each is report else "")
         each.add_argument("grid", type=Path, metavar="GRID", help=words)
     for each in (run, report):

@@ -22,11 +22,23 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.errors import TextError, nearest
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+class Split(NamedTuple):
+    """A split of a data set, and its files in the repository where that is too large to load whole."""
+
+    path: str
+    config: str | None
+    split: str
+    files: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}{f' ({self.config})' if self.config else ''} {self.split}"
 
 
 consulted: set[Path] = set()  # the mirrored files that a grid's keys rest on
@@ -100,12 +112,12 @@ def digest(path: str, config: str | None, split: str) -> str:
     Raises TextError where the split is neither mirrored nor, by the hub's word, there.
     """
     file = mirrored_split(path, config, split)
-    commit = pinned(path) if mirror() else None
     if file is None:
-        return (commit or _commit(path))[:24]
+        return commit(path)[:24]
     facts = file.stat()
     _check_rows(file, facts.st_size, facts.st_mtime_ns)
-    return commit[:24] if commit else _content(file, facts.st_size, facts.st_mtime_ns)
+    recorded = pinned(path)
+    return recorded[:24] if recorded else _content(file, facts.st_size, facts.st_mtime_ns)
 
 
 def pinned(path: str) -> str | None:
@@ -118,9 +130,14 @@ def pinned(path: str) -> str | None:
     return recorded.read_text().strip()
 
 
+def commit(path: str) -> str:
+    """The commit of a data set: the mirror's, where it says so, else the hub's now."""
+    return pinned(path) or _commit(path)
+
+
 def revision(path: str) -> str | None:
     """The commit to load a data set at; None offline, where there is only what the cache has."""
-    return None if _offline() else pinned(path) or _commit(path)
+    return None if _offline() else commit(path)
 
 
 def rows(path: str, config: str | None, split: str, files: str | None = None) -> Any:
@@ -169,19 +186,29 @@ def _offline() -> bool:
     return constants.HF_HUB_OFFLINE
 
 
+def cached_commit(kind: str, name: str, revision: str = "main") -> str | None:
+    """The commit that the hub's local cache has of `models` or `datasets`; None where it has none."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE, f"{kind}--{name.replace('/', '--')}")
+    if (folder / "snapshots" / revision).is_dir():
+        return revision
+    reference = folder / "refs" / revision
+    return reference.read_text().strip() if reference.is_file() else None
+
+
 @cache
 def _commit(path: str) -> str:
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
-    cached = Path(constants.HF_HUB_CACHE, f"datasets--{path.replace('/', '--')}", "refs", "main")
-    if _offline() and cached.is_file():
-        return cached.read_text().strip()
+    if _offline() and (cached := cached_commit("datasets", path)):
+        return cached
     try:
         return str(HfApi().dataset_info(path).sha)
     except Exception as error:  # the client's own, its transport's, the system's
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TextError(
-            f"data set {path} is not reachable on the hub, and no mirror is set "
+            f"data set {path} is not reachable on the hub, and no mirror with it is set "
             f"(BITGRID_MIRROR): {first}"
         ) from error
 

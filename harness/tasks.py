@@ -17,7 +17,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from transformers import PreTrainedTokenizerBase
@@ -32,14 +32,6 @@ TESTBED = Path(__file__).parent / "testbed" / "tasks"
 OURS = {"wikitext-word": "wikitext"}  # names that say what lm-eval's leave open
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 FILES = ("data_files", "data_dir", "revision")  # options that name files, not a configuration
-
-
-class Split(NamedTuple):
-    """A split of a hub data set, as a task's YAML names it."""
-
-    path: str
-    config: str | None
-    split: str
 
 
 def check(task: str, others: Iterable[str]) -> None:
@@ -98,17 +90,20 @@ def check_model(
 
 
 @cache
-def reads(task: str, shots: int | None) -> tuple[Split, ...]:
+def reads(task: str, shots: int | None) -> tuple[hub.Split, ...]:
     """The splits that a task, or the tasks of a group, read, by their YAML; nothing is loaded.
 
-    Empty for tasks that are Python classes or make their own data: theirs cannot be known before.
+    Empty for tasks that are Python classes, make their own data or name single files: what those
+    read cannot be known before, or cannot be mirrored.
     """
-    found: dict[Split, None] = {}
+    found: dict[hub.Split, None] = {}
     for config in _configs(task):
         if "class" in config or "custom_dataset" in config or not config.get("dataset_path"):
             continue
+        if _files(config.get("dataset_kwargs") or {}):
+            continue
         for split in _splits(config, shots):
-            found[Split(config["dataset_path"], config.get("dataset_name"), split)] = None
+            found[hub.Split(config["dataset_path"], config.get("dataset_name"), split)] = None
     return tuple(found)
 
 
@@ -122,12 +117,9 @@ def digest(task: str, shots: int | None) -> str:
     pinned = []
     for read in reads(task, shots):
         try:
-            pinned.append([*read, hub.digest(*read)])
+            pinned.append([*read[:3], hub.digest(*read[:3])])
         except TextError as error:
-            config = f" ({read.config})" if read.config else ""
-            raise TextError(
-                f"task {task!r} reads data set {read.path}{config}, split {read.split!r}: {error}"
-            ) from error
+            raise TextError(f"task {task!r} reads {read}: {error}") from error
     content = hashlib.sha256(canonical(pinned).encode()).hexdigest()[:24]
     return f"lm-eval-{release()}-{content}"
 
@@ -207,6 +199,11 @@ def _configs(task: str) -> Iterator[dict[str, Any]]:
     return _leaves({"task": [OURS.get(task, task)]}, {}, _manager(False).task_index)
 
 
+def _files(options: Mapping[str, Any]) -> str | None:
+    """The option by which a task asks for files in place of a configuration, if it does."""
+    return next((option for option in FILES if options.get(option)), None)
+
+
 class _Loader(yaml.SafeLoader):
     """The functions that a task's YAML names stay names."""
 
@@ -277,8 +274,8 @@ def _served() -> Iterator[None]:
         if hub.mirror() is None:
             pinned = hub.revision(path) if "/" in path else None  # else a format: json, csv
             return load_dataset(path, name, **{"revision": pinned, **options})
-        if named := [option for option in FILES if options.get(option)]:
-            raise TextError(f"data set {path}: a mirror has no {named[0]}, which the task asks for")
+        if named := _files(options):
+            raise TextError(f"data set {path}: a mirror has no {named}, which the task asks for")
         found = _Mirrored(path, name)
         return found[options["split"]] if options.get("split") else found
 

@@ -172,6 +172,13 @@ class Documents(Stage[list[str]]):
     prompts: bool = False  # what a model is given to continue, not what is packed
     digest: str = ""
 
+    def reads(self) -> hub.Split | None:
+        """The split of a hub data set behind the documents; None for other sources."""
+        if self.source == "testbed" or self.source.startswith("file:"):
+            return None
+        found, theirs = _hub_split(self.source, self.split)
+        return hub.Split(found.path, found.config, theirs, found.files.get(theirs))
+
     def run(self, work: Path) -> list[str]:
         if self.source == "testbed":
             made = world.prompts if self.prompts else world.documents

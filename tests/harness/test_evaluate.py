@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("known_commits")
 
 
 def _score(stage: Any, model: Model, documents: list[str] | None, work: Path) -> Scores:
-    values = {above.key: documents for above in stage.inputs}
+    values: dict[str, Any] = {above.key: documents for above in stage.inputs}
     values[stage.model.key] = model
     return execute(stage, values, work)
 

@@ -160,5 +160,5 @@ def test_what_is_missing_is_said_before_anything_runs(
         texts("wikitext2", "heldout")
     monkeypatch.delenv("BITGRID_MIRROR")
     hub._commit.cache_clear()
-    with pytest.raises(TextError, match="not reachable on the hub, and no mirror is set"):
+    with pytest.raises(TextError, match="not reachable on the hub, and no mirror with it is set"):
         texts("wikitext2", "heldout")

@@ -185,16 +185,16 @@ def test_what_the_mirror_lacks_is_said_before_anything_is_computed(
         evaluation(base, "winogrande", TaskOptions())
     message = str(caught.value)
     assert message.startswith(
-        "task 'winogrande' reads data set allenai/winogrande (winogrande_xl), split 'validation': "
+        "task 'winogrande' reads allenai/winogrande (winogrande_xl) validation: "
         f"the mirror lacks {small}/allenai/winogrande/winogrande_xl/validation.jsonl[.gz]"
     )
     mirror.write(small, "allenai/winogrande", "winogrande_xl", "validation", [{"answer": "1"}])
     assert isinstance(evaluation(base, "winogrande", TaskOptions()), LmEval)
-    with pytest.raises(TextError, match=r"split 'train': the mirror lacks .*choices: validation"):
+    with pytest.raises(TextError, match=r"train: the mirror lacks .*choices: validation"):
         evaluation(base, "winogrande", TaskOptions(num_fewshot=5))
     mirror.write(small, "cais/mmlu", "anatomy", "test", [])
     mirror.write(small, "cais/mmlu", "anatomy", "dev", [{"question": "?"}])
-    with pytest.raises(TextError, match=r"mmlu \(anatomy\), split 'test': .* is empty"):
+    with pytest.raises(TextError, match=r"mmlu \(anatomy\) test: .* is empty"):
         evaluation(base, "mmlu_anatomy", TaskOptions())
 
 
@@ -225,7 +225,7 @@ def test_a_group_reads_what_its_tasks_read() -> None:
         ("cais/mmlu", "test"),
         ("cais/mmlu", "dev"),
     }
-    assert tasks.reads("mmlu_anatomy", 0) == (tasks.Split("cais/mmlu", "anatomy", "test"),)
+    assert tasks.reads("mmlu_anatomy", 0) == (hub.Split("cais/mmlu", "anatomy", "test"),)
     assert {read.config for read in tasks.reads("ai2_arc", None)} == {"ARC-Easy", "ARC-Challenge"}
     assert tasks.reads("wikitext-word", None)[0].path == "EleutherAI/wikitext_document_level"
     # Its examples are in its YAML, not in a split.
