@@ -72,10 +72,11 @@ def together(stage: Stage[Any], grid: Path, store: Store, step: Reporter) -> Non
 
 
 def _follow(lines: IO[str], step: Reporter) -> None:
-    """Pass on what the first process reports, a JSON object a line."""
+    """Pass on what the first process reports, a JSON object a line; a library may print others."""
     for line in lines:
-        said = json.loads(line)
-        step(said["done"], said["total"], said["metrics"])
+        if line.startswith('{"done":'):
+            said = json.loads(line)
+            step(said["done"], said["total"], said["metrics"])
 
 
 def _cause(stage: Stage[Any], store: Store, log: str) -> BitgridError:

@@ -91,8 +91,7 @@ class Checkpoint:
                         scale = None if flat and mine is not None else part(key)
                     restore(optimizer, weight, moment, part(f"{moment}/{name}"), scale)
                 if f"step/{name}" in kept:
-                    step = file.get_tensor(f"step/{name}")
-                    optimizer.state[weight]["step"] = step.to(weight.device, copy=True)
+                    restore(optimizer, weight, "step", file.get_tensor(f"step/{name}"), None)
         return dict(facts)
 
 

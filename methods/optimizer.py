@@ -84,12 +84,15 @@ def restore(
     values: Tensor,
     scale: Tensor | None,
 ) -> None:
-    """Give `weight` the moment `name` as `plain` gave it: bit for bit where the scales fit, else
-    an 8-bit moment is rounded anew."""
-    values = values.to(weight.device, copy=True)
+    """Give `weight` its number of steps, or a moment as `plain` gave it: bit for bit where the
+    scales fit, else an 8-bit moment is rounded anew."""
     if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.state[weight][name] = values.to(weight.device, copy=True)
+        return
+    if name == "step":  # which the library counts on the CPU
         optimizer.state[weight][name] = values
         return
+    values = values.to(weight.device)
     # The library itself decides, by size, which moments it holds in 8 bits.
     moment: Any = optimizer._new_buffer(weight, name == "exp_avg")  # type: ignore[attr-defined]
     optimizer.state[weight][name] = moment
