@@ -117,15 +117,12 @@ class Masters:
             self._sums[name] = self.shards.sum(
                 torch.zeros_like(self.weights[name]) if own is None else own
             )
-        for master in self.weights.values():
-            master.grad = None
-        for name, total in self._sums.items():
-            total.mul_(scale)
+        for name in list(self._sums):  # one by one, so that no two sets of gradients stand
+            total = self._sums.pop(name).mul_(scale)
             if name in self._edges:
                 torch.autograd.backward([self._edges[name]], [total])
             else:
                 self.weights[name].grad = total
-        self._sums.clear()
         gradients = {n: w.grad for n, w in self.weights.items() if w.grad is not None}
         return self.shards.norm(gradients, places)
 

@@ -287,13 +287,15 @@ class _Loop:
         return self.objective.weights(nll, labels.where)[labels.where]
 
     def _update(self, rate: float, norm: float) -> None:
-        """Clip the masters' gradients to the norm allowed and let the optimizer step."""
-        limit = self.training.clip_norm
+        """Clip the masters' gradients to the norm allowed, let the optimizer step, and let them go."""
+        limit, masters = self.training.clip_norm, self.masters.weights.values()
         if limit and norm > limit:
-            grads = [w.grad for w in self.masters.weights.values() if w.grad is not None]
+            grads = [w.grad for w in masters if w.grad is not None]
             torch._foreach_mul_(grads, limit / (norm + 1e-6))
         optimizers.set_rate(self.optimizer, rate)
         self.optimizer.step()
+        for master in masters:
+            master.grad = None
 
     def _micro_batches(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
         """ids and mask of each micro-batch of this process, sequences of like length together,
