@@ -14,6 +14,7 @@ of CPython, nor against one that hunts for the secret in order to cheat its test
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import inspect
 import math
 import os
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 
 _NOBODY = 65_533  # unprivileged and, unlike 65534, not shared with network file systems
 _PIPE = 60_000  # bytes that a pipe takes without a reader
+_WIDE = 1_000_000  # and when widened, as any user may
 _REPORT = 4_096  # bytes that we read back; a program's own output goes nowhere
 
 
@@ -60,7 +62,7 @@ def execute(
     parts = [code.encode(errors="replace"), tests.encode(errors="replace"), token.encode()]
     header = f"{memory_mib} {timeout_s} {int(guard)} {' '.join(str(len(p)) for p in parts)}"
     payload = header.ljust(80).encode() + b"".join(parts)
-    if len(payload) > _PIPE:
+    if len(payload) > _WIDE:
         return Outcome(False, f"program too long: {len(payload)} bytes")
     folder = tempfile.mkdtemp(prefix="bitgrid-")
     try:
@@ -125,6 +127,8 @@ def _run(payload: bytes, folder: str, wall_s: float) -> tuple[bytes, int | None]
     report, late = b"", False
     try:
         assert process.stdin is not None
+        if len(payload) > _PIPE:
+            fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, len(payload))
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(payload)
             process.stdin.close()

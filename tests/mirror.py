@@ -20,7 +20,7 @@ def build(data: Path, mirror: Path) -> Path:
     """Write the mirror of everything that `data` (a shared folder's `data/`) has."""
     config, files = WIKITEXT
     for split, name in files.items():
-        lines = _read(data / f"wikitext2_raw_{name}.txt.gz").split("\n")
+        lines = read(data / f"wikitext2_raw_{name}.txt.gz").split("\n")
         # The hub's rows are lines with their end; an empty line is an empty row.
         rows = [{"text": f"{line}\n" if line.strip() else ""} for line in lines]
         write(mirror, "Salesforce/wikitext", config, split, rows)
@@ -46,7 +46,7 @@ def build(data: Path, mirror: Path) -> Path:
     write(mirror, "openai/openai_humaneval", None, "test", humaneval)
     write(mirror, "allenai/c4", "en", "validation", _rows(data / "c4_demo_300.jsonl.gz"))
     for split, name in (("train", "train_head"), ("validation", "other_30k")):
-        stories = _read(data / f"tinystories_{name}.txt.gz").split("\n\n")
+        stories = read(data / f"tinystories_{name}.txt.gz").split("\n\n")
         write(mirror, "roneneldan/TinyStories", None, split, ({"text": s} for s in stories))
     return mirror
 
@@ -60,12 +60,13 @@ def write(mirror: Path, path: str, config: str | None, split: str, rows: Iterabl
     return file
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
+    """The text of a gzip file."""
     return gzip.decompress(path.read_bytes()).decode()
 
 
 def _rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in _read(path).split("\n") if line]
+    return [json.loads(line) for line in read(path).split("\n") if line]
 
 
 def _pages(lines: list[str]) -> list[str]:

@@ -110,3 +110,11 @@ def test_output_without_end_does_no_harm() -> None:
 def test_a_batch_keeps_its_order() -> None:
     programs = [(GOOD, f"assert double({i}) == {2 * i + i % 2}") for i in range(8)]
     assert [o.passed for o in execute_all(programs)] == [i % 2 == 0 for i in range(8)]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_long_tests_are_run_and_longer_ones_are_said_to_be(right: bool) -> None:
+    tests = f"assert double(2) == {4 if right else 5}\n" + "assert double(3) == 6\n" * 20_000
+    assert execute(GOOD, tests=tests, timeout_s=20).passed is right
+    assert not execute("while True: pass", tests=tests, timeout_s=1).passed
+    assert execute(GOOD, tests=tests * 5).reason.startswith("program too long")
