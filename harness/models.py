@@ -171,7 +171,7 @@ class Pretrained(Stage[Model]):
     dtype: str = "auto"
     trust_remote_code: bool = False
     attention: str | None = incidental(None)  # sdpa, eager, flash_attention_2; None: the library's
-    revision: str = incidental("main")  # of the hub, which stood for `digest` when the grid was read
+    revision: str = incidental("main")  # of the hub; `digest` is what it stood for
 
     def run(self, work: Path) -> Model:
         return read_model(

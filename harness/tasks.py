@@ -42,14 +42,13 @@ def check(task: str, others: Iterable[str]) -> None:
             f"task {task!r} is ambiguous; {ours!r} is lm-eval's word perplexity, 'wikitext2' the "
             "token perplexity of the quantisation papers"
         )
-    if task not in testbed() and OURS.get(task, task) not in (known := names()):
-        choices = {*known, *OURS, *others} - {*OURS.values()}
-        raise GridError(f"task {task!r} is unknown; {nearest(task, choices)}")
+    if task not in testbed() and task not in (known := names()):
+        raise GridError(f"task {task!r} is unknown; {nearest(task, {*known, *others})}")
 
 
 def names() -> list[str]:
     """Names of all tasks and groups that the installed lm-eval knows; takes seconds."""
-    return sorted(_manager(False).all_tasks)
+    return sorted({*_manager(False).all_tasks, *OURS} - {*OURS.values()})
 
 
 def testbed() -> tuple[str, ...]:

@@ -211,7 +211,10 @@ def texts(source: str, split: str, domain: str | None = None, prompts: bool = Fa
         path = Path(source.removeprefix("file:")).expanduser().resolve()
         if not path.is_file():
             raise TextError(f"text {source!r}: there is no file {path}")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:24]
+        raw = path.read_bytes()
+        if not (gzip.decompress(raw) if path.suffix == ".gz" else raw).strip():
+            raise TextError(f"text {source!r}: the file is empty")
+        digest = hashlib.sha256(raw).hexdigest()[:24]
         source = f"file:{path}"
     elif source.partition(":")[0] == "testbed":
         source, _, named = source.partition(":")
@@ -276,7 +279,8 @@ def _read_file(path: Path) -> list[str]:
     raw = path.read_bytes()
     content = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
     if path.name.removesuffix(".gz").endswith(".jsonl"):
-        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        # Not splitlines: JSON may hold other line ends, U+2028, as they are.
+        rows = [json.loads(line) for line in content.split("\n") if line.strip()]
         missing = [number for number, row in enumerate(rows, 1) if "text" not in row]
         if missing:
             raise TextError(f"{path}: line {missing[0]} has no column 'text'")

@@ -83,10 +83,10 @@ def test_unknown_texts(source: str, split: str, words: str) -> None:
         texts(source, split)
 
 
-def test_an_empty_file_and_a_row_without_text(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("\n \n")
+def test_an_empty_text_and_a_row_without_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": " "}\n')
     with pytest.raises(TextError, match="no documents"):
-        execute(texts(f"file:{tmp_path}/a.txt", "train"), {}, tmp_path)
+        execute(texts(f"file:{tmp_path}/a.jsonl", "train"), {}, tmp_path)
     (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"txt": "y"}\n')
     with pytest.raises(TextError, match="line 2 has no column 'text'"):
         execute(texts(f"file:{tmp_path}/b.jsonl", "train"), {}, tmp_path)
@@ -107,3 +107,16 @@ def test_blocks_longer_than_the_context_are_refused(tiny_folder: Path, tmp_path:
     assert execute(Packed(documents, base, 32, 4), values, tmp_path).ids.shape == (4, 32)
     with pytest.raises(TextError, match="context is 512"):
         execute(Packed(documents, base, 513, 4), values, tmp_path)
+
+
+def test_an_empty_file_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    for name, content in (("a.txt", b" \n"), ("b.jsonl.gz", gzip.compress(b""))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(TextError, match=rf"{name}': the file is empty"):
+            texts(f"file:{tmp_path / name}", "train")
+
+
+def test_json_lines_end_where_json_says(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_text('{"text": "one\u2028line"}\n{"text": "two"}\n', encoding="utf-8")
+    assert execute(texts(f"file:{file}", "train"), {}, tmp_path) == ["one\u2028line", "two"]
