@@ -46,9 +46,10 @@ def check(task: str, others: Iterable[str]) -> None:
         raise GridError(f"task {task!r} is unknown; {nearest(task, {*known, *others})}")
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """Names of all tasks and groups that the installed lm-eval knows; takes seconds."""
-    return sorted({*_manager(False).all_tasks, *OURS} - {*OURS.values()})
+    return tuple(sorted({*_manager(False).all_tasks, *OURS} - {*OURS.values()}))
 
 
 def testbed() -> tuple[str, ...]:
