@@ -100,11 +100,7 @@ def _prefetch(given: argparse.Namespace) -> int:
     with hub.filling(_store(given).root.parent / "mirror"):
         grid = grids.load(given.grid, allow_code_execution=True)
         for found in prefetch(grid):
-            state = "fetched" if found.new else "there"
-            size = (
-                f"{found.size / 1e6:.1f} MB" if found.size >= 1e6 else f"{found.size / 1e3:.1f} kB"
-            )
-            print(f"{found.name:56} {found.revision[:12]:12} {size:>12}  {state}", flush=True)
+            print(found, flush=True)
         folder = hub.mirror()
     for task in unknown(grid):
         print(f"bitgrid: task {task!r}: only its code knows what it reads", file=sys.stderr)

@@ -36,6 +36,11 @@ class Fetched(NamedTuple):
     size: int  # bytes
     new: bool
 
+    def __str__(self) -> str:
+        kilobytes = f"{self.size / 1e3:,.1f} kB"
+        state = "fetched" if self.new else "there"
+        return f"{self.name:56} {self.revision[:12]:12} {kilobytes:>16}  {state}"
+
 
 def prefetch(grid: Grid) -> Iterator[Fetched]:
     """Fetch models, then data sets, each once. Called within `hub.filling`, as the grid was read."""
