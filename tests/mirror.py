@@ -1,7 +1,7 @@
 """A mirror of hub data sets made from the real texts and items under BITGRID_SHARED.
 
-`build` writes them in the hub's own column names, so that what reads the hub reads them. Where only
-a part is at hand, a split stands in for another: ARC's validation items also for its test split.
+`build` writes them in the hub's own column names, so that what reads the hub reads them. Only parts
+of some splits are at hand (a thousand items of HellaSwag, twenty a subject of MMLU).
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ def build(data: Path, mirror: Path) -> Path:
     write(mirror, "baber/piqa", None, "validation", _rows(data / "piqa_val.jsonl.gz"))
     winogrande = _rows(data / "winogrande_xl_val.jsonl.gz")
     write(mirror, "allenai/winogrande", "winogrande_xl", "validation", winogrande)
-    for split in ("validation", "test"):
-        arc = _rows(data / "arc_challenge_val.jsonl.gz")
-        write(mirror, "allenai/ai2_arc", "ARC-Challenge", split, arc)
+    arc = _rows(data / "arc_challenge_val.jsonl.gz")
+    write(mirror, "allenai/ai2_arc", "ARC-Challenge", "validation", arc)
+    arc = [
+        _arc(number, row) for number, row in enumerate(_rows(data / "arc_challenge_test.jsonl.gz"))
+    ]
+    write(mirror, "allenai/ai2_arc", "ARC-Challenge", "test", arc)
     for split, name in (("dev", "dev"), ("test", "test_20_per_subject")):
         subjects: dict[str, list[Row]] = {}
         for row in _rows(data / f"mmlu_{name}.jsonl.gz"):
@@ -77,6 +80,17 @@ def _pages(lines: list[str]) -> list[str]:
             found.append([])
         found[-1].append(line)
     return ["\n".join(page) for page in found if any(map(str.strip, page))]
+
+
+def _arc(number: int, row: Row) -> Row:
+    """The test split is at hand as ready-made questions, with the number of the right choice."""
+    letters = "ABCDE"[: len(row["choices"])]
+    return {
+        "id": f"test-{number}",
+        "question": row["query"].removeprefix("Question: "),
+        "choices": {"text": row["choices"], "label": list(letters)},
+        "answerKey": letters[row["gold"]],
+    }
 
 
 def _hellaswag(row: Row) -> Row:
