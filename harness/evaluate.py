@@ -36,7 +36,8 @@ PRIMARY = (
     "pass_at_1",
     "word_perplexity",
 )
-EVALUATION_TOKENS = 16_384  # a batch: as many sequences of the model's context as fit
+EVALUATION_TOKENS = 16_384  # a batch: as many sequences as fit
+USUAL_TOKENS = 1024  # what few task items exceed, however long a model's context is
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class LmEval(Stage[Scores]):
 
     def run(self, work: Path) -> Scores:
         model = _evaluable(value(self.model))
-        batch = max(1, EVALUATION_TOKENS // model.context)
+        batch = max(1, EVALUATION_TOKENS // min(model.context, USUAL_TOKENS))
         found = tasks.evaluate(
             model, self.task, self.num_fewshot, self.bos, self.limit, batch_size=batch
         )

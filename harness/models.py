@@ -221,6 +221,13 @@ def pretrained(
     return Pretrained(source, digest, dtype, trust_remote_code, attention, revision)
 
 
+def check_length(base: Stage[Model], length: int, setting: str) -> None:
+    """Raise ModelError where sequences are longer than a published model's context."""
+    context = base.context() if isinstance(base, Pretrained) else None
+    if context is not None and length > context:
+        raise ModelError(f"{setting}: {length} tokens, but the model's context is {context}")
+
+
 def another(base: Stage[Model], source: str) -> Pretrained:
     """The stage of a further model (a larger teacher) for work on `base`, loaded as that is.
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness import hub
 from harness.errors import TextError, nearest
-from harness.models import Model
+from harness.models import Model, check_length
 from harness.stage import Input, Stage, value
 from harness.testbed import world
 
@@ -249,6 +249,7 @@ class Packed(Stage[Tokens]):
 
 def calibration(base: Stage[Model], text: str, count: int, length: int) -> Stage[Tokens]:
     """The tokens that a method looks at before training: the calibration split of `text`."""
+    check_length(base, length, "calibration")
     return Packed(texts(text, "calibration"), base, length, count)
 
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from harness.errors import BitgridError
 from harness.method import Method, register
-from harness.models import Model, another
+from harness.models import Model, another, check_length
 from harness.stage import Input, Stage, value
 from methods.awq import AWQ
 from methods.data import Data, Generated, SelfGenerated
@@ -77,6 +77,8 @@ class Recipe(Method):
                 "start from llm-qat or bitdistiller"
             )
         teacher = base if self.teacher is None else another(base, self.teacher)
+        for model in (base, teacher):
+            check_length(model, self.data.length, "data.length")
         tokens = self.data.build(teacher)
         statistic = self.objective.statistic(teacher, tokens)
         return Train(

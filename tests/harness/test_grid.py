@@ -28,6 +28,7 @@ defaults:
   format.group_size: 64
   init.text: testbed
   data.text: testbed
+  data.length: 128
 evaluate: [testbed-ppl]
 """
 
@@ -116,11 +117,11 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ("seed: [0, 1, 2]", "seed: [0, x]", 7, "seed 'x' is no whole number"),
         ("format.group_size: 64", "format.groupsize: 64", 10, "did you mean 'format.group_size'?"),
         ("init.text: testbed", "init.text: testbad", 3, "did you mean 'testbed'?"),
-        ("[testbed-ppl]", "[testbed-pl]", 13, "did you mean 'testbed-ppl'?"),
-        ("[testbed-ppl]", "[{testbed-ppl: {limt: 3}}]", 13, "did you mean 'limit'?"),
-        ("[testbed-ppl]", "[testbed-ppl, testbed-ppl]", 13, "given twice"),
-        ("[testbed-ppl]", "[]", 13, "names no task"),
-        ("[testbed-ppl]", "[testbed_code]", 13, "allow_code_execution: true"),
+        ("[testbed-ppl]", "[testbed-pl]", 14, "did you mean 'testbed-ppl'?"),
+        ("[testbed-ppl]", "[{testbed-ppl: {limt: 3}}]", 14, "did you mean 'limit'?"),
+        ("[testbed-ppl]", "[testbed-ppl, testbed-ppl]", 14, "given twice"),
+        ("[testbed-ppl]", "[]", 14, "names no task"),
+        ("[testbed-ppl]", "[testbed_code]", 14, "allow_code_execution: true"),
         ("evaluate: [testbed-ppl]", "seed: 1", 2, "key 'evaluate' is missing"),
         ("compare:", "report: {row: x}\ncompare:", 8, "key 'row' is unknown; did you mean 'rows'?"),
         ("compare:", "published: {name: bitdistill}\ncompare:", 8, "did you mean 'bitdistiller-"),
@@ -130,6 +131,8 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             8,
             "has no model 'LLaMA-2-7'; did you mean 'LLaMA-2-7B'?",
         ),
+        ("data.length: 128", "data.length: 4000", 3, "data.length: 4000 tokens, but the model's"),
+        ("data.length: 128", "init.length: 4000", 3, "calibration: 4000 tokens, but the model's"),
         ("model: {model}", "model: ./nowhere", 2, "there is no folder"),
     ],
 )
