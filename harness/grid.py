@@ -16,6 +16,7 @@ fields mean (`method.configure`), what is computed and in which order (`plan`, `
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -105,6 +106,8 @@ def load(path: Path, allow_code_execution: bool = False) -> Grid:
     """
     document = Document(path, merged=("defaults", "report"))
     file = _validate(document)
+    if file.trust_remote_code:  # said before a model's configuration runs it
+        print(f"{path}: trust_remote_code: code that comes with models is run", file=sys.stderr)
     _use_mirror(document, file)
     tasks = _tasks(document, file)
     if not (allow_code_execution or file.allow_code_execution):

@@ -200,9 +200,9 @@ def pretrained(
 ) -> Pretrained:
     """The stage of a model named as in a grid.
 
-    `testbed`, `testbed-small`, `smollm2-135m` (from a package index, no hub), a local folder, a GGUF file,
-    `hub/id[@revision]` or `hub/id/file.gguf[@revision]`. Raises ModelError where the folder is no
-    model or the hub has no such id.
+    `testbed`, `testbed-small`, `smollm2-135m` (from a package index, no hub), a local folder, a GGUF
+    file, `hub/id[@revision]` or `hub/id/file.gguf[@revision]`. Raises ModelError where the folder is
+    no model or the hub has no such id.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; choices: auto, {', '.join(DTYPES)}")
@@ -302,12 +302,11 @@ def layer_shapes(source: str, trust_remote_code: bool = False) -> dict[str, tupl
 
 def meta_network(source: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The network of a model named as in a grid, without weights: parameters on `meta`."""
-    place = _place(source)
+    config = copy.deepcopy(_config(source, None, trust_remote_code))
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # a GGUF file's; its weights are unpacked on loading
     trust = {"trust_remote_code": True} if trust_remote_code else {}
     try:
-        config = AutoConfig.from_pretrained(place.pop("where"), **place, **trust)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config  # a GGUF file's; its weights are unpacked on loading
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, **trust)
     except (OSError, ValueError) as error:

@@ -229,3 +229,10 @@ def test_another_teacher(write, tiny_folder: Path, tmp_path: Path) -> None:  # t
         GridError, match=r"grid.yaml:3: BitDistiller: teacher .* differ in vocabulary"
     ):
         write(BASE.replace("objective: [cakld, kl, reverse-kl, jsd]", f"teacher: [{other}]"))
+
+
+def test_trust_in_remote_code_is_said(write, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    write()
+    assert "trust_remote_code" not in capsys.readouterr().err
+    write(BASE + "trust_remote_code: true\n")
+    assert "trust_remote_code: code that comes with models is run" in capsys.readouterr().err

@@ -460,6 +460,7 @@ defaults:
   format.group_size: 64
   init.text: testbed
   data.text: testbed
+  data.length: 128
 evaluate: [testbed-ppl]
 """
     )
