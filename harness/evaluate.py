@@ -14,13 +14,14 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from harness import tasks
-from harness.errors import ModelError
+from harness.errors import GridError, ModelError, TextError
 from harness.models import Model, Pretrained
 from harness.stage import Input, Resources, Stage, report, value
 from harness.testbed import world
@@ -147,7 +148,7 @@ class LmEval(Stage[Scores]):
 
     def run(self, work: Path) -> Scores:
         model = _evaluable(value(self.model))
-        batch = max(1, EVALUATION_TOKENS // min(model.context, USUAL_TOKENS))
+        batch = task_batch(model.context)
         found = tasks.evaluate(
             model, self.task, self.num_fewshot, self.bos, self.limit, batch_size=batch
         )
@@ -201,10 +202,10 @@ class LmEval(Stage[Scores]):
 class TaskOptions:
     """What a grid may say of a task beside its name."""
 
-    limit: int | None = None
-    num_fewshot: int | None = None
+    limit: Annotated[int, Field(gt=0)] | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
     bos: bool | None = None
-    window: int | None = None
+    window: Annotated[int, Field(ge=2)] | None = None
 
 
 def evaluation(
@@ -217,6 +218,9 @@ def evaluation(
     """
     protocol = PERPLEXITY.get(task)
     if protocol is not None:
+        _check_applies(task, num_fewshot=options.num_fewshot)
+        if protocol.cut == "packed":  # each document has its BOS and EOS, by the protocol
+            _check_applies(task, bos=options.bos)
         if options.window:
             protocol = replace(protocol, window=options.window)
         bos = protocol.testbed if options.bos is None else options.bos
@@ -227,6 +231,7 @@ def evaluation(
         documents = texts(protocol.text, "heldout")
         return Perplexity(model, documents, task, protocol, bos, options.limit)
     tasks.check(task, others=PERPLEXITY)
+    _check_applies(task, window=options.window)
     shots = FEWSHOT.get(task) if options.num_fewshot is None else options.num_fewshot
     bos = False if options.bos is None else options.bos  # as the papers do
     if base is not None:
@@ -234,9 +239,20 @@ def evaluation(
     return LmEval(model, task, shots, bos, tasks.digest(task, shots), options.limit)
 
 
+def task_batch(context: int) -> int:
+    """How many of a task's texts are run at once by a model of so long a context."""
+    return max(1, EVALUATION_TOKENS // min(context, USUAL_TOKENS))
+
+
 def runs_code(task: str) -> bool:
     """Whether scoring a task means running what the model wrote."""
     return task not in PERPLEXITY and tasks.runs_code(task)
+
+
+def _check_applies(task: str, **options: object) -> None:
+    for name, given in options.items():
+        if given is not None:
+            raise GridError(f"{task}: the option {name!r} says nothing of this task")
 
 
 def _check_window(task: str, window: int, context: int | None) -> None:
@@ -289,8 +305,12 @@ def _packed(documents: list[str], model: Model, window: int, bos: bool) -> Tenso
 
 def _random(documents: list[str], model: Model, window: int, bos: bool) -> Tensor:
     chooser, found = random.Random(0), list[list[int]]()
+    drawn = 0
     while len(found) < 256:
         ids = _encode(documents[chooser.randint(0, len(documents) - 1)], model, bos)
+        drawn += 1
+        if not found and drawn > 20 * len(documents):
+            raise TextError(f"no document has more tokens than a window of {window}")
         if len(ids) > window:
             start = chooser.randint(0, len(ids) - window - 1)
             found.append(ids[start : start + window])

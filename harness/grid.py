@@ -257,6 +257,8 @@ def _cell(
     seed, source = chosen["seed"], chosen["model"]
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise document.error(("vary", "seed"), f"seed {seed!r} is no whole number")
+    if not isinstance(source, str):
+        raise document.error(("vary", "model"), f"model {source!r} is no name")
     try:
         base = pretrained(source, file.dtype, file.trust_remote_code, file.attention)
         shapes = layer_shapes(source, file.trust_remote_code)

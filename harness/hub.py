@@ -3,7 +3,7 @@
 A mirror holds the rows of a data set in its own column names, one file a split:
 
     MIRROR/Salesforce/wikitext/wikitext-2-raw-v1/test.jsonl.gz      path, configuration, split
-    MIRROR/Salesforce/wikitext/REVISION                             the commit it was taken from
+    MIRROR/Salesforce/wikitext/REVISION                the commit it was taken from, and digests
 
 BITGRID_MIRROR names the folder, else a grid does (`mirror:`). Compute nodes without a network read
 from it, and so does a laptop without an account. `digest` pins a split before anything runs. Not
@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache
@@ -116,8 +117,8 @@ def digest(path: str, config: str | None, split: str) -> str:
         return commit(path)[:24]
     facts = file.stat()
     _check_rows(file, facts.st_size, facts.st_mtime_ns)
-    recorded = pinned(path)
-    return recorded[:24] if recorded else _content(file, facts.st_size, facts.st_mtime_ns)
+    recorded, content = pinned(path), _content(file, facts.st_size, facts.st_mtime_ns)
+    return recorded[:24] if recorded and _as_fetched(file, content) else content
 
 
 def pinned(path: str) -> str | None:
@@ -127,7 +128,25 @@ def pinned(path: str) -> str | None:
     if recorded is None or not recorded.is_file():
         return None
     consulted.add(recorded)
-    return recorded.read_text().strip()
+    return recorded.read_text().split()[0]
+
+
+def record(path: str, file: Path) -> None:
+    """Note in REVISION what a fetched file holds, so that one changed by hand is not taken for it."""
+    root = mirror()
+    assert root is not None
+    facts = file.stat()
+    with (root / path / "REVISION").open("a") as lines:
+        content = _content(file, facts.st_size, facts.st_mtime_ns)
+        lines.write(f"{content} {file.relative_to(root / path)}\n")
+
+
+def _as_fetched(file: Path, content: str) -> bool:
+    """Whether a file still holds what REVISION notes of it, where it notes anything."""
+    folder = file.parent.parent
+    lines = [line.split(" ", 1) for line in (folder / "REVISION").read_text().splitlines()[1:]]
+    noted = {name: digest for digest, name in lines}
+    return noted.get(str(file.relative_to(folder)), content) == content
 
 
 def commit(path: str) -> str:
@@ -150,14 +169,14 @@ def rows(path: str, config: str | None, split: str, files: str | None = None) ->
     file = mirrored_split(path, config, split)
     try:
         if file is not None:
-            return load_dataset("json", data_files=str(file), split="train")
+            return typed_rows(file)
         if files:
             return load_dataset(
                 path, data_files={split: files}, split=split, revision=revision(path)
             )
         return load_dataset(path, config, split=split, revision=revision(path))
     except (OSError, ValueError, ConnectionError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TextError(f"data set {path} cannot be loaded: {first}") from error
 
 
@@ -168,16 +187,23 @@ def typed_rows(file: Path) -> Any:
     """
     from datasets import Dataset
 
-    raw = file.read_bytes()
-    lines = (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode().split("\n")
+    lines = unpacked(file).decode().split("\n")
     return Dataset.from_list([json.loads(line) for line in lines if line.strip()])
+
+
+def unpacked(file: Path) -> bytes:
+    """The bytes of a file, of a gzip file what it holds. Raises TextError where that is broken."""
+    try:
+        raw = file.read_bytes()
+        return gzip.decompress(raw) if file.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise TextError(f"{file} cannot be read: {error}") from error
 
 
 @cache
 def _check_rows(file: Path, size: int, mtime: int) -> None:
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-        if not any(map(bytes.strip, lines)):
-            raise TextError(f"the mirror's {file} is empty")
+    if not unpacked(file).strip():
+        raise TextError(f"the mirror's {file} is empty")
 
 
 def _offline() -> bool:

@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, masking_utils
 
 from harness.errors import BitgridError
-from harness.evaluate import EVALUATION_TOKENS, LmEval, Perplexity
+from harness.evaluate import EVALUATION_TOKENS, LmEval, Perplexity, task_batch
 from harness.models import DTYPES, Model, Pretrained, linears, meta_network, replace_weight
 from harness.stage import Input, Stage, closure
 
@@ -127,24 +127,23 @@ def table(stages: Iterable[Stage[Any]], sizes: Sequence[float]) -> str:
 def _of_perplexity(
     stage: Perplexity, gpus: int | None = None, device: str = "cuda"
 ) -> Memory | None:
-    return _of_scoring(stage.model, EVALUATION_TOKENS // 2, stage.protocol.window)
+    window = stage.protocol.window
+    return _of_scoring(stage.model, lambda _: (max(1, EVALUATION_TOKENS // 2 // window), window))
 
 
 @memory.register
 def _of_task(stage: LmEval, gpus: int | None = None, device: str = "cuda") -> Memory | None:
-    return _of_scoring(stage.model, EVALUATION_TOKENS)
+    return _of_scoring(stage.model, lambda context: (task_batch(context), min(context, _LONGEST)))
 
 
-def _of_scoring(model: Input[Model], tokens: int, length: int | None = None) -> Memory:
-    """A model that reads batches of `tokens` in sequences of `length`, and gives all logits.
-
-    None: batches are made for the model's context, and filled up to what tasks' texts have.
-    """
-    return _scored(pretrained_of(model), not isinstance(model, Pretrained), tokens, length)
+def _of_scoring(model: Input[Model], shape: Callable[[int], tuple[int, int]]) -> Memory:
+    """A model that reads batches of the (rows, length) that `shape` gives for its context."""
+    base = pretrained_of(model)
+    return _scored(base, not isinstance(model, Pretrained), *shape(base.context() or _LONGEST))
 
 
 @cache
-def _scored(base: Pretrained, changed: bool, tokens: int, length: int | None) -> Memory:
+def _scored(base: Pretrained, changed: bool, rows: int, length: int) -> Memory:
     """changed: the model is not the base itself, which the run holds beside it."""
     with dry_run() as live:
         with live.part("parameters"):
@@ -153,9 +152,8 @@ def _scored(base: Pretrained, changed: bool, tokens: int, length: int | None) ->
             for linear in linears(model.network).values() if changed else ():
                 replace_weight(linear, torch.empty_like(linear.weight))
         live.inside("activations", model.network.base_model)
-        rows = max(1, tokens // (length or model.context))
         with torch.no_grad():
-            ids = torch.zeros(rows, length or min(model.context, _LONGEST), dtype=torch.int64)
+            ids = torch.zeros(rows, length, dtype=torch.int64)
             model.network(ids, use_cache=False).logits.log_softmax(-1)
     return live.peak()
 

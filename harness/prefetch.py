@@ -1,8 +1,9 @@
 """Fetches what a grid reads, where there is a network, so that its jobs need none.
 
 Models go to the hub's own cache, at the commit that the grid's keys name; each split of a data set
-that a text or a task reads goes to the mirror as JSONL, with the commit in REVISION. What is there
-already stays as it is, also when the hub has moved on. Not here: what reads a mirror (`hub`).
+that a text or a task reads goes to the mirror as JSONL, with the commit in REVISION. Data that are
+there already stay as they are, also when the hub has moved on; a model follows the hub unless the grid
+names its revision. Not here: what reads a mirror (`hub`).
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ def _data(split: hub.Split) -> Fetched:
         file = root / split.path / (split.config or "default") / f"{split.split}.jsonl.gz"
         _pin(root / split.path, split.path)
         _write(file, hub.rows(*split), split)
+        if hub.pinned(split.path):
+            hub.record(split.path, file)
     revision = hub.pinned(split.path) or "by content"
     return Fetched(str(split), revision, file.stat().st_size, new)
 

@@ -82,7 +82,8 @@ def _follow(lines: IO[str], step: Reporter) -> None:
 def _cause(stage: Stage[Any], store: Store, log: str) -> BitgridError:
     """Why the processes ended: one that was killed explains what the others then met."""
     ended = re.findall(r"rank +: (\d+) .*\n +exitcode +: -(\d+)", log)
-    killed = [(rank, signal) for rank, signal in ended if signal != "15"]  # torchrun's own
+    # Not torchrun's SIGTERM, nor the SIGABRT by which a backend follows another process's error.
+    killed = [(rank, signal) for rank, signal in ended if signal in ("4", "7", "9", "11")]
     if killed:
         rank, signal = killed[0]
         memory = ", as the system does where memory runs out" if signal == "9" else ""

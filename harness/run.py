@@ -10,6 +10,7 @@ Not here: how one stage is computed (`compute`, `processes`), SLURM (`launch`), 
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,15 @@ from harness.stage import Stage, closure, listening
 from harness.store import Store
 
 POLL_S = 1.0
+
+
+def _give_back() -> None:
+    """Return to the device what torch's allocator keeps of values that are gone."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class Watcher(Protocol):
@@ -122,6 +132,7 @@ class _Runner:
         try:
             if stage.resources.gpus > 1:
                 self.values.held.clear()  # the processes need the memory
+                _give_back()
                 processes.together(stage, self.path, store, self.watcher.step)
             else:
                 with listening(self.watcher.step):

@@ -43,9 +43,10 @@ class Document:
             if node is not None:
                 self._walk(node, ())
             self.data: Any = None if node is None else loader.construct_document(node)
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise GridError(f"{file}:{line}: not YAML: {error.problem}") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            words = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise GridError(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {words}") from None
         self.comment = " ".join(
             line.lstrip("# ").rstrip() for line in _leading_comment(text) if line.strip("# ")
         )

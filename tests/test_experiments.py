@@ -10,7 +10,9 @@ import pytest
 
 from harness import models, smollm2
 from harness.grid import load
+from harness.stage import closure
 from harness.yaml import Document
+from methods.data import Generate
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 GRIDS = sorted(FOLDER.glob("*.yaml"))
@@ -57,7 +59,7 @@ def test_real_grids_load(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copytree(models.TESTBED["testbed"], small)
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
-    monkeypatch.setattr("methods.recipe.another", lambda base, source: models.pretrained("testbed"))
+    monkeypatch.setattr("methods.recipe.another", lambda base, _: models.pretrained(str(small)))
     stand_in = tmp_path / path.name
     stand_in.write_text(f"base: {path}\nmodel: {small}\n")
     grid = load(stand_in)
@@ -67,3 +69,15 @@ def test_real_grids_load(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "BitDistiller" in labels
     if path.stem.startswith(("paper", "smollm2")):
         assert labels >= {"BF16", "RTN", "AWQ-clip", "LLM-QAT"}
+
+
+@pytest.mark.usefixtures("known_commits")
+def test_baselines_keep_their_own_sampling(tmp_path: Path) -> None:
+    """LLM-QAT samples at temperature 1, BitDistiller at 0.7, in one grid."""
+    grid = load(FOLDER / "data-testbed.yaml")
+    found = {
+        (stage.documents is None, stage.temperature)
+        for stage in closure([cell.model for cell in grid.cells])
+        if isinstance(stage, Generate)
+    }
+    assert found == {(True, 1.0), (False, 0.7)}

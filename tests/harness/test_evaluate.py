@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness import evaluate, tasks
-from harness.errors import GridError, ModelError
+from harness.errors import GridError, ModelError, TextError
 from harness.evaluate import PERPLEXITY, Scores, TaskOptions, evaluation
 from harness.models import Model, pretrained, read_model
 from harness.stage import execute
@@ -83,8 +83,12 @@ def test_limits_and_windows_are_part_of_the_key(tiny_folder: Path) -> None:
 def test_latent_weights_are_never_evaluated(
     tiny_folder: Path, model: Model, tmp_path: Path
 ) -> None:
-    for task in ("wikitext2", "testbed_knowledge"):
-        stage = evaluation(pretrained(str(tiny_folder)), task, TaskOptions(window=32))
+    base = pretrained(str(tiny_folder))
+    for task, options in (
+        ("wikitext2", TaskOptions(window=32)),
+        ("testbed_knowledge", TaskOptions()),
+    ):
+        stage = evaluation(base, task, options)
         with pytest.raises(ModelError, match="latent weights are never evaluated"):
             _score(stage, replace(model, latent=True), TEXTS, tmp_path)
 
@@ -181,3 +185,41 @@ def test_every_protocol_is_named() -> None:
     assert evaluate.runs_code("testbed_code")
     assert evaluate.runs_code("humaneval")
     assert not evaluate.runs_code("testbed_knowledge")
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "words"),
+    [
+        (
+            "testbed_story",
+            TaskOptions(window=32),
+            "testbed_story: the option 'window' says nothing",
+        ),
+        (
+            "wikitext2",
+            TaskOptions(num_fewshot=5),
+            "wikitext2: the option 'num_fewshot' says nothing",
+        ),
+        ("testbed-ppl", TaskOptions(bos=False), "testbed-ppl: the option 'bos' says nothing"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(
+    tiny_folder: Path, task: str, options: TaskOptions, words: str
+) -> None:
+    with pytest.raises(GridError, match=words):
+        evaluation(pretrained(str(tiny_folder)), task, options)
+
+
+def test_c4_without_a_long_document_ends(tiny_folder: Path, model: Model, tmp_path: Path) -> None:
+    drawn = evaluation(pretrained(str(tiny_folder)), "c4", TaskOptions(window=128))
+    with pytest.raises(TextError, match="no document has more tokens than a window of 128"):
+        _score(drawn, model, ["short", "also short"], tmp_path)
+
+
+def test_tasks_are_batched_by_usual_lengths_not_by_the_context() -> None:
+    assert [evaluate.task_batch(context) for context in (512, 1024, 4096, 131_072)] == [
+        32,
+        16,
+        16,
+        16,
+    ]

@@ -123,6 +123,9 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ("[testbed-ppl]", "[]", 14, "names no task"),
         ("[testbed-ppl]", "[testbed_code]", 14, "allow_code_execution: true"),
         ("evaluate: [testbed-ppl]", "seed: 1", 2, "key 'evaluate' is missing"),
+        ("[testbed-ppl]", "[{testbed-ppl: {limit: 0}}]", 14, "greater than 0"),
+        ("[testbed-ppl]", "[{testbed-ppl: {window: 1}}]", 14, "greater than or equal to 2"),
+        ("seed: [0, 1, 2]", "model: [3]", 7, "model 3 is no name"),
         ("compare:", "report: {row: x}\ncompare:", 8, "key 'row' is unknown; did you mean 'rows'?"),
         ("compare:", "published: {name: bitdistill}\ncompare:", 8, "did you mean 'bitdistiller-"),
         (

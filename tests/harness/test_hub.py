@@ -132,6 +132,25 @@ def test_a_digest_is_the_commit_where_it_is_known_else_the_content(mirror: Path)
     assert texts("wikitext2", "heldout").digest != first
     (mirror / "Salesforce/wikitext/REVISION").write_text("c0ffee\n")
     assert texts("wikitext2", "heldout").digest == "c0ffee"
+    # What was fetched is noted; a file that was changed since is not the commit's.
+    hub.record("Salesforce/wikitext", mirror / WIKI / "test.jsonl")
+    assert texts("wikitext2", "heldout").digest == "c0ffee"
+    put(mirror, f"{WIKI}/test.jsonl", [{"text": "trimmed"}])
+    assert texts("wikitext2", "heldout").digest not in (first, "c0ffee")
+
+
+def test_texts_that_look_like_dates_stay_texts(mirror: Path, tmp_path: Path) -> None:
+    put(mirror, f"{WIKI}/test.jsonl", [{"text": "2020-01-01"}, {"text": "2021-12-31 10:00"}])
+    found = read(texts("wikitext2", "heldout", prompts=True), tmp_path)
+    assert found == ["2020-01-01", "2021-12-31 10:00"]
+
+
+def test_a_broken_file_of_the_mirror(mirror: Path) -> None:
+    put(mirror, f"{WIKI}/test.jsonl.gz", [{"text": "whole"}])
+    file = mirror / WIKI / "test.jsonl.gz"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(TextError, match=r"test\.jsonl\.gz cannot be read"):
+        texts("wikitext2", "heldout")
 
 
 def test_the_same_key_with_a_mirror_and_without(

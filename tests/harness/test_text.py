@@ -87,9 +87,13 @@ def test_an_empty_text_and_a_row_without_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": " "}\n')
     with pytest.raises(TextError, match="no documents"):
         execute(texts(f"file:{tmp_path}/a.jsonl", "train"), {}, tmp_path)
-    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"txt": "y"}\n')
-    with pytest.raises(TextError, match="line 2 has no column 'text'"):
-        execute(texts(f"file:{tmp_path}/b.jsonl", "train"), {}, tmp_path)
+    for line in ('{"txt": "y"}', "3", '{"text": null}'):
+        (tmp_path / "b.jsonl").write_text('{"text": "x"}\n' + line + "\n")
+        with pytest.raises(TextError, match="line 2 has no text in a column 'text'"):
+            execute(texts(f"file:{tmp_path}/b.jsonl", "train"), {}, tmp_path)
+    (tmp_path / "c.txt.gz").write_bytes(b"not gzip")
+    with pytest.raises(TextError, match=r"c\.txt\.gz cannot be read: Not a gzip"):
+        texts(f"file:{tmp_path}/c.txt.gz", "train")
 
 
 def test_testbed_documents_and_their_openings(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_other_words_stay_words(tmp_path: Path, text: str) -> None:
         ("a: 1\nb: [1\nc: 2\n", ":3: not YAML"),
         ("a: 1\nb: 2\na: 3\n", ":3: key 'a' is given twice"),
         ("a: !!python/object:os.system x\n", ":1: not YAML"),
+        ("a: \x01\n", ":1: not YAML"),
     ],
 )
 def test_errors_name_the_line(tmp_path: Path, text: str, words: str) -> None:
