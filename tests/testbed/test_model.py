@@ -110,3 +110,13 @@ def test_training_goes_on_where_it_stopped(tmp_path: Any, monkeypatch: pytest.Mo
         AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in "ab"
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_both_sizes_have_one_vocabulary_and_the_small_one_is_small() -> None:
+    small, large = (AutoTokenizer.from_pretrained(s.folder) for s in pretrain.SIZES.values())
+    assert small.get_vocab() == large.get_vocab()
+    counts = [
+        sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(size.folder).parameters())
+        for size in pretrain.SIZES.values()
+    ]
+    assert counts == [4_459_264, 1_049_728]
