@@ -1,0 +1,238 @@
+"""What each verb of the `bitgrid` command does: it reads its arguments and calls one module.
+
+Heavy imports stay inside verbs, so that those which read rows only answer at once. Each returns an
+exit status: 0 done, 1 something failed. Not here: the arguments, and what happens to errors (`cli`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from harness import plan as plans
+from harness import rows
+from harness.plan import Plan
+from harness.store import Store
+
+FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
+
+
+def run(given: argparse.Namespace) -> int:
+    store = _store(given)
+    plan = plans.remembered(given.grid, store)
+    failed = 0
+    if plan is None or plans.needed(plan, store):
+        from harness import grid as grids
+        from harness import models
+        from harness.progress import Bar
+        from harness.run import run
+
+        models.device()  # before anything is computed
+        grid = grids.load(given.grid, given.allow_code_execution)
+        plan = plans.build(grid)
+        plans.remember(plan, store)
+        missing = [key for key in plans.needed(plan, store) if plan.nodes[key].stored]
+        if missing:
+            with Bar(plan, missing, store) as bar:
+                outcome = run(grid, plan, store, bar, given.retry == "failed")
+            failed = len(outcome.failed) + len(outcome.blocked)
+            print(
+                f"computed {len(outcome.computed)} stages of {len(plan.stored())}", file=sys.stderr
+            )
+    else:
+        print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
+    folder = _out(given, plan)
+    rows.export(plan, store, folder)
+    _show(folder)
+    if failed:
+        print(f"bitgrid: {failed} stages failed or lack an input:", file=sys.stderr)
+        _failures(plan, store)
+    return 1 if failed else 0
+
+
+def prefetch(given: argparse.Namespace) -> int:
+    if given.mirror:
+        os.environ["BITGRID_MIRROR"] = str(given.mirror.absolute())
+    from harness import grid as grids
+    from harness import hub
+    from harness.prefetch import prefetch, unknown
+
+    with hub.filling(_store(given).root.parent / "mirror"):
+        grid = grids.load(given.grid, allow_code_execution=True)
+        for found in prefetch(grid):
+            print(found, flush=True)
+        folder = hub.mirror()
+    for task in unknown(grid):
+        print(f"bitgrid: task {task!r}: only its code knows what it reads", file=sys.stderr)
+    print(f"mirror: {folder}")
+    if not (os.environ.get("BITGRID_MIRROR") or grid.file.mirror):
+        print("to read it: BITGRID_MIRROR, or 'mirror:' in the grid")
+    return 0
+
+
+def _show(folder: Path) -> None:
+    import reports
+
+    written = reports.render(folder)
+    print(reports.text(folder))
+    print("\nreport:", *(os.path.relpath(path) for path in written), sep="\n  ")
+
+
+def status(given: argparse.Namespace) -> int:
+    store = _store(given)
+    plan = _plan(given, store)
+    found = plans.states(plan, store)
+    kinds: dict[str, Counter[str]] = {}
+    for key in plan.stored():
+        kinds.setdefault(plan.nodes[key].kind, Counter())[found[key]] += 1
+    shown = [state for state in plans.STATES if any(state in counts for counts in kinds.values())]
+    print(f"{plan.name}: {len(plan.cells)} cells, {len({c.model for c in plan.cells})} models")
+    print(f"{'':16}" + "".join(f"{state:>9}" for state in shown))
+    for kind, counts in kinds.items():
+        print(f"{kind:16}" + "".join(f"{counts[state] or '·':>9}" for state in shown))
+    for key in plan.stored():
+        if found[key] == "running":
+            owner = store.claimed(key) or {}
+            print(f"running: {plan.nodes[key].kind} {plan.nodes[key].title} on {owner.get('host')}")
+        if found[key] == "stale":
+            print(f"stale: {plan.nodes[key].kind} {plan.nodes[key].title}: its code changed since")
+    _failures(plan, store)
+    return 0
+
+
+def _failures(plan: Plan, store: Store) -> None:
+    for key, node in plan.nodes.items():
+        record = plans.standing_failure(node, key, store)
+        if record and not store.has(key):
+            hint = f" ({record['hint']})" if record.get("hint") else ""
+            print(f"failed: {node.kind} {node.title}: {record['message']}{hint}", file=sys.stderr)
+
+
+def report(given: argparse.Namespace) -> int:
+    import reports
+
+    folder = given.grid
+    if not folder.is_dir():
+        store = _store(given)
+        plan = _plan(given, store)
+        folder = _out(given, plan)
+        rows.export(plan, store, folder)
+    if given.format is None:
+        _show(folder)
+    else:
+        reports.render(folder)
+        print((folder / f"table.{FORMATS[given.format]}").read_text(), end="")
+    return 0
+
+
+def plan(given: argparse.Namespace) -> int:
+    store = _store(given)
+    plan = _plan(given, store)
+    missing = set(plans.needed(plan, store))
+    users: Counter[str] = Counter()
+    for cell in plan.cells:
+        users.update({key for score in cell.scores for key in plan.upstream(score)})
+    stored = plan.stored()
+    print(f"{plan.name}: {plan.question}")
+    print(f"  cells               {len(plan.cells)}")
+    print(f"  distinct models     {len({cell.model for cell in plan.cells})}")
+    print(
+        f"  stages kept         {len(stored)}, shared by several cells: "
+        f"{sum(users[key] > 1 for key in stored)}"
+    )
+    print(f"  stages to compute   {sum(key in missing for key in stored)}")
+    for kind, number in Counter(plan.nodes[k].kind for k in stored if k in missing).items():
+        print(f"    {kind:18}{number}")
+    if given.memory:
+        print(_memory(given))
+    if given.cells:
+        for cell in plan.cells:
+            print(f"  {cell.model[:8]}  {cell.id}")
+    return 0
+
+
+def _memory(given: argparse.Namespace) -> str:
+    from harness import grid as grids
+    from harness import memory
+    from harness.stage import closure
+
+    grid = grids.load(given.grid, allow_code_execution=True)
+    stages = closure([stage for cell in grid.cells for stage in cell.scores])
+    return memory.table((stage for stage in stages if stage.stored), given.gpu_gib)
+
+
+def methods(given: argparse.Namespace) -> int:
+    from harness import method
+
+    if given.name is None:
+        for name, entry in method.discover().items():
+            print(f"{name:16}{entry.about}")
+        return 0
+    entry = method.entry(given.name)
+    print(f"{entry.name} ({entry.title}): {entry.about}")
+    print(f"source: {os.path.relpath(entry.source)}")
+    for path, held in method.settings(entry.method):
+        notes = []
+        if isinstance(held, method.Component):
+            notes.append(f"of {', '.join(sorted(held.family().choices()))}")
+        if path in entry.fixed:
+            notes.append("fixed where only compared against")
+        parts = "" if hasattr(held, "__dataclass_fields__") else held
+        shown = getattr(held, "name", parts)
+        print(f"  {path:28}{shown!s:18}{'; '.join(notes)}".rstrip())
+    return 0
+
+
+def tasks(given: argparse.Namespace) -> int:
+    from harness import evaluate, tasks
+
+    for name, protocol in evaluate.PERPLEXITY.items():
+        print(f"{name:24}perplexity: {protocol.words}; window {protocol.window}")
+    for name in tasks.testbed():
+        print(f"{name:24}lm-eval task on the embedded testbed")
+    if given.all:
+        for name in tasks.names():
+            print(f"{name:24}lm-eval")
+    else:
+        print("and every lm-eval task by name (--all lists them)")
+    return 0
+
+
+def gc(given: argparse.Namespace) -> int:
+    import shutil
+
+    store = _store(given)
+    known = plans.kept(store)
+    waste = store.waste({key for plan in known for key in plan.nodes})
+    total = sum(waste.values())
+    names = ", ".join(sorted(plan.name for plan in known)) or "none"
+    print(f"grids that are kept: {names}")
+    for path, size in waste.items():
+        print(f"{size / 2**20:10.2f} MiB  {path.relative_to(store.root)}")
+        if given.yes:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    done = "removed" if given.yes else "to remove; --yes removes"
+    print(f"{total / 2**20:10.2f} MiB in {len(waste)} entries {done}")
+    return 0
+
+
+def _plan(given: argparse.Namespace, store: Store) -> Plan:
+    """The plan of a grid: remembered where nothing changed, else built (which imports torch)."""
+    plan = plans.remembered(given.grid, store)
+    if plan is None:
+        from harness import grid as grids
+
+        plan = plans.build(grids.load(given.grid, allow_code_execution=True))
+        plans.remember(plan, store)
+    return plan
+
+
+def _store(given: argparse.Namespace) -> Store:
+    return Store(given.store.absolute()) if given.store else Store.default()
+
+
+def _out(given: argparse.Namespace, plan: Plan) -> Path:
+    return Path(given.out) if given.out else Path("results") / plan.name
