@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import provenance
 from harness.errors import BitgridError
-from harness.stage import Stage, described, execute, modules
+from harness.stage import Stage, description, execute, modules
 from harness.store import Store
 
 
@@ -60,7 +60,7 @@ def compute(stage: Stage[Any], values: Values, keeps: bool = True) -> Any:
     with provenance.measured() as measured:
         result = execute(stage, inputs, store.work(stage.key))
     if keeps:
-        facts = {"stage": _describe(stage), "code": _code(stage), **measured.facts}
+        facts = {"stage": description(stage), "code": _code(stage), **measured.facts}
         store.commit(stage, result, facts)
     return result
 
@@ -68,7 +68,7 @@ def compute(stage: Stage[Any], values: Values, keeps: bool = True) -> Any:
 def fail(stage: Stage[Any], error: Exception, store: Store) -> None:
     """Keep the record of a failure."""
     record = {
-        "stage": _describe(stage),
+        "stage": description(stage),
         "code": _code(stage),
         "exception": type(error).__name__,
         "message": words(error),
@@ -88,13 +88,6 @@ def words(error: Exception) -> str:
         if isinstance(error, BitgridError)
         else f"{type(error).__name__}: {text.splitlines()[0]}"
     )
-
-
-def _describe(stage: Stage[Any]) -> dict[str, Any]:
-    """A stage in words for its manifest: class, version, fields, inputs by key."""
-    cls = type(stage)
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    return {"class": name, "version": cls.version, **described(stage, whole=True)}
 
 
 def _code(stage: Stage[Any]) -> str:

@@ -20,7 +20,7 @@ from harness.store import Store, write_json
 if TYPE_CHECKING:
     from harness.grid import Grid
 
-SCHEMA = 2
+SCHEMA = 3
 STATES = ("done", "stale", "running", "failed", "blocked", "queued")
 
 
@@ -33,6 +33,7 @@ class Node:
     stored: bool
     inputs: tuple[str, ...]
     code: str  # digest of the code that would compute it now
+    stage: dict[str, Any]  # class, version and fields, as in a manifest
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def build(grid: Grid) -> Plan:
     """The plan of a validated grid."""
     from harness import hub, method
     from harness.models import Pretrained, model_files, model_folder
-    from harness.stage import closure, modules
+    from harness.stage import closure, description, modules
     from harness.text import Documents
 
     nodes: dict[str, Node] = {}
@@ -104,6 +105,7 @@ def build(grid: Grid) -> Plan:
                 stored=stage.stored,
                 inputs=tuple(above.key for above in stage.inputs),
                 code=provenance.code_digest(frozenset(modules(stage))),
+                stage=description(stage),
             )
             if isinstance(stage, Pretrained) and (folder := model_folder(stage.source)):
                 watched |= set(model_files(folder))

@@ -3,7 +3,9 @@
     grid.json         the grid: question, model, report settings, cells without a full set of scores
     rows.jsonl        one line a cell, task and metric
     curves.jsonl      one line a training step of each trained model
-    provenance.jsonl  one line a stage behind the rows: code, commit, versions, device, time, memory
+    provenance.jsonl  one line a stage behind the rows: its fields and inputs (so that a number can be
+                      followed to the model's revision) and, of those that are kept, code, commit,
+                      versions, device, time, memory
 
 Nothing here but reading manifests: no torch, no time stamps in rows, the same bytes for the same
 values. Not here: tables and plots (`reports`).
@@ -18,6 +20,7 @@ from typing import Any
 
 from harness import published
 from harness.plan import CellInfo, Plan, standing_failure, states
+from harness.provenance import ROOT
 from harness.store import Store
 
 SCHEMA = 1
@@ -30,6 +33,7 @@ def export(plan: Plan, store: Store, folder: Path) -> None:
     about = {
         "schema": SCHEMA,
         "name": plan.name,
+        "file": _file(plan),
         "question": plan.question,
         "model": plan.model,
         "testbed": plan.testbed,
@@ -97,7 +101,8 @@ def _reason(plan: Plan, store: Store, state: dict[str, str], key: str) -> str:
     for above in plan.upstream(key):
         if state[above] == "failed":
             record = standing_failure(plan.nodes[above], above, store) or {}
-            return f"failed: {plan.nodes[above].kind}: {record.get('message', 'unknown')}"
+            hint = f" ({record['hint']})" if record.get("hint") else ""
+            return f"failed: {plan.nodes[above].kind}: {record.get('message', 'unknown')}{hint}"
     return "not run yet"
 
 
@@ -126,10 +131,23 @@ def _who(plan: Plan, store: Store, cell: CellInfo) -> dict[str, Any]:
 
 
 def _provenance(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:
-    for key in plan.stored():
-        if store.has(key):
+    done = {key for key in plan.stored() if store.has(key)}
+    behind = {above for key in done for above in plan.upstream(key)}
+    for key, node in plan.nodes.items():
+        if key in done:
             manifest = store.manifest(key)
             yield {name: fact for name, fact in manifest.items() if name != "value"}
+        elif key in behind and not node.stored:
+            yield {"schema": SCHEMA, "key": key, "stage": node.stage}
+
+
+def _file(plan: Plan) -> str:
+    """The grid's file as a command names it from the checkout or the current folder."""
+    path = Path(plan.path)
+    for folder in (ROOT, Path.cwd()):
+        if path.is_relative_to(folder):
+            return path.relative_to(folder).as_posix()
+    return path.name
 
 
 def _lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:

@@ -121,6 +121,15 @@ def described(thing: Any, whole: bool = False) -> dict[str, Any]:
     }
 
 
+def description(stage: Stage[Any]) -> dict[str, Any]:
+    """A stage as JSON for a reader: class, version, every field, inputs by key."""
+    return {
+        "class": _class_name(type(stage)),
+        "version": stage.version,
+        **described(stage, whole=True),
+    }
+
+
 def identity(thing: object, whole: bool = False) -> Any:
     """What of a field goes into the key, as JSON; with `whole` also what does not.
 

@@ -179,7 +179,33 @@ def test_exported_rows_are_the_same_bytes_each_time(tmp_path: Path, store: Store
     curve = json.loads(first["curves.jsonl"].splitlines()[0])
     assert (curve["label"], curve["bits"], curve["loss"]) == ("A", 2, 2.5)
     assert len(first["curves.jsonl"].splitlines()) == 4
-    assert len(first["provenance.jsonl"].splitlines()) == 12
+    assert len(first["provenance.jsonl"].splitlines()) == 12 + 4  # with what is rebuilt
+
+
+def test_exported_stages_lead_from_a_score_to_its_origin(tmp_path: Path, store: Store) -> None:
+    plan, _, _ = _run(tmp_path, store)
+    assert _exported(plan, store, tmp_path)["file"] == "toy.yaml"
+    lines = (tmp_path / "out/provenance.jsonl").read_text().splitlines()
+    kept = {line["key"]: line for line in map(json.loads, lines)}
+    score = kept[plan.cells[0].scores[0]]
+    rounded = kept[score["stage"]["model"]["stage"]]
+    assert rounded["stage"]["class"] == "tests.harness.toys.Rounded"
+    assert "wall_s" in score and "wall_s" not in rounded  # rebuilt in memory, nothing recorded
+    made = kept[rounded["stage"]["model"]["stage"]]
+    assert (made["stage"]["label"], made["stage"]["bits"]) == ("A", 2)
+
+
+def test_a_failure_is_exported_with_its_hint(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_FAIL", "A")
+    plan, outcome, _ = _run(tmp_path, store)
+    for key in outcome.failed:
+        store.fail(key, {**(store.failure(key) or {}), "hint": "less of it"})
+    holes = _exported(plan, store, tmp_path)["holes"]
+    assert {hole["reason"] for hole in holes} == {"failed: Made: ValueError: planted (less of it)"}
+    lines = (tmp_path / "out/provenance.jsonl").read_text().splitlines()
+    assert not {json.loads(line)["key"] for line in lines} & set(outcome.failed)
 
 
 def test_killed_at_any_moment_the_next_run_goes_on(tmp_path: Path, store: Store, log: Path) -> None:
