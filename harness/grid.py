@@ -40,6 +40,7 @@ class ReportSpec(pydantic.BaseModel):
     rows: list[str] | str = "label"
     over: str = "seed"
     average: list[str] | None = None
+    effect: str | None = None  # the axis whose effect is tested, paired by seed
     caption: str | None = None
     note: str | None = None  # what a reader must know of the result, under the table
     title: str | None = None

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports import published
+from reports.columns import TITLES
 from reports.naming import setting
-from reports.summary import TITLES, Summary
+from reports.summary import Summary
 from reports.table import (
     TESTBED,
     escape_markdown,

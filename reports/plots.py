@@ -22,8 +22,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from reports import style
+from reports.columns import Column, number, number_of_bits
 from reports.style import Look
-from reports.summary import REFERENCE_BITS, Column, Entry, Row, Summary, number, number_of_bits
+from reports.summary import REFERENCE_BITS, Entry, Row, Summary
 
 _POINTS = 1500  # of a curve: more cannot be seen
 _FEW = 8  # methods that a legend in one column of a paper can hold

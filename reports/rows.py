@@ -88,6 +88,7 @@ class Spec:
     rows: tuple[str, ...] = ("label",)
     over: str | None = "seed"
     average: tuple[str, ...] | None = None
+    effect: str | None = None
     caption: str | None = None
     note: str | None = None
     title: str | None = None
@@ -170,6 +171,7 @@ def _spec(path: Path, raw: dict[str, Any]) -> Spec:
         rows=(rows,) if isinstance(rows, str) else tuple(rows),
         over=raw.get("over", "seed"),
         average=None if not average else ((average,) if isinstance(average, str) else (*average,)),
+        effect=raw.get("effect"),
         caption=raw.get("caption"),
         note=raw.get("note"),
         title=raw.get("title"),

@@ -13,7 +13,8 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from reports.summary import Column, Entry, Row, Summary, number, number_of_bits
+from reports.columns import Column, number, number_of_bits
+from reports.summary import Entry, Row, Summary
 
 TESTBED = (
     "Testbed rows: an invented miniature world; they rank methods and say nothing about a real LLM"

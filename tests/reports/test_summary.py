@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from synthetic_grids import TASKS, ppl, row, write
 
 from harness.errors import ReportError
-from reports.summary import Entry, Summary, number, summarise
+from reports.columns import number
+from reports.summary import Entry, Summary, summarise
 
 PUBLISHED = Path(__file__).parents[2] / "results/published/bitdistiller-2402.10631.csv"
 

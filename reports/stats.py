@@ -1,0 +1,136 @@
+"""Intervals and tests for scores: over a task's items, between two methods, and over seeds.
+
+What scipy and statsmodels have is theirs. The bootstrap draws here, since scipy's holds an index for
+every item of every resample, and draws as many items as there are: it then understates the spread of
+a task with two items a subject. Drawing n - 1 of n makes the resamples' variance the unbiased s²/n
+whatever n is (McCarthy and Snowden, 1985).
+
+Every interval is of 95 %; `python -m benchmarks.coverage` shows that they cover. Not here: which
+numbers are compared (`compare`, `effects`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+LEVEL = 0.95
+RESAMPLES = 9999
+_CHUNK = 4_000_000  # numbers drawn at once
+_FEW = 32  # distinct values that are drawn as counts
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval; `p` is two-sided, of the mean being zero."""
+
+    mean: float
+    low: float
+    high: float
+    p: float = math.nan
+    n: int = 0  # what it stands on: items, or seeds
+
+
+@dataclass(frozen=True)
+class Block:
+    """Scores of items that are drawn together, and the weight of their mean in the whole.
+
+    An average over tasks has a block a task; a task with subjects one a subject.
+    """
+
+    scores: Floats  # (N,)
+    weight: float = 1.0
+
+
+def standard_error(scores: Floats) -> float:
+    """Of the mean of items (N,): s/√N with s² over N - 1; NaN for one item."""
+    return float(stats.sem(scores)) if len(scores) > 1 else math.nan
+
+
+def task_interval(scores: Floats) -> Interval:
+    """Of a task's mean over items (N,): Wilson's where items are right or wrong, else Student's t."""
+    if len(scores) and np.isin(scores, (0.0, 1.0)).all():
+        low, high = proportion_confint(scores.sum(), len(scores), 1 - LEVEL, method="wilson")
+        return Interval(float(scores.mean()), float(low), float(high), n=len(scores))
+    return t_interval(scores)
+
+
+def t_interval(values: Floats | Sequence[float]) -> Interval:
+    """Student's t-interval and test of a mean, of seeds or of paired differences of seeds (N,).
+
+    For one value the ends are NaN. Values that are all equal have an interval of no width.
+    """
+    values = np.asarray(values, float)
+    mean, n = float(values.mean()), len(values)
+    if n < 2 or not np.isfinite(values).all():
+        return Interval(mean, math.nan, math.nan, n=n)
+    if np.ptp(values) == 0:
+        return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0, n)
+    found = stats.ttest_1samp(values, 0.0)
+    low, high = found.confidence_interval(LEVEL)
+    return Interval(mean, float(low), float(high), float(found.pvalue), n)
+
+
+def bootstrap(blocks: Sequence[Block], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Percentile interval of Σ weight · mean(scores), the items of each block resampled.
+
+    Of differences between two methods on the same items it is the paired bootstrap: an item that is
+    drawn is drawn for both. `p` is twice the smaller share of resamples on either side of zero.
+    """
+    generator = np.random.default_rng(seed)
+    mean = math.fsum(block.weight * float(block.scores.mean()) for block in blocks)
+    n = sum(len(block.scores) for block in blocks)
+    if not all(np.isfinite(block.scores).all() for block in blocks):
+        return Interval(mean, math.nan, math.nan, n=n)
+    drawn = np.zeros(resamples)
+    for block in blocks:
+        drawn += block.weight * _means(block.scores, resamples, generator)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    drawn[np.abs(drawn) < 1e-12] = 0  # sums of thirds that cancel
+    side = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return Interval(mean, float(low), float(high), min(1.0, 2 * float(side) / (resamples + 1)), n)
+
+
+def mcnemar(ours: Floats, theirs: Floats) -> float:
+    """Two-sided p of McNemar's exact test: right or wrong (N,) of two methods on the same items."""
+    right, other = ours > 0.5, theirs > 0.5
+    table = [
+        [int((right & other).sum()), int((right & ~other).sum())],
+        [int((~right & other).sum()), int((~right & ~other).sum())],
+    ]
+    return float(_mcnemar(table, exact=True).pvalue)
+
+
+def holm(values: Sequence[float]) -> tuple[float, ...]:
+    """p-values corrected for their number; NaN stays NaN and is not counted."""
+    known = [value for value in values if not math.isnan(value)]
+    corrected = iter(multipletests(known, method="holm")[1] if known else ())
+    return tuple(value if math.isnan(value) else float(next(corrected)) for value in values)
+
+
+def _means(scores: Floats, resamples: int, generator: np.random.Generator) -> Floats:
+    """Means (resamples,) of n - 1 items drawn with replacement of n; of one item, itself."""
+    draws = len(scores) - 1
+    if draws == 0:
+        return np.full(resamples, scores[0])
+    values, counts = np.unique(scores, return_counts=True)
+    if len(values) <= _FEW:
+        shares = counts / len(scores)
+        return generator.multinomial(draws, shares, size=resamples) @ values / draws
+    step = max(1, _CHUNK // draws)
+    parts = [
+        generator.choice(scores, size=(min(step, resamples - start), draws)).mean(axis=1)
+        for start in range(0, resamples, step)
+    ]
+    return np.concatenate(parts)
