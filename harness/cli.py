@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import verbs
+from harness import dispatch, verbs
 from harness.errors import BitgridError, GridError, nearest
 
 
@@ -119,9 +119,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     status = verb(
         "status",
-        verbs.status,
+        dispatch.status,
         "what is done, running, failed, stale or to come",
         "bitgrid status experiments/quickstart.yaml",
+    )
+    launch = verb(
+        "launch",
+        dispatch.launch,
+        "submit what a grid still needs to a SLURM cluster",
+        "bitgrid launch experiments/paper-general-llama2-7b.yaml --dry",
+    )
+    cancel = verb(
+        "cancel",
+        dispatch.cancel,
+        "take a grid's jobs out of the queue; what is finished is kept",
+        "bitgrid cancel experiments/paper-general-llama2-7b.yaml",
+    )
+    logs = verb(
+        "logs",
+        dispatch.logs,
+        "the log of the last job that worked on a cell",
+        "bitgrid logs experiments/quickstart.yaml 'bitdistiller bits=2' --follow",
     )
     report = verb(
         "report",
@@ -143,17 +161,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     tasks = verb("tasks", verbs.tasks, "the tasks and perplexity protocols", "bitgrid tasks --all")
     gc = verb("gc", verbs.gc, "what no known grid needs any more", "bitgrid gc --yes")
-    for each in (run, prefetch, status, report, plan):
+    for each in (run, launch, status, cancel, logs, prefetch, report, plan):
         words = "a grid file (YAML)" + (", or a folder of rows" if each is report else "")
         each.add_argument("grid", type=Path, metavar="GRID", help=words)
     for each in (run, report):
         each.add_argument("--out", help="where rows and report go (default: results/<grid>)")
-    run.add_argument("--retry", choices=["failed"], help="run failed stages again")
-    run.add_argument(
-        "--allow-code-execution",
-        action="store_true",
-        help="let tasks run code that models write (in a sandbox)",
+    for each in (run, launch):
+        each.add_argument("--retry", choices=["failed"], help="run failed stages again")
+        each.add_argument(
+            "--allow-code-execution",
+            action="store_true",
+            help="let tasks run code that models write (in a sandbox)",
+        )
+    launch.add_argument(
+        "--cluster",
+        type=Path,
+        metavar="FILE",
+        help="the cluster's profile (default: ~/.config/bitgrid/cluster.yaml)",
     )
+    launch.add_argument("--dry", action="store_true", help="print the sbatch files, submit nothing")
+    launch.add_argument(
+        "--halve-micro-batch",
+        action="store_true",
+        help="with --retry failed: where a GPU's memory ran out (the global batch stays)",
+    )
+    status.add_argument("--watch", action="store_true", help="again every 15 s while jobs are left")
+    logs.add_argument("cell", metavar="CELL", help="a cell's id, or words that only it has")
+    logs.add_argument("--follow", action="store_true", help="go on while the cell has jobs left")
     report.add_argument(
         "--format",
         choices=list(verbs.FORMATS),

@@ -45,6 +45,10 @@ class StoreError(BitgridError):
     """A store that cannot be written, or holds something unreadable."""
 
 
+class ClusterError(BitgridError):
+    """A cluster profile that makes no sense, or a scheduler that refuses or does not answer."""
+
+
 class ReportError(BitgridError):
     """Rows that cannot be turned into a report."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ class Node:
     inputs: tuple[str, ...]
     code: str  # digest of the code that would compute it now
     stage: dict[str, Any]  # class, version and fields, as in a manifest
+    gpus: int  # what a job that runs it asks for: see `stage.Resources`
+    memory_gib: float
+    hours: float
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def build(grid: Grid) -> Plan:
                 inputs=tuple(above.key for above in stage.inputs),
                 code=provenance.code_digest(frozenset(modules(stage))),
                 stage=description(stage),
+                **asdict(stage.resources),
             )
             if isinstance(stage, Pretrained) and (folder := model_folder(stage.source)):
                 watched |= set(model_files(folder))
@@ -192,8 +197,8 @@ def standing_failure(node: Node, key: str, store: Store) -> dict[str, Any] | Non
     return record if record and record.get("code") == node.code else None
 
 
-def needed(plan: Plan, store: Store) -> list[str]:
-    """Keys of the stages to compute or rebuild for the missing scores, inputs first."""
+def needed(plan: Plan, store: Store, roots: Iterable[str] | None = None) -> list[str]:
+    """Keys of the stages to compute or rebuild for `roots` (all scores), inputs first."""
     wanted: set[str] = set()
 
     def visit(key: str) -> None:
@@ -204,9 +209,8 @@ def needed(plan: Plan, store: Store) -> list[str]:
         for above in node.inputs:
             visit(above)
 
-    for cell in plan.cells:
-        for key in cell.scores:
-            visit(key)
+    for key in (k for cell in plan.cells for k in cell.scores) if roots is None else roots:
+        visit(key)
     return [key for key in plan.nodes if key in wanted]
 
 

@@ -33,15 +33,20 @@ def check(stage: Stage[Any]) -> None:
         raise BitgridError(f"{stage} asks for {asked} GPUs and this machine has {there}: set gpus")
 
 
-def together(stage: Stage[Any], grid: Path, store: Store, step: Reporter) -> None:
+def together(
+    stage: Stage[Any], grid: Path, store: Store, step: Reporter, halvings: int = 0
+) -> None:
     """Compute a stage into the store, in as many processes as it asks for GPUs.
+
+    `halvings` is how often the grid's stage was made leaner: the processes find it by its key.
 
     Raises Failed where a process left a record, BitgridError where it was killed.
     """
     count, log = stage.resources.gpus, store.work(stage.key) / "processes.log"
     command = [sys.executable, "-m", "torch.distributed.run"]
     command += ["--standalone", "--nproc-per-node", str(count)]
-    command += ["-m", "harness.worker", "--attached", str(store.root), str(grid), stage.key]
+    command += ["-m", "harness.worker", "--attached", "--halvings", str(halvings)]
+    command += [str(store.root), str(grid), stage.key]
     # Else torchrun allows one thread a process, and nothing would use the other cores.
     threads = max(1, torch.get_num_threads() // count)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}

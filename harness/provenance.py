@@ -78,7 +78,18 @@ def environment() -> dict[str, Any]:
         "device": here.type,
         "device_name": named or platform.machine(),
         "threads": torch.get_num_threads(),
+        **_job(),
     }
+
+
+def _job() -> dict[str, Any]:
+    """The SLURM job that this process is part of, and which attempt it is (from 0)."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = os.environ["SLURM_JOB_ID"]
+    named = job if task is None else f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
+    return {"job": named, "attempt": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
 
 
 @cache
@@ -92,7 +103,12 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str | None:
-    """The git commit of the code, with `+` where the tree differs from it; None outside a checkout."""
+    """The git commit of the code, with `+` where the tree differs from it; None outside a checkout.
+
+    A snapshot of the code has a file that says it.
+    """
+    with contextlib.suppress(OSError):
+        return (ROOT / "COMMIT").read_text().strip() or None
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(ROOT), *words]

@@ -1,4 +1,4 @@
-"""Runs a plan in this process: what is missing, inputs first, each stage once.
+"""Runs a plan, or a job's part of it, in this process: what is missing, inputs first, each stage once.
 
 A stored stage is claimed, computed from a clean state and committed, by several processes where it
 asks for several GPUs; an unstored one is rebuilt when something needs it. A failure becomes a record
@@ -11,6 +11,7 @@ Not here: how one stage is computed (`compute`, `processes`), SLURM (`launch`), 
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from harness.stage import Stage, closure, listening
 from harness.store import Store
 
 POLL_S = 1.0
+PROGRESS_S = 5.0
 
 
 def _give_back() -> None:
@@ -54,25 +56,68 @@ class Outcome:
     blocked: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of a plan that one job computes; what it needs beside is computed by other jobs."""
+
+    keys: tuple[str, ...]
+    halvings: Mapping[str, int] = field(default_factory=dict)  # how often a stage is made leaner
+    patience_s: float = 60.0  # how late a file may appear that another host wrote
+
+
 def run(
-    grid: Grid, plan: Plan, store: Store, watcher: Watcher, retry_failed: bool = False
+    grid: Grid,
+    plan: Plan,
+    store: Store,
+    watcher: Watcher,
+    retry_before: float = 0.0,
+    share: Share | None = None,
 ) -> Outcome:
     """Compute what the grid's scores still need. Others may run the same grid at the same time.
 
-    Raises BitgridError, before anything is computed, where this machine lacks what a stage needs.
+    Failures on record before `retry_before` (seconds since the epoch) are run again. Raises
+    BitgridError, before anything is computed, where this machine lacks what a stage needs.
     """
     roots = [stage for cell in grid.cells for stage in cell.scores]
     stages = {stage.key: stage for stage in closure(list(roots))}
-    wanted = set(needed(plan, store))
-    runner = _Runner(grid.path, plan, store, watcher, Values(store), stages, wanted)
+    wanted = needed(plan, store, None if share is None else share.keys)
+    own = {key for key in wanted if share is None or key in share.keys or not stages[key].stored}
+    share = share or Share(())
+    for key, times in share.halvings.items():
+        for _ in range(times):
+            stages[key] = stages[key].leaner()
+    runner = _Runner(
+        grid.path, plan, store, watcher, Values(store), stages, set(wanted), own, share
+    )
     for key in wanted:
-        if retry_failed or not standing_failure(plan.nodes[key], key, store):
+        failure = standing_failure(plan.nodes[key], key, store)
+        if failure and not (key in own and failure.get("when", 0.0) < retry_before):
+            runner.bad[key] = "failed"
+        elif key in own:
             store.forget_failure(key)
             stages[key].preflight()
             processes.check(stages[key])
-        else:
-            runner.bad[key] = "failed"
-    return runner.run([key for key in plan.nodes if key in wanted and stages[key].stored])
+    return runner.run([key for key in wanted if key in own and stages[key].stored])
+
+
+@dataclass
+class _Progress:
+    """Writes how far a stage is beside its scratch, for `status` on other machines."""
+
+    store: Store
+    key: str
+    written: float = -math.inf
+    first: tuple[int, float] | None = (
+        None  # what was done, and when, as this attempt began to speak
+    )
+
+    def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.first = self.first or (done, time.time())
+        now = time.monotonic()
+        if now - self.written >= PROGRESS_S:
+            self.written = now
+            facts = {"done": done, "total": total, "metrics": dict(metrics), "first": self.first}
+            self.store.say_progress(self.key, facts)
 
 
 @dataclass
@@ -84,9 +129,12 @@ class _Runner:
     values: Values
     stages: dict[str, Stage[Any]]
     wanted: set[str]
+    own: set[str]
+    share: Share
     bad: dict[str, str] = field(default_factory=dict)  # key -> failed | blocked
     outcome: Outcome = field(default_factory=Outcome)
     users: dict[str, set[str]] = field(default_factory=dict)
+    missed: dict[str, float] = field(default_factory=dict)  # since when nobody has made an input
 
     def run(self, pending: list[str]) -> Outcome:
         for key in self.wanted:
@@ -111,12 +159,18 @@ class _Runner:
         if self.bad.get(key) == "failed":
             words = "failed before with this code; --retry failed runs it again"
             return self._give_up(key, "failed", words)
-        if any(self.bad.get(up) for up in above if up in self.wanted):
+        lacking = [
+            up
+            for up in above
+            if up in self.wanted and not (self.stages[up].stored and self.store.has(up))
+        ]
+        if any(self.bad.get(up) for up in lacking):
             return self._give_up(key, "blocked", "an input failed")
-        if any(
-            self.stages[up].stored and not self.store.has(up) for up in above if up in self.wanted
-        ):
+        if stored := [up for up in lacking if self.stages[up].stored]:
             # An input is being computed elsewhere, or is itself still to come.
+            for up in stored:
+                if why := self._hopeless(up):
+                    return self._give_up(key, "blocked", why)
             return False
         claim = self.store.claim(key)
         if claim is None:
@@ -129,13 +183,20 @@ class _Runner:
     def _compute(self, stage: Stage[Any]) -> None:
         key, store = stage.key, self.store
         self.watcher.begin(key)
+        progress = _Progress(store, key)
+
+        def step(done: int, total: int, metrics: Mapping[str, float]) -> None:
+            progress(done, total, metrics)
+            self.watcher.step(done, total, metrics)
+
         try:
             if stage.resources.gpus > 1:
                 self.values.held.clear()  # the processes need the memory
                 _give_back()
-                processes.together(stage, self.path, store, self.watcher.step)
+                halvings = self.share.halvings.get(key, 0)
+                processes.together(stage, self.path, store, step, halvings)
             else:
-                with listening(self.watcher.step):
+                with listening(step):
                     result = compute(stage, self.values)
                 if self.users.get(key):
                     self.values.held[key] = result
@@ -149,6 +210,21 @@ class _Runner:
             return
         self.outcome.computed.append(key)
         self.watcher.end(key, "done", "")
+
+    def _hopeless(self, key: str) -> str | None:
+        """Why an input that is another job's to compute will not come, if so."""
+        if key in self.own:
+            return None
+        kind = self.plan.nodes[key].kind
+        if record := standing_failure(self.plan.nodes[key], key, self.store):
+            return f"an input failed: {kind}: {record['message']}"
+        if self.store.claimed(key) or self.store.has(key):
+            self.missed.pop(key, None)
+            return None
+        since = self.missed.setdefault(key, time.monotonic())
+        if time.monotonic() - since < self.share.patience_s:
+            return None
+        return f"an input is missing: {kind} {key[:8]}, and nobody is computing it"
 
     def _release(self, key: str) -> None:
         """Let go of values whose last user is done."""

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -60,6 +60,10 @@ class Stage(Generic[T]):
     def resources(self) -> Resources:
         """What a job that runs this stage asks for."""
         return Resources()
+
+    def leaner(self) -> Self:
+        """The same value in less device memory, where that can be: for a retry after it ran out."""
+        return self
 
     def preflight(self) -> None:
         """Raise BitgridError where this machine lacks what `run` needs: before anything is computed."""
@@ -231,6 +235,18 @@ def listening(reporter: Reporter) -> Iterator[None]:
         yield
     finally:
         _reporter.reset(token)
+
+
+def kinds() -> set[str]:
+    """Names of all kinds of stages that are known, of loaded methods too."""
+
+    def below(cls: type) -> Iterator[type]:
+        children: list[type] = cls.__subclasses__()
+        for child in children:
+            yield child
+            yield from below(child)
+
+    return {cls.__name__ for cls in below(Stage)}
 
 
 def _class_name(cls: type) -> str:

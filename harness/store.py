@@ -19,6 +19,7 @@ import secrets
 import shutil
 import socket
 import threading
+import time
 import typing
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -30,6 +31,7 @@ from harness.stage import Stage
 
 SCHEMA = 1
 HEARTBEAT_S = 10.0
+LATE_S = 60.0  # how late a file may be seen that another host wrote
 EXPIRY_S = 60.0  # a claim that nobody touched for so long has lost its owner
 
 
@@ -71,8 +73,10 @@ class Store:
 
     def load(self, stage: Stage[Any]) -> Any:
         """The stored value of a stage."""
-        kind, facts = _value_type(type(stage)), self.manifest(stage.key)["value"]
-        return kind.load(self._value(stage.key), facts) if hasattr(kind, "load") else facts
+        kind, manifest = _value_type(type(stage)), self.manifest(stage.key)
+        folder, facts = self._value(stage.key), manifest["value"]
+        _await(folder, manifest.get("files", {}))
+        return kind.load(folder, facts) if hasattr(kind, "load") else facts
 
     def path(self, key: str) -> Path:
         """The folder of a complete value, for artifacts that lie beside it."""
@@ -87,7 +91,8 @@ class Store:
             kept = self._work(stage.key) / "metrics.jsonl"
             if kept.exists():
                 shutil.copy(kept, draft / kept.name)
-            manifest = {"schema": SCHEMA, "key": stage.key, **facts, "value": saved}
+            files = {p.relative_to(draft).as_posix(): p.stat().st_size for p in _files(draft)}
+            manifest = {"schema": SCHEMA, "key": stage.key, **facts, "files": files, "value": saved}
             write_json(draft / "manifest.json", manifest)
             self._folder("values")
             try:
@@ -103,6 +108,18 @@ class Store:
     def work(self, key: str) -> Path:
         """The scratch folder of a stage; it is kept until the value is committed."""
         return self._folder("work", key)
+
+    def say_progress(self, key: str, facts: dict[str, Any]) -> None:
+        """How far a running stage is; gone with its scratch folder. A full disk is no reason to stop."""
+        with contextlib.suppress(OSError):
+            write_json(self._folder("work", key) / "progress.json", {**facts, "when": time.time()})
+
+    def progress(self, key: str) -> dict[str, Any] | None:
+        """What the stage said last: done, total, metrics, when (seconds since the epoch)."""
+        try:
+            return dict(json.loads((self._work(key) / "progress.json").read_text()))
+        except (OSError, ValueError):
+            return None
 
     # Failures
 
@@ -302,6 +319,31 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     draft.replace(path)
 
 
+def _await(folder: Path, files: dict[str, int]) -> None:
+    """Wait for files of a value that another host wrote and this one does not see in full yet.
+
+    Raises StoreError after LATE_S.
+    """
+    until = time.monotonic() + LATE_S
+    for name, size in files.items():
+        while (seen := _seen(folder / name)) != size:
+            if time.monotonic() > until:
+                has = "is missing" if seen is None else f"has {seen} of {size} bytes"
+                raise StoreError(f"{folder / name} {has}; remove {folder} to compute it again")
+            os.listdir(folder)  # has a network file system look again
+            time.sleep(0.2)
+
+
+def _seen(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return sum(p.stat().st_size for p in files)
+    return sum(p.stat().st_size for p in ([path] if path.is_file() else _files(path)))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 from harness import plan as plans
-from harness import rows
+from harness import rows, watch
 from harness.plan import Plan
 from harness.store import Store
 
@@ -21,7 +22,7 @@ FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
 
 
 def run(given: argparse.Namespace) -> int:
-    store = _store(given)
+    store = store_of(given)
     plan = plans.remembered(given.grid, store)
     failed = 0
     if plan is None or plans.needed(plan, store):
@@ -37,7 +38,7 @@ def run(given: argparse.Namespace) -> int:
         missing = [key for key in plans.needed(plan, store) if plan.nodes[key].stored]
         if missing:
             with Bar(plan, missing, store) as bar:
-                outcome = run(grid, plan, store, bar, given.retry == "failed")
+                outcome = run(grid, plan, store, bar, time.time() if given.retry else 0.0)
             failed = len(outcome.failed) + len(outcome.blocked)
             print(
                 f"computed {len(outcome.computed)} stages of {len(plan.stored())}", file=sys.stderr
@@ -49,7 +50,7 @@ def run(given: argparse.Namespace) -> int:
     _show(folder)
     if failed:
         print(f"bitgrid: {failed} stages failed or lack an input:", file=sys.stderr)
-        _failures(plan, store)
+        print("\n".join(watch.failures(plan, store)), file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -60,7 +61,7 @@ def prefetch(given: argparse.Namespace) -> int:
     from harness import hub
     from harness.prefetch import prefetch, unknown
 
-    with hub.filling(_store(given).root.parent / "mirror"):
+    with hub.filling(store_of(given).root.parent / "mirror"):
         grid = grids.load(given.grid, allow_code_execution=True)
         for found in prefetch(grid):
             print(found, flush=True)
@@ -81,43 +82,13 @@ def _show(folder: Path) -> None:
     print("\nreport:", *(os.path.relpath(path) for path in written), sep="\n  ")
 
 
-def status(given: argparse.Namespace) -> int:
-    store = _store(given)
-    plan = _plan(given, store)
-    found = plans.states(plan, store)
-    kinds: dict[str, Counter[str]] = {}
-    for key in plan.stored():
-        kinds.setdefault(plan.nodes[key].kind, Counter())[found[key]] += 1
-    shown = [state for state in plans.STATES if any(state in counts for counts in kinds.values())]
-    print(f"{plan.name}: {len(plan.cells)} cells, {len({c.model for c in plan.cells})} models")
-    print(f"{'':16}" + "".join(f"{state:>9}" for state in shown))
-    for kind, counts in kinds.items():
-        print(f"{kind:16}" + "".join(f"{counts[state] or '·':>9}" for state in shown))
-    for key in plan.stored():
-        if found[key] == "running":
-            owner = store.claimed(key) or {}
-            print(f"running: {plan.nodes[key].kind} {plan.nodes[key].title} on {owner.get('host')}")
-        if found[key] == "stale":
-            print(f"stale: {plan.nodes[key].kind} {plan.nodes[key].title}: its code changed since")
-    _failures(plan, store)
-    return 0
-
-
-def _failures(plan: Plan, store: Store) -> None:
-    for key, node in plan.nodes.items():
-        record = plans.standing_failure(node, key, store)
-        if record and not store.has(key):
-            hint = f" ({record['hint']})" if record.get("hint") else ""
-            print(f"failed: {node.kind} {node.title}: {record['message']}{hint}", file=sys.stderr)
-
-
 def report(given: argparse.Namespace) -> int:
     import reports
 
     folder = given.grid
     if not folder.is_dir():
-        store = _store(given)
-        plan = _plan(given, store)
+        store = store_of(given)
+        plan = plan_of(given, store)
         folder = _out(given, plan)
         rows.export(plan, store, folder)
     if given.format is None:
@@ -129,8 +100,8 @@ def report(given: argparse.Namespace) -> int:
 
 
 def plan(given: argparse.Namespace) -> int:
-    store = _store(given)
-    plan = _plan(given, store)
+    store = store_of(given)
+    plan = plan_of(given, store)
     missing = set(plans.needed(plan, store))
     users: Counter[str] = Counter()
     for cell in plan.cells:
@@ -204,7 +175,7 @@ def tasks(given: argparse.Namespace) -> int:
 def gc(given: argparse.Namespace) -> int:
     import shutil
 
-    store = _store(given)
+    store = store_of(given)
     known = plans.kept(store)
     waste = store.waste({key for plan in known for key in plan.nodes})
     total = sum(waste.values())
@@ -219,7 +190,7 @@ def gc(given: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(given: argparse.Namespace, store: Store) -> Plan:
+def plan_of(given: argparse.Namespace, store: Store) -> Plan:
     """The plan of a grid: remembered where nothing changed, else built (which imports torch)."""
     plan = plans.remembered(given.grid, store)
     if plan is None:
@@ -230,7 +201,7 @@ def _plan(given: argparse.Namespace, store: Store) -> Plan:
     return plan
 
 
-def _store(given: argparse.Namespace) -> Store:
+def store_of(given: argparse.Namespace) -> Store:
     return Store(given.store.absolute()) if given.store else Store.default()
 
 

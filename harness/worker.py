@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -39,7 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.attached:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     progress, leads = _own_stdout(), os.environ["RANK"] == "0"
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a scheduler's, for whoever started this one
     stage, store = _find(given.grid, given.key), Store(given.store)
+    for _ in range(given.halvings):
+        stage = stage.leaner()
     try:
         _join()
         with _reporting(progress) if leads else contextlib.nullcontext():
@@ -105,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--attached", action="store_true", help="end as soon as standard input is closed"
     )
+    parser.add_argument("--halvings", type=int, default=0, help="how often to make it leaner")
     return parser
 
 

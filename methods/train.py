@@ -22,9 +22,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -143,6 +143,10 @@ class Train(Stage[Model]):
     @property
     def resources(self) -> Resources:
         return Resources(gpus=self.training.gpus, memory_gib=64.0, hours=24.0)
+
+    def leaner(self) -> Self:
+        smaller = max(1, self.training.micro_batch // 2)
+        return replace(self, training=replace(self.training, micro_batch=smaller))
 
     def preflight(self) -> None:
         optimizers.require(self.training.optimizer)

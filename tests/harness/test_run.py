@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def store(tmp_path: Path) -> Store:
 def _run(tmp_path: Path, store: Store, retry: bool = False) -> tuple[plans.Plan, Outcome, Silent]:
     grid, plan = toy_plan(tmp_path / "toy.yaml")
     watcher = Silent()
-    return plan, run(grid, plan, store, watcher, retry_failed=retry), watcher
+    return plan, run(grid, plan, store, watcher, retry_before=math.inf if retry else 0.0), watcher
 
 
 def test_everything_once_then_nothing(tmp_path: Path, store: Store, log: Path) -> None:

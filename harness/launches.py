@@ -1,0 +1,210 @@
+"""What was launched: a folder per launch in the store, and what the queue says of its jobs.
+
+    <store>/launches/<id>/launch.json     jobs, arrays, profile; written before anything is submitted
+                          <grid>.yaml     the grid as it was, bases and mirror resolved
+                          submitted.jsonl SLURM's id of each array, as soon as it is known
+                          logs/<array>/   submitit's files: a job's log, arguments, result
+    <store>/code/<digest>/                the code as it was, shared by launches of the same code
+
+A job is found again by its name, `<grid>:<launch>:<array>`, and its array index, so that a launch
+whose process died between submission and note loses nothing. Imports no torch and no submitit.
+Not here: cutting a plan into jobs (`waves`), submission (`launch`), what a job does (`job`).
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import subprocess
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from harness.errors import ClusterError, StoreError
+from harness.store import Store, write_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One job of a launch: its stages, and its place in the queue."""
+
+    keys: tuple[str, ...]
+    array: int
+    task: int
+    wave: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One submission of (a part of) a grid. The index of a job in `jobs` is its argument."""
+
+    id: str
+    grid: str  # name
+    path: str  # the grid file as the user named it, absolute
+    store: str
+    code: str
+    cluster: str
+    created: float  # seconds since the epoch; failures before it are run again
+    allow_code_execution: bool
+    visible_s: float
+    jobs: tuple[Placed, ...]
+    halvings: dict[str, int] = field(default_factory=dict)  # by stage: see `Stage.leaner`
+    large: tuple[str, ...] = ()  # stages that got the profile's larger request
+    submitted: dict[int, str] = field(default_factory=dict)  # array -> SLURM's id
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.store) / "launches" / self.id
+
+    def name(self, array: int) -> str:
+        return f"{self.grid}:{self.id}:{array}"
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        facts = asdict(self)
+        del facts["submitted"]
+        write_json(self.folder / "launch.json", {"schema": SCHEMA, **facts})
+
+    def note(self, array: int, job: str) -> None:
+        """Remember that an array was submitted as SLURM job `job`."""
+        with (self.folder / "submitted.jsonl").open("a") as file:
+            file.write(json.dumps({"array": array, "job": job}) + "\n")
+        self.submitted[array] = job
+
+    def log(self, job: Placed) -> Path | None:
+        """The log of a job, once it has started."""
+        found = sorted(
+            path
+            for path in (self.folder / "logs" / str(job.array)).glob("*_log.out")
+            if _task_of(path.name) == job.task
+        )
+        return found[-1] if found else None
+
+
+def read(folder: Path) -> Launch:
+    """Raises StoreError where the record is missing or of another version."""
+    path = folder / "launch.json"
+    try:
+        facts = json.loads(path.read_text())
+        if facts.pop("schema") != SCHEMA:
+            raise StoreError(f"{path}: of another version; launch again")
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from None
+    facts["jobs"] = tuple(Placed(**{**j, "keys": tuple(j["keys"])}) for j in facts["jobs"])
+    facts["large"] = tuple(facts["large"])
+    launch = Launch(**facts)
+    noted = folder / "submitted.jsonl"
+    for line in noted.read_text().splitlines() if noted.exists() else ():
+        said = json.loads(line)
+        launch.submitted[said["array"]] = said["job"]
+    return launch
+
+
+def of_grid(store: Store, path: Path) -> list[Launch]:
+    """All launches of a grid file, oldest first."""
+    return [launch for launch in every(store) if launch.path == str(path.resolve())]
+
+
+def every(store: Store) -> Iterator[Launch]:
+    for place in sorted((store.root / "launches").glob("*/launch.json")):
+        yield read(place.parent)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that SLURM has not ended: its id (of the array), index, state and reason."""
+
+    job: str
+    task: int
+    state: str
+    reason: str
+
+    @property
+    def running(self) -> bool:
+        return self.state in ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING")
+
+
+Queue = dict[tuple[str, int], Queued]  # by the job's name and index
+
+
+def queue() -> Queue:
+    """This user's jobs that have not ended, from one `squeue`. Raises ClusterError."""
+    lines = slurm(
+        "squeue", f"--user={getpass.getuser()}", "-h", "-r", "-o", "%F|%K|%T|%r|%j"
+    ).splitlines()
+    found: Queue = {}
+    for line in lines:
+        job, task, state, reason, name = line.split("|", 4)
+        number = int(task) if task.isdigit() else 0
+        found[name, number] = Queued(job, number, state, reason)
+    return found
+
+
+def live(store: Store, found: Queue) -> dict[str, Queued]:
+    """Stages that jobs in the queue will compute, of any launch into this store."""
+    ids = {name.rsplit(":", 2)[1] for name, _ in found if name.count(":") >= 2}
+    held: dict[str, Queued] = {}
+    for id in sorted(ids):
+        if not (store.root / "launches" / id / "launch.json").exists():
+            continue  # another store's
+        launch = read(store.root / "launches" / id)
+        for job in launch.jobs:
+            entry = found.get((launch.name(job.array), job.task))
+            if entry is not None:
+                held |= dict.fromkeys(job.keys, entry)
+    return held
+
+
+def cancel(made: Collection[Launch]) -> int:
+    """Take the jobs of these launches out of the queue; how many there were."""
+    names = {launch.name(array) for launch in made for array in {j.array for j in launch.jobs}}
+    found = [entry for (name, _), entry in queue().items() if name in names]
+    if ids := sorted({entry.job for entry in found}):
+        slurm("scancel", *ids)
+    return len(found)
+
+
+def slurm(*command: str) -> str:
+    """Standard output of one of SLURM's commands. Raises ClusterError with what it complained of."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise ClusterError(f"{command[0]}: there is no such command: no SLURM here") from None
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{command[0]} does not answer") from None
+    if done.returncode:
+        words = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise ClusterError(f"{command[0]}: {words}")
+    return done.stdout
+
+
+def end_of(log: Path | None) -> str:
+    """In a few words, why a job ended that left no value and no record."""
+    if log is None:
+        return "cancelled before it started"
+    lines = log.read_text(errors="replace").splitlines()
+    for line in reversed(lines):
+        for pattern, words in _ENDS:
+            if re.search(pattern, line):
+                return words
+    said = next((line for line in reversed(lines) if line.strip()), "")
+    return f"ended without a record; last line: {said.strip()[:100]}"
+
+
+_ENDS = (
+    (r"DUE TO TIME LIMIT", "time limit"),
+    (r"DUE TO PREEMPTION", "preempted"),
+    (r"DUE TO NODE FAILURE|NODE_FAIL", "node failure"),
+    (r"oom[-_ ]kill|Out Of Memory", "out of memory (of the host)"),
+    (r"timed-out too many times", "time limit, as often as the profile's requeues allow"),
+    (r"CANCELLED AT", "cancelled"),
+)
+
+
+def _task_of(name: str) -> int:
+    """Index of a job within its array, from its log's name: <job>_<task>_0_log.out or <job>_0_…"""
+    parts = name.split("_")
+    return int(parts[1]) if len(parts) == 4 else 0

@@ -1,0 +1,222 @@
+"""Cuts a plan into jobs, and jobs into arrays: what is submitted, and what waits for what.
+
+Stages that only one model needs are fused into its job, so that a model is loaded once; a stage that
+several models share is a job of its own. Jobs that ask for the same and wait for the same form an
+array, so that forty cells are a handful of submissions. An array waits for exactly those arrays that
+compute its inputs, not for everything before it. Longest chain of work first.
+
+Pure: reads a plan and a profile, touches nothing. Not here: submission (`launch`), times measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from harness.cluster import Profile, Request
+from harness.plan import Plan
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages that one job computes in order, and the jobs (by index) whose values it needs."""
+
+    keys: tuple[str, ...]
+    gpus: int
+    request: Request
+    needs: frozenset[int]
+    outside: frozenset[str]  # jobs of other launches that it must wait for, by SLURM id
+    wave: int
+    tail_h: float  # hours asked for from its start to the end of the grid
+
+
+@dataclass(frozen=True)
+class Array:
+    """Jobs (by index) that are submitted together, and the arrays (by index) that come before."""
+
+    jobs: tuple[int, ...]
+    after: frozenset[int]
+    outside: frozenset[str]
+    wave: int
+    gpus: int
+    request: Request
+
+
+def stored_inputs(plan: Plan) -> dict[str, set[str]]:
+    """The kept stages that each stage loads, seeing through those that are rebuilt in memory."""
+    found: dict[str, set[str]] = {}
+    for key, node in plan.nodes.items():
+        found[key] = set()
+        for above in node.inputs:
+            found[key] |= {above} if plan.nodes[above].stored else found[above]
+    return found
+
+
+def jobs(
+    plan: Plan,
+    keys: Collection[str],
+    profile: Profile,
+    elsewhere: Mapping[str, str] | None = None,
+    large: Collection[str] = (),
+) -> list[Job]:
+    """The jobs that compute the kept stages `keys`, inputs before users.
+
+    elsewhere: stages that jobs of other launches will compute, and those jobs' SLURM ids; large:
+    stages that get the profile's `large` request.
+    """
+    homes, requests = _homes(plan, keys, profile, large)
+    inputs = stored_inputs(plan)
+    members: dict[str, list[str]] = {}
+    for key in plan.nodes:
+        if key in homes:
+            members.setdefault(homes[key], []).append(key)
+    needs = {
+        home: {
+            homes[above] for key in own for above in inputs[key] if homes.get(above, home) != home
+        }
+        for home, own in members.items()
+    }
+    order = _levels(needs)
+    index = {home: number for number, home in enumerate(order)}
+    asked = {home: _together([requests[key] for key in own]) for home, own in members.items()}
+    tails = _tails(order, needs, {home: _hours(request) for home, request in asked.items()})
+    others = elsewhere or {}
+    return [
+        Job(
+            keys=tuple(members[home]),
+            gpus=max(plan.nodes[key].gpus for key in members[home]),
+            request=asked[home],
+            needs=frozenset(index[above] for above in needs[home]),
+            outside=frozenset(
+                others[above] for key in members[home] for above in inputs[key] if above in others
+            ),
+            wave=wave,
+            tail_h=tails[home],
+        )
+        for home, wave in order.items()
+    ]
+
+
+def arrays(found: list[Job], size: int) -> list[Array]:
+    """Arrays of at most `size` jobs, in the order in which they are to be submitted."""
+    place: dict[int, int] = {}
+    made: list[Array] = []
+    for wave in sorted({job.wave for job in found}):
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for number, job in enumerate(found):
+            if job.wave == wave:
+                after = frozenset(place[above] for above in job.needs)
+                alike = (job.gpus, job.request.model_dump_json(), after, job.outside)
+                groups.setdefault(alike, []).append(number)
+        longest = sorted(groups.values(), key=lambda g: -max(found[n].tail_h for n in g))
+        for group in longest:
+            group.sort(key=lambda number: (-found[number].tail_h, number))
+            for start in range(0, len(group), size):
+                part = tuple(group[start : start + size])
+                first = found[part[0]]
+                after = frozenset(place[above] for above in first.needs)
+                place |= dict.fromkeys(part, len(made))
+                made.append(Array(part, after, first.outside, wave, first.gpus, first.request))
+    return made
+
+
+def packed(found: list[Job], models: int) -> list[Job]:
+    """Jobs that do the work of up to `models` jobs that ask for the same and wait for the same."""
+    if models <= 1:
+        return found
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number, job in enumerate(found):
+        alike = (job.wave, job.gpus, job.request.model_dump_json(), job.needs, job.outside)
+        groups.setdefault(alike, []).append(number)
+    parts = [g[i : i + models] for g in groups.values() for i in range(0, len(g), models)]
+    parts.sort(key=lambda part: (found[part[0]].wave, part[0]))
+    place = {number: index for index, part in enumerate(parts) for number in part}
+    return [
+        Job(
+            keys=tuple(key for number in part for key in found[number].keys),
+            gpus=found[part[0]].gpus,
+            request=_together([found[number].request for number in part]),
+            needs=frozenset(place[above] for above in found[part[0]].needs),
+            outside=found[part[0]].outside,
+            wave=found[part[0]].wave,
+            tail_h=max(found[number].tail_h for number in part),
+        )
+        for part in parts
+    ]
+
+
+def _homes(
+    plan: Plan, keys: Collection[str], profile: Profile, large: Collection[str]
+) -> tuple[dict[str, str], dict[str, Request]]:
+    """The job of each stage, named by the model or stage that it was made for; and its request."""
+    model_of = {score: cell.model for cell in plan.cells for score in cell.scores}
+    wanted, inputs = set(keys), stored_inputs(plan)
+    users: dict[str, set[str]] = {}
+    for key in wanted:
+        for above in inputs[key]:
+            users.setdefault(above, set()).add(key)
+    homes: dict[str, str] = {}
+    requests: dict[str, Request] = {}
+    kinds: dict[str, tuple[object, ...]] = {}
+    for key in reversed(plan.nodes):
+        if key not in wanted:
+            continue
+        node = plan.nodes[key]
+        requests[key] = profile.request(node.kind, node, key in large)
+        kind = (max(node.gpus, 1), _site(requests[key]))
+        theirs = {homes[user] for user in users.get(key, ())}
+        if key in model_of:
+            theirs.add(model_of[key])
+        home = theirs.pop() if len(theirs) == 1 else key
+        if kinds.setdefault(home, kind) != kind:  # what asks for eight GPUs is not fused with one
+            home = f"{home}+{key}" if key in model_of else key
+            kinds[home] = kind
+        homes[key] = home
+    return homes, requests
+
+
+def _site(request: Request) -> str:
+    """What of a request cannot differ within a job."""
+    return request.model_dump_json(exclude={"hours", "memory_gib", "cpus"})
+
+
+def _together(requests: Iterable[Request]) -> Request:
+    """What a job asks for that does the work of several, one after the other."""
+    several = list(requests)
+    cpus = [request.cpus for request in several if request.cpus]
+    return several[0].model_copy(
+        update={
+            "hours": sum(_hours(request) for request in several),
+            "memory_gib": max(request.memory_gib or 0.0 for request in several),
+            "cpus": max(cpus) if cpus else None,
+        }
+    )
+
+
+def _hours(request: Request) -> float:
+    return request.hours or 0.0
+
+
+def _levels(needs: Mapping[str, set[str]]) -> dict[str, int]:
+    """Wave of each job, in order of waves: one more than the last wave that it needs."""
+    found: dict[str, int] = {}
+
+    def level(home: str) -> int:
+        if home not in found:
+            found[home] = 1 + max((level(above) for above in needs[home]), default=0)
+        return found[home]
+
+    for home in needs:
+        level(home)
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _tails(
+    order: Iterable[str], needs: Mapping[str, set[str]], hours: Mapping[str, float]
+) -> dict[str, float]:
+    """Hours from each job's start to the end of the longest chain behind it."""
+    tails = dict(hours)
+    for home in reversed(list(order)):
+        for above in needs[home]:
+            tails[above] = max(tails[above], hours[above] + tails[home])
+    return tails
