@@ -67,9 +67,6 @@ def look(plan: Plan, store: Store) -> View:
     bad = {key for key, state in known.items() if state in ("failed", "blocked")}
     found = []
     for key in plan.stored():
-        launch = job = None
-        if key in placed:
-            launch, job = placed[key]
         state, words = known[key], ""
         if state in ("failed", "blocked", "queued") and key in live:
             entry, state = live[key], "queued"
@@ -78,17 +75,15 @@ def look(plan: Plan, store: Store) -> View:
         elif state == "queued":
             if any(above in bad for above in plan.upstream(key)[:-1]):
                 state = "blocked"
-            elif launch is None or job is None or trouble:
-                state = "to do" if launch is None else "queued"
-            elif job.array not in launch.submitted and launch.log(job) is None:
-                state, words = "lost", "it was never submitted: the launch was cut off"
-            else:
-                state, words = "lost", launches.end_of(launch.log(job))
+            elif key not in placed or placed[key][0].cluster != "slurm":
+                state = "to do"
+            elif trouble is None:
+                state, words = "lost", _end(*placed[key])
             if state in ("lost", "blocked"):
                 bad.add(key)
         elif state == "running":
             words = _progress(store, key)
-        found.append(Found(key, state, words, job.wave if job else None))
+        found.append(Found(key, state, words, placed[key][1].wave if key in placed else None))
     return View(plan, tuple(found), trouble)
 
 
@@ -131,6 +126,14 @@ def failures(plan: Plan, store: Store) -> list[str]:
             hint = f" ({record['hint']})" if record.get("hint") else ""
             lines.append(f"failed: {node.kind} {node.title}: {record['message']}{hint}")
     return lines
+
+
+def _end(launch: Launch, job: Placed) -> str:
+    """Why a job is gone that left no value and no record."""
+    log = launch.log(job)
+    if log is None and job.array not in launch.submitted:
+        return "it was never submitted: the launch was cut off"
+    return launches.end_of(log)
 
 
 def _progress(store: Store, key: str) -> str:
