@@ -8,7 +8,8 @@
 
 A folder holds `grid.json`, `rows.jsonl` and, where something was trained, `curves.jsonl`. The way
 through: `rows` reads and checks them, `naming` tells rows apart, `summary` decides what stands in
-the table, `table` writes it down, `plots` draws (how it looks is in `style`), `page` joins them,
+the table, `table` writes it down, `plots` draws (how it looks is in `style`, the words under each in `figures`),
+`page` joins them,
 `rendering` keeps the files up to date.
 
 Not here: how a number was measured, and anything that needs a model. The only import from the rest

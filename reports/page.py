@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from reports import published
+from reports import figures, published
 from reports.columns import TITLES
 from reports.naming import setting
 from reports.summary import Summary
@@ -21,12 +21,6 @@ from reports.table import (
     plain,
     wrap,
 )
-
-PLOTS = {
-    "score_vs_bits": "Score against effective bits per weight",
-    "perplexity": "Perplexity",
-    "training_loss": "Training loss; objectives differ, so only curves of one objective compare",
-}
 
 
 def page(summary: Summary, plots: Sequence[str]) -> str:
@@ -47,11 +41,10 @@ def page(summary: Summary, plots: Sequence[str]) -> str:
     if grid.published:
         parts += ["## As published", published.markdown(grid.published, TITLES)]
     parts.append("The same table as [LaTeX](table.tex) and, unrounded, as [CSV](table.csv).")
-    for name, words in PLOTS.items():
-        if name in plots:
-            parts.append(f"## {words.split(';')[0]}")
-            parts.append(f"![{words}](plots/{name}.png)")
-            parts.append(f"{words}. [PDF](plots/{name}.pdf)")
+    for name in [name for name in figures.FIGURES if name in plots]:
+        parts.append(f"## {figures.title(name)}")
+        parts.append(f"![{figures.title(name)}](plots/{name}.png)")
+        parts.append(f"{figures.FIGURES[name]} [PDF](plots/{name}.pdf)")
     parts += ["## How each column was measured", _protocols(summary)]
     if grid.holes:
         parts += ["## Not finished", _holes(summary)]

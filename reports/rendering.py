@@ -14,11 +14,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from reports.figures import FIGURES
+
 _INPUTS = ("grid.json", "rows.jsonl", "curves.jsonl")
 _STAMP = ".rendered.json"
 _COLUMNS = 100  # of table.txt
 _TEXTS = ("report.md", "table.md", "table.tex", "table.csv", "table.txt")
-_PLOTS = ("score_vs_bits", "training_loss", "perplexity")
 
 
 def render(folder: Path | str) -> list[Path]:
@@ -29,10 +30,10 @@ def render(folder: Path | str) -> list[Path]:
     if known is not None:
         return [folder / name for name in known]
 
-    from reports import page, plots, rows, summary, table
+    from reports import page, plots, summary, table
 
     found = summary.summarise(folder)
-    drawn = plots.draw(found, rows.load_curves(folder))
+    drawn = plots.draw(found, folder)
     files: dict[str, bytes] = {
         "report.md": page.page(found, list(drawn)).encode(),
         "table.md": table.markdown(found).encode(),
@@ -44,7 +45,7 @@ def render(folder: Path | str) -> list[Path]:
         files |= {f"plots/{name}.{suffix}": data for suffix, data in pictures.items()}
     for name, data in files.items():
         _write(folder / name, data)
-    for name in [*_TEXTS, *(f"plots/{plot}.{end}" for plot in _PLOTS for end in ("png", "pdf"))]:
+    for name in [*_TEXTS, *(f"plots/{plot}.{end}" for plot in FIGURES for end in ("png", "pdf"))]:
         if name not in files:
             (folder / name).unlink(missing_ok=True)  # of an earlier state of the grid
     stamp = {
@@ -73,7 +74,7 @@ def text(folder: Path | str, width: int | None = None) -> str:
 
 def _inputs(folder: Path) -> str:
     digest = hashlib.sha256()
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
     for path in [*(folder / name for name in _INPUTS), *sources]:
         data = path.read_bytes() if path.is_file() else b""
         digest.update(f"{path.name} {path.is_file()} {len(data)}\n".encode())

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-COLUMN, PAGE = 3.4, 7.0
+COLUMN, PAGE = 3.3, 7.0
 """Inches: one column, and both columns, of a two-column paper."""
 
 RC: dict[str, Any] = {
@@ -41,9 +41,9 @@ RC: dict[str, Any] = {
 }
 
 REFERENCE = "#333333"
+FRONT = "#d9d9d9"
 _COLOURS = ["#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949494", "#ca9161"]
 _DASHES = ["-", "--", ":", "-."]
-_HATCHES = ["", "///", "...", "xxx"]
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<"]
 
 
@@ -52,7 +52,6 @@ class Look:
     colour: str
     marker: str
     dash: str = "-"  # of a curve, whose points have no markers
-    hatch: str = ""  # of a bar
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
@@ -61,10 +60,5 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     for index, name in enumerate(dict.fromkeys(names)):
         turn = index // len(_COLOURS)
         marker = _MARKERS[(index + turn) % len(_MARKERS)]
-        found[name] = Look(
-            _COLOURS[index % len(_COLOURS)],
-            marker,
-            _DASHES[turn % len(_DASHES)],
-            _HATCHES[turn % len(_HATCHES)],
-        )
+        found[name] = Look(_COLOURS[index % len(_COLOURS)], marker, _DASHES[turn % len(_DASHES)])
     return found

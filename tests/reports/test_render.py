@@ -49,7 +49,7 @@ def python(code: str, *arguments: object, **environment: str) -> str:
 def test_everything_is_written(rendered: Path) -> None:
     plots = [
         f"plots/{name}.{suffix}"
-        for name in ("score_vs_bits", "perplexity", "training_loss")
+        for name in ("score_vs_bits", "perplexity", "slopes", "training_loss")
         for suffix in ("png", "pdf")
     ]
     expected = ["report.md", "table.md", "table.tex", "table.csv", "table.txt", *plots]
@@ -63,7 +63,7 @@ def test_pictures_are_whole(rendered: Path) -> None:
         data = path.read_bytes()
         width, height = struct.unpack(">II", data[16:24])
         assert 700 < width < 1600
-        assert 400 < height < 1600
+        assert 300 < height < 1600
         assert b"Software" not in data
     for path in (rendered / "plots").glob("*.pdf"):
         assert path.read_bytes().startswith(b"%PDF")
@@ -82,7 +82,7 @@ def test_the_page_says_what_is_needed(rendered: Path) -> None:
         "BitDistiller, 2 bits, testbed\\_arithmetic exact\\_match, seed 2: methods/train.py",
     ):
         assert part in page
-    for name in ("score_vs_bits", "perplexity", "training_loss"):
+    for name in ("score_vs_bits", "perplexity", "slopes", "training_loss"):
         assert f"(plots/{name}.png)" in page
 
 

@@ -1,0 +1,27 @@
+"""The figures of a report: their names, in the order of the page, and the words under each.
+
+The first sentence is the title. Nothing is drawn here (`plots`), so that pages need no matplotlib.
+"""
+
+from __future__ import annotations
+
+FIGURES = {
+    "score_vs_bits": "Score against effective bits per weight. "
+    "Scales and zero points are counted; no model below and left of the Pareto front is better in "
+    "both; error bars are 95 % t-intervals over seeds.",
+    "perplexity": "Perplexity. "
+    "Error bars are 95 % t-intervals over seeds; the broken line is the 16-bit model.",
+    "slopes": "Tasks from 16 bits down. "
+    "Each line is a task, each panel a method; means over seeds.",
+    "sweep": "Scores along an axis. "
+    "Bands are 95 % t-intervals over seeds; level lines are cells without a value on the axis.",
+    "score_vs_tokens": "Score against tokens trained on. "
+    "Error bars are 95 % t-intervals over seeds; level lines are methods that do not train.",
+    "training_loss": "Training loss. "
+    "Over several seeds the line is the mean and the band reaches from the smallest to the largest; "
+    "lines are smoothed. Objectives differ, so only curves of one objective compare.",
+}
+
+
+def title(name: str) -> str:
+    return FIGURES[name].split(". ")[0].rstrip(".")

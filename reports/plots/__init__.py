@@ -1,0 +1,41 @@
+"""The figures, as the bytes of their PNG and PDF files.
+
+Each is drawn from exported rows alone, with no clock, no global state and no settings of the user's,
+so that equal input gives equal bytes. `data` has the numbers behind them, `panels` what they share;
+`scores`, `dots` and `curves` draw. Not here: colours and sizes (`reports.style`), the words
+under a figure (`reports.figures`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib
+
+from reports import rows, style
+from reports.plots import curves, dots, scores
+from reports.plots.data import per_model
+from reports.plots.panels import files
+from reports.summary import Summary
+
+
+def draw(summary: Summary, folder: Path) -> dict[str, dict[str, bytes]]:
+    """Name -> {"png": …, "pdf": …} of every figure of `reports.figures` that has something to show."""
+    frame, trained = rows.load(folder), rows.load_curves(folder)
+    trained = trained.assign(name=trained["cell"].map(summary.names))
+    models = per_model(frame, summary)
+    methods = [row.name for row in summary.rows if not row.reference]
+    looks = style.looks([*methods, *trained["name"]])
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(cast(Any, style.RC))
+        figures = {
+            "score_vs_bits": scores.against_bits(summary, looks),
+            "perplexity": dots.perplexity(summary, looks),
+            "slopes": scores.slopes(summary),
+            "sweep": scores.sweep(summary, models, looks),
+            "score_vs_tokens": scores.against_tokens(summary, models, trained, frame, looks),
+            "training_loss": curves.loss(trained, looks),
+        }
+        return {name: files(figure) for name, figure in figures.items() if figure is not None}

@@ -1,0 +1,67 @@
+"""Training curves: loss against tokens, with bands over seeds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from reports import style
+from reports.plots.data import band, shortened
+from reports.plots.panels import handle, is_wide, legend, logarithmic, say, unit
+from reports.style import Look
+from reports.summary import number_of_bits
+
+_POINTS = 1500  # of a curve: more cannot be seen
+
+
+def loss(curves: pd.DataFrame, looks: dict[str, Look]) -> Figure | None:
+    """A panel a number of bits; a row's seeds are a mean and a band, one seed a smoothed line."""
+    finite = curves.loc[np.isfinite(curves["loss"]), "loss"]
+    if finite.empty:
+        return None
+    bits = sorted(curves["bits"].unique(), reverse=True)
+    tokens = bool(curves["tokens"].notna().all())
+    place = "tokens" if tokens else "step"
+    size, words = unit(float(curves[place].max())) if tokens else (1.0, "optimiser step")
+    figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
+    panels = figure.subplots(1, len(bits), squeeze=False, sharey=True)[0]
+    notes = []
+    for axes, each in zip(panels, bits, strict=True):
+        for name, rows in curves[curves["bits"] == each].groupby("name", sort=False):
+            seeds = [line for _, line in rows.groupby("cell", sort=False)]
+            found, look = band(seeds, place), looks[str(name)]
+            if found.gaps:
+                notes.append(
+                    f"{name}, {number_of_bits(each)} bits: not finite at {found.gaps} steps"
+                )
+            step = max(1, math.ceil(len(found.at) / _POINTS))
+            at = found.at[::step] / size
+            if len(seeds) > 1:
+                low, high = found.low[::step], found.high[::step]
+                axes.fill_between(at, low, high, color=look.colour, alpha=0.25, lw=0)
+            else:
+                raw = seeds[0].sort_values("step").iloc[::step]
+                axes.plot(
+                    raw[place] / size,
+                    raw["loss"].where(np.isfinite(raw["loss"])),
+                    color=look.colour,
+                    alpha=0.25,
+                    linewidth=0.6,
+                )
+            axes.plot(at, found.mean[::step], color=look.colour, ls=look.dash)
+        if is_wide(finite):
+            logarithmic(axes, "y", float(finite.min()), float(finite.max()))
+        axes.set_title(f"{number_of_bits(each)} bits")
+        axes.set_xlabel(words)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    panels[0].set_ylabel("training loss" + (" (log scale)" if is_wide(finite) else ""))
+    drawn = [name for name in looks if name in set(curves["name"])]
+    say(figure, notes)
+    common, short = shortened(drawn)
+    pairs = zip(drawn, short, strict=True)
+    legend(figure, [handle(looks[name], words, line=True) for name, words in pairs], common)
+    return figure

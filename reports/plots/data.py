@@ -1,0 +1,245 @@
+"""The numbers behind the figures: one value a model, intervals, fronts, axes. Nothing is drawn here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from reports.naming import setting
+from reports.summary import REFERENCE_BITS, Summary, number_of_bits
+
+LEVEL = 0.95  # of intervals
+
+
+class Mean(NamedTuple):
+    """A mean over models and its t-interval; `half` is 0 where there is one model only."""
+
+    mean: float
+    half: float = 0.0
+
+
+def mean(values: Iterable[float]) -> Mean:
+    """NaN among the values makes the mean NaN."""
+    found = np.asarray(list(values), dtype=float)
+    if len(found) < 2 or not np.isfinite(found).all():
+        return Mean(float(found.mean()))
+    return Mean(float(found.mean()), interval(float(found.std(ddof=1)), len(found)))
+
+
+def interval(sd: float, n: int) -> float:
+    """Half the t-interval of a mean of `n` values; 0 where there is no spread to tell from."""
+    if n < 2 or not math.isfinite(sd):
+        return 0.0
+    return float(student.ppf(0.5 + LEVEL / 2, n - 1)) * sd / math.sqrt(n)
+
+
+def pareto(points: Iterable[tuple[float, float]], higher: bool) -> list[tuple[float, float]]:
+    """Those points (cost, value) that no other reaches at most the cost and at least the value of.
+
+    By rising cost; of equal points one. Points that are not finite are on no front.
+    """
+    sign = -1 if higher else 1
+    finite = {point for point in points if all(map(math.isfinite, point))}
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(finite, key=lambda point: (point[0], sign * point[1])):
+        if not front or sign * value < sign * front[-1][1]:
+            front.append((cost, value))
+    return front
+
+
+def per_model(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
+    """One row a distinct model of each row of the table.
+
+    Columns: name, label, axes, seed, cell, bits, bits_per_weight, model_key, and under its index the
+    value of each of the table's columns, NaN where there is none.
+    """
+    shown = frame[frame["primary"]].copy()
+    shown["name"] = shown["cell"].map(summary.names)
+    identity = ["name", "bits", "model_key"]
+    facts = ["label", "axes", "seed", "cell", "bits_per_weight"]
+    models = shown.drop_duplicates(identity)[[*identity, *facts]].set_index(identity)
+    values = shown.drop_duplicates([*identity, "task", "metric"]).pivot(
+        index=identity, columns=["task", "metric"], values="value"
+    )
+    scores = [(c.task, c.metric) for c in summary.columns if c.task is not None]
+    for index, column in enumerate(summary.columns):
+        tasks = column.tasks if column.task is None else (column.task,)
+        metric = None if column.task is None else column.metric
+        keys = [(t, m) for t, m in scores if t in tasks and metric in (None, m)]
+        models[index] = values[keys].mean(axis=1, skipna=False)
+    return models.reset_index()
+
+
+def main_score(summary: Summary) -> int | None:
+    """The index of the average, or else of the last score."""
+    return next(
+        (i for i in reversed(range(len(summary.columns))) if summary.columns[i].higher), None
+    )
+
+
+def numbers_and_words(axes: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
+    """A cell's axes as numbers and as words.
+
+    A component with its parts, `objective: "cakld gamma=0.5"`, is the words `objective: cakld` and
+    the number `objective.gamma`.
+    """
+    numbers: dict[str, float] = {}
+    words: dict[str, str] = {}
+    for axis, value in axes.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[axis] = float(value)
+            continue
+        rest = []
+        for part in setting(value).split(" "):
+            key, equals, said = part.partition("=")
+            found = _number(said) if equals else None
+            if found is None:
+                rest.append(part)
+            else:
+                numbers[f"{axis}.{key}"] = found
+        if rest:
+            words[axis] = " ".join(rest)
+    return numbers, words
+
+
+def _number(said: str) -> float | None:
+    try:
+        found = float(said)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+@dataclass
+class Sweep:
+    """Models along one numeric axis: series -> value on the axis -> rows of `per_model`.
+
+    `level`: name -> rows of the models that have no value on it.
+    """
+
+    axis: str
+    series: dict[str, dict[float, pd.DataFrame]] = field(default_factory=dict)
+    level: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
+def sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
+    """Every numeric axis on which some series has `least` values; bits are no such axis."""
+    quantised = models[models["bits"] < REFERENCE_BITS]
+    told = [numbers_and_words(axes) for axes in quantised["axes"]]
+    found = []
+    for axis in dict.fromkeys(axis for numbers, _ in told for axis in numbers):
+        if _is_bits(axis):
+            continue
+        sweep = Sweep(axis)
+        at = pd.Series([numbers.get(axis, math.nan) for numbers, _ in told], index=quantised.index)
+        on, off = quantised[at.notna()], quantised[at.isna()]
+        names = series_names(on, without=axis)
+        for name, rows in on.groupby(names, sort=False):
+            places = at[rows.index]
+            sweep.series[str(name)] = {
+                float(place): rows[places == place] for place in sorted(places.unique())
+            }
+        for name, rows in off.groupby(_with_bits(off, among=quantised), sort=False):
+            sweep.level[str(name)] = rows
+        if any(len(places) >= least for places in sweep.series.values()):
+            found.append(sweep)
+    return found
+
+
+def series_names(models: pd.DataFrame, without: str | None, bits: bool = True) -> pd.Series:
+    """What joins the points of a line: the label and every setting that varies, but one axis.
+
+    `bits`: whether lines of several bits are several lines.
+    """
+    settings = []
+    for axes, width in zip(models["axes"], models["bits"], strict=True):
+        numbers, words = numbers_and_words(axes)
+        told = {**words, **{key: f"{value:g}" for key, value in numbers.items()}}
+        told = {key: f"{key}={value}" for key, value in told.items()}
+        told = {key: said for key, said in told.items() if not _is_bits(key)}
+        settings.append({**told, "bits": f"{number_of_bits(width)} bits"} if bits else told)
+    varying = {
+        key
+        for key in {key for each in settings for key in each}
+        if key != without and len({each.get(key) for each in settings}) > 1
+    }
+    names = [
+        " ".join([label, *(each[key] for key in sorted(each) if key in varying)])
+        for label, each in zip(models["label"], settings, strict=True)
+    ]
+    return pd.Series(names, index=models.index, dtype="object")
+
+
+def _is_bits(axis: str) -> bool:
+    return axis.rpartition(".")[2] == "bits"
+
+
+def _with_bits(models: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
+    """Names of rows, told apart by bits where `among` has several."""
+    if among["bits"].nunique() < 2:
+        return models["name"]
+    return models["name"] + models["bits"].map(lambda bits: f" {number_of_bits(bits)} bits")
+
+
+def tokens_trained(models: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame) -> pd.Series:
+    """Tokens that each of `models` was trained on; NaN for those that were not.
+
+    A training that several cells share has its curve under one of them: the model tells.
+    """
+    keys = frame.drop_duplicates("cell").set_index("cell")["model_key"]
+    total = curves.groupby(curves["cell"].map(keys))["tokens"].max()
+    return models["model_key"].map(total).astype(float)
+
+
+class Band(NamedTuple):
+    """A curve over the seeds of one row: place, mean, smallest and largest, and gaps in words."""
+
+    at: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    seeds: int
+    gaps: int  # steps at which some seed's loss is not finite
+
+
+def band(lines: Sequence[pd.DataFrame], place: str) -> Band:
+    """Smoothed losses of several seeds at the steps that all have: step, `place`, loss each.
+
+    A window of about 4 % of the steps, centred, so that it does not lag. A step at which any seed's
+    loss is not finite is a gap in all of them.
+    """
+    smooth, places = [], []
+    for line in lines:
+        line = line.drop_duplicates("step").set_index("step", drop=False).sort_index()
+        loss = line["loss"].where(np.isfinite(line["loss"]))
+        window = len(line) // 25 * 2 + 1
+        running = loss.rolling(window, center=True, min_periods=1).mean()
+        smooth.append(running.where(loss.notna()))
+        places.append(line[place].astype(float))
+    values = pd.concat(smooth, axis=1, join="inner").sort_index()
+    at = pd.concat(places, axis=1, join="inner").sort_index().mean(axis=1)
+    return Band(
+        at.to_numpy(),
+        values.mean(axis=1, skipna=False).to_numpy(),
+        values.min(axis=1, skipna=False).to_numpy(),
+        values.max(axis=1, skipna=False).to_numpy(),
+        len(lines),
+        int(values.isna().any(axis=1).sum()),
+    )
+
+
+def shortened(names: Sequence[str]) -> tuple[str, list[str]]:
+    """What all names begin with, up to a space or `=`, and what is left of each."""
+    if len(names) < 2:
+        return "", list(names)
+    same = 0
+    while all(len(name) > same and name[same] == names[0][same] for name in names):
+        same += 1
+    cut = max(names[0].rfind(mark, 0, same) for mark in " =") + 1
+    return names[0][:cut].rstrip(" ="), [name[cut:] for name in names]

@@ -1,0 +1,152 @@
+"""What all figures share: legends, references, ticks of logarithmic axes, and the files."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from reports import style
+from reports.plots.data import Mean, interval
+from reports.style import Look
+from reports.summary import REFERENCE_BITS, Column, Entry, Summary, number_of_bits
+
+FEW = 8  # entries that a legend in one column of a paper can hold
+_WIDE = 30.0  # largest over smallest from which an axis is logarithmic
+_DASHES = ["--", ":", "-."]  # of references
+
+
+def references(axes: Axes, summary: Summary, index: int, upright: bool = False) -> list[Line2D]:
+    """The 16-bit rows as broken lines across the axes; `upright` where x has the values."""
+    lines: list[Line2D] = []
+    draw = axes.axvline if upright else axes.axhline
+    for row in summary.rows:
+        entry = row.entries[index]
+        if row.bits < REFERENCE_BITS or entry is None or not math.isfinite(entry.mean):
+            continue
+        value = scale(summary.columns[index]) * entry.mean
+        dash = _DASHES[len(lines) % len(_DASHES)]
+        label = f"{row.name} ({number_of_bits(row.bits)} bits)"
+        lines.append(draw(value, color=style.REFERENCE, ls=dash, lw=1.0, zorder=1, label=label))
+    return lines
+
+
+def scale(column: Column) -> float:
+    """Scores are drawn in percent."""
+    return 100.0 if column.percent else 1.0
+
+
+def quantity(column: Column) -> str:
+    """The words at an axis that shows a column."""
+    if column.higher:
+        return "average score (%)" if column.task is None else f"{column.title} (%)"
+    named = "perplexity" if column.metric in ("ppl", "perplexity") else column.metric
+    return named if column.title == "PPL" else f"{column.title} {named}"
+
+
+def of_entry(entry: Entry, column: Column) -> Mean:
+    """Mean and half a t-interval of an entry, as drawn."""
+    half = interval(entry.sd, entry.n) if entry.sd is not None else 0.0
+    return Mean(scale(column) * entry.mean, scale(column) * half)
+
+
+def marks(entries: Iterable[Entry]) -> str:
+    """The table's notes hold for a figure too."""
+    told = ",".join(sorted({mark for entry in entries for mark in entry.marks}))
+    return f" [{told}]" if told else ""
+
+
+def handle(look: Look, label: str, line: bool = False) -> Line2D:
+    """A legend's entry: a marker, or the curve that has none."""
+    if line:
+        return Line2D([], [], color=look.colour, ls=look.dash, label=label)
+    return Line2D([], [], color=look.colour, marker=look.marker, mec="white", label=label)
+
+
+def is_wide(values: Iterable[float]) -> bool:
+    """Whether an axis over these values should be logarithmic."""
+    found = list(values)
+    return bool(found) and min(found) > 0 and max(found) / min(found) >= _WIDE
+
+
+def logarithmic(axes: Axes, side: Literal["x", "y"], low: float, high: float) -> None:
+    """Ticks from `low` to `high` in one notation: all plain numbers, or all powers of ten."""
+    axes.set(**{f"{side}scale": "log"})
+    axis = axes.xaxis if side == "x" else axes.yaxis
+    decades = math.log10(high / low)
+    powers = high >= 1e5
+    subs: Sequence[float] = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=(1.0,) if powers else subs, numticks=7))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, powers)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def places(axes: Axes, values: Sequence[float]) -> None:
+    """An x axis with its ticks at the values given, logarithmic where they are far apart."""
+    if is_wide(values) or (min(values) > 0 and max(values) / min(values) > 10):
+        axes.set_xscale("log")
+    if len(values) <= FEW:
+        axes.xaxis.set_major_locator(FixedLocator(list(values)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _tick(value: float, powers: bool) -> str:
+    if not powers:
+        return f"{value:g}"
+    raised = str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{raised}"
+
+
+def unit(largest: float) -> tuple[float, str]:
+    """What a number of tokens is divided by for an axis, and the axis's words."""
+    for size, words in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
+        if largest >= size:
+            return size, f"tokens trained on ({words})"
+    return 1.0, "tokens trained on"
+
+
+def legend(figure: Figure, handles: Sequence[Artist], title: str = "") -> None:
+    """Below the axes, never over the data, which keep their height."""
+    longest = max(len(str(each.get_label())) for each in handles)
+    letters = figure.get_figwidth() * 16
+    columns = max(1, min(len(handles), int(letters // (longest + 6))))
+    _taller(figure, 0.165 * (math.ceil(len(handles) / columns) + bool(title)))
+    figure.legend(
+        handles=list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        title=title or None,
+        title_fontsize=7,
+    )
+
+
+def say(figure: Figure, words: Sequence[str]) -> None:
+    """What a reader must know of a figure that it does not show, in small print above it."""
+    if words:
+        lines = textwrap.wrap("; ".join(words), int(figure.get_figwidth() * 17))
+        _taller(figure, 0.13 * len(lines) + 0.05)
+        figure.suptitle("\n".join(lines), fontsize=7, color="#555555", x=0.01, ha="left")
+
+
+def _taller(figure: Figure, inches: float) -> None:
+    figure.set_figheight(figure.get_figheight() + inches)
+
+
+def files(figure: Figure) -> dict[str, bytes]:
+    """Without date or program version, so that they are equal whenever the picture is."""
+    metadata = {"png": ["Software"], "pdf": ["CreationDate", "Creator", "Producer"]}
+    found = {}
+    for suffix, keys in metadata.items():
+        out = io.BytesIO()
+        figure.savefig(out, format=suffix, metadata=dict.fromkeys(keys))
+        found[suffix] = out.getvalue()
+    return found

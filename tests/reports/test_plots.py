@@ -1,0 +1,193 @@
+"""The numbers behind the figures against plain computations, and when a figure is not drawn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+from synthetic_grids import ppl, quickstart, row, write
+
+from reports import rows, summary
+from reports.figures import FIGURES
+from reports.plots import data, draw
+
+RNG = np.random.default_rng(0)
+
+
+def drawn(folder: Path) -> set[str]:
+    return set(draw(summary.summarise(folder), folder))
+
+
+def trained(cell: dict[str, Any], tokens: int, steps: int = 30) -> list[dict[str, Any]]:
+    keys = ("cell", "label", "axes", "seed", "bits")
+    return [
+        {
+            **{key: cell[key] for key in keys},
+            "step": step,
+            "tokens": tokens * step / steps,
+            "loss": 1 + math.exp(-step / 5) + 0.1 * cell["seed"],
+        }
+        for step in range(1, steps + 1)
+    ]
+
+
+def swept(folder: Path, axis: str, values: list[Any], cost: bool = False, **grid: Any) -> Path:
+    """Three seeds along an axis, for a method that trains and one that does not."""
+    found, curves = [], []
+    for index, value in enumerate(values):
+        for seed in range(3):
+            kept = 0.5 + 0.05 * index + 0.01 * seed
+            one = row(label="BitDistiller", axes={axis: value}, seed=seed, value=kept)
+            found += [one, ppl(**identity(one), value=9 - kept)]
+            curves += trained(one, 1000 * 2**index if cost else 1000)
+    found.append(row(label="RTN", value=0.4))
+    found.append(ppl(label="RTN", value=12.0))
+    return write(folder, found, curves, **grid)
+
+
+def identity(given: dict[str, Any]) -> dict[str, Any]:
+    return {key: given[key] for key in ("label", "axes", "seed", "bits")}
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_pareto_front_against_brute_force(higher: bool) -> None:
+    for _ in range(50):
+        points = [(float(x), float(y)) for x, y in RNG.integers(0, 6, (12, 2))]
+        points += [(2.0, math.nan), (math.inf, 9.0)]
+
+        def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+            better = a[1] >= b[1] if higher else a[1] <= b[1]
+            return a != b and a[0] <= b[0] and better
+
+        finite = {p for p in points if all(map(math.isfinite, p))}
+        expected = sorted(p for p in finite if not any(beats(q, p) for q in finite))
+        assert data.pareto(points, higher) == expected
+
+
+def test_intervals_are_scipys() -> None:
+    values = RNG.normal(size=5)
+    low, high = scipy_stats.t.interval(0.95, 4, values.mean(), scipy_stats.sem(values))
+    found = data.mean(values)
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert data.mean([0.25]) == (0.25, 0.0)
+    assert math.isnan(data.mean([0.25, math.nan]).mean)
+
+
+def test_bands_over_seeds_against_numpy() -> None:
+    losses = RNG.normal(size=(3, 120))
+    lines = [
+        pd.DataFrame({"step": range(1, 121), "tokens": np.arange(1, 121) * 10 + seed, "loss": loss})
+        for seed, loss in enumerate(losses)
+    ]
+    found = data.band(lines, "tokens")
+    half = 120 // 25  # of a window of 9 steps
+    smooth = np.array(
+        [[loss[max(0, i - half) : i + half + 1].mean() for i in range(120)] for loss in losses]
+    )
+    assert found.mean == pytest.approx(smooth.mean(0))
+    assert found.low == pytest.approx(smooth.min(0))
+    assert found.high == pytest.approx(smooth.max(0))
+    assert found.at == pytest.approx(np.arange(1, 121) * 10 + 1)
+    assert (found.seeds, found.gaps) == (3, 0)
+
+
+def test_losses_that_are_not_finite_are_gaps_and_are_counted(tmp_path: Path) -> None:
+    line = pd.DataFrame({"step": range(1, 11), "tokens": range(1, 11), "loss": np.ones(10)})
+    broken = line.assign(loss=[1, 1, math.inf, 1, 1, math.nan, 1, 1, 1, 1])
+    found = data.band([line, broken], "step")
+    assert found.gaps == 2
+    assert np.flatnonzero(np.isnan(found.mean)).tolist() == [2, 5]
+    shorter = data.band([line, line.iloc[:4]], "step")
+    assert shorter.at.tolist() == [1, 2, 3, 4]  # no jump where a seed ends
+
+
+def test_a_component_with_its_parts_is_words_and_numbers() -> None:
+    axes = {"objective": "cakld gamma=0.25", "format.bits": 2, "teacher": None, "fast": True}
+    numbers, words = data.numbers_and_words(axes)
+    assert numbers == {"objective.gamma": 0.25, "format.bits": 2.0}
+    assert words == {"objective": "cakld", "teacher": "null", "fast": "true"}
+    assert data.numbers_and_words({"a": "cakld confidence=max"}) == (
+        {},
+        {"a": "cakld confidence=max"},
+    )
+
+
+def test_gamma_is_swept_and_the_rest_are_level_lines(tmp_path: Path) -> None:
+    values = [f"cakld gamma={gamma}" for gamma in (0, 0.25, 0.5, 1)]
+    folder = swept(tmp_path, "objective", [*values, "cakld confidence=label"])
+    found = summary.summarise(folder)
+    (sweep,) = data.sweeps(data.per_model(rows.load(folder), found))
+    assert sweep.axis == "objective.gamma"
+    (points,) = sweep.series.values()
+    index = data.main_score(found)
+    assert {at: float(p[index].mean()) for at, p in points.items()} == pytest.approx(
+        {0: 0.51, 0.25: 0.56, 0.5: 0.61, 1: 0.66}
+    )
+    assert len(points[0.25]) == 3
+    assert list(sweep.level) == ["BitDistiller objective=cakld confidence=label", "RTN"]
+    assert {"sweep", "perplexity"} <= drawn(folder)
+
+
+def test_averages_over_tasks_are_the_tables(tmp_path: Path) -> None:
+    folder = quickstart(tmp_path)
+    found = summary.summarise(folder)
+    models = data.per_model(rows.load(folder), found)
+    index = data.main_score(found)
+    assert index == len(found.columns) - 1
+    means = models.groupby(["name", "bits"])[index].mean()
+    for each in found.rows:
+        entry = each.entries[index]
+        assert entry is not None
+        assert means[each.name, each.bits] == pytest.approx(entry.mean)
+
+
+def test_tokens_are_found_through_the_model_where_cells_share_a_training(tmp_path: Path) -> None:
+    shared = {"bits": 2, "model_key": "m"}
+    found = [row(label="A", cell="a", **shared), row(label="B", cell="b", **shared)]
+    folder = write(tmp_path, found, trained({**found[0], "cell": "a"}, 500))
+    frame = rows.load(folder)
+    models = data.per_model(frame, summary.summarise(folder))
+    assert data.tokens_trained(models, rows.load_curves(folder), frame).tolist() == [500, 500]
+
+
+def test_each_figure_is_drawn_only_where_its_data_are(tmp_path: Path) -> None:
+    assert drawn(write(tmp_path / "a", [row(), row(label="AWQ", value=0.6)])) == set()
+    assert drawn(write(tmp_path / "b", [row(bits=2), row(bits=3, value=0.6)])) == {"score_vs_bits"}
+    two = swept(tmp_path / "c", "init.shrink", [0.1, 0.5])
+    assert drawn(two) == {"perplexity", "training_loss"}
+    three = swept(tmp_path / "d", "init.shrink", [0.1, 0.5, 0.9])
+    assert drawn(three) == {"perplexity", "training_loss", "sweep"}
+    cost = swept(tmp_path / "e", "data.sequences", [256, 512, 1024], cost=True)
+    assert drawn(cost) == {"perplexity", "training_loss", "sweep", "score_vs_tokens"}
+    everything = drawn(quickstart(tmp_path / "f"))
+    assert everything == {"score_vs_bits", "perplexity", "slopes", "training_loss"}
+    assert everything <= set(FIGURES)
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_that_are_not_finite_do_not_hide_the_others(tmp_path: Path) -> None:
+    values = [0.1, 0.25, 0.5, 0.75]
+    folder = swept(tmp_path, "init.shrink", values)
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    broken = [line.replace('"value": 8.5', '"value": Infinity') for line in lines]
+    broken = [line.replace('"value": 0.56', '"value": NaN') for line in broken]
+    assert broken != lines
+    (folder / "rows.jsonl").write_text("\n".join(broken))
+    with np.errstate(invalid="ignore"):  # of the table: ± of an infinite number
+        found = summary.summarise(folder)
+    assert {"sweep", "perplexity"} <= set(draw(found, folder))
+    assert plt.get_fignums() == []  # no global state
+
+
+def test_names_lose_what_they_share() -> None:
+    names = ["BitDistiller data=generated", "BitDistiller data=ground-truth"]
+    assert data.shortened(names) == ("BitDistiller data", ["generated", "ground-truth"])
+    assert data.shortened(["RTN", "AWQ"]) == ("", ["RTN", "AWQ"])
+    assert data.shortened(["RTN"]) == ("", ["RTN"])
