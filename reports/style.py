@@ -42,6 +42,9 @@ RC: dict[str, Any] = {
 
 REFERENCE = "#333333"
 FRONT = "#d9d9d9"
+BETTER, WORSE, UNTOLD = "#0173b2", "#d55e00", "#949494"
+"""What an ablation shows, by sign and by whether it can be told from chance."""
+
 _COLOURS = ["#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949494", "#ca9161"]
 _DASHES = ["-", "--", ":", "-."]
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<"]

@@ -14,6 +14,7 @@ from typing import Any, cast
 import matplotlib
 
 from reports import rows, style
+from reports.effects import effects
 from reports.plots import curves, dots, scores
 from reports.plots.data import per_model
 from reports.plots.panels import files
@@ -31,8 +32,9 @@ def draw(summary: Summary, folder: Path) -> dict[str, dict[str, bytes]]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, style.RC))
         figures = {
-            "score_vs_bits": scores.against_bits(summary, looks),
-            "perplexity": dots.perplexity(summary, looks),
+            "score_vs_bits": scores.against_bits(summary, models, looks),
+            "perplexity": dots.perplexity(summary, models, looks),
+            "ablation": dots.ablation(summary, effects(folder)),
             "slopes": scores.slopes(summary),
             "sweep": scores.sweep(summary, models, looks),
             "score_vs_tokens": scores.against_tokens(summary, models, trained, frame, looks),

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reports import style
+from reports.columns import number_of_bits
 from reports.plots.data import band, shortened
 from reports.plots.panels import handle, is_wide, legend, logarithmic, say, unit
 from reports.style import Look
-from reports.summary import number_of_bits
 
 _POINTS = 1500  # of a curve: more cannot be seen
 

@@ -9,34 +9,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
+from reports.columns import number_of_bits
 from reports.naming import setting
-from reports.summary import REFERENCE_BITS, Summary, number_of_bits
-
-LEVEL = 0.95  # of intervals
+from reports.stats import t_interval
+from reports.summary import REFERENCE_BITS, Summary
 
 
 class Mean(NamedTuple):
-    """A mean over models and its t-interval; `half` is 0 where there is one model only."""
+    """A mean over models and half of its t-interval; 0 where there is none to tell."""
 
     mean: float
     half: float = 0.0
 
 
 def mean(values: Iterable[float]) -> Mean:
-    """NaN among the values makes the mean NaN."""
-    found = np.asarray(list(values), dtype=float)
-    if len(found) < 2 or not np.isfinite(found).all():
-        return Mean(float(found.mean()))
-    return Mean(float(found.mean()), interval(float(found.std(ddof=1)), len(found)))
-
-
-def interval(sd: float, n: int) -> float:
-    """Half the t-interval of a mean of `n` values; 0 where there is no spread to tell from."""
-    if n < 2 or not math.isfinite(sd):
-        return 0.0
-    return float(student.ppf(0.5 + LEVEL / 2, n - 1)) * sd / math.sqrt(n)
+    """NaN among the values makes the mean NaN; so does a lack of values."""
+    given = list(values)
+    if not given:
+        return Mean(math.nan)
+    found = t_interval(given)
+    half = (found.high - found.low) / 2
+    return Mean(found.mean, half if math.isfinite(half) else 0.0)
 
 
 def pareto(points: Iterable[tuple[float, float]], higher: bool) -> list[tuple[float, float]]:
@@ -57,23 +51,43 @@ def per_model(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     """One row a distinct model of each row of the table.
 
     Columns: name, label, axes, seed, cell, bits, bits_per_weight, model_key, and under its index the
-    value of each of the table's columns, NaN where there is none.
+    value of each column of the table: a float, or None where the model has none.
     """
     shown = frame[frame["primary"]].copy()
     shown["name"] = shown["cell"].map(summary.names)
     identity = ["name", "bits", "model_key"]
     facts = ["label", "axes", "seed", "cell", "bits_per_weight"]
-    models = shown.drop_duplicates(identity)[[*identity, *facts]].set_index(identity)
-    values = shown.drop_duplicates([*identity, "task", "metric"]).pivot(
-        index=identity, columns=["task", "metric"], values="value"
-    )
-    scores = [(c.task, c.metric) for c in summary.columns if c.task is not None]
+    models = shown.drop_duplicates(identity)[[*identity, *facts]].reset_index(drop=True)
+    told: dict[tuple[Any, ...], dict[tuple[str, str], float]] = {}
+    for record in shown.to_dict("records"):
+        known = told.setdefault(tuple(record[key] for key in identity), {})
+        known.setdefault((record["task"], record["metric"]), record["value"])
+    scores = [(c.task, c.metric) for c in summary.columns if c.task is not None and c.higher]
     for index, column in enumerate(summary.columns):
-        tasks = column.tasks if column.task is None else (column.task,)
-        metric = None if column.task is None else column.metric
-        keys = [(t, m) for t, m in scores if t in tasks and metric in (None, m)]
-        models[index] = values[keys].mean(axis=1, skipna=False)
-    return models.reset_index()
+        keys = [key for key in scores if key[0] in column.tasks]
+        if column.task is not None:
+            keys = [(column.task, column.metric)]
+        found = [
+            sum(known[key] for key in keys) / len(keys) if set(keys) <= set(known) else None
+            for known in told.values()
+        ]
+        models[index] = pd.Series(found, dtype="object")
+    return models
+
+
+def values(models: pd.DataFrame, index: int) -> list[float]:
+    """Those of a column of the table, of the models that have one."""
+    return [float(value) for value in models[index] if value is not None]
+
+
+def by_row(models: pd.DataFrame, index: int, factor: float) -> dict[tuple[str, float], Mean]:
+    """(name, bits) of a row of the table -> the mean over its models, times `factor`."""
+    return {
+        (rows["name"].iloc[0], float(rows["bits"].iloc[0])): mean(
+            factor * value for value in values(rows, index)
+        )
+        for _, rows in models.groupby(["name", "bits"], sort=False)
+    }
 
 
 def main_score(summary: Summary) -> int | None:

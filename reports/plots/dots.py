@@ -1,26 +1,32 @@
-"""Dot plots: a row a method, its numbers as points with intervals."""
+"""Dot plots: a row a method or a setting, its numbers as points with intervals."""
 
 from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Iterable, Sequence
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from reports import style
-from reports.plots.data import shortened
-from reports.plots.panels import is_wide, legend, logarithmic, marks, of_entry, quantity, references
+from reports.columns import Column, number, number_of_bits
+from reports.effects import Effect
+from reports.plots import data
+from reports.plots.data import Mean
+from reports.plots.panels import is_wide, legend, logarithmic, marks, quantity, references, scale
 from reports.style import Look
-from reports.summary import Row, Summary, number, number_of_bits
+from reports.summary import Row, Summary
 
 _LEAST = 1.25  # largest over smallest on an axis: less would make a small difference look large
 _LETTERS = 22  # of a line of a row's name, which leave room for data in one column
+_LINE = 0.13  # inches
 
 
-def perplexity(summary: Summary, looks: dict[str, Look]) -> Figure | None:
+def perplexity(summary: Summary, models: pd.DataFrame, looks: dict[str, Look]) -> Figure | None:
     """A panel a column that is better lower, a row of dots for each row of the table.
 
     Dots and not bars: a logarithmic axis has no zero for a bar to stand on.
@@ -30,62 +36,113 @@ def perplexity(summary: Summary, looks: dict[str, Look]) -> Figure | None:
     rows = [row for group in groups for row in group]
     if not columns or not rows:
         return None
-    common, names = shortened([row.name for row in rows])
-    long = max(map(len, names)) > 2 * _LETTERS
-    letters = 2 * _LETTERS if long else _LETTERS
-    names = ["\n".join(textwrap.wrap(name, letters)) or name for name in names]
-    places = _places(groups)
-    line = 0.13 * max(name.count("\n") for name in names) + 0.16
-    wide = long or len(columns) > 1
-    size = (style.PAGE if wide else style.COLUMN, 0.75 + line * (places[-1] + 1))
-    figure = Figure(figsize=size)
-    panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+    common, names = data.shortened([row.name for row in rows])
+    headings = [f"{number_of_bits(group[0].bits)} bits" for group in groups]
+    headings = headings if len(groups) > 1 else []
+    figure, panels, places = _rows(names, [len(g) for g in groups], headings, len(columns))
     handles: dict[str, Line2D] = {}
     for axes, index in zip(panels, columns, strict=True):
-        for drawn in references(axes, summary, index, upright=True):
-            handles.setdefault(str(drawn.get_label()), drawn)
-        _dots(axes, summary, rows, places, index, looks)
-    ticks = dict(zip(places, names, strict=True))
-    if len(groups) > 1:
-        for group in groups:
-            ticks[places[rows.index(group[0])] - 1] = f"{number_of_bits(group[0].bits)} bits"
-    panels[0].set_yticks(list(ticks), list(ticks.values()))
-    for label in panels[0].get_yticklabels()[len(places) :]:
-        label.set_fontweight("bold")
-    panels[0].set_ylim(places[-1] + 0.7, -0.7)
-    if common:
-        panels[0].set_title(common, loc="left")
+        lines = references(axes, summary, index, upright=True)
+        handles |= {str(line.get_label()): line for line in lines}
+        means = data.by_row(models, index, scale(summary.columns[index]))
+        found = [means[row.name, row.bits] for row in rows]
+        base = [means[row.name, row.bits] for row in summary.rows if row.reference]
+        scaled = _limits(axes, [*found, *base])
+        for row, mean, at in zip(rows, found, places, strict=True):
+            _print(axes, at, _words(row, mean, index, summary.columns[index]))
+            _dot(axes, at, mean, looks[row.name], scaled)
+        axes.set_xlabel(quantity(summary.columns[index]) + (" (log scale)" if scaled else ""))
+    panels[0].set_title(common, loc="left")
     if handles:
         legend(figure, list(handles.values()))
     return figure
 
 
-def _places(groups: list[tuple[Row, ...]]) -> list[float]:
-    """Where each row stands, top down, with room for a heading above each group."""
-    found, at = [], 0.0
-    for group in groups:
-        at += 1.0 if len(groups) > 1 else 0.0
-        for _ in group:
-            found.append(at)
-            at += 1
-    return found
+def ablation(summary: Summary, effects: Sequence[Effect]) -> Figure | None:
+    """What each setting of an axis changes against the first one, paired by seed.
 
-
-def _dots(
-    axes: Axes,
-    summary: Summary,
-    rows: list[Row],
-    places: list[float],
-    index: int,
-    looks: dict[str, Look],
-) -> None:
-    column = summary.columns[index]
-    means = [
-        of_entry(entry, column)
-        for row in summary.rows
-        if (entry := row.entries[index]) is not None and math.isfinite(entry.mean)
+    Bits are no such axis: what they cost is in the score over bits.
+    """
+    effects = [effect for effect in effects if effect.bits is not None]
+    score = data.main_score(summary)
+    chosen = [] if score is None else [summary.columns[score]]
+    chosen += [column for column in summary.columns if not column.higher][:2]
+    known = {(e.label, e.context, e.bits, e.baseline, e.setting, e.column): e for e in effects}
+    keys = list(dict.fromkeys(key[:5] for key in known))
+    columns = [column for column in chosen if any((*key, column) in known for key in keys)]
+    if not columns:
+        return None
+    named = [" ".join(filter(None, [label, where, value])) for label, where, _, _, value in keys]
+    common, names = data.shortened(named)
+    if len(keys) == 1:
+        common, names = f"{keys[0][0]} {keys[0][1]}".strip(), [keys[0][4]]
+    figure, panels, places = _rows(names, [len(keys)], [], len(columns))
+    for axes, column in zip(panels, columns, strict=True):
+        axes.axvline(0, color=style.REFERENCE, lw=1.0, zorder=1)
+        for key, at in zip(keys, places, strict=True):
+            effect = known.get((*key, column))
+            if effect is None:
+                _print(axes, at, "–")
+                continue
+            difference, factor = effect.difference, scale(column)
+            half = (difference.high - difference.low) / 2
+            mean = Mean(factor * difference.mean, factor * half if math.isfinite(half) else 0.0)
+            told = effect.p < 0.05
+            look = Look(style.BETTER if effect.better else style.WORSE, "o")
+            _dot(axes, at, mean, look if told else Look(style.UNTOLD, "o"), False)
+            _print(axes, at, f"{mean.mean:+.{1 if column.percent else 2}f}")
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.margins(x=0.08)
+        axes.set_xlabel(f"Δ {quantity(column)}".replace("(%)", "(points)"))
+    baselines = dict.fromkeys(key[3] for key in keys)
+    against = f"{effects[0].axis}: against {', '.join(baselines)}"
+    width = int(figure.get_figwidth() * 14)
+    panels[0].set_title(textwrap.shorten(against, width, placeholder=" …"), loc="left")
+    handles = [
+        Line2D([], [], color=colour, marker="o", mec="white", ls="none", label=words)
+        for colour, words in (
+            (style.BETTER, "better"),
+            (style.WORSE, "worse"),
+            (style.UNTOLD, "not distinguished"),
+        )
     ]
-    ends = [end for found in means for end in (found.mean - found.half, found.mean + found.half)]
+    legend(figure, handles, common)
+    return figure
+
+
+def _rows(
+    names: Sequence[str], sizes: Sequence[int], headings: Sequence[str], panels: int
+) -> tuple[Figure, list[Axes], list[float]]:
+    """A figure with a row for each name, top down, in groups; the places of the names on y."""
+    wide = panels > 1 or max(map(len, names)) > 2 * _LETTERS
+    letters = 2 * _LETTERS if max(map(len, names)) > 2 * _LETTERS else _LETTERS
+    wrapped = ["\n".join(textwrap.wrap(name, letters)) or name for name in names]
+    places: list[float] = []
+    ticks: dict[float, str] = {}
+    for group, size in enumerate(sizes):
+        if headings:
+            ticks[float(len(places) + group)] = headings[group]
+        start = len(places) + (group + 1 if headings else 0)
+        places += [float(start + index) for index in range(size)]
+    labels = dict(zip(places, wrapped, strict=True))
+    line = _LINE * max(name.count("\n") for name in wrapped) + _LINE + 0.03
+    height = 0.75 + line * (places[-1] + 1)
+    figure = Figure(figsize=(style.PAGE if wide else style.COLUMN, height))
+    found = list(figure.subplots(1, panels, squeeze=False, sharey=True)[0])
+    found[0].set_yticks([*labels, *ticks], [*labels.values(), *ticks.values()])
+    for label in found[0].get_yticklabels()[len(labels) :]:
+        label.set_fontweight("bold")
+    found[0].set_ylim(places[-1] + 0.7, -0.7)
+    for axes in found:
+        axes.grid(True, axis="y", linestyle=":")
+        axes.tick_params(axis="y", length=0)
+    return figure, found, places
+
+
+def _limits(axes: Axes, means: Iterable[Mean]) -> bool:
+    """Room for all intervals; whether the axis is logarithmic."""
+    finite = [mean for mean in means if math.isfinite(mean.mean)]
+    ends = [end for mean in finite for end in (mean.mean - mean.half, mean.mean + mean.half)]
     positive = [end for end in ends if end > 0]
     scaled = is_wide(positive)
     if positive:
@@ -98,33 +155,39 @@ def _dots(
         axes.set_xlim(*((low / margin, high * margin) if scaled else (low - margin, high + margin)))
     if not scaled:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    for row, at in zip(rows, places, strict=True):
-        entry, look = row.entries[index], looks[row.name]
-        words = "–" if entry is None else number(entry.mean, column, 1) + marks([entry])
-        axes.annotate(
-            words,
-            (1, at),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-        )
-        if entry is None or not (math.isfinite(entry.mean) and entry.mean > 0):
-            continue
-        shown = of_entry(entry, column)
-        below = min(shown.half, shown.mean * (1 - 1e-3)) if scaled else shown.half
-        axes.errorbar(
-            shown.mean,
-            at,
-            xerr=[[below], [shown.half]],
-            color=look.colour,
-            marker=look.marker,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            elinewidth=1.0,
-            capsize=2,
-        )
-    axes.set_xlabel(quantity(column) + (" (log scale)" if scaled else ""))
-    axes.grid(True, axis="y", linestyle=":")
-    axes.tick_params(axis="y", length=0)
+    return scaled
+
+
+def _dot(axes: Axes, at: float, mean: Mean, look: Look, scaled: bool) -> None:
+    if not math.isfinite(mean.mean) or (scaled and mean.mean <= 0):
+        return
+    below = min(mean.half, mean.mean * (1 - 1e-3)) if scaled else mean.half
+    axes.errorbar(
+        mean.mean,
+        at,
+        xerr=[[below], [mean.half]],
+        color=look.colour,
+        marker=look.marker,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        elinewidth=1.0,
+        capsize=2,
+    )
+
+
+def _words(row: Row, mean: Mean, index: int, column: Column) -> str:
+    entry = row.entries[index]
+    return "–" if entry is None else number(mean.mean, column, 1) + marks([entry])
+
+
+def _print(axes: Axes, at: float, words: str) -> None:
+    """A row's number, right of the axes."""
+    axes.annotate(
+        words,
+        (1, at),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7,
+    )

@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from reports import style
-from reports.plots.data import Mean, interval
+from reports.columns import Column, number_of_bits
 from reports.style import Look
-from reports.summary import REFERENCE_BITS, Column, Entry, Summary, number_of_bits
+from reports.summary import REFERENCE_BITS, Entry, Summary
 
 FEW = 8  # entries that a legend in one column of a paper can hold
 _WIDE = 30.0  # largest over smallest from which an axis is logarithmic
@@ -50,12 +50,6 @@ def quantity(column: Column) -> str:
         return "average score (%)" if column.task is None else f"{column.title} (%)"
     named = "perplexity" if column.metric in ("ppl", "perplexity") else column.metric
     return named if column.title == "PPL" else f"{column.title} {named}"
-
-
-def of_entry(entry: Entry, column: Column) -> Mean:
-    """Mean and half a t-interval of an entry, as drawn."""
-    half = interval(entry.sd, entry.n) if entry.sd is not None else 0.0
-    return Mean(scale(column) * entry.mean, scale(column) * half)
 
 
 def marks(entries: Iterable[Entry]) -> str:

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from reports import style
+from reports.columns import number_of_bits
 from reports.plots import data
 from reports.plots.data import Mean, Sweep
 from reports.plots.panels import (
@@ -20,7 +21,6 @@ from reports.plots.panels import (
     legend,
     logarithmic,
     marks,
-    of_entry,
     places,
     quantity,
     references,
@@ -29,42 +29,45 @@ from reports.plots.panels import (
     unit,
 )
 from reports.style import Look
-from reports.summary import REFERENCE_BITS, Entry, Row, Summary, number_of_bits
+from reports.summary import REFERENCE_BITS, Entry, Row, Summary
 
 _APART = 0.05  # bits per weight: rows nearer than that cost the same
 _MORE = 1.2  # most tokens over fewest: less is one cost
 _PANELS = 8  # of a figure over both columns
 
 
-def against_bits(summary: Summary, looks: dict[str, Look]) -> Figure | None:
+def against_bits(summary: Summary, models: pd.DataFrame, looks: dict[str, Look]) -> Figure | None:
     """The average (or the only score, or else perplexity) over bits, with the Pareto front."""
     index = data.main_score(summary)
     index = 0 if index is None else index
     column = summary.columns[index]
-    points: dict[str, list[tuple[float, Entry]]] = {}
+    means = data.by_row(models, index, scale(column))
+    points: dict[str, list[tuple[float, Mean]]] = {}
+    marked: dict[str, list[Entry]] = {}
     unshown = []
     for row in summary.rows:
-        entry = row.entries[index]
+        entry, found = row.entries[index], means[row.name, row.bits]
         if entry is None or row.reference:
             continue
-        if math.isfinite(entry.mean):
+        if math.isfinite(found.mean):
             weight = row.bits if row.bits_per_weight is None else row.bits_per_weight
-            points.setdefault(row.name, []).append((weight, entry))
+            points.setdefault(row.name, []).append((weight, found))
+            marked.setdefault(row.name, []).append(entry)
         else:
-            unshown.append(f"{row.name}, {number_of_bits(row.bits)} bits: {entry.mean}, not drawn")
-    weights = [weight for found in points.values() for weight, _ in found]
+            words = f"{row.name}, {number_of_bits(row.bits)} bits"
+            unshown.append(f"{words}: {found.mean}, not drawn")
+    weights = [weight for line in points.values() for weight, _ in line]
     if not points or max(weights) - min(weights) < _APART:
         return None
     figure = Figure(figsize=(style.COLUMN if len(points) <= FEW else style.PAGE, 2.2))
     axes = figure.subplots()
     handles: list[Line2D] = references(axes, summary, index)
-    shown = [(w, scale(column) * entry.mean) for found in points.values() for w, entry in found]
+    shown = [(weight, each.mean) for line in points.values() for weight, each in line]
     handles += _front(axes, data.pareto(shown, column.higher), max(weights))
-    for name, found in points.items():
-        found.sort(key=lambda point: point[0])
-        means = [of_entry(entry, column) for _, entry in found]
-        _line(axes, [weight for weight, _ in found], means, looks[name])
-        handles.append(handle(looks[name], name + marks(entry for _, entry in found)))
+    for name, line in points.items():
+        line.sort()
+        _line(axes, [weight for weight, _ in line], [each for _, each in line], looks[name])
+        handles.append(handle(looks[name], name + marks(marked[name])))
     axes.margins(x=0.08, y=0.1)
     values = [value for _, value in shown]
     if not column.higher and is_wide(values):
@@ -143,13 +146,16 @@ def sweep(summary: Summary, models: pd.DataFrame, known: dict[str, Look]) -> Fig
 def _swept(axes: Axes, sweep: Sweep, index: int, factor: float, looks: dict[str, Look]) -> None:
     for name, rows in sweep.level.items():
         axes.axhline(
-            factor * data.mean(rows[index]).mean,
+            factor * data.mean(data.values(rows, index)).mean,
             color=looks[name].colour,
             ls=looks[name].dash,
             lw=1.0,
         )
     for name, points in sweep.series.items():
-        means = [data.mean(factor * rows[index]) for rows in points.values()]
+        means = [
+            data.mean(factor * value for value in data.values(rows, index))
+            for rows in points.values()
+        ]
         at, look = list(points), looks[name]
         axes.plot(at, [m.mean for m in means], color=look.colour, marker=look.marker, mec="white")
         axes.fill_between(
@@ -195,15 +201,15 @@ def against_tokens(
         handles |= {str(line.get_label()): line for line in references(axes, summary, index)}
         here = quantised[quantised["bits"] == each]
         for name, rows in here.groupby("series", sort=False):
-            look, values = looks[str(name)], scale(column) * rows[index]
+            look, means = looks[str(name)], data.by_row(rows, index, scale(column))
             level = rows["tokens"].isna().all()
             handles[str(name)] = handle(look, str(name), line=level)
             if level:
-                axes.axhline(data.mean(values).mean, color=look.colour, ls=look.dash, lw=1.0)
+                axes.axhline(means[str(name), each].mean, color=look.colour, ls=look.dash, lw=1.0)
                 continue
             points = sorted(
-                (float(same["tokens"].mean()) / size, data.mean(values[same.index]))
-                for _, same in rows.groupby("name", sort=False)
+                (float(same["tokens"].mean()) / size, means[str(row), each])
+                for row, same in rows.groupby("name", sort=False)
             )
             _line(axes, [at for at, _ in points], [mean for _, mean in points], look)
         if is_wide(totals):

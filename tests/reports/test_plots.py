@@ -127,7 +127,8 @@ def test_gamma_is_swept_and_the_rest_are_level_lines(tmp_path: Path) -> None:
     assert sweep.axis == "objective.gamma"
     (points,) = sweep.series.values()
     index = data.main_score(found)
-    assert {at: float(p[index].mean()) for at, p in points.items()} == pytest.approx(
+    assert index is not None
+    assert {at: data.mean(data.values(p, index)).mean for at, p in points.items()} == pytest.approx(
         {0: 0.51, 0.25: 0.56, 0.5: 0.61, 1: 0.66}
     )
     assert len(points[0.25]) == 3
@@ -140,12 +141,12 @@ def test_averages_over_tasks_are_the_tables(tmp_path: Path) -> None:
     found = summary.summarise(folder)
     models = data.per_model(rows.load(folder), found)
     index = data.main_score(found)
-    assert index == len(found.columns) - 1
-    means = models.groupby(["name", "bits"])[index].mean()
+    assert index is not None and found.columns[index].task is None
+    means = data.by_row(models, index, 1.0)
     for each in found.rows:
         entry = each.entries[index]
         assert entry is not None
-        assert means[each.name, each.bits] == pytest.approx(entry.mean)
+        assert means[each.name, each.bits].mean == pytest.approx(entry.mean)
 
 
 def test_tokens_are_found_through_the_model_where_cells_share_a_training(tmp_path: Path) -> None:
@@ -161,11 +162,11 @@ def test_each_figure_is_drawn_only_where_its_data_are(tmp_path: Path) -> None:
     assert drawn(write(tmp_path / "a", [row(), row(label="AWQ", value=0.6)])) == set()
     assert drawn(write(tmp_path / "b", [row(bits=2), row(bits=3, value=0.6)])) == {"score_vs_bits"}
     two = swept(tmp_path / "c", "init.shrink", [0.1, 0.5])
-    assert drawn(two) == {"perplexity", "training_loss"}
+    assert drawn(two) == {"perplexity", "training_loss", "ablation"}
     three = swept(tmp_path / "d", "init.shrink", [0.1, 0.5, 0.9])
-    assert drawn(three) == {"perplexity", "training_loss", "sweep"}
+    assert drawn(three) == {"perplexity", "training_loss", "ablation", "sweep"}
     cost = swept(tmp_path / "e", "data.sequences", [256, 512, 1024], cost=True)
-    assert drawn(cost) == {"perplexity", "training_loss", "sweep", "score_vs_tokens"}
+    assert drawn(cost) == drawn(three) | {"score_vs_tokens"}
     everything = drawn(quickstart(tmp_path / "f"))
     assert everything == {"score_vs_bits", "perplexity", "slopes", "training_loss"}
     assert everything <= set(FIGURES)
@@ -191,3 +192,10 @@ def test_names_lose_what_they_share() -> None:
     assert data.shortened(names) == ("BitDistiller data", ["generated", "ground-truth"])
     assert data.shortened(["RTN", "AWQ"]) == ("", ["RTN", "AWQ"])
     assert data.shortened(["RTN"]) == ("", ["RTN"])
+
+
+def test_the_ablation_leaves_out_bits_whose_cost_is_another_figure(tmp_path: Path) -> None:
+    several = [
+        row(axes={"format.bits": b}, bits=b, seed=s, value=0.2 * b) for b in (2, 3) for s in (0, 1)
+    ]
+    assert drawn(write(tmp_path, several)) == {"score_vs_bits"}
