@@ -193,6 +193,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=list(verbs.FORMATS),
         help="print the table alone, in this form",
     )
+    report.add_argument(
+        "--html",
+        action="store_true",
+        help="write index.html too: every number and what is behind it",
+    )
     plan.add_argument("--cells", action="store_true", help="list every cell")
     plan.add_argument("--memory", action="store_true", help="what each stage needs of a GPU")
     plan.add_argument(

@@ -91,6 +91,8 @@ def report(given: argparse.Namespace) -> int:
         plan = plan_of(given, store)
         folder = _out(given, plan)
         rows.export(plan, store, folder)
+    if given.html:
+        reports.render(folder, html=True)
     if given.format is None:
         _show(folder)
     else:

@@ -4,13 +4,13 @@
 
     frame = load("results/quickstart")     # pandas DataFrame, one row a (cell, task, metric)
     render("results/quickstart")           # report.md, table.{md,tex,csv,txt}, plots/*.{png,pdf}
+    render("results/quickstart", html=True)    # index.html too: every number, what is behind it
     print(text("results/quickstart"))      # the table for a terminal
 
 A folder holds `grid.json`, `rows.jsonl` and, where something was trained, `curves.jsonl`. The way
 through: `rows` reads and checks them, `naming` tells rows apart, `summary` decides what stands in
-the table, `table` writes it down, `plots` draws (how it looks is in `style`, the words under each in `figures`),
-`page` joins them,
-`rendering` keeps the files up to date.
+the table, `table` writes it down, `plots` draws (how it looks is in `style`, the words under each in
+`figures`), `page` joins them, `html` does so for a browser, `rendering` keeps the files up to date.
 
 Not here: how a number was measured, and anything that needs a model. The only import from the rest
 of the project is `harness.errors`. pandas and matplotlib are loaded when they are first needed, so

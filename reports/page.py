@@ -31,7 +31,7 @@ def page(summary: Summary, plots: Sequence[str]) -> str:
         parts.append(escape_markdown(grid.question))
     if summary.testbed:
         parts.append(f"> **{TESTBED}.**")
-    parts.append(f"Model: `{grid.model}`. {_progress(summary)}")
+    parts.append(f"Model: `{grid.model}`. {progress(summary)}")
     if grid.spec.caption:
         parts.append(escape_markdown(grid.spec.caption))
     parts.append(markdown(summary).rstrip())
@@ -66,17 +66,18 @@ def terminal(summary: Summary, width: int) -> str:
     if summary.testbed:
         lines += wrap(f"{TESTBED}.", width)
     if grid.holes or summary.stale:
-        lines += ["", *wrap(_progress(summary), width)]
-    for hole in [hole for hole in _sorted(summary) if hole["reason"] != "not run yet"][:10]:
+        lines += ["", *wrap(progress(summary), width)]
+    for hole in [hole for hole in open_cells(summary) if hole["reason"] != "not run yet"][:10]:
         words = wrap(f"{_cell(hole)}: {hole['reason']}", width - 2)
         lines += [f"  {part}" for part in words]
     return "\n".join(lines) + "\n"
 
 
-def _progress(summary: Summary) -> str:
+def progress(summary: Summary) -> str:
+    """How far the grid is, in one sentence."""
     grid = summary.grid
     finished = grid.cells - len(grid.holes)
-    waiting = sum(hole["reason"] == "not run yet" for hole in _sorted(summary))
+    waiting = sum(hole["reason"] == "not run yet" for hole in open_cells(summary))
     words = f"{finished} of {grid.cells} cells finished"
     if len(grid.holes) > waiting:
         words += f", {len(grid.holes) - waiting} failed"
@@ -94,12 +95,13 @@ def _protocols(summary: Summary) -> str:
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join([":--"] * len(head)) + " |"]
     columns = [column for column in summary.columns if column.task is not None]
     for column, usual in zip(columns, summary.protocols, strict=True):
-        cells = [column.title, column.task or "", column.metric, *(_said(usual[k]) for k in keys)]
+        cells = [column.title, column.task or "", column.metric, *(said(usual[k]) for k in keys)]
         lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
     return "\n".join(lines)
 
 
-def _said(value: object) -> str:
+def said(value: object) -> str:
+    """A setting of a protocol in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "–" if value is None else str(value)
@@ -107,7 +109,7 @@ def _said(value: object) -> str:
 
 def _holes(summary: Summary) -> str:
     lines = ["| Method | Settings | Seed | Why |", "| :-- | :-- | :-- | :-- |"]
-    for hole in _sorted(summary):
+    for hole in open_cells(summary):
         cells = [hole["label"], hole["axes"], hole["seed"], hole["reason"]]
         lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
     return "\n".join(lines)
@@ -118,15 +120,15 @@ def _cell(hole: dict[str, str]) -> str:
     return ", ".join(part for part in [hole["label"], hole["axes"], seed] if part)
 
 
-def _sorted(summary: Summary) -> list[dict[str, str]]:
-    """The holes as words, in the grid's order."""
+def open_cells(summary: Summary) -> list[dict[str, str]]:
+    """The cells without a full set of scores, as words, in the grid's order."""
     return [
         {
             "label": str(hole.get("label", hole.get("cell", "?"))),
             "axes": ", ".join(
                 f"{key}={setting(value)}" for key, value in _axes(hole).items() if key != "seed"
             ),
-            "seed": _said(hole.get("seed")),
+            "seed": said(hole.get("seed")),
             "reason": str(hole.get("reason", "unknown")),
         }
         for hole in summary.grid.holes

@@ -16,18 +16,23 @@ from typing import Any
 
 from reports.figures import FIGURES
 
-_INPUTS = ("grid.json", "rows.jsonl", "curves.jsonl")
+_INPUTS = ("grid.json", "rows.jsonl", "curves.jsonl", "provenance.jsonl")
+_PAGE = "index.html"
 _STAMP = ".rendered.json"
 _COLUMNS = 100  # of table.txt
 _TEXTS = ("report.md", "table.md", "table.tex", "table.csv", "table.txt")
 
 
-def render(folder: Path | str) -> list[Path]:
-    """Write the report of an exported grid beside its rows; returns the paths of all its files."""
+def render(folder: Path | str, html: bool = False) -> list[Path]:
+    """Write the report of an exported grid beside its rows; returns the paths of all its files.
+
+    With `html` the page too. A page that is there already is kept up to date without being asked.
+    """
     folder = Path(folder)
+    html = html or (folder / _PAGE).exists()
     digest = _inputs(folder)
     known = _current(folder, digest)
-    if known is not None:
+    if known is not None and html == (_PAGE in known):
         return [folder / name for name in known]
 
     from reports import page, plots, summary, table
@@ -41,6 +46,10 @@ def render(folder: Path | str) -> list[Path]:
         "table.csv": table.tidy_csv(found).encode(),
         "table.txt": page.terminal(found, _COLUMNS).encode(),
     }
+    if html:
+        from reports import html as web
+
+        files[_PAGE] = web.page(folder, found, drawn).encode()
     for name, pictures in drawn.items():
         files |= {f"plots/{name}.{suffix}": data for suffix, data in pictures.items()}
     for name, data in files.items():
@@ -74,7 +83,8 @@ def text(folder: Path | str, width: int | None = None) -> str:
 
 def _inputs(folder: Path) -> str:
     digest = hashlib.sha256()
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    package = Path(__file__).parent
+    sources = sorted([*package.rglob("*.py"), *package.glob("assets/*")])
     for path in [*(folder / name for name in _INPUTS), *sources]:
         data = path.read_bytes() if path.is_file() else b""
         digest.update(f"{path.name} {path.is_file()} {len(data)}\n".encode())

@@ -1,4 +1,4 @@
-"""What the engine exported, read and checked: `grid.json`, `rows.jsonl`, `curves.jsonl`.
+"""What the engine exported, read and checked: `grid.json` and the `.jsonl` files beside it.
 
 Everything that can be wrong with a file is said here, in one line with file and line number; what
 comes after may trust its input. Not here: choosing, averaging and sorting (`summary`).
@@ -77,6 +77,14 @@ CURVE_FIELDS: dict[str, Field] = {
     "lr": Field(_NUMBER, "float64", "learning rate", nullable=True),
 }
 
+_STAGE_FIELDS = {
+    "key": FIELDS["key"],
+    "stage": Field((dict,), "object", "class, version and fields; inputs by key"),
+    "commit": Field((str,), "str", "of the code, with + where the tree differed", nullable=True),
+    "packages": Field((dict,), "object", "versions by name", nullable=True),
+    "wall_s": Field(_NUMBER, "float64", "seconds", nullable=True),
+}
+
 PROTOCOL = ["num_fewshot", "bos", "limit", "n", "protocol", "task_version", "lm_eval"]
 """Fields in which two numbers of one task may differ so that they are not comparable."""
 
@@ -106,6 +114,7 @@ class Grid:
     cells: int
     holes: tuple[dict[str, Any], ...]
     published: tuple[dict[str, Any], ...] = ()  # lines of results/published/*.csv
+    file: str | None = None  # the YAML, as a command names it
 
 
 def load(folder: Path) -> pd.DataFrame:
@@ -153,9 +162,18 @@ def load_grid(folder: Path) -> Grid:
             cells=int(raw["cells"]),
             holes=tuple(raw.get("holes") or ()),
             published=tuple(raw.get("published") or ()),
+            file=None if raw.get("file") is None else str(raw["file"]),
         )
     except KeyError as error:
         raise ReportError(f"{path}: field {error.args[0]!r} is missing") from error
+
+
+def load_provenance(folder: Path) -> dict[str, dict[str, Any]]:
+    """Stage key -> its line of provenance.jsonl; empty where the export has no such file."""
+    path = folder / "provenance.jsonl"
+    if not path.exists():
+        return {}
+    return {line["key"]: line for _, line in _records(path, _STAGE_FIELDS, needs_schema=True)}
 
 
 def _spec(path: Path, raw: dict[str, Any]) -> Spec:

@@ -95,7 +95,11 @@ def test_status_report_and_plan_of_a_finished_grid(
     assert "stages to compute   0" in _bitgrid("plan", "quick.yaml", cwd=place).stdout
     latex = _bitgrid("report", "quick.yaml", "--format", "latex", cwd=place).stdout
     assert "\\toprule" in latex
-    assert "BitDistiller" in _bitgrid("report", place / "results/quick", cwd=place).stdout
+    assert "index.html" not in _bitgrid("report", place / "results/quick", cwd=place).stdout
+    assert "index.html" in _bitgrid("report", "quick.yaml", "--html", cwd=place).stdout
+    page = (place / "results/quick/index.html").read_text()
+    assert "bitgrid run quick.yaml" in page
+    assert "export the grid again" not in page  # every number leads to its model's revision
 
 
 def test_gc_keeps_what_a_grid_needs(

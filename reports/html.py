@@ -1,0 +1,189 @@
+"""The page of a grid: `index.html` beside its tables and plots, and nothing from anywhere else.
+
+Tables that sort and filter, and for every number what stood behind it. The file holds its style,
+its script and its data, so that it works from a disk; a policy in it forbids any other script, and
+whatever came from a grid reaches the page as text. The template, the style and the script are in
+`assets`. Not here: the data behind the numbers (`html_provenance`), the Markdown page (`page`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from reports import figures
+from reports import html_provenance as provenance
+from reports import rows as exported
+from reports.columns import Column, number, number_of_bits
+from reports.page import open_cells, progress, said
+from reports.summary import Entry, Row, Summary
+from reports.table import MISSING, TESTBED, explanations
+
+NAME = "index.html"
+ASSETS = Path(__file__).parent / "assets"
+_DOWNLOADS = {
+    "table.csv": "table, unrounded",
+    "table.tex": "table for LaTeX",
+    "table.md": "table in Markdown",
+    "rows.jsonl": "every measurement",
+    "provenance.jsonl": "every stage",
+    "curves.jsonl": "training curves",
+    "grid.json": "the grid",
+}
+
+
+def page(folder: Path, summary: Summary, plots: Mapping[str, Mapping[str, bytes]]) -> str:
+    """The whole file; `plots` are the figures that lie in `folder`/plots, by name and suffix."""
+    stages = exported.load_provenance(folder)
+    found = provenance.measurements(exported.load(folder), summary)
+    style, script = _asset("page.css"), _asset("page.js")
+    grid = summary.grid
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            style=style,
+            script=script,
+            policy=_policy(style, script),
+            data=provenance.embedded(provenance.data(summary, found, stages)),
+            grid=grid,
+            title=grid.spec.title or grid.name,
+            warning=TESTBED if summary.testbed else None,
+            progress=progress(summary),
+            made=provenance.made(stages),
+            several=summary.several,
+            columns=summary.columns,
+            rows=[_row(row, summary, found) for row in summary.rows],
+            notes=summary.notes,
+            explanations=explanations(summary),
+            measurements=found,
+            plots=[_plot(name, plots[name]) for name in figures.FIGURES if name in plots],
+            protocols=_protocols(summary),
+            open_cells=_open_cells(summary, found),
+            stale=summary.stale,
+            downloads={n: words for n, words in _DOWNLOADS.items() if _exists(folder, n)},
+        )
+    )
+
+
+def _exists(folder: Path, name: str) -> bool:
+    """Tables are written beside this page."""
+    return name.startswith("table.") or (folder / name).is_file()
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """No script and no style but these two, images of this folder, and no request to anywhere."""
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {digest(script)}",
+            f"style-src {digest(style)}",
+            "img-src 'self' file: data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+
+
+def _plot(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    width, height = struct.unpack(">II", files["png"][16:24])  # of the PNG header
+    title = figures.title(name)
+    words = figures.FIGURES[name].removeprefix(f"{title}.").strip()
+    return {"name": name, "title": title, "words": words, "width": width, "height": height}
+
+
+def _row(row: Row, summary: Summary, found: list[dict[str, Any]]) -> dict[str, Any]:
+    weight = row.bits_per_weight
+    own = [
+        (index, each)
+        for index, each in enumerate(found)
+        if each["name"] == row.name and each["record"]["bits"] == row.bits
+    ]
+    return {
+        "bits": number_of_bits(row.bits),
+        "name": row.name,
+        "label": row.label,
+        "reference": row.reference,
+        "weight": MISSING if weight is None else f"{weight:.2f}",
+        "models": row.models,
+        "cells": [
+            _cell(column, entry, summary, own)
+            for column, entry in zip(summary.columns, row.entries, strict=True)
+        ],
+    }
+
+
+def _cell(
+    column: Column, entry: Entry | None, summary: Summary, own: list[tuple[int, dict[str, Any]]]
+) -> dict[str, Any] | None:
+    """A number with the measurements behind it; None where there is none."""
+    if entry is None:
+        return None
+    tasks = column.tasks if column.task is None else (column.task,)
+    behind = [
+        index
+        for index, each in own
+        if each["record"]["primary"]
+        and each["record"]["task"] in tasks
+        and (column.task is None or each["record"]["metric"] == column.metric)
+    ]
+    spread = entry.sd is not None and math.isfinite(entry.sd)
+    return {
+        "shown": number(entry.mean, column, summary.decimals),
+        "value": entry.mean if math.isfinite(entry.mean) else None,
+        "sd": number(entry.sd, column, summary.decimals) if spread and entry.sd else None,
+        "best": entry.best,
+        "marks": entry.marks,
+        "behind": " ".join(map(str, behind)),
+        "average": column.task is None,
+        "models": entry.n,
+    }
+
+
+def _protocols(summary: Summary) -> list[list[str]]:
+    keys = exported.PROTOCOL
+    tasks = [column for column in summary.columns if column.task is not None]
+    return [
+        [column.title, str(column.task), column.metric, *(said(usual[key]) for key in keys)]
+        for column, usual in zip(tasks, summary.protocols, strict=True)
+    ]
+
+
+def _open_cells(summary: Summary, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cells that lack scores, what failed first, each with how much of it is there already."""
+    listed = []
+    for hole, words in zip(summary.grid.holes, open_cells(summary), strict=True):
+        done = {
+            (each["record"]["task"], each["record"]["metric"])
+            for each in found
+            if each["record"]["cell"] == hole.get("cell") and each["record"]["primary"]
+        }
+        failed = words["reason"] != "not run yet"
+        listed.append({**words, "failed": failed, "done": len(done)})
+    return sorted(listed, key=lambda each: not each["failed"])
