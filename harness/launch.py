@@ -18,6 +18,7 @@ import math
 import os
 import re
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -90,12 +91,9 @@ def prepare(
     elsewhere = {key: entry.job for key, entry in queued.items()}
     found = waves.jobs(plan, missing, profile, elsewhere, large)
     most = profile.max_jobs or (_max_submit() if slurm else None)
-    fused = profile.models_per_job
+    found = waves.packed(found, profile.models_per_job)
     if most is not None:
-        fused = max(fused, math.ceil(len(found) / most))
-    while most is not None and len(waves.packed(found, fused)) > most and fused < len(found):
-        fused += 1
-    found = waves.packed(found, fused)
+        found = _within(found, most)
     return Prepared(found, waves.arrays(found, _max_array() if slurm else 1000), queued)
 
 
@@ -184,6 +182,19 @@ def snapshot(store: Store) -> Path:
     return folder
 
 
+def _within(found: list[waves.Job], most: int) -> list[waves.Job]:
+    """The same work in at most `most` jobs. Raises ClusterError where that cannot be."""
+    fused = math.ceil(len(found) / most)
+    while len(made := waves.packed(found, fused)) > most:
+        if fused >= len(found):
+            raise ClusterError(
+                f"the grid needs {len(made)} jobs or more, and {most} more may be queued (max_jobs of "
+                "the profile, else SLURM's MaxSubmit): wait for others to end, or launch less"
+            )
+        fused += math.ceil(fused / 4)
+    return made
+
+
 def _write_grid(grid: Grid, path: Path) -> None:
     """The grid as one file that needs no other: bases taken in, the mirror's place absolute."""
     said = grid.file.model_dump(exclude_none=True)
@@ -252,7 +263,7 @@ def _exports(code: Path) -> list[str]:
     """Shell lines: the snapshot's code, not that of the folder one is in; and the CPUs asked for,
     which srun no longer takes over by itself."""
     return [
-        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
         "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
     ]

@@ -80,9 +80,10 @@ class Plan:
         found: dict[str, None] = {}
 
         def visit(at: str) -> None:
-            for above in self.nodes[at].inputs:
-                visit(above)
-            found[at] = None
+            if at not in found:
+                for above in self.nodes[at].inputs:
+                    visit(above)
+                found[at] = None
 
         visit(key)
         return list(found)

@@ -102,15 +102,10 @@ def arrays(found: list[Job], size: int) -> list[Array]:
     place: dict[int, int] = {}
     made: list[Array] = []
     for wave in sorted({job.wave for job in found}):
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for number, job in enumerate(found):
-            if job.wave == wave:
-                after = frozenset(place[above] for above in job.needs)
-                alike = (job.gpus, job.request.model_dump_json(), after, job.outside)
-                groups.setdefault(alike, []).append(number)
-        longest = sorted(groups.values(), key=lambda g: -max(found[n].tail_h for n in g))
-        for group in longest:
+        groups = _alike(found, wave, place)
+        for group in groups:
             group.sort(key=lambda number: (-found[number].tail_h, number))
+        for group in sorted(groups, key=lambda group: -found[group[0]].tail_h):
             for start in range(0, len(group), size):
                 part = tuple(group[start : start + size])
                 first = found[part[0]]
@@ -124,31 +119,46 @@ def packed(found: list[Job], models: int) -> list[Job]:
     """Jobs that do the work of up to `models` jobs that ask for the same and wait for the same."""
     if models <= 1:
         return found
+    place: dict[int, int] = {}
+    made: list[Job] = []
+    for wave in sorted({job.wave for job in found}):
+        for group in _alike(found, wave, place):
+            for start in range(0, len(group), models):
+                several = [found[number] for number in group[start : start + models]]
+                first, hours = several[0], sum(_hours(job.request) for job in several)
+                behind = max(job.tail_h - _hours(job.request) for job in several)
+                job = Job(
+                    keys=tuple(key for job in several for key in job.keys),
+                    gpus=first.gpus,
+                    request=_together([job.request for job in several]),
+                    needs=frozenset(place[above] for above in first.needs),
+                    outside=first.outside,
+                    wave=wave,
+                    tail_h=hours + behind,
+                )
+                place |= dict.fromkeys(group[start : start + models], len(made))
+                made.append(job)
+    return made
+
+
+def _alike(found: list[Job], wave: int, place: Mapping[int, int]) -> list[list[int]]:
+    """Jobs of a wave that ask for the same and wait for the same, by what has their inputs (`place`)."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, job in enumerate(found):
-        alike = (job.wave, job.gpus, job.request.model_dump_json(), job.needs, job.outside)
-        groups.setdefault(alike, []).append(number)
-    parts = [g[i : i + models] for g in groups.values() for i in range(0, len(g), models)]
-    parts.sort(key=lambda part: (found[part[0]].wave, part[0]))
-    place = {number: index for index, part in enumerate(parts) for number in part}
-    return [
-        Job(
-            keys=tuple(key for number in part for key in found[number].keys),
-            gpus=found[part[0]].gpus,
-            request=_together([found[number].request for number in part]),
-            needs=frozenset(place[above] for above in found[part[0]].needs),
-            outside=found[part[0]].outside,
-            wave=found[part[0]].wave,
-            tail_h=max(found[number].tail_h for number in part),
-        )
-        for part in parts
-    ]
+        if job.wave == wave:
+            after = frozenset(place[above] for above in job.needs)
+            alike = (job.gpus, job.request.model_dump_json(), after, job.outside)
+            groups.setdefault(alike, []).append(number)
+    return list(groups.values())
 
 
 def _homes(
     plan: Plan, keys: Collection[str], profile: Profile, large: Collection[str]
 ) -> tuple[dict[str, str], dict[str, Request]]:
-    """The job of each stage, named by the model or stage that it was made for; and its request."""
+    """The job of each stage, by a name for it; and what the stage asks for.
+
+    A stage joins the job of its users where they all are in one: so no job waits for itself.
+    """
     model_of = {score: cell.model for cell in plan.cells for score in cell.scores}
     wanted, inputs = set(keys), stored_inputs(plan)
     users: dict[str, set[str]] = {}
@@ -157,21 +167,21 @@ def _homes(
             users.setdefault(above, set()).add(key)
     homes: dict[str, str] = {}
     requests: dict[str, Request] = {}
-    kinds: dict[str, tuple[object, ...]] = {}
+    kinds: dict[str, str] = {}
     for key in reversed(plan.nodes):
         if key not in wanted:
             continue
         node = plan.nodes[key]
         requests[key] = profile.request(node.kind, node, key in large)
-        kind = (max(node.gpus, 1), _site(requests[key]))
+        kind = f"{max(node.gpus, 1)} {_site(requests[key])}"
         theirs = {homes[user] for user in users.get(key, ())}
         if key in model_of:
-            theirs.add(model_of[key])
+            theirs.add(f"scores of {model_of[key]} {kind}")
         home = theirs.pop() if len(theirs) == 1 else key
-        if kinds.setdefault(home, kind) != kind:  # what asks for eight GPUs is not fused with one
-            home = f"{home}+{key}" if key in model_of else key
-            kinds[home] = kind
+        if kinds.get(home, kind) != kind:  # what asks for eight GPUs is not fused with one
+            home = key
         homes[key] = home
+        kinds[home] = kind
     return homes, requests
 
 
