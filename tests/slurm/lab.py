@@ -251,12 +251,10 @@ class Lab:
         self._until(lambda: self.run("sacctmgr", "-n", "show", "user"), "slurmdbd")
 
     def _launch(self, log: str, program: str, *arguments: str) -> None:
-        # Last, since a daemon that changes its title writes over the first ones.
-        last = self.environment
         with open(self.folder / "log" / f"{log}.out", "ab") as output:
             child = subprocess.Popen(
                 [_which(program) or program, *arguments],
-                env={k: v for k, v in os.environ.items() if k not in last} | last,
+                env=os.environ | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
