@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -32,6 +32,8 @@ from harness.models import Model, layer_shapes, pretrained
 from harness.stage import Stage
 from harness.yaml import Document, Path_
 
+Decimals = Annotated[int, pydantic.Field(ge=0, le=9)]
+
 
 class ReportSpec(pydantic.BaseModel):
     """`report:` of a grid: what the table's rows are, what is averaged, what it is called."""
@@ -39,7 +41,11 @@ class ReportSpec(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
     rows: list[str] | str = "label"
     over: str = "seed"
+    columns: list[str] | str | None = None  # tasks, and "average", in the table's order
     average: list[str] | None = None
+    aggregate: Literal["mean", "median"] = "mean"  # over seeds
+    spread: Literal["sd", "interval"] = "sd"  # what ± is: standard deviation, or 95 % interval
+    decimals: Decimals | dict[str, Decimals] | None = None  # of all numbers, or by task
     effect: str | None = None  # the axis whose effect is tested, paired by seed
     caption: str | None = None
     note: str | None = None  # what a reader must know of the result, under the table

@@ -2,6 +2,7 @@
 
     grid.json         the grid: question, model, report settings, cells without a full set of scores
     rows.jsonl        one line a cell, task and metric
+    items.jsonl.gz    the scores of every item behind a row, for paired statistics
     curves.jsonl      one line a training step of each trained model
     provenance.jsonl  one line a stage behind the rows: its fields and inputs (so that a number can be
                       followed to the model's revision) and, of those that are kept, code, commit,
@@ -13,7 +14,9 @@ values. Not here: tables and plots (`reports`).
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,8 @@ def export(plan: Plan, store: Store, folder: Path) -> None:
     }
     (folder / "grid.json").write_text(json.dumps(about, indent=1) + "\n")
     _lines(folder / "rows.jsonl", _rows(plan, store, state))
+    items = "".join(json.dumps(line) + "\n" for line in _items(plan, store))
+    (folder / "items.jsonl.gz").write_bytes(gzip.compress(items.encode(), mtime=0))
     _lines(folder / "curves.jsonl", _curves(plan, store))
     _lines(folder / "provenance.jsonl", _provenance(plan, store))
 
@@ -74,6 +79,52 @@ def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[dict[str,
                     "model_key": cell.model,
                     "stale": why,
                 }
+
+
+def _items(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:
+    """One line a row whose value its items give: their numbers (None: 0, 1, 2 …) and scores.
+
+    A perplexity's scores are the windows' mean NLLs. A group of tasks has none of its own.
+    """
+    for key in dict.fromkeys(key for cell in plan.cells for key in cell.scores):
+        kept = store.path(key) / "items.jsonl.gz"
+        if not store.has(key) or not kept.exists():
+            continue
+        items = [json.loads(line) for line in gzip.decompress(kept.read_bytes()).splitlines()]
+        for row in store.manifest(key)["value"]["rows"]:
+            found = _behind(row, items)
+            if found:
+                numbered = list(found) == list(range(len(found)))
+                yield {
+                    "schema": SCHEMA,
+                    "key": key,
+                    "task": row["task"],
+                    "metric": row["metric"],
+                    "items": None if numbered else list(found),
+                    "scores": [int(s) if s.is_integer() else s for s in found.values()],
+                }
+
+
+def _behind(row: dict[str, Any], items: list[dict[str, Any]]) -> dict[int, float] | None:
+    """Item -> score of the items whose mean is the row's value.
+
+    A task with several ways to read an answer has its items once for each, in turn.
+    """
+    perplexity = row["metric"] == "ppl"
+    name = "nll" if perplexity else row["metric"].partition(",")[0]
+    readings: list[dict[int, float]] = []
+    for item in items:
+        if item.get("task", row["task"]) == row["task"] and name in item:
+            at = next((reading for reading in readings if item["item"] not in reading), None)
+            if at is None:
+                readings.append(at := {})
+            at[item["item"]] = float(item[name])
+    for reading in readings:
+        mean = math.fsum(reading.values()) / len(reading)
+        given = math.exp(min(mean, 700.0)) if perplexity else mean
+        if math.isclose(given, row["value"], rel_tol=1e-6, abs_tol=1e-9):
+            return reading
+    return None
 
 
 def _published(plan: Plan) -> list[dict[str, str]]:

@@ -1,16 +1,20 @@
 """From exported rows to tables, plots and a page.
 
-    from reports import load, render, text
+    from reports import load, load_items, render, text
 
     frame = load("results/quickstart")     # pandas DataFrame, one row a (cell, task, metric)
+    items = load_items("results/quickstart")    # one row an item; joined to the rows by `key`
     render("results/quickstart")           # report.md, table.{md,tex,csv,txt}, plots/*.{png,pdf}
     render("results/quickstart", html=True)    # index.html too: every number, what is behind it
     print(text("results/quickstart"))      # the table for a terminal
 
-A folder holds `grid.json`, `rows.jsonl` and, where something was trained, `curves.jsonl`. The way
-through: `rows` reads and checks them, `naming` tells rows apart, `summary` decides what stands in
-the table, `table` writes it down, `plots` draws (how it looks is in `style`, the words under each in
-`figures`), `page` joins them, `html` does so for a browser, `rendering` keeps the files up to date.
+A folder holds `grid.json`, `rows.jsonl`, `items.jsonl.gz` and, where something was trained,
+`curves.jsonl`. The way through: `rows` and `items` read and check them, `naming` tells rows apart,
+`summary` decides what stands in the table (its columns are in `columns`, its numbers in `entries`,
+who is best in `ranking`), `effects` says what one axis does, `stats` has the tests of both, `table`
+makes a sheet of it, which `sheet` and `latex` write, `plots` draws (how it looks is in `style`, the
+words under each in `figures`), `page` joins them, `html` does so for a browser, `rendering` keeps
+the files up to date.
 
 Not here: how a number was measured, and anything that needs a model. The only import from the rest
 of the project is `harness.errors`. pandas and matplotlib are loaded when they are first needed, so
@@ -27,7 +31,7 @@ from reports.rendering import render, text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["load", "render", "text"]
+__all__ = ["load", "load_items", "render", "text"]
 
 
 def load(folder: Path | str) -> pd.DataFrame:
@@ -35,3 +39,10 @@ def load(folder: Path | str) -> pd.DataFrame:
     from reports import rows
 
     return rows.load(Path(folder))
+
+
+def load_items(folder: Path | str) -> pd.DataFrame:
+    """The items behind the rows; the columns are described at `reports.items.ITEM_FIELDS`."""
+    from reports import items
+
+    return items.load_items(Path(folder))

@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from harness.errors import ReportError, nearest
-from reports.rows import PROTOCOL, Grid
+from reports.rows import PROTOCOL, Grid, Spec
 
+AVERAGE = "average"  # the column's name in a grid's `report:`
 TITLES = {
     "wikitext2": "WikiText-2",
     "c4": "C4",
@@ -41,6 +42,7 @@ class Column:
     title: str
     higher: bool
     tasks: tuple[str, ...] = ()  # of the average
+    decimals: int | None = None  # where the grid says
 
     @property
     def percent(self) -> bool:
@@ -48,17 +50,21 @@ class Column:
 
 
 def number(value: float, column: Column, decimals: int) -> str:
-    """A number as the table shows it: 61.50, 5.47, 3453, 2.2e5, NaN."""
+    """A number as the table shows it: 61.50, 5.47, 3453, 2.2e5, NaN.
+
+    `decimals` are those of percentages; what the grid says of the column goes before.
+    """
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     if column.percent:
-        return f"{100 * value:.{decimals}f}"
+        return f"{100 * value:.{decimals if column.decimals is None else column.decimals}f}"
     if abs(value) >= 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa}e{int(exponent)}"
-    return f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
+    shown = 2 if column.decimals is None else column.decimals
+    return f"{value:.{shown}f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def number_of_bits(bits: float) -> str:
@@ -66,7 +72,10 @@ def number_of_bits(bits: float) -> str:
 
 
 def make_columns(shown: pd.DataFrame, grid: Grid, folder: Path) -> tuple[Column, ...]:
-    """Perplexities, then tasks, each in the rows' order, then the average of several tasks."""
+    """All of them: perplexities, then tasks, each in the rows' order, then the average of several.
+
+    The average is of `report.average`, else of the scores among `report.columns`, else of all.
+    """
     kinds = shown.drop_duplicates(["task", "metric"])
     keys = list(zip(kinds["task"], kinds["metric"], kinds["higher_is_better"], strict=True))
     titles = _titles([(task, metric) for task, metric, _ in keys])
@@ -74,28 +83,49 @@ def make_columns(shown: pd.DataFrame, grid: Grid, folder: Path) -> tuple[Column,
     found.sort(key=lambda column: column.higher)
     scores = [column for column in found if column.higher]
     tasks = [column.task for column in scores if column.task is not None]
-    wanted = grid.spec.average
+    wanted, path = grid.spec.average, folder / "grid.json"
     for task in wanted or ():
         if task in [column.task for column in found if not column.higher]:
-            raise ReportError(f"{folder / 'grid.json'}: report.average: {task} is lower-is-better")
-        if task not in tasks and not grid.holes:
-            raise ReportError(
-                f"{folder / 'grid.json'}: report.average: no task {task!r}; {nearest(task, tasks)}"
-            )
+            raise ReportError(f"{path}: report.average: {task} is lower-is-better")
+        _check_task(path, "average", task, tasks, grid)
+    measured = [column.task for column in found if column.task is not None]
+    for task in [*(grid.spec.columns or ()), *filter(None, grid.spec.decimals)]:
+        where = "columns" if task in (grid.spec.columns or ()) else "decimals"
+        _check_task(path, where, task, [*measured, AVERAGE], grid)
+    if wanted is None and grid.spec.columns is not None:
+        tasks = [task for task in tasks if task in grid.spec.columns]
     averaged = tuple(dict.fromkeys(wanted if wanted is not None else tasks))
     if len(averaged) > 1:
         found.append(Column(None, "average", "Average", True, averaged))
-    return tuple(found)
+    default = grid.spec.decimals.get("")
+    return tuple(
+        replace(c, decimals=grid.spec.decimals.get(c.task or AVERAGE, default)) for c in found
+    )
+
+
+def shown_columns(columns: Sequence[Column], spec: Spec) -> list[int]:
+    """Which of the columns stand in the table, in the order of `report.columns`."""
+    if spec.columns is None:
+        return list(range(len(columns)))
+    names = [column.task or AVERAGE for column in columns]
+    return [i for task in spec.columns for i, name in enumerate(names) if name == task]
+
+
+def _check_task(path: Path, where: str, task: str, known: Sequence[str], grid: Grid) -> None:
+    if task not in known and not grid.holes:  # a hole may bring it
+        raise ReportError(f"{path}: report.{where}: no task {task!r}; {nearest(task, known)}")
+
+
+def task_title(task: str) -> str:
+    bare = task.removeprefix("testbed_").removeprefix("testbed-")
+    return TITLES.get(bare, bare if bare == task else bare.replace("_", " ").capitalize())
 
 
 def _titles(keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """Short titles where they stay unique, with the metric where a task has two."""
     titles = {}
     for task, metric in keys:
-        bare = task
-        for prefix in ("testbed_", "testbed-"):
-            bare = bare.removeprefix(prefix)
-        bare = TITLES.get(bare, bare if bare == task else bare.replace("_", " ").capitalize())
+        bare = task_title(task)
         several = [key for key in keys if key[0] == task]
         titles[task, metric] = bare if len(several) == 1 else f"{bare} ({metric})"
     taken = list(titles.values())

@@ -21,7 +21,7 @@ import pandas as pd
 
 from harness.errors import ReportError, nearest
 from reports import rows as exported
-from reports.columns import Column, make_columns, protocol_of
+from reports.columns import Column, make_columns, protocol_of, shown_columns
 from reports.naming import setting
 from reports.rows import Grid
 from reports.stats import Interval, holm, t_interval
@@ -58,7 +58,8 @@ def effects(folder: Path) -> tuple[Effect, ...]:
     axis = _axis(folder, grid, shown)
     if axis is None:
         return ()
-    found = list(_effects(shown, axis, make_columns(shown, grid, folder)))
+    columns = make_columns(shown, grid, folder)
+    found = list(_effects(shown, axis, [columns[i] for i in shown_columns(columns, grid.spec)]))
     corrected = holm([effect.difference.p for effect in found])
     return tuple(replace(effect, p=p) for effect, p in zip(found, corrected, strict=True))
 
@@ -81,7 +82,7 @@ def _axis(folder: Path, grid: Grid, shown: pd.DataFrame) -> str | None:
     return varying[0] if len(varying) == 1 and shown["seed"].nunique() > 1 else None
 
 
-def _effects(shown: pd.DataFrame, axis: str, columns: tuple[Column, ...]) -> Iterator[Effect]:
+def _effects(shown: pd.DataFrame, axis: str, columns: list[Column]) -> Iterator[Effect]:
     contexts: dict[tuple[str, str], dict[str, list[_Record]]] = {}
     for record in shown.to_dict("records"):
         if axis in record["axes"]:

@@ -22,9 +22,11 @@ from reports import figures
 from reports import html_provenance as provenance
 from reports import rows as exported
 from reports.columns import Column, number, number_of_bits
+from reports.entries import Entry, Row
 from reports.page import open_cells, progress, said
-from reports.summary import Entry, Row, Summary
-from reports.table import MISSING, TESTBED, explanations
+from reports.sheet import MISSING
+from reports.summary import Summary
+from reports.table import TESTBED, TIED, explanations, sheet
 
 NAME = "index.html"
 ASSETS = Path(__file__).parent / "assets"
@@ -33,6 +35,7 @@ _DOWNLOADS = {
     "table.tex": "table for LaTeX",
     "table.md": "table in Markdown",
     "rows.jsonl": "every measurement",
+    "items.jsonl.gz": "every item",
     "provenance.jsonl": "every stage",
     "curves.jsonl": "training curves",
     "grid.json": "the grid",
@@ -61,7 +64,7 @@ def page(folder: Path, summary: Summary, plots: Mapping[str, Mapping[str, bytes]
             several=summary.several,
             columns=summary.columns,
             rows=[_row(row, summary, found) for row in summary.rows],
-            notes=summary.notes,
+            notes=sheet(summary).notes,
             explanations=explanations(summary),
             measurements=found,
             plots=[_plot(name, plots[name]) for name in figures.FIGURES if name in plots],
@@ -153,13 +156,14 @@ def _cell(
         and each["record"]["task"] in tasks
         and (column.task is None or each["record"]["metric"] == column.metric)
     ]
-    spread = entry.sd is not None and math.isfinite(entry.sd)
+    spread = entry.spread is not None and math.isfinite(entry.spread)
     return {
         "shown": number(entry.mean, column, summary.decimals),
         "value": entry.mean if math.isfinite(entry.mean) else None,
-        "sd": number(entry.sd, column, summary.decimals) if spread and entry.sd else None,
+        "sd": number(entry.spread, column, summary.decimals) if spread and entry.spread else None,
         "best": entry.best,
-        "marks": entry.marks,
+        "second": entry.second,
+        "marks": (*entry.marks, *([TIED] if entry.tied else [])),
         "behind": " ".join(map(str, behind)),
         "average": column.task is None,
         "models": entry.n,

@@ -12,15 +12,9 @@ from typing import Any
 from reports import figures, published
 from reports.columns import TITLES
 from reports.naming import setting
+from reports.sheet import escape_markdown, markdown, plain, wrap
 from reports.summary import Summary
-from reports.table import (
-    TESTBED,
-    escape_markdown,
-    explanations,
-    markdown,
-    plain,
-    wrap,
-)
+from reports.table import TESTBED, explanations, sheet
 
 
 def page(summary: Summary, plots: Sequence[str]) -> str:
@@ -34,13 +28,15 @@ def page(summary: Summary, plots: Sequence[str]) -> str:
     parts.append(f"Model: `{grid.model}`. {progress(summary)}")
     if grid.spec.caption:
         parts.append(escape_markdown(grid.spec.caption))
-    parts.append(markdown(summary).rstrip())
+    parts.append(markdown(sheet(summary)).rstrip())
     parts.append(" ".join(explanations(summary)))
     if grid.spec.note:
         parts.append(f"Note: {escape_markdown(grid.spec.note)}")
     if grid.published:
         parts += ["## As published", published.markdown(grid.published, TITLES)]
-    parts.append("The same table as [LaTeX](table.tex) and, unrounded, as [CSV](table.csv).")
+    parts.append(
+        "The same table as [LaTeX](table.tex), [HTML](table.html) and, unrounded, as [CSV](table.csv)."
+    )
     for name in [name for name in figures.FIGURES if name in plots]:
         parts.append(f"## {figures.title(name)}")
         parts.append(f"![{figures.title(name)}](plots/{name}.png)")
@@ -59,8 +55,8 @@ def terminal(summary: Summary, width: int) -> str:
     """What a run ends with: question, table, and what is open, wrapped to `width`."""
     grid = summary.grid
     lines = wrap(f"{grid.spec.title or grid.name}: {grid.question}".rstrip(": "), width)
-    lines += ["", plain(summary, width), ""]
-    lines += wrap(" ".join(explanations(summary, best="*")), width)
+    lines += ["", plain(sheet(summary), width), ""]
+    lines += wrap(" ".join(explanations(summary, terminal=True)), width)
     if grid.spec.note:
         lines += wrap(f"Note: {grid.spec.note}", width)
     if summary.testbed:

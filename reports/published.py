@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from reports.table import escape_markdown
+from reports.sheet import escape_markdown
 
 HIGHER_IS_BETTER = {"ppl": False}
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from reports.figures import FIGURES
 
-_INPUTS = ("grid.json", "rows.jsonl", "curves.jsonl", "provenance.jsonl")
+_INPUTS = ("grid.json", "rows.jsonl", "items.jsonl.gz", "curves.jsonl", "provenance.jsonl")
 _PAGE = "index.html"
 _STAMP = ".rendered.json"
 _COLUMNS = 100  # of table.txt
-_TEXTS = ("report.md", "table.md", "table.tex", "table.csv", "table.txt")
+_TEXTS = ("report.md", "table.md", "table.tex", "table.csv", "table.html", "table.txt")
 
 
 def render(folder: Path | str, html: bool = False) -> list[Path]:
@@ -35,14 +35,16 @@ def render(folder: Path | str, html: bool = False) -> list[Path]:
     if known is not None and html == (_PAGE in known):
         return [folder / name for name in known]
 
-    from reports import page, plots, summary, table
+    from reports import latex, page, plots, sheet, summary, table
 
     found = summary.summarise(folder)
+    shown = table.sheet(found)
     drawn = plots.draw(found, folder)
     files: dict[str, bytes] = {
         "report.md": page.page(found, list(drawn)).encode(),
-        "table.md": table.markdown(found).encode(),
-        "table.tex": table.latex(found).encode(),
+        "table.md": sheet.markdown(shown).encode(),
+        "table.tex": latex.latex(shown).encode(),
+        "table.html": sheet.html(shown).encode(),
         "table.csv": table.tidy_csv(found).encode(),
         "table.txt": page.terminal(found, _COLUMNS).encode(),
     }

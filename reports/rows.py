@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,20 @@ PROTOCOL = ["num_fewshot", "bos", "limit", "n", "protocol", "task_version", "lm_
 """Fields in which two numbers of one task may differ so that they are not comparable."""
 
 
+CHOICES = {"aggregate": ("mean", "median"), "spread": ("sd", "interval")}
+
+
 @dataclass(frozen=True)
 class Spec:
     """The grid's `report:` section."""
 
     rows: tuple[str, ...] = ("label",)
     over: str | None = "seed"
+    columns: tuple[str, ...] | None = None  # tasks, and "average"; None: all
     average: tuple[str, ...] | None = None
+    aggregate: str = "mean"  # over models: or "median"
+    spread: str = "sd"  # what ± is: or "interval", half of Student's 95 % interval
+    decimals: dict[str, int] = field(default_factory=dict)  # by task; "" of all
     effect: str | None = None
     caption: str | None = None
     note: str | None = None
@@ -181,19 +188,40 @@ def _spec(path: Path, raw: dict[str, Any]) -> Spec:
     for key in raw:
         if key not in known:
             raise ReportError(f"{path}: report has no setting {key!r}; {nearest(key, known)}")
-    rows, average = raw.get("rows") or ["label"], raw.get("average")
-    for key, value in (("rows", rows), ("average", average or [])):
+    names: dict[str, tuple[str, ...]] = {}
+    for key in ("rows", "columns", "average"):
+        value = raw.get(key) or []
         if not isinstance(value, str | list):
             raise ReportError(f"{path}: report.{key} is a name or a list of names, not {value!r}")
+        names[key] = (value,) if isinstance(value, str) else tuple(value)
+    for key, choices in CHOICES.items():
+        if raw.get(key) is not None and raw[key] not in choices:
+            words = nearest(raw[key], choices)
+            raise ReportError(f"{path}: report.{key}: there is no {raw[key]!r}; {words}")
     return Spec(
-        rows=(rows,) if isinstance(rows, str) else tuple(rows),
+        rows=names["rows"] or ("label",),
         over=raw.get("over", "seed"),
-        average=None if not average else ((average,) if isinstance(average, str) else (*average,)),
+        columns=names["columns"] or None,
+        average=names["average"] or None,
+        aggregate=raw.get("aggregate") or "mean",
+        spread=raw.get("spread") or "sd",
+        decimals=_decimals(path, raw.get("decimals")),
         effect=raw.get("effect"),
         caption=raw.get("caption"),
         note=raw.get("note"),
         title=raw.get("title"),
     )
+
+
+def _decimals(path: Path, given: Any) -> dict[str, int]:
+    """`decimals: 2`, or `{piqa: 1, average: 2}`, by task."""
+    if given is None:
+        return {}
+    found = given if isinstance(given, dict) else {"": given}
+    for value in found.values():
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
+            raise ReportError(f"{path}: report.decimals: {value!r} is no number from 0 to 9")
+    return found
 
 
 def _records(
@@ -226,25 +254,25 @@ def _check_schema(where: str, record: dict[str, Any]) -> None:
 
 
 def _check_fields(where: str, record: dict[str, Any], fields: dict[str, Field]) -> None:
-    for name, field in fields.items():
+    for name, known in fields.items():
         value = record.get(name)
         if value is None:
-            if not field.nullable:
+            if not known.nullable:
                 raise ReportError(f"{where}: field {name!r} is missing")
-        elif not isinstance(value, field.kinds) or (
-            isinstance(value, bool) and bool not in field.kinds
+        elif not isinstance(value, known.kinds) or (
+            isinstance(value, bool) and bool not in known.kinds
         ):
-            kinds = " or ".join(kind.__name__ for kind in field.kinds)
+            kinds = " or ".join(kind.__name__ for kind in known.kinds)
             raise ReportError(f"{where}: field {name!r} should be {kinds}, found {value!r}")
 
 
 def _frame(records: list[tuple[int, dict[str, Any]]], fields: dict[str, Field]) -> pd.DataFrame:
     columns = {}
-    for name, field in fields.items():
+    for name, known in fields.items():
         values = [record.get(name) for _, record in records]
-        if field.dtype == "float64":
+        if known.dtype == "float64":
             values = [math.nan if value is None else float(value) for value in values]
-        columns[name] = pd.Series(values, dtype=field.dtype)
+        columns[name] = pd.Series(values, dtype=known.dtype)
     return pd.DataFrame(columns)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,15 +42,16 @@ class Interval:
     n: int = 0  # what it stands on: items, or seeds
 
 
-@dataclass(frozen=True)
-class Block:
-    """Scores of items that are drawn together, and the weight of their mean in the whole.
+class Weighted(Protocol):
+    """Scores of items (N,) that are drawn together, and the weight of their mean in the whole.
 
-    An average over tasks has a block a task; a task with subjects one a subject.
+    An average over tasks has one a task; a task with subjects one a subject.
     """
 
-    scores: Floats  # (N,)
-    weight: float = 1.0
+    @property
+    def scores(self) -> Floats: ...
+    @property
+    def weight(self) -> float: ...
 
 
 def standard_error(scores: Floats) -> float:
@@ -81,7 +83,7 @@ def t_interval(values: Floats | Sequence[float]) -> Interval:
     return Interval(mean, float(low), float(high), float(found.pvalue), n)
 
 
-def bootstrap(blocks: Sequence[Block], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def bootstrap(blocks: Sequence[Weighted], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Percentile interval of Σ weight · mean(scores), the items of each block resampled.
 
     Of differences between two methods on the same items it is the paired bootstrap: an item that is

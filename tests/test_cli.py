@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+import reports
 
 ROOT = Path(__file__).parents[1]
 VERBS = ("run", "status", "report", "methods", "tasks", "plan", "gc")
@@ -61,6 +64,11 @@ def test_the_reduced_quickstart_runs_end_to_end(
     by_label = {row["label"]: row["value"] for row in rows if row["task"] == "testbed-ppl"}
     assert by_label["BF16"] < by_label["BitDistiller"]
     assert by_label["BF16"] * 1.5 < by_label["RTN"]
+    items = reports.load_items(place / "results/quick").groupby(["key", "task", "metric"])["score"]
+    for row in rows:
+        mean = items.get_group((row["key"], row["task"], row["metric"])).mean()
+        given = math.exp(mean) if row["metric"] == "ppl" else mean
+        assert given == pytest.approx(row["value"])
     for row in rows:
         assert row["bits"] == (16 if row["label"] == "BF16" else 2)
     for label in by_label:

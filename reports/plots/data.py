@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from reports.columns import number_of_bits
+from reports.entries import REFERENCE_BITS
 from reports.naming import setting
 from reports.stats import t_interval
-from reports.summary import REFERENCE_BITS, Summary
+from reports.summary import Summary
 
 
 class Mean(NamedTuple):

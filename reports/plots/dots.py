@@ -15,11 +15,12 @@ from matplotlib.ticker import MaxNLocator
 from reports import style
 from reports.columns import Column, number, number_of_bits
 from reports.effects import Effect
+from reports.entries import Row
 from reports.plots import data
 from reports.plots.data import Mean
 from reports.plots.panels import is_wide, legend, logarithmic, marks, quantity, references, scale
 from reports.style import Look
-from reports.summary import Row, Summary
+from reports.summary import Summary
 
 _LEAST = 1.25  # largest over smallest on an axis: less would make a small difference look large
 _LETTERS = 22  # of a line of a row's name, which leave room for data in one column

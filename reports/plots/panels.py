@@ -16,8 +16,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from reports import style
 from reports.columns import Column, number_of_bits
+from reports.entries import REFERENCE_BITS, Entry
 from reports.style import Look
-from reports.summary import REFERENCE_BITS, Entry, Summary
+from reports.summary import Summary
 
 FEW = 8  # entries that a legend in one column of a paper can hold
 _WIDE = 30.0  # largest over smallest from which an axis is logarithmic

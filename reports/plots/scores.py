@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from reports import style
 from reports.columns import number_of_bits
+from reports.entries import REFERENCE_BITS, Entry, Row
 from reports.plots import data
 from reports.plots.data import Mean, Sweep
 from reports.plots.panels import (
@@ -29,7 +30,7 @@ from reports.plots.panels import (
     unit,
 )
 from reports.style import Look
-from reports.summary import REFERENCE_BITS, Entry, Row, Summary
+from reports.summary import Summary
 
 _APART = 0.05  # bits per weight: rows nearer than that cost the same
 _MORE = 1.2  # most tokens over fewest: less is one cost

@@ -127,6 +127,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ("[testbed-ppl]", "[{testbed-ppl: {window: 1}}]", 14, "greater than or equal to 2"),
         ("seed: [0, 1, 2]", "model: [3]", 7, "model 3 is no name"),
         ("compare:", "report: {row: x}\ncompare:", 8, "key 'row' is unknown; did you mean 'rows'?"),
+        ("compare:", "report: {spread: se}\ncompare:", 8, "report.spread: 'se': "),
         ("compare:", "published: {name: bitdistill}\ncompare:", 8, "did you mean 'bitdistiller-"),
         (
             "compare:",

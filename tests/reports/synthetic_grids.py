@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections.abc import Iterable
@@ -63,10 +64,22 @@ def ppl(**given: Any) -> dict[str, Any]:
     return row(**{**base, **given})
 
 
+def measured(scores: list[float], **given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A row and the line of its items."""
+    mean = sum(scores) / len(scores)
+    make = ppl if given.get("metric") == "ppl" else row
+    value = math.exp(mean) if make is ppl else mean
+    made = make(**{"value": value, "n": len(scores), **given})
+    made["key"] = f"{made['model_key']}-{made['task']}"
+    line = {"schema": 1, "items": None, "scores": scores}
+    return made, {**line, **{name: made[name] for name in ("key", "task", "metric")}}
+
+
 def write(
     folder: Path,
     rows: Iterable[dict[str, Any]],
     curves: Iterable[dict[str, Any]] | None = None,
+    items: Iterable[dict[str, Any]] = (),
     **grid: Any,
 ) -> Path:
     """An exported grid in `folder`."""
@@ -85,6 +98,9 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "grid.json").write_text(json.dumps(head))
     (folder / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    if items:
+        text = "".join(json.dumps(each) + "\n" for each in items)
+        (folder / "items.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     if curves is not None:
         lines = "".join(json.dumps(each) + "\n" for each in curves)
         (folder / "curves.jsonl").write_text(lines)

@@ -52,7 +52,15 @@ def test_everything_is_written(rendered: Path) -> None:
         for name in ("score_vs_bits", "perplexity", "slopes", "training_loss")
         for suffix in ("png", "pdf")
     ]
-    expected = ["report.md", "table.md", "table.tex", "table.csv", "table.txt", *plots]
+    expected = [
+        "report.md",
+        "table.md",
+        "table.tex",
+        "table.html",
+        "table.csv",
+        "table.txt",
+        *plots,
+    ]
     assert [str(path.relative_to(rendered)) for path in reports.render(rendered)] == expected
     inputs = ["grid.json", "rows.jsonl", "curves.jsonl", ".rendered.json"]
     assert sorted(files(rendered)) == sorted(expected + inputs)

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.weightstats import DescrStatsW
 
+from reports.items import Items
 from reports.stats import (
-    Block,
     bootstrap,
     holm,
     mcnemar,
@@ -19,6 +19,11 @@ from reports.stats import (
     t_interval,
     task_interval,
 )
+
+
+def block(scores: np.ndarray, weight: float = 1.0) -> Items:
+    return Items("task", np.arange(len(scores)), scores, weight)
+
 
 RIGHT = np.array([1.0] * 37 + [0.0] * 63)
 
@@ -50,7 +55,7 @@ def test_one_value_and_equal_values() -> None:
     assert math.isnan(t_interval([0.3]).low) and t_interval([0.3]).mean == 0.3
     assert t_interval([0.0, 0.0]).p == 1 and t_interval([0.1, 0.1]).p == 0
     assert math.isnan(t_interval([0.1, math.nan]).mean)
-    assert math.isnan(bootstrap([Block(np.array([0.1, math.nan]))]).p)
+    assert math.isnan(bootstrap([block(np.array([0.1, math.nan]))]).p)
 
 
 @pytest.mark.parametrize("distinct", [True, False])
@@ -58,7 +63,7 @@ def test_the_bootstrap_is_scipys_but_for_a_draw_less(distinct: bool) -> None:
     generator = np.random.default_rng(1)
     scores = generator.normal(0.1, 1, 200)
     scores = scores if distinct else np.sign(scores).round()
-    found = bootstrap([Block(scores)], resamples=40_000)
+    found = bootstrap([block(scores)], resamples=40_000)
     theirs = scipy_stats.bootstrap(
         (scores,), np.mean, n_resamples=40_000, method="percentile", rng=generator
     ).confidence_interval
@@ -71,7 +76,7 @@ def test_every_resample_of_a_small_task_counted_out() -> None:
     """Two of three items drawn: nine resamples, each as often as the others."""
     scores = np.array([0.0, 0.2, 1.0])
     means = np.array([np.mean(pair) for pair in product(scores, repeat=2)])
-    found = bootstrap([Block(scores - 0.7)], resamples=200_000)
+    found = bootstrap([block(scores - 0.7)], resamples=200_000)
     assert found.p == pytest.approx(2 * np.mean(means >= 0.7), abs=0.01)
     assert np.var(means) == pytest.approx(standard_error(scores) ** 2)  # unbiased, also for three
 
@@ -79,7 +84,7 @@ def test_every_resample_of_a_small_task_counted_out() -> None:
 def test_an_average_draws_each_tasks_items() -> None:
     generator = np.random.default_rng(2)
     tasks = [generator.integers(0, 2, n).astype(float) for n in (40, 100, 400)]
-    found = bootstrap([Block(task, 1 / 3) for task in tasks], resamples=40_000)
+    found = bootstrap([block(task, 1 / 3) for task in tasks], resamples=40_000)
     error = math.sqrt(sum(standard_error(task) ** 2 for task in tasks)) / 3
     assert found.mean == pytest.approx(np.mean([task.mean() for task in tasks]))
     assert (found.high - found.low) / (2 * 1.96) == pytest.approx(error, rel=0.03)
@@ -87,12 +92,12 @@ def test_an_average_draws_each_tasks_items() -> None:
 
 def test_the_bootstraps_p_agrees_with_its_interval() -> None:
     scores = np.array([1.0] * 30 + [0.0] * 50 + [-1.0] * 20)
-    found = bootstrap([Block(scores)])
+    found = bootstrap([block(scores)])
     assert found.p > 0.05 and found.low < 0 < found.high
-    clear = bootstrap([Block(np.abs(scores))])
+    clear = bootstrap([block(np.abs(scores))])
     assert clear.p == pytest.approx(2 / 10_000) and clear.low > 0
-    assert bootstrap([Block(np.zeros(9))]).p == 1
-    assert bootstrap([Block(scores)]) == found
+    assert bootstrap([block(np.zeros(9))]).p == 1
+    assert bootstrap([block(scores)]) == found
 
 
 def test_mcnemar_is_a_sign_test_on_what_differs() -> None:

@@ -16,7 +16,8 @@ from synthetic_grids import TASKS, ppl, row, write
 
 from harness.errors import ReportError
 from reports.columns import number
-from reports.summary import Entry, Summary, summarise
+from reports.entries import Entry
+from reports.summary import Summary, summarise
 
 PUBLISHED = Path(__file__).parents[2] / "results/published/bitdistiller-2402.10631.csv"
 

@@ -6,7 +6,10 @@ import csv
 import io
 import math
 import re
+import shutil
+import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,15 +17,10 @@ from hypothesis import strategies as st
 from synthetic_grids import ppl, quickstart, row, write
 
 import reports
+from reports.latex import escape_latex, latex
+from reports.sheet import display_width, html, markdown, plain
 from reports.summary import Summary, summarise
-from reports.table import (
-    display_width,
-    escape_latex,
-    latex,
-    markdown,
-    plain,
-    tidy_csv,
-)
+from reports.table import sheet, tidy_csv
 
 TINY = """\
 | Bits | Method | bpw | n | PPL ↓ | Knowledge ↑ |
@@ -47,11 +45,11 @@ def tiny(folder: Path) -> Summary:
 
 
 def test_markdown_golden(tmp_path: Path) -> None:
-    assert markdown(tiny(tmp_path)) == TINY
+    assert markdown(sheet(tiny(tmp_path))) == TINY
 
 
 def test_latex_is_balanced_and_complete(tmp_path: Path) -> None:
-    found = latex(summarise(quickstart(tmp_path)))
+    found = latex(sheet(summarise(quickstart(tmp_path))))
     check_latex(found)
     columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", found)
     assert columns is not None
@@ -63,8 +61,30 @@ def test_latex_is_balanced_and_complete(tmp_path: Path) -> None:
     assert "say nothing about a real LLM" in found
 
 
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(tmp_path: Path) -> None:
+    odd = [row(label="a & b_c 100% #1 {x} ~^\\ <|> γ 3×4 – ≤ “", value=0.4)]
+    tables = [
+        latex(sheet(summarise(quickstart(tmp_path / "a")))),
+        latex(sheet(tiny(tmp_path / "b"))),
+    ]
+    tables.append(latex(sheet(summarise(write(tmp_path / "c", odd)))))
+    compile_latex(tmp_path, tables)
+
+
+def compile_latex(folder: Path, tables: list[str]) -> None:
+    """A two-column paper with these tables; the engine's words where it refuses one."""
+    head = r"\documentclass[twocolumn]{article}\usepackage{booktabs}\usepackage{xcolor}"
+    body = "\n\\clearpage\n".join(tables)
+    (folder / "paper.tex").write_text(f"{head}\n\\begin{{document}}\n{body}\n\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (folder / "paper.pdf").stat().st_size > 1000
+
+
 def test_latex_numbers(tmp_path: Path) -> None:
-    found = latex(tiny(tmp_path))
+    found = latex(sheet(tiny(tmp_path)))
     assert r"\textbf{$2.2 \times 10^{5}$}" in found
     assert "NaN" in found
     assert r"25.0\textsuperscript{a}" in found
@@ -83,6 +103,27 @@ def check_latex(found: str) -> None:
     assert bare.count("$") % 2 == 0
 
 
+def test_html_is_a_whole_table_and_no_script(tmp_path: Path) -> None:
+    rows = [row(label="<script>alert(1)</script>", value=0.7), row(label='"B" & C', value=0.4)]
+    found = html(sheet(summarise(write(tmp_path, rows, report={"caption": "<b>x</b>"}))))
+    tree = ElementTree.fromstring(found)
+    assert tree.tag == "table"
+    assert {len(line) for line in tree.iter("tr")} == {4}
+    assert [cell.text for cell in tree.iter("strong")] == ["70.0"]
+    assert "<script>alert(1)</script>" in [cell.text for cell in tree.iter("th")]
+    assert (tree.findtext("caption") or "").startswith("<b>x</b>")
+
+
+def test_second_and_marks_in_every_form(tmp_path: Path) -> None:
+    rows = [row(label=name, value=v) for name, v in (("A", 0.5), ("B", 0.4), ("C", 0.3))]
+    rows[1]["stale"] = "old"
+    shown = sheet(summarise(write(tmp_path, rows)))
+    assert "<u>40.0</u> <sup>a</sup>" in markdown(shown)
+    assert r"\underline{40.0}\textsuperscript{a}" in latex(shown)
+    assert "<td><u>40.0</u><sup>a</sup></td>" in html(shown)
+    assert "second underlined" in shown.caption
+
+
 @given(st.text(max_size=40))
 def test_latex_escapes_any_text(words: str) -> None:
     found = escape_latex(words)
@@ -97,12 +138,12 @@ def test_latex_escapes_any_text(words: str) -> None:
 def test_any_label_keeps_every_table_whole(tmp_path: Path, label: str, reason: str) -> None:
     rows = [row(label=label, stale=reason, cell="a", model_key="a"), row(label="B")]
     summary = summarise(write(tmp_path, rows))
-    table = markdown(summary).split("\n\n")[0].splitlines()
+    table = markdown(sheet(summary)).split("\n\n")[0].splitlines()
     assert len(table) == 4
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5}
-    check_latex(latex(summary))
+    check_latex(latex(sheet(summary)))
     records = list(csv.reader(io.StringIO(tidy_csv(summary))))
-    assert {len(record) for record in records} == {10}
+    assert {len(record) for record in records} == {13}
     assert any(record[2] == " ".join(label.split()) for record in records)
 
 
@@ -113,7 +154,7 @@ def test_csv_is_exact(tmp_path: Path) -> None:
     for record in records:
         cells = frame[(frame["label"] == record["label"]) & (frame["bits"] == int(record["bits"]))]
         values = cells[cells["metric"] == "ppl"].drop_duplicates("model_key")["value"]
-        assert float(record["testbed-ppl.ppl"]) == float(values.mean())
+        assert float(record["testbed-ppl.ppl"]) == pytest.approx(values.mean(), rel=1e-12)
         assert int(record["testbed-ppl.ppl.n"]) == len(values)
     last = records[-1]
     assert last["testbed_arithmetic.exact_match.note"] == "stale: methods/train.py changed"
@@ -131,7 +172,7 @@ def test_csv_tells_nan_from_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_text_fits_its_width_and_loses_nothing(tmp_path: Path, width: int) -> None:
     summary = summarise(quickstart(tmp_path))
-    found = plain(summary, width)
+    found = plain(sheet(summary), width)
     if width > 40:
         assert all(display_width(line) <= width for line in found.splitlines())
     for title in ("PPL ↓", "Knowledge ↑", "Story ↑", "Arithmetic ↑", "Average ↑"):
@@ -143,7 +184,7 @@ def test_text_fits_its_width_and_loses_nothing(tmp_path: Path, width: int) -> No
 def test_long_names_go_on_and_are_never_cut(tmp_path: Path) -> None:
     rows = [row(label="Method", axes={"some.axis": "x" * 20, "b": v}) for v in ("y", "z")]
     rows[0]["axes"]["other.long.axis"] = 12345
-    found = plain(summarise(write(tmp_path, rows)), 60)
+    found = plain(sheet(summarise(write(tmp_path, rows))), 60)
     assert "other.long.axis=12345" in found
     assert "b=z" in found
 
