@@ -6,6 +6,7 @@ Not here: the arguments (`cli`), how jobs are cut and submitted (`waves`, `launc
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections import Counter
@@ -40,18 +41,16 @@ def launch(given: argparse.Namespace) -> int:
     plan = plans.build(grid)
     profile = cluster.load(given.cluster, kinds())
     plans.remember(plan, store)
-    with launching.alone(store):
+    with launches.alone(store):
         view = watch.look(plan, store)
         keys, failed = _chosen(view, store, given.retry == "failed")
         halvings, large = _leaner(plan, store, view, keys, given.halve_micro_batch)
-        prepared = launching.prepare(plan, store, profile, keys, large)
+        given_up = {found.key for found in view.of("failed", "blocked")}
+        prepared = launching.prepare(plan, store, profile, keys, large, given_up)
         print("\n".join(_summary(plan, store, prepared, profile)))
         if failed and not given.retry:
-            print(
-                f"  left out            {failed} stages failed before, or need one that did: ",
-                end="",
-            )
-            print("--retry failed runs them again")
+            words = "stages failed before, or need one that did: --retry failed runs them again"
+            print(f"  left out            {failed} {words}")
         if given.dry:
             for number, text in enumerate(launching.dry(prepared, grid, store, profile)):
                 print(f"\n# array {number}\n{text}", end="")
@@ -110,15 +109,20 @@ def logs(given: argparse.Namespace) -> int:
     for path in found[:-1]:
         print(f"also: {path}", file=sys.stderr)
     print(f"{found[-1]}:", file=sys.stderr)
+    looked = -math.inf
     with found[-1].open(errors="replace") as file:
         while True:
             sys.stdout.write(file.read())
             sys.stdout.flush()
-            view = watch.look(plan, store) if given.follow else None
-            if view is None or not any(f.key in keys for f in view.of("running", "queued")):
-                sys.stdout.write(file.read())
+            if not given.follow:
                 return 0
-            time.sleep(2.0)
+            if time.monotonic() - looked > WATCH_S:  # the queue is asked less often than the file
+                looked = time.monotonic()
+                left = watch.look(plan, store).of("running", "queued")
+                if not any(stage.key in keys for stage in left):
+                    sys.stdout.write(file.read())
+                    return 0
+            time.sleep(1.0)
 
 
 def _chosen(view: watch.View, store: Store, retry: bool) -> tuple[list[str], int]:
@@ -145,7 +149,9 @@ def _leaner(
     """What is done about stages that ran out of memory: halvings of their micro-batch, by stage, or
     the stages that get the profile's larger request."""
     earlier: Counter[str] = Counter()
+    larger: set[str] = set()
     for launch in launches.of_grid(store, Path(plan.path)):
+        larger |= set(launch.large)
         for key, times in launch.halvings.items():
             earlier[key] = max(earlier[key], times)
     lost = {found.key: found.words for found in view.of("lost")}
@@ -155,7 +161,7 @@ def _leaner(
         device = record.get("exception") in OUT_OF_MEMORY
         if earlier[key] or (device and halve):
             halvings[key] = earlier[key] + (device and halve)
-        if (device and not halve) or "out of memory" in lost.get(key, ""):
+        if key in larger or (device and not halve) or "out of memory" in lost.get(key, ""):
             large.append(key)
     return halvings, large
 

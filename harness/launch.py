@@ -39,7 +39,6 @@ from harness.plan import Plan
 from harness.store import Store
 
 SNAPSHOT = ("harness", "methods", "results/published")
-WAIT_S = 600.0  # for another launch into the same store
 
 
 class Work:
@@ -65,28 +64,21 @@ class Prepared:
         return max((array.wave for array in self.arrays), default=0)
 
 
-@contextlib.contextmanager
-def alone(store: Store) -> Iterator[None]:
-    """Keeps other launches into the store out while this one looks at the queue and submits.
-
-    Raises ClusterError where another one does not come to an end.
-    """
-    until = time.monotonic() + WAIT_S
-    while (claim := store.claim("launch")) is None:
-        if time.monotonic() > until:
-            owner = store.claimed("launch") or {}
-            raise ClusterError(f"{owner.get('host')}:{owner.get('pid')} is launching for too long")
-        time.sleep(0.5)
-    with claim:
-        yield
-
-
 def prepare(
-    plan: Plan, store: Store, profile: Profile, keys: Collection[str], large: Collection[str] = ()
+    plan: Plan,
+    store: Store,
+    profile: Profile,
+    keys: Collection[str],
+    large: Collection[str] = (),
+    given_up: Collection[str] = (),
 ) -> Prepared:
-    """Jobs for the kept stages `keys` that no job in the queue will compute."""
+    """Jobs for the kept stages `keys` that no job in the queue will compute.
+
+    given_up: stages whose jobs may still be in the queue, but have failed them or lack an input.
+    """
     slurm = profile.cluster == "slurm"
     queued = launches.live(store, launches.queue()) if slurm else {}
+    queued = {key: entry for key, entry in queued.items() if key not in given_up}
     missing = [key for key in keys if key not in queued]
     elsewhere = {key: entry.job for key, entry in queued.items()}
     found = waves.jobs(plan, missing, profile, elsewhere, large)
@@ -134,10 +126,20 @@ def launch(
     try:
         for number, array in enumerate(prepared.arrays):
             _submit(made, number, array, profile)
-    except ClusterError:
-        launches.cancel([made])
-        raise
+    except ClusterError as error:
+        raise ClusterError(f"{error}; {_undo(made)}") from None
     return made
+
+
+def _undo(made: Launch) -> str:
+    """Cancel what was submitted of a launch; says what became of it."""
+    if not made.submitted:
+        shutil.rmtree(made.folder)
+        return "nothing was submitted"
+    try:
+        return f"{launches.cancel([made])} jobs that were submitted before are cancelled"
+    except ClusterError as error:
+        return f"jobs that were submitted before are still queued: {error}"
 
 
 def dry(prepared: Prepared, grid: Grid, store: Store, profile: Profile) -> Iterator[str]:

@@ -13,18 +13,21 @@ Not here: cutting a plan into jobs (`waves`), submission (`launch`), what a job 
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import re
 import subprocess
+import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from harness.errors import ClusterError, StoreError
 from harness.store import Store, write_json
 
 SCHEMA = 1
+WAIT_S = 600.0  # for another launch into the same store
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,12 @@ class Launch:
 
     def log(self, job: Placed) -> Path | None:
         """The log of a job, once it has started."""
-        found = sorted(
-            path
-            for path in (self.folder / "logs" / str(job.array)).glob("*_log.out")
-            if _task_of(path.name) == job.task
-        )
+        found = sorted((self.folder / "logs" / str(job.array)).glob("*_log.out"))
+        if self.cluster == "slurm":
+            found = [path for path in found if _task_of(path.name) == job.task]
+        else:  # named by processes
+            opening = f"job {self.jobs.index(job)} of {self.id},"
+            found = [path for path in found if opening in path.read_text(errors="replace")]
         return found[-1] if found else None
 
 
@@ -90,9 +94,9 @@ def read(folder: Path) -> Launch:
     try:
         facts = json.loads(path.read_text())
         if facts.pop("schema") != SCHEMA:
-            raise StoreError(f"{path}: of another version; launch again")
+            raise StoreError(f"{path} is of another version; remove its folder and launch again")
     except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{path} cannot be read: {error}") from None
+        raise StoreError(f"{path} cannot be read: {error}; remove its folder") from None
     facts["jobs"] = tuple(Placed(**{**j, "keys": tuple(j["keys"])}) for j in facts["jobs"])
     facts["large"] = tuple(facts["large"])
     launch = Launch(**facts)
@@ -121,6 +125,7 @@ class Queued:
     task: int
     state: str
     reason: str
+    since: float = 0.0  # its launch's `created`: failures before it are run again
 
     @property
     def running(self) -> bool:
@@ -145,16 +150,15 @@ def queue() -> Queue:
 
 def live(store: Store, found: Queue) -> dict[str, Queued]:
     """Stages that jobs in the queue will compute, of any launch into this store."""
-    ids = {name.rsplit(":", 2)[1] for name, _ in found if name.count(":") >= 2}
     held: dict[str, Queued] = {}
-    for id in sorted(ids):
+    for id in sorted(_launches_in(found)):
         if not (store.root / "launches" / id / "launch.json").exists():
             continue  # another store's
         launch = read(store.root / "launches" / id)
         for job in launch.jobs:
             entry = found.get((launch.name(job.array), job.task))
             if entry is not None:
-                held |= dict.fromkeys(job.keys, entry)
+                held |= dict.fromkeys(job.keys, replace(entry, since=launch.created))
     return held
 
 
@@ -165,6 +169,45 @@ def cancel(made: Collection[Launch]) -> int:
     if ids := sorted({entry.job for entry in found}):
         slurm("scancel", *ids)
     return len(found)
+
+
+@contextlib.contextmanager
+def alone(store: Store) -> Iterator[None]:
+    """Keeps other launches into the store out while this one looks at the queue and submits.
+
+    Raises ClusterError where another one does not come to an end.
+    """
+    until = time.monotonic() + WAIT_S
+    while (claim := store.claim("launch")) is None:
+        if time.monotonic() > until:
+            owner = store.claimed("launch") or {}
+            raise ClusterError(f"{owner.get('host')}:{owner.get('pid')} is launching for too long")
+        time.sleep(0.5)
+    with claim:
+        yield
+
+
+def waste(store: Store) -> list[Path]:
+    """Launches whose grid file is gone and that have no job left, and code that no launch needs.
+
+    Where the queue is not known, launches to SLURM are kept.
+    """
+    made = list(every(store))
+    gone = [launch for launch in made if not Path(launch.path).exists()]
+    try:
+        names = queue() if any(launch.cluster == "slurm" for launch in gone) else {}
+        left = _launches_in(names)
+    except ClusterError:
+        left = {launch.id for launch in gone if launch.cluster == "slurm"}
+    doomed = [launch for launch in gone if launch.id not in left]
+    used = {Path(launch.code).name for launch in made if launch not in doomed}
+    snapshots = sorted((store.root / "code").glob("*"))
+    return [*(each.folder for each in doomed), *(p for p in snapshots if p.name not in used)]
+
+
+def _launches_in(found: Queue) -> set[str]:
+    """Ids of the launches that have jobs in the queue; jobs of other origin have other names."""
+    return {name.rsplit(":", 2)[1] for name, _ in found if name.count(":") >= 2}
 
 
 def slurm(*command: str) -> str:
@@ -182,24 +225,25 @@ def slurm(*command: str) -> str:
 
 
 def end_of(log: Path | None) -> str:
-    """In a few words, why a job ended that left no value and no record."""
+    """In a few words, why a job ended that left no value and no record: of its last attempt."""
     if log is None:
         return "cancelled before it started"
-    lines = log.read_text(errors="replace").splitlines()
-    for line in reversed(lines):
-        for pattern, words in _ENDS:
-            if re.search(pattern, line):
-                return words
-    said = next((line for line in reversed(lines) if line.strip()), "")
-    return f"ended without a record; last line: {said.strip()[:100]}"
+    said = re.split(_BEGIN, log.read_text(errors="replace"))[-1]
+    for pattern, words in _ENDS:
+        if re.search(pattern, said):
+            return words
+    last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+    return f"ended without a record; last line: {last.strip()[:100]}"
 
 
-_ENDS = (
+_BEGIN = r"Starting with \w*JobEnvironment"  # submitit's, at each attempt
+_ENDS = (  # the telling ones first: SLURM may log several for one end
     (r"DUE TO TIME LIMIT", "time limit"),
     (r"DUE TO PREEMPTION", "preempted"),
     (r"DUE TO NODE FAILURE|NODE_FAIL", "node failure"),
     (r"oom[-_ ]kill|Out Of Memory", "out of memory (of the host)"),
     (r"timed-out too many times", "time limit, as often as the profile's requeues allow"),
+    (r"DUE TO JOB REQUEUE", "requeued"),
     (r"CANCELLED AT", "cancelled"),
 )
 

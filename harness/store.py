@@ -236,7 +236,7 @@ class Store:
         live = {
             p.name.split(".")[0] for p in (self.root / "claims").glob("[!.]*") if self._alive(p)
         }
-        return {p: _size(p) for p in sorted(doomed) if p.name.split(".")[0] not in live}
+        return {p: size_of(p) for p in sorted(doomed) if p.name.split(".")[0] not in live}
 
 
 @dataclass
@@ -330,7 +330,8 @@ def _await(folder: Path, files: dict[str, int]) -> None:
             if time.monotonic() > until:
                 has = "is missing" if seen is None else f"has {seen} of {size} bytes"
                 raise StoreError(f"{folder / name} {has}; remove {folder} to compute it again")
-            os.listdir(folder)  # has a network file system look again
+            with contextlib.suppress(OSError):
+                os.listdir(folder)  # has a network file system look again
             time.sleep(0.2)
 
 
@@ -345,5 +346,6 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
     return sum(p.stat().st_size for p in ([path] if path.is_file() else _files(path)))

@@ -7,16 +7,17 @@ exit status: 0 done, 1 something failed. Not here: the arguments, and what happe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+from harness import launches, rows, watch
 from harness import plan as plans
-from harness import rows, watch
 from harness.plan import Plan
-from harness.store import Store
+from harness.store import Store, size_of
 
 FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
 
@@ -179,14 +180,16 @@ def gc(given: argparse.Namespace) -> int:
 
     store = store_of(given)
     known = plans.kept(store)
-    waste = store.waste({key for plan in known for key in plan.nodes})
-    total = sum(waste.values())
-    names = ", ".join(sorted(plan.name for plan in known)) or "none"
-    print(f"grids that are kept: {names}")
-    for path, size in waste.items():
-        print(f"{size / 2**20:10.2f} MiB  {path.relative_to(store.root)}")
-        if given.yes:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    with launches.alone(store) if given.yes else contextlib.nullcontext():
+        waste = store.waste({key for plan in known for key in plan.nodes})
+        waste |= {path: size_of(path) for path in launches.waste(store)}
+        total = sum(waste.values())
+        names = ", ".join(sorted(plan.name for plan in known)) or "none"
+        print(f"grids that are kept: {names}")
+        for path, size in waste.items():
+            print(f"{size / 2**20:10.2f} MiB  {path.relative_to(store.root)}")
+            if given.yes:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     done = "removed" if given.yes else "to remove; --yes removes"
     print(f"{total / 2**20:10.2f} MiB in {len(waste)} entries {done}")
     return 0

@@ -64,25 +64,35 @@ def look(plan: Plan, store: Store) -> View:
         except ClusterError as error:
             trouble = str(error)
     known = plans.states(plan, store)
-    bad = {key for key, state in known.items() if state in ("failed", "blocked")}
+    failed = {
+        key: (store.failure(key) or {}).get("when", 0.0)
+        for key, state in known.items()
+        if state == "failed"
+    }
+    bad: set[str] = set()  # kept stages that no job will compute
     found = []
     for key in plan.stored():
-        state, words = known[key], ""
-        if state in ("failed", "blocked", "queued") and key in live:
-            entry, state = live[key], "queued"
-            words = "its job is running" if entry.running else entry.reason
-            bad.discard(key)
-        elif state == "queued":
-            if any(above in bad for above in plan.upstream(key)[:-1]):
+        state, words, entry = known[key], "", live.get(key)
+        if state == "running":
+            words = _progress(store, key)
+        elif state not in ("done", "stale"):
+            # A job runs again what failed before its launch, and not what it has failed itself.
+            since = entry.since if entry else 0.0
+            above = plan.upstream(key)[:-1]
+            if failed.get(key, -1.0) >= since:
+                state = "failed"
+            elif any(up in bad or failed.get(up, -1.0) >= since for up in above):
                 state = "blocked"
+            elif entry:
+                state, words = "queued", "its job is running" if entry.running else entry.reason
             elif key not in placed or placed[key][0].cluster != "slurm":
                 state = "to do"
             elif trouble is None:
                 state, words = "lost", _end(*placed[key])
-            if state in ("lost", "blocked"):
+            else:
+                state = "queued"
+            if state in ("failed", "blocked", "lost"):
                 bad.add(key)
-        elif state == "running":
-            words = _progress(store, key)
         found.append(Found(key, state, words, placed[key][1].wave if key in placed else None))
     return View(plan, tuple(found), trouble)
 
