@@ -19,11 +19,50 @@ from harness import grid as grids
 from harness import launches
 from harness import plan as plans
 from harness.errors import BitgridError
+from harness.launches import Placed
 from harness.plan import Plan
 from harness.run import Share, run
 from harness.store import Store
 
+NO_VALUE = ("progress.json", "metrics.jsonl", "processes.log")  # what a restart cannot go on from
+
 _ended: list[int] = []  # the SIGTERMs that came
+
+
+@dataclass
+class Attempt:
+    """This process's run of its job."""
+
+    plan: Plan
+    store: Store
+    job: Placed
+    began: float  # seconds since the epoch
+    running: str = ""  # the stage under way
+
+
+_attempt: Attempt | None = None
+
+
+def stuck() -> bool:
+    """Whether this job, at its time limit, would come no further by being run again.
+
+    That is where it finished no stage and wrote no checkpoint: then the stage under way fails, with
+    a record that says so. At a preemption nothing is stuck.
+    """
+    at = _attempt
+    if at is None or not at.running or time.time() - at.began < 0.5 * 3600 * at.job.hours:
+        return False
+    for key in at.job.keys:
+        files = [at.store.path(key) / "manifest.json", *(at.store.root / "work" / key).rglob("*")]
+        for path in files:
+            if path.name not in NO_VALUE and path.is_file() and path.stat().st_mtime >= at.began:
+                return False
+    node = at.plan.nodes[at.running]
+    words = f"its time limit ({at.job.hours:g} h) came before its end or a checkpoint"
+    hint = f"give {node.kind} more hours in the cluster's profile"
+    record = {"exception": "TimeLimit", "message": words, "hint": hint, "traceback": ""}
+    at.store.fail(at.running, {**record, "code": node.code, "when": time.time()})
+    return True
 
 
 def work(folder: Path, index: int) -> dict[str, int]:
@@ -44,7 +83,9 @@ def work(folder: Path, index: int) -> dict[str, int]:
     share = Share(job.keys, launch.halvings, launch.visible_s)
     attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
     _say(f"job {index} of {launch.id}, attempt {attempt}: {len(job.keys)} stages")
-    outcome = run(grid, plan, store, Log(plan), launch.created, share)
+    global _attempt
+    _attempt = Attempt(plan, store, job, began)
+    outcome = run(grid, plan, store, Log(_attempt), launch.created, share)
     if not (outcome.failed or outcome.blocked):
         return {"computed": len(outcome.computed)}
     if _ended:
@@ -65,11 +106,12 @@ def work(folder: Path, index: int) -> dict[str, int]:
 class Log:
     """A line a stage in the job's log."""
 
-    plan: Plan
+    attempt: Attempt
     began: float = 0.0
     shown: float = 0.0
 
     def begin(self, key: str) -> None:
+        self.attempt.running = key
         self.began = self.shown = time.monotonic()
         _say(f"begin {self._name(key)}")
 
@@ -89,7 +131,7 @@ class Log:
             _say(f"waiting for {', '.join(sorted(set(owners))) or 'an input'}")
 
     def _name(self, key: str) -> str:
-        node = self.plan.nodes[key]
+        node = self.attempt.plan.nodes[key]
         return f"{node.kind} {node.title} ({key[:8]})"
 
 

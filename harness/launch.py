@@ -42,13 +42,16 @@ SNAPSHOT = ("harness", "methods", "results/published")
 
 
 class Work:
-    """What submitit calls in a job. At a time limit or preemption the same call is queued again."""
+    """What submitit calls in a job. At a time limit or preemption the same call is queued again,
+
+    unless the job would only meet its limit again.
+    """
 
     def __call__(self, folder: str, index: int) -> dict[str, int]:
         return job.work(Path(folder), index)
 
-    def checkpoint(self, folder: str, index: int) -> DelayedSubmission:
-        return DelayedSubmission(self, folder, index)
+    def checkpoint(self, folder: str, index: int) -> DelayedSubmission | None:
+        return None if job.stuck() else DelayedSubmission(self, folder, index)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,10 @@ def launch(
         created=time.time(),
         allow_code_execution=allow_code_execution or grid.file.allow_code_execution,
         visible_s=profile.visible_s,
-        jobs=tuple(Placed(j.keys, *places[n], j.wave) for n, j in enumerate(prepared.jobs)),
+        jobs=tuple(
+            Placed(j.keys, *places[n], j.wave, j.request.hours or 1.0)
+            for n, j in enumerate(prepared.jobs)
+        ),
         halvings=dict(halvings or {}),
         large=tuple(large),
     )

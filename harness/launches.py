@@ -38,6 +38,7 @@ class Placed:
     array: int
     task: int
     wave: int
+    hours: float = 1.0  # its time limit
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ def read(folder: Path) -> Launch:
         facts = json.loads(path.read_text())
         if facts.pop("schema") != SCHEMA:
             raise StoreError(f"{path} is of another version; remove its folder and launch again")
-    except (OSError, ValueError, KeyError) as error:
+        facts["jobs"] = tuple(Placed(**{**j, "keys": tuple(j["keys"])}) for j in facts["jobs"])
+        facts["large"] = tuple(facts["large"])
+        launch = Launch(**facts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} cannot be read: {error}; remove its folder") from None
-    facts["jobs"] = tuple(Placed(**{**j, "keys": tuple(j["keys"])}) for j in facts["jobs"])
-    facts["large"] = tuple(facts["large"])
-    launch = Launch(**facts)
     noted = folder / "submitted.jsonl"
     for line in noted.read_text().splitlines() if noted.exists() else ():
         said = json.loads(line)

@@ -159,7 +159,7 @@ def _homes(
 
     A stage joins the job of its users where they all are in one: so no job waits for itself.
     """
-    model_of = {root: cell.model for cell in plan.cells for root in cell.roots}
+    model_of = {score: cell.model for cell in plan.cells for score in cell.scores}
     wanted, inputs = set(keys), stored_inputs(plan)
     users: dict[str, set[str]] = {}
     for key in wanted:

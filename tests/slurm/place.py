@@ -1,0 +1,148 @@
+"""A folder with a grid, a profile and a store, and the commands that a user would give in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness import launches
+from harness.launches import Launch
+from harness.store import Store
+
+ROOT = Path(__file__).parents[2]
+INSIDE = Path(__file__).parent / "inside"
+
+# One model of a million weights that trains for seconds: what is tested is not what is computed.
+GRID: dict[str, Any] = {
+    "model": "testbed-small",
+    "dtype": "float32",
+    "method": "bitdistiller",
+    "defaults": {
+        "format.bits": 2,
+        "format.group_size": 64,
+        "init.text": "testbed",
+        "init.sequences": 4,
+        "init.length": 64,
+        "data.text": "testbed",
+        "data.sequences": 32,
+        "data.length": 64,
+        "train.steps": 4,
+        "train.batch_size": 4,
+        "train.micro_batch": 4,
+        "train.lr": 1e-4,
+        "train.dtype": "float32",
+        "train.checkpoint_every": 4,
+    },
+    "evaluate": [{"testbed-ppl": {"limit": 2}}],
+}
+PROFILE: dict[str, Any] = {"cpus": 1, "memory_gib": 2, "hours": 0.2, "visible_s": 3, "gpu": "none"}
+
+
+class Place:
+    """`bitgrid` in a folder of its own; `grid` and `profile` say what differs from the above."""
+
+    def __init__(
+        self,
+        folder: Path,
+        grid: dict[str, Any] | None = None,
+        profile: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.store = folder, Store(folder / "store")
+        folder.mkdir(parents=True, exist_ok=True)
+        said = {**GRID, **(grid or {})}
+        said["defaults"] = {**GRID["defaults"], **(grid or {}).get("defaults", {})}
+        (folder / "grid.yaml").write_text("# Does it come through?\n" + yaml.safe_dump(said))
+        (folder / "cluster.yaml").write_text(yaml.safe_dump({**PROFILE, **(profile or {})}))
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """A verb, with its output as one text."""
+        command = [sys.executable, "-m", "harness.cli", *words, "--store", str(self.store.root)]
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def bitgrid(self, *words: str, status: int = 0) -> str:
+        process = self.start(*words)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == status, said
+        return said
+
+    def launch(self, *words: str) -> str:
+        return self.bitgrid("launch", "grid.yaml", "--cluster", "cluster.yaml", *words)
+
+    def status(self) -> str:
+        return self.bitgrid("status", "grid.yaml")
+
+    @property
+    def launches(self) -> list[Launch]:
+        return launches.of_grid(self.store, self.folder / "grid.yaml")
+
+    def jobs(self) -> dict[tuple[str, int], launches.Queued]:
+        """This place's jobs in the queue."""
+        ids = {launch.id for launch in self.launches}
+        found = launches.queue()
+        return {at: job for at, job in found.items() if at[0].split(":")[1] in ids}
+
+    def finish(self, seconds: float = 400) -> None:
+        """Until no job of the place is left."""
+        until(lambda: not self.jobs(), seconds, self.logs)
+
+    def keys(self, kind: str) -> list[str]:
+        """Of the kept plan: the stages of a kind."""
+        (kept,) = (self.store.root / "plans").glob("*.json")
+        nodes = json.loads(kept.read_text())["nodes"]
+        return [key for key, node in nodes.items() if node["kind"] == kind]
+
+    def logs(self) -> str:
+        return "\n".join(
+            path.read_text(errors="replace")
+            for path in sorted(self.store.root.glob("launches/*/logs/*/*_log.out"))
+        )
+
+    def computed(self) -> Counter[str]:
+        """How often each stage was computed to its end, by the first digits of its key."""
+        return Counter(re.findall(r"^[\d:]+ done .*\((\w{8})\)", self.logs(), re.MULTILINE))
+
+    def begun(self) -> Counter[str]:
+        return Counter(re.findall(r"^[\d:]+ begin .*\((\w{8})\)", self.logs(), re.MULTILINE))
+
+    def all_done_once(self) -> bool:
+        """Whether every stage of the grid is there and was computed by exactly one job."""
+        (kept,) = (self.store.root / "plans").glob("*.json")
+        nodes = json.loads(kept.read_text())["nodes"]
+        stored = {key[:8] for key, node in nodes.items() if node["stored"]}
+        return self.computed() == Counter(stored)
+
+    def rows(self) -> str:
+        """The exported rows, which hold no time and no place."""
+        self.bitgrid("report", "grid.yaml", "--format", "csv", "--out", "out")
+        return (self.folder / "out" / "rows.jsonl").read_text()
+
+    def step(self, key: str) -> int:
+        """The step that a training stage last wrote, 0 before the first."""
+        path = self.store.root / "work" / key / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def until(ready: Callable[[], object], seconds: float, words: Callable[[], str] = str) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, f"waited in vain for {seconds} s\n{words()}"
+        time.sleep(0.5)

@@ -1,0 +1,208 @@
+"""Launched grids on a real SLURM: what a user is promised, also when something dies."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from tests.slurm.lab import Lab
+from tests.slurm.place import INSIDE, Place, until
+
+TRAINED: dict[str, Any] = {"defaults": {"train.steps": 40, "train.checkpoint_every": 5}}
+
+
+def slow(step_s: float = 0.0, late_s: float = 0.0) -> dict[str, Any]:
+    """A profile whose jobs wait at each step, or see values late."""
+    setup = f"export PYTHONPATH={INSIDE} TEST_STEP_S={step_s} TEST_LATE_S={late_s}"
+    return {"setup": [setup]}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The weights of `TRAINED`, by key, as one process makes them."""
+    place = Place(tmp_path_factory.mktemp("alone"), TRAINED)
+    place.bitgrid("run", "grid.yaml", "--out", "out")
+    return weights(place)
+
+
+def weights(place: Place) -> dict[str, bytes]:
+    found = {
+        key: (place.store.path(key) / "model.safetensors").read_bytes()
+        for key in place.keys("Train")
+    }
+    assert found
+    return found
+
+
+def test_a_grid_gives_the_rows_of_a_run_here(lab: Lab, tmp_path: Path) -> None:
+    grid = {
+        "vary": {"format.bits": [3, 2]},
+        "compare": ["bf16", "rtn", "awq-clip", "llm-qat"],
+        "evaluate": [{"testbed-ppl": {"limit": 2}}, {"testbed_knowledge": {"limit": 4}}],
+    }
+    here, there = Place(tmp_path / "here", grid), Place(tmp_path / "there", grid)
+    said = there.launch()
+    here.bitgrid("run", "grid.yaml", "--out", "out")
+    there.finish()
+    assert "done already: 0" in said
+    assert there.all_done_once(), there.logs()
+    assert there.rows() == (here.folder / "out" / "rows.jsonl").read_text()
+    assert "nothing to submit" in there.launch()
+
+
+def test_a_training_that_meets_its_time_limit_goes_on(
+    lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    # Five stages in one job of two minutes.
+    profile = {**slow(step_s=1.8), "hours": 2 / 60 / 5, "signal_delay_s": 10}
+    place = Place(tmp_path, TRAINED, profile)
+    place.launch()
+    place.finish(600)
+    (key,) = place.keys("Train")
+    assert place.store.manifest(key)["attempt"] >= 1, place.logs()
+    assert weights(place) == uninterrupted
+    assert place.all_done_once(), place.logs()
+
+
+def test_a_training_that_is_requeued_goes_on(
+    lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    place = Place(tmp_path, TRAINED, slow(step_s=0.5))
+    place.launch()
+    (key,) = place.keys("Train")
+    until(lambda: place.step(key) >= 12, 200, place.logs)
+    running = [job for job in place.jobs().values() if job.running]
+    lab.run("scontrol", "requeue", running[0].job)
+    place.finish()
+    assert place.store.manifest(key)["attempt"] == 1
+    assert weights(place) == uninterrupted
+    assert place.computed()[key[:8]] == 1 and place.begun()[key[:8]] == 2, place.logs()
+
+
+@pytest.mark.parametrize("steps", [False, True], ids=["slurmd alone", "with its jobs"])
+def test_a_node_dies(
+    lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes], steps: bool
+) -> None:
+    place = Place(tmp_path, TRAINED, slow(step_s=1.0))
+    place.launch()
+    (key,) = place.keys("Train")
+    until(lambda: place.step(key) >= 7, 200, place.logs)
+    name = lab.squeue("-t", "R", "-o", "%N").split()[0]
+    lab.kill_node(name, steps=steps)
+    until(lambda: "down" in lab.run("sinfo", "-h", "-n", name, "-o", "%t"), 120, place.status)
+    place.finish()
+    assert place.store.has(key), place.logs()
+    assert weights(place) == uninterrupted
+    assert place.all_done_once(), place.logs()
+
+
+def test_cancelling_one_element_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
+    # Each clip search is shared by two methods, so it is a job of its own, of an array of three.
+    grid = {"vary": {"format.group_size": [32, 64, 128]}, "compare": ["awq-clip"]}
+    place = Place(tmp_path, grid, {"array_parallelism": 1})
+    place.launch()
+    (launch,) = place.launches
+    searches = set(place.keys("ClipSearch"))
+    second = next(job for job in launch.jobs if job.task == 1 and searches & set(job.keys))
+    lab.run("scancel", f"{launch.submitted[second.array]}_1")
+    place.finish()
+    said = place.status()
+    assert "lost: ClipSearch" in said and "cancelled" in said
+    assert "an input is missing: ClipSearch" in place.logs()
+    lines = {line.split()[1]: line for line in said.splitlines() if line[:1].isdigit()}
+    assert lines["ClipSearch"].split()[2:4] == ["2", "1"], said  # done, lost
+    assert lines["Perplexity"].split()[2] == "4", said
+    before = place.computed()
+    place.launch("--retry", "failed")
+    place.finish()
+    assert place.all_done_once(), place.logs()
+    assert sum(before.values()) < sum(place.computed().values())
+
+
+def test_a_failing_cell_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
+    place = Place(tmp_path, {"vary": {"train.lr": [1e-4, 1e30]}, "compare": ["rtn"]})
+    place.launch()
+    place.finish()
+    said = place.status()
+    assert "failed: Train" in said and "NaN or Inf at step" in said, said
+    assert sum(place.store.has(key) for key in place.keys("Perplexity")) == 2
+    again = place.launch()
+    assert "2 stages failed before, or need one that did" in again and "nothing to submit" in again
+    place.launch("--retry", "failed")
+    place.finish()
+    (bad,) = [key for key in place.keys("Train") if not place.store.has(key)]
+    assert place.begun()[bad[:8]] == 2  # run again, and it failed again
+    assert max(place.computed().values()) == 1
+
+
+def test_two_launches_at_once(lab: Lab, tmp_path: Path) -> None:
+    place = Place(tmp_path, {"vary": {"seed": [0, 1]}, "compare": ["rtn", "awq-clip"]})
+    words = ("launch", "grid.yaml", "--cluster", "cluster.yaml")
+    both = [place.start(*words) for _ in range(2)]
+    said = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    place.finish()
+    assert place.all_done_once(), place.logs()
+    assert sum("nothing to submit" in words for words in said) == 1, said
+
+
+def test_the_launching_process_dies_after_submission(lab: Lab, tmp_path: Path) -> None:
+    place = Place(tmp_path, {"compare": ["rtn", "awq-clip"]})
+    process = place.start("launch", "grid.yaml", "--cluster", "cluster.yaml")
+    until(lambda: any(launch.submitted for launch in place.launches), 100)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "ClipSearch" in place.status()
+    place.finish()
+    if not all(place.store.has(key) for key in place.keys("Perplexity")):
+        assert "never submitted" in place.status()
+    place.launch("--retry", "failed")
+    place.finish()
+    assert place.all_done_once(), place.logs()
+    assert place.rows().count('"testbed-ppl"') == 3
+
+
+def test_values_that_are_seen_late(lab: Lab, tmp_path: Path) -> None:
+    grid = {"compare": ["awq-clip"]}
+    here = Place(tmp_path / "here", grid)
+    there = Place(tmp_path / "there", grid, {**slow(late_s=4.0), "visible_s": 30})
+    there.launch()
+    here.bitgrid("run", "grid.yaml", "--out", "out")
+    there.finish()
+    assert there.all_done_once(), there.logs()
+    assert there.rows() == (here.folder / "out" / "rows.jsonl").read_text()
+
+
+def test_status_logs_and_cancel_while_it_runs(lab: Lab, tmp_path: Path) -> None:
+    place = Place(tmp_path, TRAINED, slow(step_s=1.0))
+    place.launch()
+    (key,) = place.keys("Train")
+    until(lambda: place.step(key) >= 3, 100, place.logs)
+    said = place.status()
+    assert "running: Train" in said and "/40 loss" in said and " left" in said, said
+    assert "begin Train" in place.bitgrid("logs", "grid.yaml", "bitdistiller")
+    assert "cancelled 1 jobs" in place.bitgrid("cancel", "grid.yaml")
+    place.finish(60)
+    said = place.status()
+    assert "lost: Train" in said and "cancelled" in said, said
+
+
+def test_two_gpus_of_one_training(
+    lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    grid = {"defaults": {**TRAINED["defaults"], "train.gpus": 2}}
+    place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu"})
+    said = place.launch()
+    assert "(2 GPU, " in said and "(1 GPU, " in said
+    until(lambda: "gres:gpu:2" in lab.squeue("-t", "R", "-o", "%b"), 100, place.logs)
+    place.finish()
+    assert place.all_done_once(), place.logs()
+    (key,) = uninterrupted  # the number of processes is no part of a key
+    one, two = load(uninterrupted[key]), load(weights(place)[key])
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-4)
