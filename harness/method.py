@@ -33,7 +33,7 @@ from typing import Any, ClassVar, TypeVar
 
 from harness.errors import BitgridError, GridError, SettingError, nearest
 from harness.models import Model
-from harness.stage import Input, Stage, value
+from harness.stage import Input, Resources, Stage, value
 from harness.text import Tokens
 
 C = TypeVar("C")
@@ -90,6 +90,10 @@ class Apply(Stage[Model]):
     model: Input[Model]
     calibration: Input[Tokens] | None
     seed: int
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, memory_gib=32.0, hours=2.0)
 
     def run(self, work: Path) -> Model:
         calibration = None if self.calibration is None else value(self.calibration)

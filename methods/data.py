@@ -29,7 +29,7 @@ from transformers.cache_utils import DynamicLayer
 from harness.errors import BitgridError, TextError
 from harness.method import Component
 from harness.models import Model
-from harness.stage import Input, Stage, report, value
+from harness.stage import Input, Resources, Stage, report, value
 from harness.text import Packed, Tokens, gives_whole_prompts, texts
 from methods.forward import logits
 
@@ -178,6 +178,10 @@ class Generate(Stage[Tokens]):
     top_p: float = 1.0
     learn_prompt: bool = True
     seed: int = 0
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, memory_gib=32.0, hours=8.0)
 
     def run(self, work: Path) -> Tokens:
         """Raises TextError where no prompt can be made, or the teacher writes nothing."""

@@ -29,7 +29,7 @@ from torch import Tensor
 from harness.errors import BitgridError, TextError, nearest
 from harness.method import Component
 from harness.models import Model
-from harness.stage import Input, Stage, report, value
+from harness.stage import Input, Resources, Stage, report, value
 from harness.text import Tokens
 from methods.forward import Labels, each_label
 
@@ -299,6 +299,10 @@ class Confidence(Stage[float]):
     tokens: Input[Tokens]
     meaning: Meaning = "label"
     sequences: int = 256
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, memory_gib=32.0, hours=1.0)
 
     def run(self, work: Path) -> float:
         teacher, tokens = value(self.teacher), value(self.tokens)
