@@ -4,6 +4,7 @@
     account: nlp
     gpu: gpu:a100            # the gres of one GPU; none: jobs ask for no GPU
     array_parallelism: 32    # of one array at once
+    gpus: 64                 # that one may hope for; evaluations are spread over so many
     setup: [module load cuda/12.4]
     stages:                  # by kind of stage; `bitgrid plan` names the kinds of a grid
       Train: {hours: 12, memory_gib: 64, cpus: 8}
@@ -57,6 +58,7 @@ class Profile(Request):
     large: Request | None = None
     array_parallelism: Annotated[int, Field(gt=0)] = 256
     models_per_job: Annotated[int, Field(gt=0)] = 1
+    gpus: Annotated[int, Field(gt=0)] | None = None  # that one may hope for at once
     max_jobs: Annotated[int, Field(gt=0)] | None = None  # submitted at once; else asked of SLURM
     requeues: Annotated[int, Field(ge=0)] = 20  # of a job, at its time limit
     signal_delay_s: Annotated[int, Field(ge=5)] = 90  # between the warning and the end of a job

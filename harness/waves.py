@@ -1,20 +1,26 @@
 """Cuts a plan into jobs, and jobs into arrays: what is submitted, and what waits for what.
 
 Stages that only one model needs are fused into its job, so that a model is loaded once; a stage that
-several models share is a job of its own. Jobs that ask for the same and wait for the same form an
-array, so that forty cells are a handful of submissions. An array waits for exactly those arrays that
-compute its inputs, not for everything before it. Longest chain of work first.
+several models share is a job of its own. Where the profile says that there are more GPUs than models
+keep busy, a model's evaluations are several jobs. Jobs that ask for the same and wait for the same
+form an array, so that forty cells are a handful of submissions. An array waits for exactly those
+arrays that compute its inputs, not for everything before it. Longest chain of work first.
+`benchmarks/makespan.py` measures what these rules are worth.
 
 Pure: reads a plan and a profile, touches nothing. Not here: submission (`launch`), times measured.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.cluster import Profile, Request
 from harness.plan import Plan
+
+ENOUGH = 32  # arrays of a launch
+JOBS_A_GPU = 4  # of evaluation; more of them balance better, and load the model more often
 
 
 @dataclass(frozen=True)
@@ -98,20 +104,44 @@ def jobs(
 
 
 def arrays(found: list[Job], size: int) -> list[Array]:
-    """Arrays of at most `size` jobs, in the order in which they are to be submitted."""
+    """Arrays of at most `size` jobs, in the order in which they are to be submitted.
+
+    An array is waited for as a whole, so jobs that others wait for are spread over several arrays,
+    as long as there are not more than `ENOUGH`.
+    """
+    parts = ENOUGH
+    while len(made := _cut(found, size, parts)) > ENOUGH and parts > 1:
+        parts = parts * 3 // 4
+    place: dict[int, int] = {}
+    left = sorted(range(len(made)), key=lambda number: -found[made[number].jobs[0]].tail_h)
+    while left:
+        ready = next(number for number in left if made[number].after <= place.keys())
+        place[ready] = len(place)
+        left.remove(ready)
+    return [
+        replace(made[number], after=frozenset(place[above] for above in made[number].after))
+        for number in place
+    ]
+
+
+def _cut(found: list[Job], size: int, parts: int) -> list[Array]:
+    """Arrays, inputs before users: of jobs that are alike and waited for, up to `parts`."""
+    waited = {above for job in found for above in job.needs}
     place: dict[int, int] = {}
     made: list[Array] = []
     for wave in sorted({job.wave for job in found}):
-        groups = _alike(found, wave, place)
-        for group in groups:
-            group.sort(key=lambda number: (-found[number].tail_h, number))
-        for group in sorted(groups, key=lambda group: -found[group[0]].tail_h):
-            for start in range(0, len(group), size):
-                part = tuple(group[start : start + size])
-                first = found[part[0]]
-                after = frozenset(place[above] for above in first.needs)
-                place |= dict.fromkeys(part, len(made))
-                made.append(Array(part, after, first.outside, wave, first.gpus, first.request))
+        for alike in _alike(found, wave, place):
+            alike.sort(key=lambda number: (-found[number].tail_h, number))
+            early = [number for number in alike if number in waited]
+            late = [number for number in alike if number not in waited]
+            for group, most in ((early, math.ceil(len(early) / parts)), (late, size)):
+                step = max(1, min(size, most))
+                for start in range(0, len(group), step):
+                    part = tuple(group[start : start + step])
+                    first = found[part[0]]
+                    after = frozenset(place[above] for above in first.needs)
+                    place |= dict.fromkeys(part, len(made))
+                    made.append(Array(part, after, first.outside, wave, first.gpus, first.request))
     return made
 
 
@@ -159,30 +189,48 @@ def _homes(
 
     A stage joins the job of its users where they all are in one: so no job waits for itself.
     """
-    model_of = {score: cell.model for cell in plan.cells for score in cell.scores}
     wanted, inputs = set(keys), stored_inputs(plan)
+    requests = {
+        key: profile.request(plan.nodes[key].kind, plan.nodes[key], key in large) for key in wanted
+    }
+    shares = _shares(plan, requests, profile.gpus)
     users: dict[str, set[str]] = {}
     for key in wanted:
         for above in inputs[key]:
             users.setdefault(above, set()).add(key)
     homes: dict[str, str] = {}
-    requests: dict[str, Request] = {}
     kinds: dict[str, str] = {}
     for key in reversed(plan.nodes):
         if key not in wanted:
             continue
         node = plan.nodes[key]
-        requests[key] = profile.request(node.kind, node, key in large)
         kind = f"{max(node.gpus, 1)} {_site(requests[key])}"
         theirs = {homes[user] for user in users.get(key, ())}
-        if key in model_of:
-            theirs.add(f"scores of {model_of[key]} {kind}")
+        if key in shares:
+            theirs.add(f"{shares[key]} {kind}")
         home = theirs.pop() if len(theirs) == 1 else key
         if kinds.get(home, kind) != kind:  # what asks for eight GPUs is not fused with one
             home = key
         homes[key] = home
         kinds[home] = kind
     return homes, requests
+
+
+def _shares(plan: Plan, requests: Mapping[str, Request], gpus: int | None) -> dict[str, str]:
+    """A name for what is asked of a model and shares a job: all, or, with many GPUs, some of it."""
+    asked: dict[str, dict[str, None]] = {}
+    for cell in plan.cells:
+        if own := dict.fromkeys(key for key in cell.roots if key in requests):
+            asked.setdefault(cell.model, {}).update(own)
+    parts = max(1, math.ceil(JOBS_A_GPU * (gpus or 0) / max(1, len(asked))))
+    found = {}
+    for model, keys in asked.items():
+        hours = [0.0] * parts
+        for key in sorted(keys, key=lambda key: -_hours(requests[key])):
+            part = hours.index(min(hours))
+            hours[part] += _hours(requests[key])
+            found[key] = f"part {part} of {model}"
+    return found
 
 
 def _site(request: Request) -> str:
