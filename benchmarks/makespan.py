@@ -192,16 +192,16 @@ class _Replay:
         started: set[int] = set()
         for number in self.queue[:TESTED]:
             task = self.tasks[number]
-            if not any(self.free):
-                break
             if self.running[task.array] >= self.cluster.parallel:
                 continue
-            fit = [n for n, free in enumerate(self.free) if self.up[n] and free >= task.gpus]
-            place = next((n for n in fit if n not in kept), None)
+            if task.gpus and not any(self.free):
+                continue
+            fit = (n for n, free in enumerate(self.free) if self.up[n] and free >= task.gpus)
+            place = next((n for n in fit if n not in kept or not task.gpus), None)
             if place is not None:
                 self._start(number, place)
                 started.add(number)
-            elif task.gpus and (soon := self._soonest(task.gpus, kept)) is not None:
+            elif (soon := self._soonest(task.gpus, kept)) is not None:
                 kept.add(soon)
         if started:
             self.queue = [number for number in self.queue if number not in started]

@@ -76,8 +76,9 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def cut(case: Case) -> list[Job]:
-    return waves.jobs(case.plan, case.keys, PROFILE, case.elsewhere, case.large)
+def cut(case: Case, gpus: int | None = None) -> list[Job]:
+    profile = PROFILE.model_copy(update={"gpus": gpus})
+    return waves.jobs(case.plan, case.keys, profile, case.elsewhere, case.large)
 
 
 def loads(plan: Plan, key: str) -> set[str]:
@@ -117,9 +118,9 @@ def check(case: Case, jobs: list[Job]) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(cases())
-def test_each_missing_stage_is_in_one_job_after_its_inputs(case: Case) -> None:
-    check(case, cut(case))
+@given(cases(), st.sampled_from([None, 1, 64]))
+def test_each_missing_stage_is_in_one_job_after_its_inputs(case: Case, gpus: int | None) -> None:
+    check(case, cut(case, gpus))
 
 
 @settings(deadline=None, max_examples=60)
@@ -155,7 +156,7 @@ def _reaches(plan: Plan, keys: Collection[str], key: str, above: str) -> bool:
 @settings(deadline=None, max_examples=60)
 @given(cases(), st.integers(2, 4))
 def test_packed_jobs_keep_all_that(case: Case, models: int) -> None:
-    single = cut(case)
+    single = cut(case, 2)
     packed = waves.packed(single, models)
     check(case, packed)
     assert len(packed) <= len(single)
@@ -165,7 +166,7 @@ def test_packed_jobs_keep_all_that(case: Case, models: int) -> None:
 @settings(deadline=None, max_examples=60)
 @given(cases(), st.integers(1, 3))
 def test_arrays_hold_each_job_once_and_wait_for_its_inputs(case: Case, size: int) -> None:
-    jobs = cut(case)
+    jobs = waves.packed(cut(case, 2), size)
     arrays = waves.arrays(jobs, size)
     place = {number: index for index, array in enumerate(arrays) for number in array.jobs}
     assert sorted(n for array in arrays for n in array.jobs) == list(range(len(jobs)))
@@ -225,7 +226,33 @@ def test_training_on_eight_gpus_is_not_fused_with_evaluation_on_one() -> None:
         *((8, (f"train{m}",)) for m in range(3)),
         *((1, (f"ppl{m}", f"task{m}")) for m in range(3)),
     }
-    assert [len(a.jobs) for a in waves.arrays(jobs, 1000)] == [1, 3, 3]
+
+
+def test_evaluations_wait_for_few_trainings_as_long_as_that_takes_few_submissions() -> None:
+    for models, size in ((3, 1), (100, 8)):
+        plan = paper(models)
+        jobs = waves.jobs(plan, plan.stored(), Profile())
+        found = waves.arrays(jobs, 1000)
+        assert len(found) <= waves.ENOUGH
+        trainings = [array for array in found if array.gpus == 8]
+        assert max(len(array.jobs) for array in trainings) == size
+        for array in found:
+            assert len(array.after) == (array.wave > 1)
+
+
+def test_many_gpus_get_several_jobs_of_a_model_and_few_get_one() -> None:
+    plan = paper(4, gpus=1)
+    nodes = dict(plan.nodes)
+    nodes |= {f"more{m}": node("Train", (f"round{m}",)) for m in range(4)}
+    models = {cell.model: (*cell.scores, f"more{cell.model[-1]}") for cell in plan.cells}
+    plan = plan_of(nodes, models)
+    for gpus, parts in ((1, 1), (2, 2), (64, 3)):
+        jobs = waves.jobs(plan, plan.stored(), PROFILE.model_copy(update={"gpus": gpus}))
+        found = [job for job in jobs if any("0" in key for key in job.keys)]
+        ends = [set(job.keys) - {"train0"} for job in found]
+        assert len([end for end in ends if end]) == parts
+        if parts == 2:  # the longest alone: 12 hours against two halves
+            assert {"more0"} in ends and {"ppl0", "task0"} in ends
 
 
 def test_a_model_with_another_request_than_its_scores_is_a_job_before_theirs() -> None:
