@@ -96,7 +96,7 @@ def logs(given: argparse.Namespace) -> int:
     store = store_of(given)
     plan = plan_of(given, store)
     cell = _cell(plan, given.cell)
-    keys = {key for score in cell.scores for key in plan.upstream(score)}
+    keys = {key for root in cell.roots for key in plan.upstream(root)}
     found = [
         path
         for launch in launches.of_grid(store, given.grid)

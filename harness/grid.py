@@ -5,6 +5,7 @@
     vary: {format.bits: [2, 3], seed: [0, 1, 2]}
     compare: [bf16, rtn, awq-clip]       # axes that they lack collapse
     evaluate: [testbed-ppl, {testbed_code: {limit: 50}}]
+    diagnose: [weights]                  # what figures show of a model's inside, first seed
     mirror: ../mirror                    # data sets from a folder, without a network
 
 `base: other.yaml` takes over what another grid says, or several; `defaults` and `report` are merged.
@@ -15,17 +16,19 @@ fields mean (`method.configure`), what is computed and in which order (`plan`, `
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
 from harness import hub, published
 from harness import method as methods
+from harness.diagnostics import Facts, Options, diagnostics
 from harness.errors import BitgridError, GridError, SettingError, TextError, nearest
 from harness.evaluate import Scores, TaskOptions, evaluation, runs_code
 from harness.models import Model, layer_shapes, pretrained
@@ -33,6 +36,7 @@ from harness.stage import Stage
 from harness.yaml import Document, Path_
 
 Decimals = Annotated[int, pydantic.Field(ge=0, le=9)]
+Given = TypeVar("Given")
 
 
 class ReportSpec(pydantic.BaseModel):
@@ -73,6 +77,7 @@ class GridFile(pydantic.BaseModel):
     vary: dict[str, list[Any]] = {}
     compare: list[str | dict[str, Any]] = []
     evaluate: list[str | dict[str, dict[str, Any]]]
+    diagnose: list[str | dict[str, dict[str, Any]]] = []
     published: Published | None = None
     report: ReportSpec = ReportSpec()
     seed: int | list[int] = 0
@@ -92,6 +97,12 @@ class Cell:
     source: str
     model: Stage[Model]
     scores: tuple[Stage[Scores], ...]
+    diagnostics: tuple[Stage[Facts], ...] = ()
+
+    @property
+    def roots(self) -> tuple[Stage[Any], ...]:
+        """What is asked of the cell: everything else is on the way there."""
+        return (*self.scores, *self.diagnostics)
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,8 @@ def load(path: Path, allow_code_execution: bool = False) -> Grid:
             published.find(file.published.name, file.published.model)
         except GridError as error:
             raise document.error(("published",), str(error)) from None
-    cells = tuple(_cells(document, file, tasks))
+    asked = _listed(document, "diagnose", "diagnostic", file.diagnose, Options)
+    cells = tuple(_cells(document, file, tasks, asked))
     files = tuple(document.files)
     return Grid(path.stem, path, files, document.comment, file, cells)
 
@@ -168,26 +180,38 @@ def _use_mirror(document: Document, file: GridFile) -> None:
 
 def _tasks(document: Document, file: GridFile) -> dict[str, TaskOptions]:
     """`evaluate:` as options by task name."""
-    found: dict[str, TaskOptions] = {}
-    for number, item in enumerate(file.evaluate):
+    found = _listed(document, "evaluate", "task", file.evaluate, TaskOptions)
+    if not found:
+        raise document.error(("evaluate",), "evaluate names no task")
+    return found
+
+
+def _listed(
+    document: Document,
+    key: str,
+    kind: str,
+    items: Sequence[str | Mapping[str, Any]],
+    options: type[Given],
+) -> dict[str, Given]:
+    """A list of names, each alone or with options, as options by name."""
+    found: dict[str, Given] = {}
+    for number, item in enumerate(items):
         given: Mapping[str, Any] = {item: {}} if isinstance(item, str) else item
-        for name, options in given.items():
-            where: Path_ = ("evaluate", number, name)
-            names = [f.name for f in fields(TaskOptions)]
-            for option in options:
+        for name, said in given.items():
+            where: Path_ = (key, number, name)
+            names = list(inspect.signature(options).parameters)
+            for option in said:
                 if option not in names:
-                    message = f"task option {option!r} is unknown; {nearest(option, names)}"
+                    message = f"{kind} option {option!r} is unknown; {nearest(option, names)}"
                     raise document.error((*where, option), message)
             if name in found:
-                raise document.error(where, f"task {name!r} is given twice")
+                raise document.error(where, f"{kind} {name!r} is given twice")
             try:
-                found[name] = pydantic.TypeAdapter(TaskOptions).validate_python(options)
+                found[name] = pydantic.TypeAdapter(options).validate_python(said)
             except pydantic.ValidationError as error:
                 wrong = error.errors()[0]
                 at = (*where, *wrong["loc"])
                 raise document.error(at, f"{wrong['loc'][0]}: {wrong['msg']}") from None
-    if not found:
-        raise document.error(("evaluate",), "evaluate names no task")
     return found
 
 
@@ -220,7 +244,12 @@ def _entries(document: Document, file: GridFile) -> list[_Entry]:
     return found
 
 
-def _cells(document: Document, file: GridFile, tasks: dict[str, TaskOptions]) -> Iterator[Cell]:
+def _cells(
+    document: Document,
+    file: GridFile,
+    tasks: dict[str, TaskOptions],
+    asked: dict[str, Options],
+) -> Iterator[Cell]:
     axes = dict(file.vary)
     if "seed" not in axes:
         axes["seed"] = file.seed if isinstance(file.seed, list) else [file.seed]
@@ -244,12 +273,22 @@ def _cells(document: Document, file: GridFile, tasks: dict[str, TaskOptions]) ->
                 message = f"{path!r} is no setting of any method here; {nearest(path, known)}"
                 raise document.error((section, path), message)
     seen: set[tuple[Any, ...]] = set()
+    offered: set[str] = set()
     for entry, chosen, method, shown in points:
         cell = _cell(document, file, tasks, entry, chosen, method, shown)
+        if asked and cell.seed == axes["seed"][0]:  # a figure of a model's inside shows one seed
+            found = _inside(document, file, asked, method, cell)
+            offered |= set(found)
+            inside = tuple(stage for name in asked for stage in found.get(name, ()))
+            cell = replace(cell, diagnostics=inside)
         identity = (entry.label, cell.source, cell.seed, cell.model.key)
         if identity not in seen:
             seen.add(identity)
             yield cell
+    for number, name in enumerate(asked):
+        if name not in offered:
+            message = f"no method here has the diagnostic {name!r}; {nearest(name, offered)}"
+            raise document.error(("diagnose", number), message)
 
 
 def _cell(
@@ -288,6 +327,21 @@ def _cell(
     parts = [entry.label, *(f"{path}={shown}" for path, shown in axes.items()), f"seed={seed}"]
     name = " ".join(parts)
     return Cell(name, entry.registered.name, entry.label, axes, seed, source, model, tuple(scores))
+
+
+def _inside(
+    document: Document,
+    file: GridFile,
+    asked: dict[str, Options],
+    method: methods.Method,
+    cell: Cell,
+) -> dict[str, tuple[Stage[Facts], ...]]:
+    base = pretrained(cell.source, file.dtype, file.trust_remote_code, file.attention)
+    layers = layer_shapes(cell.source, file.trust_remote_code)
+    try:
+        return diagnostics(asked, method, base, layers, cell.seed)
+    except BitgridError as error:
+        raise document.error(("diagnose",), str(error)) from None
 
 
 def _configured(

@@ -63,6 +63,20 @@ class Component(ABC):
         return next(kind for kind in cls.__mro__ if Component in kind.__bases__)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A model on a method's way, as it was and rounded as if this were the end.
+
+    `origin` has the weights that `before` was made from: the full-precision model's, or rescaled
+    ones where weights no longer mean the same.
+    """
+
+    name: str
+    origin: Stage[Model]
+    before: Stage[Model]
+    after: Stage[Model]
+
+
 class Method:
     """From a full-precision model to a quantised one. Subclasses are frozen dataclasses."""
 
@@ -80,6 +94,14 @@ class Method:
     def apply(self, model: Model, calibration: Tokens | None) -> Model:
         """The quantised model, made on `model.fork()`; `model` itself is shared and stays as it is."""
         raise NotImplementedError(f"{type(self).__name__} has neither `build` nor `apply`")
+
+    def steps(self, base: Stage[Model], seed: int) -> tuple[Step, ...]:
+        """What `diagnose: [weights]` looks at: what the method does in turn, its result last."""
+        return (Step("full precision", base, base, self.build(base, seed)),)
+
+    def diagnostics(self, base: Stage[Model], seed: int) -> Mapping[str, tuple[Stage[dict], ...]]:
+        """What else a grid may `diagnose`, by name: stages whose values are JSON for a figure."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from harness.store import Store, write_json
 if TYPE_CHECKING:
     from harness.grid import Grid
 
-SCHEMA = 3
+SCHEMA = 4
 STATES = ("done", "stale", "running", "failed", "blocked", "queued")
 
 
@@ -52,6 +52,12 @@ class CellInfo:
     source: str
     model: str
     scores: tuple[str, ...]
+    diagnostics: tuple[str, ...] = ()
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """What is asked of the cell: everything else is on the way there."""
+        return self.scores + self.diagnostics
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def build(grid: Grid) -> Plan:
     watched |= {Path(entry.source) for entry in method.discover().values()}
     watched |= hub.consulted
     for cell in grid.cells:
-        for stage in closure([cell.model, *cell.scores]):
+        for stage in closure([cell.model, *cell.roots]):
             if stage.key in nodes:
                 continue
             nodes[stage.key] = Node(
@@ -127,6 +133,7 @@ def build(grid: Grid) -> Plan:
             source=cell.source,
             model=cell.model.key,
             scores=tuple(stage.key for stage in cell.scores),
+            diagnostics=tuple(stage.key for stage in cell.diagnostics),
         )
         for cell in grid.cells
     ]
@@ -199,7 +206,7 @@ def standing_failure(node: Node, key: str, store: Store) -> dict[str, Any] | Non
 
 
 def needed(plan: Plan, store: Store, roots: Iterable[str] | None = None) -> list[str]:
-    """Keys of the stages to compute or rebuild for `roots` (all scores), inputs first."""
+    """Keys of the stages to compute or rebuild for `roots` (all), inputs first."""
     wanted: set[str] = set()
 
     def visit(key: str) -> None:
@@ -210,13 +217,16 @@ def needed(plan: Plan, store: Store, roots: Iterable[str] | None = None) -> list
         for above in node.inputs:
             visit(above)
 
-    for key in (k for cell in plan.cells for k in cell.scores) if roots is None else roots:
+    for key in (k for cell in plan.cells for k in cell.roots) if roots is None else roots:
         visit(key)
     return [key for key in plan.nodes if key in wanted]
 
 
 def _read(raw: dict[str, Any]) -> Plan:
-    raw["cells"] = tuple(CellInfo(**{**c, "scores": tuple(c["scores"])}) for c in raw["cells"])
+    lists = ("scores", "diagnostics")
+    raw["cells"] = tuple(
+        CellInfo(**{**c, **{name: tuple(c[name]) for name in lists}}) for c in raw["cells"]
+    )
     raw["nodes"] = {
         key: Node(**{**node, "inputs": tuple(node["inputs"])}) for key, node in raw["nodes"].items()
     }

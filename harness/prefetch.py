@@ -45,7 +45,7 @@ class Fetched(NamedTuple):
 
 def prefetch(grid: Grid) -> Iterator[Fetched]:
     """Fetch models, then data sets, each once. Called within `hub.filling`, as the grid was read."""
-    stages = closure([score for cell in grid.cells for score in cell.scores])
+    stages = closure([root for cell in grid.cells for root in cell.roots])
     for stage in stages:
         if isinstance(stage, Pretrained):
             yield from _model(stage)

@@ -4,6 +4,8 @@
     rows.jsonl        one line a cell, task and metric
     items.jsonl.gz    the scores of every item behind a row, for paired statistics
     curves.jsonl      one line a training step of each trained model
+    diagnostics.jsonl what `diagnose:` asked for, one line a cell, diagnostic and step of its method;
+                      absent where nothing was asked
     provenance.jsonl  one line a stage behind the rows: its fields and inputs (so that a number can be
                       followed to the model's revision) and, of those that are kept, code, commit,
                       versions, device, time, memory
@@ -50,6 +52,10 @@ def export(plan: Plan, store: Store, folder: Path) -> None:
     items = "".join(json.dumps(line) + "\n" for line in _items(plan, store))
     (folder / "items.jsonl.gz").write_bytes(gzip.compress(items.encode(), mtime=0))
     _lines(folder / "curves.jsonl", _curves(plan, store))
+    if any(cell.diagnostics for cell in plan.cells):
+        _lines(folder / "diagnostics.jsonl", _diagnostics(plan, store))
+    else:
+        (folder / "diagnostics.jsonl").unlink(missing_ok=True)
     _lines(folder / "provenance.jsonl", _provenance(plan, store))
 
 
@@ -160,24 +166,35 @@ def _reason(plan: Plan, store: Store, state: dict[str, str], key: str) -> str:
 def _curves(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:
     shown: set[str] = set()
     for cell in plan.cells:
-        for key in plan.upstream(cell.model):
+        who = _who(plan, store, cell)
+        for key in plan.upstream(cell.model) if who else ():
             metrics = store.path(key) / "metrics.jsonl"
             if key in shown or not metrics.exists():
                 continue
             shown.add(key)
             for line in metrics.read_text().splitlines():
-                yield {"schema": SCHEMA, **_who(plan, store, cell), **json.loads(line)}
+                yield {"schema": SCHEMA, **who, **json.loads(line)}
+
+
+def _diagnostics(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:
+    for cell in plan.cells:
+        who = _who(plan, store, cell)
+        for key in cell.diagnostics if who else ():
+            if store.has(key):
+                yield {"schema": SCHEMA, **who, "key": key, **store.manifest(key)["value"]}
 
 
 def _who(plan: Plan, store: Store, cell: CellInfo) -> dict[str, Any]:
+    """The cell as its lines name it; empty before the first score, which tells the bits."""
     scored = next((key for key in cell.scores if store.has(key)), None)
-    facts = store.manifest(scored)["value"]["model"] if scored else {}
+    if scored is None:
+        return {}
     return {
         "cell": cell.id,
         "label": cell.label,
         "axes": cell.axes,
         "seed": cell.seed,
-        "bits": facts.get("bits"),
+        "bits": store.manifest(scored)["value"]["model"].get("bits"),
     }
 
 

@@ -78,7 +78,7 @@ def run(
     Failures on record before `retry_before` (seconds since the epoch) are run again. Raises
     BitgridError, before anything is computed, where this machine lacks what a stage needs.
     """
-    roots = [stage for cell in grid.cells for stage in cell.scores]
+    roots = [stage for cell in grid.cells for stage in cell.roots]
     stages = {stage.key: stage for stage in closure(list(roots))}
     wanted = needed(plan, store, None if share is None else share.keys)
     own = {key for key in wanted if share is None or key in share.keys or not stages[key].stored}

@@ -108,7 +108,7 @@ def plan(given: argparse.Namespace) -> int:
     missing = set(plans.needed(plan, store))
     users: Counter[str] = Counter()
     for cell in plan.cells:
-        users.update({key for score in cell.scores for key in plan.upstream(score)})
+        users.update({key for root in cell.roots for key in plan.upstream(root)})
     stored = plan.stored()
     print(f"{plan.name}: {plan.question}")
     print(f"  cells               {len(plan.cells)}")
@@ -134,7 +134,7 @@ def _memory(given: argparse.Namespace) -> str:
     from harness.stage import closure
 
     grid = grids.load(given.grid, allow_code_execution=True)
-    stages = closure([stage for cell in grid.cells for stage in cell.scores])
+    stages = closure([stage for cell in grid.cells for stage in cell.roots])
     return memory.table((stage for stage in stages if stage.stored), given.gpu_gib)
 
 

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _find(path: Path, key: str) -> Stage[Any]:
     grid = grids.load(path, allow_code_execution=True)
-    for stage in closure([score for cell in grid.cells for score in cell.scores]):
+    for stage in closure([root for cell in grid.cells for root in cell.roots]):
         if stage.key == key:
             return stage
     raise GridError(f"{path} has no stage {key}: it changed since the run began")

@@ -63,11 +63,14 @@ class AWQ(Init):
             if getattr(self, name) < 1:
                 raise BitgridError(f"awq needs {name} >= 1, not {getattr(self, name)}")
 
-    def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
+    def origin(self, base: Stage[Model], format: Format) -> Stage[Model]:
         if not isinstance(format, Grouped):
             return base
         tokens = calibration(base, self.text, self.sequences, self.length)
-        scaled = Scaled(base, ScaleSearch(base, tokens, format, self.grid, self.tokens))
+        return Scaled(base, ScaleSearch(base, tokens, format, self.grid, self.tokens))
+
+    def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
+        scaled = self.origin(base, format)
         if not self.clip:
             return scaled
         ranges = Clip(

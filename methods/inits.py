@@ -37,6 +37,10 @@ class Init(Component):
     def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
         """The graph from `base` to the prepared model, whose weights are not rounded yet."""
 
+    def origin(self, base: Stage[Model], format: Format) -> Stage[Model]:
+        """The model whose weights the prepared ones stand for: `base`, unless they are rescaled."""
+        return base
+
 
 @dataclass(frozen=True)
 class NoInit(Init):

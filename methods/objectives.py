@@ -306,16 +306,15 @@ class Confidence(Stage[float]):
 
     def run(self, work: Path) -> float:
         teacher, tokens = value(self.teacher), value(self.tokens)
-        count = min(self.sequences, len(tokens))
-        rows = torch.linspace(0, len(tokens) - 1, count).round().long()
+        rows = sample(tokens, self.sequences)
         batch = max(1, CONFIDENCE_TOKENS // tokens.ids.shape[1])
         total, labels = 0.0, 0
-        for start in range(0, count, batch):
+        for start in range(0, len(rows), batch):
             chosen = rows[start : start + batch]
             ids, mask = (t[chosen].to(teacher.device) for t in (tokens.ids, tokens.mask))
             found = each_label(teacher.network, ids, Labels.of(ids, mask), self._measure)
             total, labels = total + float(found.double().sum()), labels + len(found)
-            report(start + len(chosen), count)
+            report(start + len(chosen), len(rows))
         if labels == 0:
             raise TextError("the training data have no label tokens to measure confidence on")
         return total / labels
@@ -324,6 +323,11 @@ class Confidence(Stage[float]):
         if self.meaning == "label":
             return token_nll(logits, labels).neg().exp()
         return _log_softmax(logits).amax(-1).exp()
+
+
+def sample(tokens: Tokens, count: int) -> Tensor:
+    """The rows of `count` sequences (all, where there are fewer), evenly spread over the data."""
+    return torch.linspace(0, len(tokens) - 1, min(count, len(tokens))).round().long()
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:

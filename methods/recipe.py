@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from harness.errors import BitgridError
-from harness.method import Method, register
+from harness.method import Method, Step, register
 from harness.models import Model, another, check_length
 from harness.stage import Input, Stage, value
 from methods.awq import AWQ
+from methods.contribution import Contribution
 from methods.data import Data, Generated, SelfGenerated
 from methods.formats import Format, FullPrecision, IntAsym, IntSym, quantize_model
 from methods.forward import in_dtype
@@ -68,6 +69,40 @@ class Recipe(Method):
         student = self.init.build(base, self.format)
         return Round(self._trained(student, base, seed), base, self.format)
 
+    def steps(self, base: Stage[Model], seed: int) -> tuple[Step, ...]:
+        if isinstance(self.format, FullPrecision):
+            return ()
+        origin, start = self.init.origin(base, self.format), self.init.build(base, self.format)
+        trained = self._trained(start, base, seed)
+        states = {base: ("full precision", base)}
+        states.setdefault(start, (self.init.name, origin))
+        states.setdefault(trained, (self.objective.name, origin))
+        return tuple(
+            Step(name, whence, state, Round(state, base, self.format))
+            for state, (name, whence) in states.items()
+        )
+
+    def diagnostics(self, base: Stage[Model], seed: int) -> dict[str, tuple[Stage[dict], ...]]:
+        start = self.init.build(base, self.format)
+        trained = self._trained(start, base, seed)
+        if not isinstance(trained, Train):
+            return {}
+        found = tuple(
+            Contribution(
+                step,
+                self._teacher(base),
+                Round(student, base, self.format),
+                trained.tokens,
+                self.objective,
+                trained.statistic,
+            )
+            for step, student in (("before training", start), ("after training", trained))
+        )
+        return {"confidence": found}
+
+    def _teacher(self, base: Stage[Model]) -> Stage[Model]:
+        return base if self.teacher is None else another(base, self.teacher)
+
     def _trained(self, student: Stage[Model], base: Stage[Model], seed: int) -> Stage[Model]:
         if isinstance(self.objective, Untrained):
             return student
@@ -76,7 +111,7 @@ class Recipe(Method):
                 f"objective {self.objective.name!r} trains, so the method needs 'data' and 'train'; "
                 "start from llm-qat or bitdistiller"
             )
-        teacher = base if self.teacher is None else another(base, self.teacher)
+        teacher = self._teacher(base)
         for model in (base, teacher):
             check_length(model, self.data.length, "data.length")
         tokens = self.data.build(teacher)

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,10 @@ from reports import rows as exported
 from reports.columns import Column, number, number_of_bits
 from reports.entries import Entry, Row
 from reports.page import open_cells, progress, said
-from reports.sheet import MISSING
+from reports.sheet import Cell, Sheet
 from reports.summary import Summary
-from reports.table import TESTBED, TIED, explanations, sheet
+from reports.table import TESTBED, explanations, sheet
 
-NAME = "index.html"
 ASSETS = Path(__file__).parent / "assets"
 _DOWNLOADS = {
     "table.csv": "table, unrounded",
@@ -42,12 +41,16 @@ _DOWNLOADS = {
 }
 
 
+_Record = dict[str, Any]  # as `html_provenance.measurements` gives it
+
+
 def page(folder: Path, summary: Summary, plots: Mapping[str, Mapping[str, bytes]]) -> str:
     """The whole file; `plots` are the figures that lie in `folder`/plots, by name and suffix."""
     stages = exported.load_provenance(folder)
     found = provenance.measurements(exported.load(folder), summary)
     style, script = _asset("page.css"), _asset("page.js")
-    grid = summary.grid
+    grid, table = summary.grid, sheet(summary)
+    rows = zip(summary.rows, table.rows, strict=True)
     return (
         _environment()
         .get_template("page.html")
@@ -61,10 +64,9 @@ def page(folder: Path, summary: Summary, plots: Mapping[str, Mapping[str, bytes]
             warning=TESTBED if summary.testbed else None,
             progress=progress(summary),
             made=provenance.made(stages),
-            several=summary.several,
-            columns=summary.columns,
-            rows=[_row(row, summary, found) for row in summary.rows],
-            notes=sheet(summary).notes,
+            head=_head(table, summary.columns),
+            rows=[_row(row, cells, summary, found) for row, cells in rows],
+            notes=table.notes,
             explanations=explanations(summary),
             measurements=found,
             plots=[_plot(name, plots[name]) for name in figures.FIGURES if name in plots],
@@ -114,6 +116,18 @@ def _policy(style: str, script: str) -> str:
     )
 
 
+def _head(table: Sheet, columns: Sequence[Column]) -> list[tuple[str, bool, str]]:
+    """Of each column its title, whether it holds numbers, and which way it sorts first."""
+    words = table.head[: len(table.head) - len(columns)]
+    ways = {"Bits": "descending", "n": "descending"}
+    head = [(title, title != "Method", ways.get(title, "ascending")) for title in words]
+    titles = table.head[len(words) :]
+    return head + [
+        (title, True, "descending" if column.higher else "ascending")
+        for title, column in zip(titles, columns, strict=True)
+    ]
+
+
 def _plot(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     width, height = struct.unpack(">II", files["png"][16:24])  # of the PNG header
     title = figures.title(name)
@@ -121,33 +135,31 @@ def _plot(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     return {"name": name, "title": title, "words": words, "width": width, "height": height}
 
 
-def _row(row: Row, summary: Summary, found: list[dict[str, Any]]) -> dict[str, Any]:
-    weight = row.bits_per_weight
+def _row(row: Row, cells: Sequence[Cell], summary: Summary, found: list[_Record]) -> dict[str, Any]:
+    """A row of the table: words first, then the numbers with what stands behind them."""
+    words = len(cells) - len(summary.columns)
     own = [
         (index, each)
         for index, each in enumerate(found)
         if each["name"] == row.name and each["record"]["bits"] == row.bits
     ]
     return {
+        "row": row,
         "bits": number_of_bits(row.bits),
-        "name": row.name,
-        "label": row.label,
-        "reference": row.reference,
-        "weight": MISSING if weight is None else f"{weight:.2f}",
-        "models": row.models,
-        "cells": [
-            _cell(column, entry, summary, own)
-            for column, entry in zip(summary.columns, row.entries, strict=True)
+        "words": [cell.text for cell in cells[:words]],
+        "numbers": [
+            {"cell": cell, "column": column, **_behind(column, entry, own, summary.decimals)}
+            for cell, column, entry in zip(cells[words:], summary.columns, row.entries, strict=True)
         ],
     }
 
 
-def _cell(
-    column: Column, entry: Entry | None, summary: Summary, own: list[tuple[int, dict[str, Any]]]
-) -> dict[str, Any] | None:
-    """A number with the measurements behind it; None where there is none."""
+def _behind(
+    column: Column, entry: Entry | None, own: list[tuple[int, _Record]], decimals: int
+) -> dict[str, Any]:
+    """What a number sorts by, the measurements it is made of, and what its statistics say."""
     if entry is None:
-        return None
+        return {"value": None, "behind": None}
     tasks = column.tasks if column.task is None else (column.task,)
     behind = [
         index
@@ -156,17 +168,16 @@ def _cell(
         and each["record"]["task"] in tasks
         and (column.task is None or each["record"]["metric"] == column.metric)
     ]
-    spread = entry.spread is not None and math.isfinite(entry.spread)
+    about = []
+    if entry.interval is not None:
+        low, high = (number(end, column, decimals) for end in entry.interval)
+        about.append(f"95 % interval over items: {low} to {high}.")
+    if entry.p is not None:
+        about.append(f"Holm-corrected p of being as good as the best of its group: {entry.p:.2g}.")
     return {
-        "shown": number(entry.mean, column, summary.decimals),
         "value": entry.mean if math.isfinite(entry.mean) else None,
-        "sd": number(entry.spread, column, summary.decimals) if spread and entry.spread else None,
-        "best": entry.best,
-        "second": entry.second,
-        "marks": (*entry.marks, *([TIED] if entry.tied else [])),
         "behind": " ".join(map(str, behind)),
-        "average": column.task is None,
-        "models": entry.n,
+        "about": " ".join(about),
     }
 
 
@@ -179,7 +190,7 @@ def _protocols(summary: Summary) -> list[list[str]]:
     ]
 
 
-def _open_cells(summary: Summary, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _open_cells(summary: Summary, found: list[_Record]) -> list[dict[str, Any]]:
     """Cells that lack scores, what failed first, each with how much of it is there already."""
     listed = []
     for hole, words in zip(summary.grid.holes, open_cells(summary), strict=True):

@@ -154,6 +154,7 @@
     const told = make("p", { class: "told" }, make("strong", {}, button.textContent));
     if ("average" in button.dataset) told.append(" Mean over the tasks of a model, then over models; made of these measurements:");
     else if (rows.length > 1) told.append(` Over ${rows.length} models; made of these measurements:`);
+    const about = button.dataset.about ? [make("p", { class: "small" }, button.dataset.about)] : [];
     const parts = rows.map(({ row, seeds }) => {
       if (rows.length === 1) {
         const shared = seeds.length > 1 ? [make("p", { class: "small" }, `One model, the same for seeds ${seeds.join(", ")}.`)] : [];
@@ -166,7 +167,7 @@
     });
     document.getElementById("provenance-title").textContent = button.dataset.title;
     const content = dialog.querySelector(".content");
-    content.replaceChildren(told, ...parts);
+    content.replaceChildren(told, ...about, ...parts);
     opener = button;
     dialog.showModal();
     content.scrollTop = 0;

@@ -5,10 +5,17 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
+
+from harness import processes, worker
+from harness import run as running
 from harness.compute import Failed, fail
+from harness.errors import BitgridError
 from harness.processes import _cause, _follow
+from harness.stage import Resources
 from harness.store import Store
-from tests.harness.toys import Made, Rounded, Scored
+from tests.harness.test_run import Silent
+from tests.harness.toys import Made, Rounded, Scored, toy_plan
 
 # As torchrun writes it.
 KILLED = """
@@ -68,3 +75,45 @@ def test_progress_is_passed_on() -> None:
     lines = io.StringIO('a library says hello\n{"done": 1, "total": 2, "metrics": {"loss": 0.5}}\n')
     _follow(lines, lambda done, total, metrics: heard.append((done, total, metrics)))
     assert heard == [(1, 2, {"loss": 0.5})]
+
+
+def test_processes_are_told_how_often_a_stage_was_made_leaner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    class Ended:
+        """A process that does nothing."""
+
+        def __init__(self, command: list[str], **_: object) -> None:
+            started.append(command)
+            self.stdin, self.stdout = io.StringIO(), io.StringIO()
+
+        def wait(self) -> int:
+            return 1
+
+        poll = wait
+
+    monkeypatch.setattr(Made, "resources", Resources(gpus=2))
+    monkeypatch.setattr(processes.subprocess, "Popen", Ended)
+    with pytest.raises(BitgridError, match="ended without a value"):
+        processes.together(Made("A", 2), tmp_path / "g.yaml", Store(tmp_path), print, halvings=2)
+    (command,) = started
+    given = worker._parser().parse_args(command[command.index("harness.worker") + 1 :])
+    assert (given.halvings, given.key, given.attached) == (2, Made("A", 2).key, True)
+
+
+def test_a_run_hands_the_halvings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, int]] = []
+
+    def together(stage: Made, grid: Path, store: Store, step: object, halvings: int) -> None:
+        heard.append((stage.key, halvings))
+        store.commit(stage, {"bits": 2}, {})
+
+    monkeypatch.setattr(running.processes, "together", together)
+    monkeypatch.setattr(Made, "resources", Resources(gpus=2))
+    grid, plan = toy_plan(tmp_path / "toy.yaml")
+    keys = tuple(key for key in plan.nodes if plan.nodes[key].kind == "Made")[:2]
+    share = running.Share(keys, halvings={keys[0]: 3})
+    running.run(grid, plan, Store(tmp_path), Silent(), share=share)
+    assert heard == [(keys[0], 3), (keys[1], 0)]

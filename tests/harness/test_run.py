@@ -15,7 +15,9 @@ import pytest
 
 from harness import plan as plans
 from harness import rows
+from harness.compute import Values, compute
 from harness.run import Outcome, run
+from harness.stage import closure
 from harness.store import Store
 from tests.harness.toys import toy_plan
 
@@ -256,6 +258,7 @@ import os
 os.environ["TOY_SLEEP"] = "{sleep}"
 from pathlib import Path
 from harness.run import run
+from harness.stage import closure
 from harness.store import Store
 from tests.harness.test_run import Silent
 from tests.harness.toys import toy_plan
@@ -277,3 +280,20 @@ def _until(true, limit: float = 60.0) -> None:  # type: ignore[no-untyped-def]
     while not true():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def test_a_curve_waits_for_the_first_score_which_tells_the_bits(
+    tmp_path: Path, store: Store, log: Path
+) -> None:
+    """Killed between training and scores, a grid still has a report."""
+    grid, plan = toy_plan(tmp_path / "toy.yaml")
+    values = Values(store)
+    made = [stage for cell in grid.cells for stage in closure([cell.model]) if stage.stored]
+    for stage in made:
+        compute(stage, values)
+    rows.export(plan, store, tmp_path / "out")
+    assert (tmp_path / "out/curves.jsonl").read_text() == ""
+    compute(grid.cells[0].scores[0], values)
+    rows.export(plan, store, tmp_path / "out")
+    (line,) = (tmp_path / "out/curves.jsonl").read_text().splitlines()
+    assert json.loads(line)["bits"] == 2

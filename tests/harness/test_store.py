@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,3 +262,46 @@ def _python(store: Store, code: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def test_files_that_a_host_sees_late_are_waited_for(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest is there; a file of it is missing at first, then half of it is there."""
+    monkeypatch.setattr(stores, "LATE_S", 20.0)
+    stage = Writes("words")
+    store.commit(stage, Heavy("words"), {})
+    path = store.path(stage.key) / "text.txt"
+    path.unlink()
+
+    def late() -> None:
+        for text in ("wo", "words"):
+            time.sleep(0.3)
+            path.write_text(text)
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    assert store.load(stage) == Heavy("words")
+    thread.join()
+
+
+def test_files_that_never_come_are_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "LATE_S", 0.5)
+    stage = Writes("words")
+    store.commit(stage, Heavy("words"), {})
+    path = store.path(stage.key) / "text.txt"
+    path.write_text("wo")
+    with pytest.raises(StoreError, match=rf"{path} has 2 of 5 bytes; remove {path.parent} to"):
+        store.load(stage)
+    path.unlink()
+    with pytest.raises(StoreError, match=rf"{path} is missing; remove {path.parent} to compute"):
+        store.load(stage)
+
+
+def test_progress_is_told_and_goes_with_the_work(store: Store) -> None:
+    stage = Number(3)
+    assert store.progress(stage.key) is None
+    store.say_progress(stage.key, {"done": 1})
+    assert (store.progress(stage.key) or {})["done"] == 1
+    store.commit(stage, {"square": 9}, {})
+    assert store.progress(stage.key) is None

@@ -518,3 +518,12 @@ def test_inputs_and_settings_are_the_key() -> None:
     )
     assert len({one.key, two.key, three.key}) == 3
     assert one.inputs == (a, b)
+
+
+def test_leaner_halves_the_micro_batch_and_keeps_key_and_batch() -> None:
+    text = Documents("a", "train")
+    before = Train(text, text, text, FORMAT, KL(), None, Training(micro_batch=5))  # type: ignore[arg-type]
+    halves = [before.leaner(), before.leaner().leaner(), before.leaner().leaner().leaner()]
+    assert [half.training.micro_batch for half in halves] == [2, 1, 1]
+    assert {half.training.batch_size for half in halves} == {128}
+    assert {half.key for half in halves} == {before.key}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_grids import TASKS, ppl, quickstart, row, write
+from statsmodels.stats.proportion import proportion_confint
+from synthetic_grids import TASKS, measured, ppl, quickstart, row, write
 
 import reports
 from harness.errors import ReportError
@@ -370,3 +371,25 @@ def test_bad_provenance_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "provenance.jsonl").write_text('{"schema": 1, "key": "k", "stage": []}\n')
     with pytest.raises(ReportError, match=r"provenance.jsonl:1: field 'stage' should be dict"):
         reports.render(made, html=True)
+
+
+def test_marks_and_statistics_are_those_of_the_table(browser: Any, tmp_path: Path) -> None:
+    right = [1.0] * 80 + [0.0] * 20
+    scores = {"Best": right, "Near": [0.0, *right[1:]], "Far": [0.0] * 50 + right[50:]}
+    made = [measured(each, label=label) for label, each in scores.items()]
+    reports.render(write(tmp_path, [r for r, _ in made], items=[i for _, i in made]), html=True)
+    visit = Visit(browser, tmp_path)
+    best, near, far = (visit.number(name, 2, 0) for name in scores)
+    look = "each => [getComputedStyle(each).fontWeight, getComputedStyle(each).textDecorationLine]"
+    assert best.evaluate(look) == ["700", "none"]
+    assert near.evaluate(look) == ["400", "underline"]
+    assert near.locator("xpath=..").inner_text() == "79.0†"
+    assert "† not distinguishable" in visit.page.locator(".notes").inner_text()
+    far.click()
+    panel = visit.page.get_by_role("dialog").inner_text()
+    low, high = proportion_confint(30, 100, method="wilson")
+    assert f"95 % interval over items: {100 * low:.1f} to {100 * high:.1f}." in panel
+    p = float(re.findall(r"best of its group: (\S+)\.$", panel, re.MULTILINE)[0])
+    assert p == pytest.approx(2 * 2 * 0.5**50, rel=0.05)  # the smaller of two, fifty against none
+    assert visit.complaints == []
+    visit.context.close()
