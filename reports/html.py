@@ -37,6 +37,7 @@ _DOWNLOADS = {
     "items.jsonl.gz": "every item",
     "provenance.jsonl": "every stage",
     "curves.jsonl": "training curves",
+    "diagnostics.jsonl": "diagnostics",
     "grid.json": "the grid",
 }
 
@@ -44,8 +45,17 @@ _DOWNLOADS = {
 _Record = dict[str, Any]  # as `html_provenance.measurements` gives it
 
 
-def page(folder: Path, summary: Summary, plots: Mapping[str, Mapping[str, bytes]]) -> str:
-    """The whole file; `plots` are the figures that lie in `folder`/plots, by name and suffix."""
+def page(
+    folder: Path,
+    summary: Summary,
+    plots: Mapping[str, Mapping[str, bytes]],
+    sheets: Sequence[tuple[str, Sheet]] = (),
+) -> str:
+    """The whole file.
+
+    `plots` are the figures that lie in `folder`/plots, by name and suffix; `sheets` further tables,
+    each with its heading.
+    """
     stages = exported.load_provenance(folder)
     found = provenance.measurements(exported.load(folder), summary)
     style, script = _asset("page.css"), _asset("page.js")
@@ -67,6 +77,7 @@ def page(folder: Path, summary: Summary, plots: Mapping[str, Mapping[str, bytes]
             head=_head(table, summary.columns),
             rows=[_row(row, cells, summary, found) for row, cells in rows],
             notes=table.notes,
+            sheets=sheets,
             explanations=explanations(summary),
             measurements=found,
             plots=[_plot(name, plots[name]) for name in figures.FIGURES if name in plots],
