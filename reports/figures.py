@@ -23,6 +23,16 @@ FIGURES = {
     "training_loss": "Training loss. "
     "Over several seeds the line is the mean and the band reaches from the smallest to the largest; "
     "lines are smoothed. Objectives differ, so only curves of one objective compare.",
+    "weights": "Weights of one layer and the levels they are rounded to. "
+    "Lines are the median over groups of each level counted from zero, fainter where fewer groups "
+    "have it; bands reach from quartile to quartile. One seed, the fewest bits.",
+    "errors": "Quantisation error of each layer. "
+    "|rounded − full precision| / |full precision| of the weights, Frobenius norms; after training "
+    "it includes what training moved, after scaling it is against the scaled weights. One seed, the "
+    "fewest bits.",
+    "confidence": "Where the loss comes from. "
+    "By the teacher's probability of the label, on a sample of the training data; dotted before "
+    "training. Objectives differ, so only losses of one objective compare. One seed, the fewest bits.",
 }
 
 

@@ -16,7 +16,14 @@ from typing import Any
 
 from reports.figures import FIGURES
 
-_INPUTS = ("grid.json", "rows.jsonl", "items.jsonl.gz", "curves.jsonl", "provenance.jsonl")
+_INPUTS = (
+    "grid.json",
+    "rows.jsonl",
+    "items.jsonl.gz",
+    "curves.jsonl",
+    "diagnostics.jsonl",
+    "provenance.jsonl",
+)
 _PAGE = "index.html"
 _STAMP = ".rendered.json"
 _COLUMNS = 100  # of table.txt

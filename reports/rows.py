@@ -85,6 +85,45 @@ _STAGE_FIELDS = {
     "wall_s": Field(_NUMBER, "float64", "seconds", nullable=True),
 }
 
+DIAGNOSTIC_FIELDS: dict[str, Field] = {
+    "cell": FIELDS["cell"],
+    "label": FIELDS["label"],
+    "axes": FIELDS["axes"],
+    "seed": FIELDS["seed"],
+    "bits": FIELDS["bits"],
+    "key": Field((str,), "str", "key of the diagnostic's stage; equal keys are one step"),
+    "diagnostic": Field((str,), "str", "what was looked at: weights, confidence"),
+    "step": Field((str,), "str", "of the method, in its order; the last is its result"),
+}
+_ERROR_FIELDS = {
+    "block": Field((int,), "int64", "of the layer, from 0"),
+    "projection": Field((str,), "str", "name of the layer in its block"),
+    "error": Field(_NUMBER, "float64", "of the weights, relative, against where they came from"),
+}
+_HISTOGRAM_FIELDS = {
+    "layer": Field((str,), "str", "name of the layer"),
+    "low": Field(_NUMBER, "float64", "where the first bin begins"),
+    "high": Field(_NUMBER, "float64", "where the last bin ends"),
+    "counts": Field((list,), "object", "weights a bin"),
+    "levels": Field((list,), "object", "what groups are rounded to"),
+}
+_LEVEL_FIELDS = {
+    "share": Field(_NUMBER, "float64", "of the groups that have the level"),
+    "quartiles": Field((list,), "object", "of the level over those groups"),
+}
+_DIAGNOSTICS: dict[str, dict[str, Field]] = {
+    "weights": {
+        "errors": Field((list,), "object", "relative error of each layer"),
+        "histogram": Field((dict,), "object", "counts of one layer's weights, and its levels"),
+    },
+    "confidence": {
+        "objective": Field((str,), "str", "name of the loss"),
+        "tokens": Field((list,), "object", "labels by the teacher's probability of them"),
+        "loss": Field((list,), "object", "their part of the mean loss"),
+        "unbounded": Field((int,), "int64", "labels left out: their loss is not finite"),
+    },
+}
+
 PROTOCOL = ["num_fewshot", "bos", "limit", "n", "protocol", "task_version", "lm_eval"]
 """Fields in which two numbers of one task may differ so that they are not comparable."""
 
@@ -146,6 +185,25 @@ def load_curves(folder: Path) -> pd.DataFrame:
     path = folder / "curves.jsonl"
     records = list(_records(path, CURVE_FIELDS, needs_schema=False)) if path.exists() else []
     return _frame(records, CURVE_FIELDS)
+
+
+def load_diagnostics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of diagnostics.jsonl, see `DIAGNOSTIC_FIELDS`; none where nothing was asked for."""
+    path = folder / "diagnostics.jsonl"
+    if not path.exists():
+        return []
+    found = []
+    for number, record in _records(path, DIAGNOSTIC_FIELDS, needs_schema=True):
+        where, kind = f"{path}:{number}", record["diagnostic"]
+        _check_fields(where, record, _DIAGNOSTICS.get(kind, {}))
+        if kind == "weights":
+            for each in record["errors"]:
+                _check_fields(f"{where}: errors", each, _ERROR_FIELDS)
+            _check_fields(f"{where}: histogram", record["histogram"], _HISTOGRAM_FIELDS)
+            for each in record["histogram"]["levels"]:
+                _check_fields(f"{where}: levels", each, _LEVEL_FIELDS)
+        found.append(record)
+    return found
 
 
 def load_grid(folder: Path) -> Grid:
@@ -236,16 +294,20 @@ def _records(
                 record = json.loads(line)
             except ValueError as error:
                 raise ReportError(f"{where}: not JSON ({error})") from error
-            if not isinstance(record, dict):
-                raise ReportError(f"{where}: expected an object, found {type(record).__name__}")
-            if needs_schema or "schema" in record:
+            if needs_schema or "schema" in _object(where, record):
                 _check_schema(where, record)
             _check_fields(where, record, fields)
             yield number, record
 
 
-def _check_schema(where: str, record: dict[str, Any]) -> None:
-    found = record.get("schema")
+def _object(where: str, record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise ReportError(f"{where}: expected an object, found {type(record).__name__}")
+    return record
+
+
+def _check_schema(where: str, record: Any) -> None:
+    found = _object(where, record).get("schema")
     if found != SCHEMA:
         raise ReportError(
             f"{where}: schema version {found!r}, expected {SCHEMA}; "
@@ -253,9 +315,9 @@ def _check_schema(where: str, record: dict[str, Any]) -> None:
         )
 
 
-def _check_fields(where: str, record: dict[str, Any], fields: dict[str, Field]) -> None:
+def _check_fields(where: str, record: Any, fields: dict[str, Field]) -> None:
     for name, known in fields.items():
-        value = record.get(name)
+        value = _object(where, record).get(name)
         if value is None:
             if not known.nullable:
                 raise ReportError(f"{where}: field {name!r} is missing")

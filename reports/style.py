@@ -42,6 +42,8 @@ RC: dict[str, Any] = {
 
 REFERENCE = "#333333"
 FRONT = "#d9d9d9"
+HEAT = "cividis"
+WEIGHTS, LEVELS = "#9ecae1", "#d55e00"
 BETTER, WORSE, UNTOLD = "#0173b2", "#d55e00", "#949494"
 """What an ablation shows, by sign and by whether it can be told from chance."""
 

@@ -2,7 +2,7 @@
 
 Each is drawn from exported rows alone, with no clock, no global state and no settings of the user's,
 so that equal input gives equal bytes. `data` has the numbers behind them, `panels` what they share;
-`scores`, `dots` and `curves` draw. Not here: colours and sizes (`reports.style`), the words
+`scores`, `dots`, `curves` and `inside` draw. Not here: colours and sizes (`reports.style`), the words
 under a figure (`reports.figures`).
 """
 
@@ -15,7 +15,7 @@ import matplotlib
 
 from reports import rows, style
 from reports.effects import effects
-from reports.plots import curves, dots, scores
+from reports.plots import curves, dots, inside, scores
 from reports.plots.data import per_model
 from reports.plots.panels import files
 from reports.summary import Summary
@@ -28,6 +28,8 @@ def draw(summary: Summary, folder: Path) -> dict[str, dict[str, bytes]]:
     models = per_model(frame, summary)
     methods = [row.name for row in summary.rows if not row.reference]
     looks = style.looks([*methods, *trained["name"]])
+    kept = rows.load_diagnostics(folder)
+    steps = inside.steps(kept, summary.names)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, style.RC))
@@ -39,5 +41,8 @@ def draw(summary: Summary, folder: Path) -> dict[str, dict[str, bytes]]:
             "sweep": scores.sweep(summary, models, looks),
             "score_vs_tokens": scores.against_tokens(summary, models, trained, frame, looks),
             "training_loss": curves.loss(trained, looks),
+            "weights": inside.weights(steps),
+            "errors": inside.errors(steps),
+            "confidence": inside.confidence(kept, summary.names, looks),
         }
         return {name: files(figure) for name, figure in figures.items() if figure is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from scipy import stats as scipy_stats
 from synthetic_grids import ppl, quickstart, row, write
 
+from harness.errors import ReportError
 from reports import rows, summary
 from reports.figures import FIGURES
-from reports.plots import data, draw
+from reports.plots import data, draw, inside
 
 RNG = np.random.default_rng(0)
 
@@ -199,3 +201,75 @@ def test_the_ablation_leaves_out_bits_whose_cost_is_another_figure(tmp_path: Pat
         row(axes={"format.bits": b}, bits=b, seed=s, value=0.2 * b) for b in (2, 3) for s in (0, 1)
     ]
     assert drawn(write(tmp_path, several)) == {"score_vs_bits"}
+
+
+def weights(cell: dict[str, Any], step: str, key: str, error: float = 0.5) -> dict[str, Any]:
+    told = {name: cell[name] for name in ("schema", "cell", "label", "axes", "seed", "bits")}
+    errors = [
+        {
+            "layer": f"layers.{b}.mlp.{p}_proj",
+            "block": b,
+            "projection": f"mlp.{p}_proj",
+            "error": error,
+        }
+        for b in range(3)
+        for p in ("up", "down")
+    ]
+    levels = [{"place": p, "share": 1.0, "quartiles": [p - 0.1, p, p + 0.1]} for p in (-1, 0, 1)]
+    shown = {"layer": "layers.1.mlp.down_proj", "low": -1.0, "high": 1.0, "counts": [1, 5, 2]}
+    histogram = {**shown, "outside": 0, "levels": levels}
+    kind = {"diagnostic": "weights", "step": step, "key": key}
+    return {**told, **kind, "errors": errors, "histogram": histogram}
+
+
+def confidence(cell: dict[str, Any], step: str, loss: list[float]) -> dict[str, Any]:
+    told = {name: cell[name] for name in ("schema", "cell", "label", "axes", "seed", "bits")}
+    kind = {"diagnostic": "confidence", "step": step, "key": step, "objective": "kl"}
+    return {**told, **kind, "tokens": [20, 5, 100], "loss": loss, "unbounded": 1}
+
+
+def test_steps_have_the_name_of_the_row_whose_result_they_are(tmp_path: Path) -> None:
+    ours, rtn, wide = row(label="Ours"), row(label="RTN"), row(label="RTN", bits=3)
+    records = [
+        weights(ours, "full precision", "a"),
+        weights(ours, "clip", "b"),
+        weights(ours, "kl", "c"),
+        weights(rtn, "full precision", "a"),
+        weights(wide, "full precision", "d"),
+    ]
+    names = {each["cell"]: each["label"] for each in (ours, rtn, wide)}
+    found = inside.steps(records, names)
+    assert [step.title for step in found] == ["RTN", "Ours: clip", "Ours"]
+    folder = write(tmp_path, [ours, rtn, wide])
+    records += [
+        confidence(ours, when, [0.1, 0.2, 0.3]) for when in ("before training", "after training")
+    ]
+    (folder / "diagnostics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert {"weights", "errors", "confidence"} <= drawn(folder)
+
+
+@pytest.mark.filterwarnings("error")
+def test_diagnostics_that_are_not_finite_are_drawn_around(tmp_path: Path) -> None:
+    one = row()
+    records = [
+        weights(one, "full precision", "a", error=math.nan),
+        confidence(one, "after training", [0.0, 0.0, 0.0]),
+    ]
+    folder = write(tmp_path, [one])
+    (folder / "diagnostics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert drawn(folder) == {"weights", "errors", "confidence"}
+
+
+def test_a_broken_diagnostic_is_one_line(tmp_path: Path) -> None:
+    broken = weights(row(), "clip", "a")
+    broken["histogram"]["levels"] = [[0.1, 0.2]]
+    folder = write(tmp_path, [row()])
+    (folder / "diagnostics.jsonl").write_text(json.dumps(broken) + "\n")
+    with pytest.raises(
+        ReportError, match=r"diagnostics.jsonl:1: levels: expected an object, found"
+    ):
+        rows.load_diagnostics(folder)
+    del broken["errors"]
+    (folder / "diagnostics.jsonl").write_text(json.dumps(broken) + "\n")
+    with pytest.raises(ReportError, match="field 'errors' is missing"):
+        rows.load_diagnostics(folder)

@@ -1,0 +1,225 @@
+"""What a model looks like inside: its weights, the error of each layer, where its loss comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from reports import style
+from reports.plots.panels import handle, is_wide, legend, logarithmic, say
+from reports.style import Look
+
+_PANELS = 8  # of a figure over both columns
+_RARE = 0.05  # share of the groups below which a level is not drawn
+_LEAST = 10  # labels below which a mean loss is noise
+
+Record = dict[str, Any]
+
+
+class Step(NamedTuple):
+    """One step of a method at the fewest bits, under the name of the row whose result it is."""
+
+    title: str
+    record: Record
+
+
+def steps(records: Sequence[Record], names: Mapping[str, str]) -> list[Step]:
+    """The distinct steps whose weights were looked at, of the grid's fewest bits, in order.
+
+    Methods share steps: what clipping gives is a step of one row and the result of another, whose
+    name it then has.
+    """
+    found = _of_fewest_bits(records, "weights")
+    titles: dict[str, str] = {}
+    for last in {record["cell"]: record for record in found}.values():
+        titles.setdefault(last["key"], names[last["cell"]])
+    for record in found:
+        titles.setdefault(record["key"], f"{names[record['cell']]}: {record['step']}")
+    distinct = {record["key"]: record for record in found}
+    return [Step(titles[key], record) for key, record in distinct.items()]
+
+
+def weights(found: list[Step]) -> Figure | None:
+    """A panel a step: the histogram of one layer, with the levels that it is rounded to."""
+    shown = found[:_PANELS]
+    if not shown:
+        return None
+    figure, panels = _grid(len(shown), 1.25)
+    ends = [end for step in shown for end in _ends(step.record["histogram"])]
+    for axes, (title, record) in zip(panels, shown, strict=True):
+        _histogram(axes, record["histogram"])
+        axes.set_xlim(1.03 * min(ends), 1.03 * max(ends))
+        axes.set_title(title)
+        axes.set_xlabel("weight")
+        axes.set_yticks([])
+        axes.grid(False)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    layers = dict.fromkeys(step.record["histogram"]["layer"] for step in shown)
+    say(figure, [", ".join(layers), *_cut(found)])
+    legend(
+        figure,
+        [
+            Patch(facecolor=style.WEIGHTS, label="weights before rounding"),
+            Line2D([], [], color=style.LEVELS, label="levels"),
+        ],
+    )
+    return figure
+
+
+def _ends(told: Record) -> list[float]:
+    """Where a histogram and its levels end."""
+    return [
+        told["low"],
+        told["high"],
+        *(q for level in _frequent(told) for q in level["quartiles"]),
+    ]
+
+
+def _frequent(told: Record) -> list[Record]:
+    return [level for level in told["levels"] if level["share"] >= _RARE]
+
+
+def _histogram(axes: Axes, told: Record) -> None:
+    counts = np.asarray(told["counts"], dtype=float)
+    edges = np.linspace(told["low"], told["high"], len(counts) + 1)
+    if len(counts):
+        axes.stairs(counts / counts.max(), edges, fill=True, color=style.WEIGHTS)
+    for level in _frequent(told):
+        low, middle, high = level["quartiles"]
+        strength = math.sqrt(level["share"])
+        axes.axvspan(low, high, color=style.LEVELS, alpha=0.25 * strength, lw=0)
+        axes.axvline(middle, color=style.LEVELS, alpha=strength, lw=1.2)
+
+
+def errors(found: list[Step]) -> Figure | None:
+    """A heat map a step: layers over projections, all on one scale."""
+    import seaborn  # slow, and only here
+
+    shown = found[:_PANELS]
+    if not shown:
+        return None
+    columns = list(dict.fromkeys(e["projection"] for step in shown for e in step.record["errors"]))
+    blocks = 1 + max(e["block"] for step in shown for e in step.record["errors"])
+    tables, unknown = [], 0
+    for step in shown:
+        table = np.full((blocks, len(columns)), np.nan)
+        for each in step.record["errors"]:
+            table[each["block"], columns.index(each["projection"])] = each["error"]
+            unknown += not math.isfinite(each["error"])
+        tables.append(np.where(np.isfinite(table), table, np.nan))
+    largest = max((float(np.nanmax(t)) for t in tables if np.isfinite(t).any()), default=1.0)
+    figure, panels = _grid(len(shown), min(4.0, max(0.9, 0.13 * blocks)))
+    for number, (axes, step, table) in enumerate(zip(panels, shown, tables, strict=True)):
+        seaborn.heatmap(
+            table,
+            ax=axes,
+            vmin=0,
+            vmax=largest,
+            cmap=style.HEAT,
+            cbar=False,
+            xticklabels=_short(columns),
+            yticklabels="auto" if number % _across(len(shown)) == 0 else False,
+            rasterized=True,
+        )
+        axes.set_title(step.title)
+        axes.tick_params(length=0, labelrotation=0)
+        axes.tick_params(axis="x", labelrotation=90)
+        axes.grid(False)
+        if number % _across(len(shown)) == 0:
+            axes.set_ylabel("block")
+    bar = figure.colorbar(panels[0].collections[0], ax=panels, aspect=30, pad=0.01)
+    bar.outline.set_visible(False)
+    bar.set_label("relative error")
+    notes = [f"{unknown} layers not finite, left white"] if unknown else []
+    say(figure, [*notes, *_cut(found)])
+    return figure
+
+
+def confidence(
+    records: Sequence[Record], names: Mapping[str, str], looks: dict[str, Look]
+) -> Figure | None:
+    """The mean loss of a token, and the share of the loss, by how sure the teacher is of it."""
+    found = [each for each in _of_fewest_bits(records, "confidence") if sum(each["tokens"])]
+    if not found:
+        return None
+    shown = list(dict.fromkeys(names[record["cell"]] for record in found))[:_PANELS]
+    figure = Figure(figsize=(style.COLUMN, 3.3))
+    above, below = figure.subplots(2, 1, sharex=True)
+    means: list[float] = []
+    notes = []
+    for record in found:
+        name = names[record["cell"]]
+        if name not in shown:
+            continue
+        tokens, loss = np.asarray(record["tokens"], float), np.asarray(record["loss"], float)
+        edges = np.linspace(0, 1, len(tokens) + 1)
+        enough = tokens >= _LEAST
+        each = np.where(enough, loss * tokens.sum() / np.maximum(tokens, 1), np.nan)
+        means += [float(mean) for mean in each if mean > 0]
+        before = record["step"] == "before training"
+        line = {"color": looks[name].colour, "ls": ":" if before else looks[name].dash}
+        above.plot((edges[1:] + edges[:-1]) / 2, each, marker=".", ms=3, **line)
+        if loss.sum() > 0:
+            below.plot(edges, 100 * np.append(0, loss.cumsum()) / loss.sum(), **line)
+        if record["unbounded"]:
+            words = f"{record['unbounded']} tokens without a finite loss left out"
+            notes.append(f"{name}, {record['step']}: {words}")
+    share = np.append(0, np.cumsum(found[0]["tokens"])) / sum(found[0]["tokens"])
+    below.fill_between(edges, 100 * share, color=style.FRONT, lw=0, label="tokens")
+    if is_wide(means):
+        logarithmic(above, "y", min(means), max(means))
+    above.set_ylabel("loss of a token")
+    below.set_ylabel("cumulative share (%)")
+    below.set_xlabel("teacher's probability of the label")
+    rest = len({names[record["cell"]] for record in found}) - len(shown)
+    say(figure, [*notes, *([f"{rest} more methods not drawn"] if rest else [])])
+    handles = [handle(looks[name], name, line=True) for name in shown]
+    legend(
+        figure,
+        [
+            *handles,
+            Line2D([], [], color=style.REFERENCE, ls=":", label="before training"),
+            Patch(facecolor=style.FRONT, label=f"tokens ({shown[0]})" if rest else "tokens"),
+        ],
+    )
+    return figure
+
+
+def _of_fewest_bits(records: Sequence[Record], diagnostic: str) -> list[Record]:
+    found = [record for record in records if record["diagnostic"] == diagnostic]
+    fewest = min((record["bits"] for record in found), default=0)
+    return [record for record in found if record["bits"] == fewest]
+
+
+def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Panels of `height` inches, four to a row or three, the last row perhaps shorter."""
+    across = _across(count)
+    down = math.ceil(count / across)
+    width = style.COLUMN if count <= 2 else style.PAGE
+    figure = Figure(figsize=(width, (height + 0.55) * down))
+    panels = list(figure.subplots(down, across, squeeze=False).flatten())
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    return figure, panels[:count]
+
+
+def _across(count: int) -> int:
+    return min(count, 3 if count in (5, 6) else 4)
+
+
+def _cut(found: Sequence[Step]) -> list[str]:
+    return [f"the first {_PANELS} of {len(found)} steps"] if len(found) > _PANELS else []
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """`down` for `mlp.down_proj`, where that stays unique."""
+    found = [name.rpartition(".")[2].removesuffix("_proj") for name in names]
+    return found if len(set(found)) == len(found) else list(names)
