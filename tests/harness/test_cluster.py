@@ -86,3 +86,8 @@ def test_a_profile_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ClusterError, match=r"\.config/bitgrid/cluster\.yaml: there is no such"):
         cluster.load(None, KINDS)
+
+
+def test_each_key_is_explained() -> None:
+    text = (Path(__file__).parents[2] / "docs/slurm.md").read_text()
+    assert {name for name in Profile.model_fields if f"`{name}`" not in text} == set()
