@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import math
 import os
 import re
@@ -217,7 +218,8 @@ def _submit(made: Launch, number: int, array: waves.Array, profile: Profile) -> 
     executor.update_parameters(**_parameters(array, profile, name, made.submitted, code))
     folders = [str(made.folder)] * len(array.jobs)
     try:
-        with _environment(profile, code):
+        # What sbatch complains of is told once, by us.
+        with _environment(profile, code), contextlib.redirect_stderr(io.StringIO()):
             submitted = executor.map_array(Work(), folders, list(array.jobs))
     except submitit.core.utils.FailedJobError as error:
         raise ClusterError(f"sbatch refuses {name}: {_complaint(error)}") from None
