@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from harness import launches, watch
 from harness import plan as plans
-from harness.errors import GridError, nearest
+from harness.errors import ClusterError, GridError, nearest
 from harness.plan import CellInfo, Plan
 from harness.store import Store
 from harness.verbs import plan_of, store_of
@@ -36,6 +36,8 @@ def launch(given: argparse.Namespace) -> int:
     from harness import launch as launching
     from harness.stage import kinds
 
+    if given.halve_micro_batch and not given.retry:
+        raise ClusterError("--halve-micro-batch is for what failed: give --retry failed too")
     store = store_of(given)
     grid = grids.load(given.grid, given.allow_code_execution)
     plan = plans.build(grid)

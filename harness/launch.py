@@ -298,7 +298,7 @@ def _environment(profile: Profile, code: Path) -> Iterator[None]:
 
 def _complaint(error: Exception) -> str:
     found = re.findall(r"(?:sbatch: )?error: (.+)", str(error))
-    return "; ".join(found) or str(error).strip().splitlines()[-1]
+    return "; ".join(found) or str(error).strip().rpartition("\n")[2] or "it does not say why"
 
 
 def _max_array() -> int:

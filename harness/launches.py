@@ -103,8 +103,9 @@ def read(folder: Path) -> Launch:
         raise StoreError(f"{path} cannot be read: {error}; remove its folder") from None
     noted = folder / "submitted.jsonl"
     for line in noted.read_text().splitlines() if noted.exists() else ():
-        said = json.loads(line)
-        launch.submitted[said["array"]] = said["job"]
+        with contextlib.suppress(ValueError):  # half a line, of a launch that was killed
+            said = json.loads(line)
+            launch.submitted[said["array"]] = said["job"]
     return launch
 
 

@@ -295,6 +295,7 @@ def test_bad_input_is_one_line(
     assert "nowhere.yaml: there is no such cluster profile" in refused(
         "launch", "tiny.yaml", "--cluster", "nowhere.yaml"
     )
+    assert "give --retry failed too" in refused(*LAUNCH, "--halve-micro-batch")
     (tiny / "cluster.yaml").write_text("partitoin: gpu\n")
     assert "cluster.yaml:1: key 'partitoin' is unknown; did you mean 'partition'?" in refused(
         *LAUNCH

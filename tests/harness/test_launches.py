@@ -41,6 +41,9 @@ def test_a_record_comes_back(store: Store, grid: Path) -> None:
     made.write()
     assert launches.read(made.folder) == made
     assert launches.read(made.folder).submitted == {0: "7"}
+    with (made.folder / "submitted.jsonl").open("a") as file:
+        file.write('{"array": 1, "jo')  # killed while it wrote
+    assert launches.read(made.folder).submitted == {0: "7"}
     assert launches.of_grid(store, grid) == [made]
     assert launches.of_grid(store, grid.with_name("other.yaml")) == []
 
