@@ -1,0 +1,114 @@
+"""What do 1,000 tiny cells cost to plan, to submit and to look at?
+
+    python -m benchmarks.thousand_cells [--cells 1000]
+
+Launches a grid of that many trainings of the testbed's small model, two tasks each, with commands of
+SLURM that answer as the real ones and count their calls; then looks at the grid with all jobs queued
+and with everything done. Every verb is a process of its own, as for a user; times are in seconds, by
+the clock and of CPU, which on a busy machine is the better one.
+
+Not here: jobs that run, so the values of the last look are manifests with nothing beside them. Real
+jobs on a real SLURM are in `tests/slurm`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness import plan as plans
+from harness.store import Store, write_json
+
+GRID = """# What do many cells cost to plan and to submit?
+model: testbed-small
+dtype: float32
+method: {{name: bitdistiller, init: none, objective: ce, data: ground-truth}}
+vary: {{seed: {seeds}}}
+defaults: {{format.group_size: 128, data.text: testbed, data.sequences: 16, data.length: 64,
+           train.steps: 2, train.batch_size: 8}}
+evaluate: [{{testbed-ppl: {{limit: 4}}}}, {{testbed_story: {{limit: 4}}}}]
+"""
+COMMANDS = {
+    "sbatch": """eval "file=\\${$#}"; n=$(grep -c . calls)
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$file")
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$file")
+for task in $(seq 0 ${last:-0}); do echo "$n|$task|PENDING|Priority|$name" >> queue; done
+echo "Submitted batch job $n\"""",
+    "squeue": "cat queue",
+    "scontrol": 'echo "MaxArraySize            = 1001"',
+    "sacctmgr": "true",
+    "srun": "false",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="what many cells cost to plan and to submit")
+    parser.add_argument("--cells", type=int, default=1000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for words, number in measured(Path(folder), given.cells).items():
+            print(f"{words:44}{number:10.2f}", flush=True)
+
+
+def measured(folder: Path, cells: int) -> dict[str, float]:
+    """Times, calls and files, by what they are."""
+    grid, profile, store = folder / "many.yaml", folder / "cluster.yaml", Store(folder / "store")
+    grid.write_text(GRID.format(seeds=list(range(cells))))
+    profile.write_text("gpu: none\n")
+    environment = _slurm(folder / "slurm")
+    found: dict[str, float] = {}
+
+    def timed(words: str, *command: str) -> None:
+        before, clock = _cpu(), time.perf_counter()
+        verb = [sys.executable, "-m", "harness.cli", *command, str(grid), "--store"]
+        subprocess.run([*verb, str(store.root)], env=environment, check=True, stdout=sys.stderr)
+        found[f"{words}: clock"] = time.perf_counter() - clock
+        found[f"{words}: CPU"] = _cpu() - before
+
+    timed("plan", "plan")
+    timed("plan, again", "plan")
+    timed("launch", "launch", "--cluster", str(profile))
+    calls = Counter((folder / "slurm" / "calls").read_text().split())
+    found |= {f"calls of {name}": count for name, count in sorted(calls.items())}
+    (launched,) = (store.root / "launches").iterdir()
+    files = sum(path.is_file() for path in launched.rglob("*"))
+    found["files of the launch, a cell"] = files / cells
+    timed("status, all queued", "status")
+    plan = plans.remembered(grid, store)
+    assert plan is not None and len({cell.model for cell in plan.cells}) == cells
+    for key in plan.stored():
+        (store.root / "values" / key).mkdir(parents=True)
+        facts = {"schema": 1, "key": key, "code": plan.nodes[key].code, "wall_s": 1.0}
+        write_json(store.path(key) / "manifest.json", facts)
+    timed("status, all done", "status")
+    found["plan, MiB"] = sum(p.stat().st_size for p in (store.root / "plans").iterdir()) / 2**20
+    return found
+
+
+def _slurm(folder: Path) -> Mapping[str, str]:
+    """An environment whose SLURM is a folder of scripts, which write down each call."""
+    folder.mkdir()
+    for name in ("calls", "queue"):
+        (folder / name).touch()
+    for name, text in COMMANDS.items():
+        script = folder / name
+        script.write_text(f"#!/bin/sh\ncd {folder}\necho {name} >> calls\n{text}\n")
+        script.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    main()
