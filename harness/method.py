@@ -22,6 +22,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import sys
 import typing
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -144,7 +145,7 @@ def register(name: str, method: Method, title: str, about: str, fixed: Iterable[
     grid's axes and defaults over them do not apply to it: RTN stays untrained in a grid that varies
     the objective. Raises BitgridError where the name is taken or a fixed field does not exist.
     """
-    caller = inspect.stack()[1].filename
+    caller = sys._getframe(1).f_code.co_filename  # inspect.stack() reads the source of every frame
     if name in _registry and _registry[name].method != method:
         raise BitgridError(
             f"method {name!r} is registered twice: {_registry[name].source}, {caller}"
@@ -192,7 +193,7 @@ def settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 def possible(thing: object, prefix: str = "") -> Iterator[str]:
     """Every dotted path that a grid may set on any choice of the components, not only the present."""
     assert dataclasses.is_dataclass(thing)
-    hints = typing.get_type_hints(thing if isinstance(thing, type) else type(thing))
+    hints = _hints(thing if isinstance(thing, type) else type(thing))
     for field in dataclasses.fields(thing):
         yield prefix + field.name
         hint = hints[field.name]
@@ -212,7 +213,7 @@ def configure(thing: C, given: Mapping[str, Any], prefix: str = "") -> C:
     """
     assert dataclasses.is_dataclass(thing)
     assert not isinstance(thing, type)
-    hints = typing.get_type_hints(type(thing))
+    hints = _hints(type(thing))
     names = [field.name for field in dataclasses.fields(thing)]
     wholes: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
@@ -240,6 +241,12 @@ def configure(thing: C, given: Mapping[str, Any], prefix: str = "") -> C:
 
 
 _KEEP = object()
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a class's fields: asked for in every cell, and slow to find."""
+    return typing.get_type_hints(kind)
 
 
 def _field(hint: Any, current: Any, whole: Any, parts: dict[str, Any], where: str) -> Any:
