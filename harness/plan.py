@@ -184,15 +184,16 @@ def kept(store: Store) -> list[Plan]:
 def states(plan: Plan, store: Store) -> dict[str, str]:
     """The state of every kept stage, a word of `STATES`."""
     found: dict[str, str] = {}
+    failed, owners = store.failed(), store.owners()
     for key, node in plan.nodes.items():
         above = [found[key] for key in node.inputs]
         if node.stored and store.has(key):
             found[key] = "stale" if store.manifest(key).get("code") != node.code else "done"
-        elif standing_failure(node, key, store):
+        elif key in failed and standing_failure(node, key, store):
             found[key] = "failed"
         elif any(state in ("failed", "blocked") for state in above):
             found[key] = "blocked"
-        elif node.stored and store.claimed(key):
+        elif node.stored and key in owners:
             found[key] = "running"
         else:
             found[key] = "queued"

@@ -134,6 +134,10 @@ class Store:
         except (FileNotFoundError, ValueError):
             return None
 
+    def failed(self) -> set[str]:
+        """Keys with a failure on record, from one look at the folder."""
+        return {path.stem for path in (self.root / "failures").glob("[!.]*.json")}
+
     def forget_failure(self, key: str) -> None:
         (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
 
@@ -171,11 +175,14 @@ class Store:
 
     def claimed(self, key: str) -> dict[str, Any] | None:
         """Who is computing a value now, or None."""
-        for path in reversed(self._claims(key)):
-            if self._alive(path):
-                with contextlib.suppress(OSError, ValueError):
-                    return dict(json.loads(path.read_text()))
-        return None
+        owners = (self._alive(path) for path in reversed(self._claims(key)))
+        return next((owner for owner in owners if owner), None)
+
+    def owners(self) -> dict[str, dict[str, Any]]:
+        """Who is computing what now, by key, from one look at the folder."""
+        claims = sorted((self.root / "claims").glob("[!.]*.*"), key=self._number)
+        now = self._now() if claims else 0.0
+        return {path.stem: owner for path in claims if (owner := self._alive(path, now))}
 
     def _claims(self, key: str) -> list[Path]:
         found = (self.root / "claims").glob(f"{key}.*")
@@ -185,16 +192,18 @@ class Store:
     def _number(claim: Path) -> int:
         return int(claim.suffix[1:])
 
-    def _alive(self, claim: Path) -> bool:
-        """Whether a claim's owner still lives: its process, if on this host; its heartbeat, if not."""
+    def _alive(self, claim: Path, now: float | None = None) -> dict[str, Any] | None:
+        """A claim's owner, if it still lives: its process, if on this host; its heartbeat, if not."""
         try:
             owner = _Owner(**json.loads(claim.read_text()))
             beat = claim.stat().st_mtime
         except (OSError, ValueError, TypeError):
-            return False
+            return None
         if owner.place == _place():
-            return _is_process(owner.pid, owner.started)
-        return self._now() - beat < EXPIRY_S
+            alive = _is_process(owner.pid, owner.started)
+        else:
+            alive = (self._now() if now is None else now) - beat < EXPIRY_S
+        return asdict(owner) if alive else None
 
     def _now(self) -> float:
         """The file system's clock, so that hosts whose clocks differ agree on what has expired."""

@@ -115,10 +115,11 @@ def table(view: View) -> list[str]:
 def details(view: View, store: Store) -> list[str]:
     """A line for each stage that runs, is stale, was lost or failed."""
     plan, lines = view.plan, []
+    owners = store.owners() if view.count("running") else {}
     for found in view.stages:
         named = f"{plan.nodes[found.key].kind} {plan.nodes[found.key].title}"
         if found.state == "running":
-            owner = (store.claimed(found.key) or {}).get("host", "?")
+            owner = owners.get(found.key, {}).get("host", "?")
             lines.append(f"running: {named} on {owner}{found.words and ': ' + found.words}")
         elif found.state == "stale":
             lines.append(f"stale: {named}: its code changed since")
@@ -129,9 +130,9 @@ def details(view: View, store: Store) -> list[str]:
 
 def failures(plan: Plan, store: Store) -> list[str]:
     """A line for each failure on record."""
-    lines = []
+    lines, failed = [], store.failed()
     for key, node in plan.nodes.items():
-        record = plans.standing_failure(node, key, store)
+        record = plans.standing_failure(node, key, store) if key in failed else None
         if record and not store.has(key):
             hint = f" ({record['hint']})" if record.get("hint") else ""
             lines.append(f"failed: {node.kind} {node.title}: {record['message']}{hint}")

@@ -305,3 +305,27 @@ def test_progress_is_told_and_goes_with_the_work(store: Store) -> None:
     assert (store.progress(stage.key) or {})["done"] == 1
     store.commit(stage, {"square": 9}, {})
     assert store.progress(stage.key) is None
+
+
+def test_owners_and_failures_of_all_keys_are_those_of_each(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert (store.owners(), store.failed()) == ({}, set())
+    elsewhere = {"host": "far", "place": "far away", "pid": 1, "started": 0.0}
+    claims = {
+        "alive.0": 0,
+        "expired.0": 3600,
+        "taken.0": 3600,
+        "taken.1": 0,
+        "late.0": 0,
+        "late.1": 3600,
+    }
+    (tmp_path / "claims").mkdir()
+    for name, age in claims.items():
+        path = tmp_path / "claims" / name
+        path.write_text(json.dumps(elsewhere))
+        os.utime(path, (time.time() - age, time.time() - age))
+    store.fail("broken", {"message": "planted"})
+    keys = ["alive", "expired", "taken", "late", "broken", "other"]
+    assert store.owners() == {key: owner for key in keys if (owner := store.claimed(key))}
+    assert set(store.owners()) == {"alive", "taken", "late"}
+    assert store.failed() == {key for key in keys if store.failure(key)}
