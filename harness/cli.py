@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if "grid" in given:
             _check_exists(given.grid)
-            if given.verb is not verbs.prefetch:
+            if given.verb is not verbs.prefetch and given.grid.suffix != ".csv":
                 _offline(given.grid)
         return int(given.verb(given))
     except BitgridError as error:
@@ -162,10 +162,14 @@ def _parser() -> argparse.ArgumentParser:
     tasks = verb("tasks", verbs.tasks, "the tasks and perplexity protocols", "bitgrid tasks --all")
     gc = verb("gc", verbs.gc, "what no known grid needs any more", "bitgrid gc --yes")
     for each in (run, launch, status, cancel, logs, prefetch, report, plan):
-        words = "a grid file (YAML)" + (", or a folder of rows" if each is report else "")
+        words = "a grid file (YAML)" + (
+            ", a folder of rows, or published figures (CSV)" if each is report else ""
+        )
         each.add_argument("grid", type=Path, metavar="GRID", help=words)
     for each in (run, report):
-        each.add_argument("--out", help="where rows and report go (default: results/<grid>)")
+        alone = "; with --format, the file to write" if each is report else ""
+        words = f"where rows and report go (default: results/<grid>){alone}"
+        each.add_argument("--out", help=words)
     for each in (run, launch):
         each.add_argument("--retry", choices=["failed"], help="run failed stages again")
         each.add_argument(

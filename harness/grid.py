@@ -37,6 +37,7 @@ from harness.yaml import Document, Path_
 
 Decimals = Annotated[int, pydantic.Field(ge=0, le=9)]
 Given = TypeVar("Given")
+Tolerance = Annotated[float, pydantic.Field(ge=0)]
 
 
 class ReportSpec(pydantic.BaseModel):
@@ -57,11 +58,21 @@ class ReportSpec(pydantic.BaseModel):
 
 
 class Published(pydantic.BaseModel):
-    """`published:` of a grid: results/published/<name>.csv, of it the lines of `model`."""
+    """`published:` of a grid: results/published/<name>.csv, of it the lines of `model`.
+
+    `published: NAME` is short for `{name: NAME}`. A tolerance is in the printed unit: one of all
+    figures, or by task or metric.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid")
     name: str
-    model: str | None = None
+    model: str | None = None  # theirs; None: the one of the same name as the grid's
+    tolerance: Tolerance | dict[str, Tolerance] | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
 
 
 class GridFile(pydantic.BaseModel):

@@ -33,9 +33,35 @@ def find(name: str, model: str | None) -> Path:
 
 
 def figures(path: Path, model: str | None = None) -> list[dict[str, str]]:
-    """The lines of a file, of one model or of all."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
-            raise GridError(f"{path}: columns {reader.fieldnames}, expected {COLUMNS}")
-        return [row for row in reader if model is None or row["model"] == model]
+    """The lines of a file, of one model or of all. Raises GridError with file, line and what is wrong."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restkey="", strict=True)
+            _check_columns(path, list(reader.fieldnames or []))
+            rows = []
+            for row in reader:
+                _check(f"{path}:{reader.line_num}", row)
+                rows.append(row)
+    except (OSError, ValueError, csv.Error) as error:
+        raise GridError(f"{path}: cannot be read as CSV: {error}") from None
+    return [row for row in rows if model is None or row["model"] == model]
+
+
+def _check_columns(path: Path, found: list[str]) -> None:
+    for column in found:
+        if column not in COLUMNS:
+            raise GridError(f"{path}: column {column!r} is unknown; {nearest(column, COLUMNS)}")
+    for column in COLUMNS:
+        if found.count(column) != 1:
+            times = "is missing" if column not in found else "is there twice"
+            raise GridError(f"{path}: column {column!r} {times}")
+
+
+def _check(where: str, row: dict[str, str]) -> None:
+    if "" in row or None in row.values():
+        raise GridError(f"{where}: not {len(COLUMNS)} fields")
+    for column in ("bits", "value"):
+        try:
+            float(row[column])
+        except ValueError:
+            raise GridError(f"{where}: {column} {row[column]!r} is no number") from None

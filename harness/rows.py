@@ -44,6 +44,8 @@ def export(plan: Plan, store: Store, folder: Path) -> None:
         "testbed": plan.testbed,
         "report": plan.report,
         "published": _published(plan),
+        "published_model": plan.published and plan.published["model"],
+        "tolerance": plan.published and plan.published["tolerance"],
         "cells": len(plan.cells),
         "holes": list(_holes(plan, store, state)),
     }

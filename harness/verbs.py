@@ -14,12 +14,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from harness import launches, rows, watch
+from harness import launches, published, rows, watch
 from harness import plan as plans
+from harness.errors import ReportError
 from harness.plan import Plan
 from harness.store import Store, size_of
 
-FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
+FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
 def run(given: argparse.Namespace) -> int:
@@ -86,11 +87,15 @@ def _show(folder: Path) -> None:
 def report(given: argparse.Namespace) -> int:
     import reports
 
+    if given.grid.suffix == ".csv":
+        figures = published.figures(given.grid)
+        _write(reports.as_printed(figures, given.format or "text"), given.out)
+        return 0
     folder = given.grid
     if not folder.is_dir():
         store = store_of(given)
         plan = plan_of(given, store)
-        folder = _out(given, plan)
+        folder = _out(given, plan) if given.format is None else Path("results") / plan.name
         rows.export(plan, store, folder)
     if given.html:
         reports.render(folder, html=True)
@@ -98,8 +103,20 @@ def report(given: argparse.Namespace) -> int:
         _show(folder)
     else:
         reports.render(folder)
-        print((folder / f"table.{FORMATS[given.format]}").read_text(), end="")
+        _write((folder / f"table.{FORMATS[given.format]}").read_text(), given.out)
     return 0
+
+
+def _write(text: str, out: str | None) -> None:
+    """To a file, where one is named."""
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        Path(out).write_text(text)
+    except OSError as error:
+        raise ReportError(f"{out}: cannot be written: {error.strerror}") from None
+    print(out)
 
 
 def plan(given: argparse.Namespace) -> int:

@@ -7,13 +7,14 @@
     render("results/quickstart")           # report.md, table.{md,tex,csv,txt}, plots/*.{png,pdf}
     render("results/quickstart", html=True)    # index.html too: every number, what is behind it
     print(text("results/quickstart"))      # the table for a terminal
+    print(as_printed(figures, "latex"))    # a paper's tables, from lines of results/published/
 
 A folder holds `grid.json`, `rows.jsonl`, `items.jsonl.gz` and, where something was trained,
 `curves.jsonl`. The way through: `rows` and `items` read and check them, `naming` tells rows apart,
 `summary` decides what stands in the table (its columns are in `columns`, its numbers in `entries`,
 who is best in `ranking`), `effects` says what one axis does, `stats` has the tests of both, `table`
 makes a sheet of it, which `sheet` and `latex` write, `plots` draws (how it looks is in `style`, the
-words under each in `figures`), `page` joins them, `html` does so for a browser, `rendering` keeps
+words under each in `figures`), `published` sets what papers print beside it, `page` joins them, `html` does so for a browser, `rendering` keeps
 the files up to date.
 
 Not here: how a number was measured, and anything that needs a model. The only import from the rest
@@ -23,6 +24,7 @@ that `import reports`, and a second `render` of an unchanged folder, take no tim
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,7 @@ from reports.rendering import render, text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["load", "load_items", "render", "text"]
+__all__ = ["as_printed", "load", "load_items", "render", "text"]
 
 
 def load(folder: Path | str) -> pd.DataFrame:
@@ -39,6 +41,16 @@ def load(folder: Path | str) -> pd.DataFrame:
     from reports import rows
 
     return rows.load(Path(folder))
+
+
+def as_printed(figures: Sequence[dict[str, str]], form: str = "text") -> str:
+    """A paper's own tables from its published figures, digit for digit.
+
+    `form` is text, markdown, latex, html or csv. Raises ReportError where there is no figure.
+    """
+    from reports import published
+
+    return published.written(figures, form)
 
 
 def load_items(folder: Path | str) -> pd.DataFrame:

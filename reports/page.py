@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from reports import figures, published
-from reports.columns import TITLES
+from reports import effects, figures, published
+from reports.effects import Effect
 from reports.naming import setting
-from reports.sheet import escape_markdown, markdown, plain, wrap
+from reports.sheet import Sheet, escape_markdown, markdown, plain, wrap
 from reports.summary import Summary
 from reports.table import TESTBED, explanations, sheet
 
 
-def page(summary: Summary, plots: Sequence[str]) -> str:
+def page(
+    summary: Summary,
+    plots: Sequence[str],
+    beside: Sheet | None = None,
+    found: Sequence[Effect] = (),
+) -> str:
     """report.md; `plots` are the names of the figures that were drawn."""
     grid = summary.grid
     parts = [f"# {escape_markdown(grid.spec.title or grid.name)}"]
@@ -32,11 +37,15 @@ def page(summary: Summary, plots: Sequence[str]) -> str:
     parts.append(" ".join(explanations(summary)))
     if grid.spec.note:
         parts.append(f"Note: {escape_markdown(grid.spec.note)}")
-    if grid.published:
-        parts += ["## As published", published.markdown(grid.published, TITLES)]
     parts.append(
         "The same table as [LaTeX](table.tex), [HTML](table.html) and, unrounded, as [CSV](table.csv)."
     )
+    if grid.published:
+        parts += _published(summary, beside)
+    if found:
+        table = effects.sheet(found, summary.decimals)
+        parts += [f"## The effect of {escape_markdown(found[0].axis)}"]
+        parts += [escape_markdown(table.caption), markdown(table).rstrip()]
     for name in [name for name in figures.FIGURES if name in plots]:
         parts.append(f"## {figures.title(name)}")
         parts.append(f"![{figures.title(name)}](plots/{name}.png)")
@@ -49,6 +58,20 @@ def page(summary: Summary, plots: Sequence[str]) -> str:
         listed = "\n".join(f"- {escape_markdown(line)}" for line in summary.stale)
         parts += ["## Stale", words, listed]
     return "\n\n".join(parts) + "\n"
+
+
+def _published(summary: Summary, beside: Sheet | None) -> list[str]:
+    parts = []
+    if beside is not None:
+        parts += ["## Beside the published figures", escape_markdown(beside.caption)]
+        parts += [markdown(beside).rstrip()]
+    parts.append("## As published")
+    if beside is None:
+        words = f"None of these figures is of {summary.grid.model} at a width that was measured."
+        parts.append(escape_markdown(words))
+    for each in published.sheets(summary.grid.published):
+        parts += [escape_markdown(f"{each.caption} {published.BEST}"), markdown(each).rstrip()]
+    return parts
 
 
 def terminal(summary: Summary, width: int) -> str:

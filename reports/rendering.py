@@ -42,17 +42,20 @@ def render(folder: Path | str, html: bool = False) -> list[Path]:
     if known is not None and html == (_PAGE in known):
         return [folder / name for name in known]
 
-    from reports import latex, page, plots, sheet, summary, table
+    from reports import effects, latex, page, plots, published, rows, sheet, summary, table
 
     found = summary.summarise(folder)
-    shown = table.sheet(found)
+    theirs = published.beside(found, rows.load(folder)) if found.grid.published else {}
+    beside = published.sheet(found, theirs)
+    shown = [table.sheet(found), *([beside] if beside else [])]
     drawn = plots.draw(found, folder)
+    report = page.page(found, list(drawn), beside, effects.effects(folder))
     files: dict[str, bytes] = {
-        "report.md": page.page(found, list(drawn)).encode(),
-        "table.md": sheet.markdown(shown).encode(),
-        "table.tex": latex.latex(shown).encode(),
-        "table.html": sheet.html(shown).encode(),
-        "table.csv": table.tidy_csv(found).encode(),
+        "report.md": report.encode(),
+        "table.md": "\n".join(map(sheet.markdown, shown)).encode(),
+        "table.tex": "\n".join(map(latex.latex, shown)).encode(),
+        "table.html": "\n".join(map(sheet.html, shown)).encode(),
+        "table.csv": table.tidy_csv(found, theirs).encode(),
         "table.txt": page.terminal(found, _COLUMNS).encode(),
     }
     if html:

@@ -159,7 +159,9 @@ class Grid:
     spec: Spec
     cells: int
     holes: tuple[dict[str, Any], ...]
-    published: tuple[dict[str, Any], ...] = ()  # lines of results/published/*.csv
+    published: tuple[dict[str, str], ...] = ()  # lines of results/published/*.csv
+    published_model: str | None = None  # of them, the one that the grid says is its own
+    tolerance: dict[str, float] = field(default_factory=dict)  # by task or metric; "" of all
     file: str | None = None  # the YAML, as a command names it
 
 
@@ -227,6 +229,8 @@ def load_grid(folder: Path) -> Grid:
             cells=int(raw["cells"]),
             holes=tuple(raw.get("holes") or ()),
             published=tuple(raw.get("published") or ()),
+            published_model=raw.get("published_model"),
+            tolerance=_by_name(raw.get("tolerance")),
             file=None if raw.get("file") is None else str(raw["file"]),
         )
     except KeyError as error:
@@ -271,11 +275,13 @@ def _spec(path: Path, raw: dict[str, Any]) -> Spec:
     )
 
 
+def _by_name(given: Any) -> dict[str, Any]:
+    """`2`, of all, or `{piqa: 1, average: 2}`."""
+    return {} if given is None else given if isinstance(given, dict) else {"": given}
+
+
 def _decimals(path: Path, given: Any) -> dict[str, int]:
-    """`decimals: 2`, or `{piqa: 1, average: 2}`, by task."""
-    if given is None:
-        return {}
-    found = given if isinstance(given, dict) else {"": given}
+    found = _by_name(given)
     for value in found.values():
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
             raise ReportError(f"{path}: report.decimals: {value!r} is no number from 0 to 9")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 
 from reports.columns import Column, number, number_of_bits, task_title
 from reports.entries import Row
+from reports.published import Theirs
 from reports.ranking import ALPHA
 from reports.sheet import MISSING, Cell, Sheet
 from reports.summary import Summary
@@ -38,11 +40,12 @@ def sheet(summary: Summary) -> Sheet:
     )
 
 
-def tidy_csv(summary: Summary) -> str:
+def tidy_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None = None) -> str:
     """One line a row of the table.
 
     Of each column the number; `.sd` over models, `.se` over items, `.low` and `.high` of the 95 %
-    interval over items, `.n` models, `.p` of being as good as the best, corrected, and `.note`.
+    interval over items, `.n` models, `.p` of being as good as the best, corrected, and `.note`;
+    where a paper prints figures `.published` and `.difference`, in the printed unit.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -54,17 +57,21 @@ def tidy_csv(summary: Summary) -> str:
             name,
             *(f"{name}.{part}" for part in ("sd", "se", "low", "high", "n", "p", "note")),
         ]
+        head += [f"{name}.published", f"{name}.difference"] if theirs else []
     writer.writerow(head)
-    for row in summary.rows:
+    for at, row in enumerate(summary.rows):
         name, label = " ".join(row.name.split()), " ".join(row.label.split())
         cells = [number_of_bits(row.bits), name, label, row.bits_per_weight, row.models]
-        for entry in row.entries:
+        for place, entry in enumerate(row.entries):
             if entry is None:
                 cells += ["", "", "", "", "", 0, "", ""]
-                continue
-            low, high = entry.interval or (None, None)
-            cells += [_exact(value) for value in (entry.mean, entry.sd, entry.se, low, high)]
-            cells += [entry.n, _exact(entry.p), "; ".join(words[mark] for mark in entry.marks)]
+            else:
+                low, high = entry.interval or (None, None)
+                cells += [_exact(value) for value in (entry.mean, entry.sd, entry.se, low, high)]
+                cells += [entry.n, _exact(entry.p), "; ".join(words[mark] for mark in entry.marks)]
+            if theirs:
+                printed = theirs.get((at, place))
+                cells += [printed.printed, _exact(printed.difference)] if printed else ["", ""]
         writer.writerow(cells)
     return out.getvalue()
 

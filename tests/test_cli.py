@@ -110,6 +110,39 @@ def test_status_report_and_plan_of_a_finished_grid(
     assert "export the grid again" not in page  # every number leads to its model's revision
 
 
+def test_a_table_is_written_to_a_file(
+    place: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    for form, start in (("latex", "% needs"), ("html", "<table"), ("markdown", "| Bits")):
+        _bitgrid("report", "quick.yaml", "--format", form, "--out", f"table.{form}", cwd=place)
+        assert (place / f"table.{form}").read_text().startswith(start)
+    nowhere = ["report", "quick.yaml", "--format", "csv", "--out", "no/table.csv"]
+    words = _bitgrid(*nowhere, cwd=place, code=2).stderr
+    assert words == "bitgrid: no/table.csv: cannot be written: No such file or directory\n"
+
+
+def test_published_figures_alone(tmp_path: Path) -> None:
+    file = ROOT / "results/published/bitdistiller-2402.10631.csv"
+    assert "3453" in _bitgrid("report", file).stdout
+    assert _bitgrid("report", file, "--format", "latex").stdout.count(r"\toprule") == 3
+    good = file.read_text()
+    head, first, *_ = good.splitlines()
+    for text, words in (
+        (
+            good.replace("num_fewshot", "num_fewshots", 1),
+            "column 'num_fewshots' is unknown; did you",
+        ),
+        (good.replace(",value", "", 1), "column 'value' is missing"),
+        (f"{head},value\n", "column 'value' is there twice"),
+        (f"{head}\n{first.replace('5.47', 'five')}\n", "bad.csv:2: value 'five' is no number"),
+        (f"{head}\n{first},1\n", "bad.csv:2: not 10 fields"),
+        (f"{head}\n", "there is no published figure to show"),
+    ):
+        (tmp_path / "bad.csv").write_text(text)
+        stderr = _bitgrid("report", tmp_path / "bad.csv", code=2).stderr
+        assert words in stderr and stderr.count("\n") == 1
+
+
 def test_gc_keeps_what_a_grid_needs(
     place: Path, finished: subprocess.CompletedProcess[str]
 ) -> None:

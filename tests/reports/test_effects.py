@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 from synthetic_grids import TASKS, row, write
 
+import reports
 from harness.errors import ReportError
 from reports.effects import Effect, effects
 
@@ -96,6 +97,19 @@ def test_seeds_of_one_model_are_one_pair(tmp_path: Path) -> None:
     ]
     (effect,) = effects(write(tmp_path, rows))
     assert effect.difference.n == 1 and math.isnan(effect.difference.low)
+
+
+def test_the_report_has_a_table_of_them(tmp_path: Path) -> None:
+    folder = write(tmp_path, grid())
+    reports.render(folder)
+    page = (folder / "report.md").read_text().partition("## The effect of objective")[2]
+    effect = named(effects(folder), "cakld", "Knowledge")
+    low, high = (
+        f"{100 * x:+.1f}".replace("-", "−") for x in (effect.difference.low, effect.difference.high)
+    )
+    assert "Holm-corrected for 6 comparisons" in page
+    cells = f"| kl → cakld | Knowledge ↑ | +4.7 | \\[{low}, {high}\\] | {effect.p:.3f} | 3 |"
+    assert f"| RTN {cells}" in page
 
 
 def test_an_axis_that_is_not_there(tmp_path: Path) -> None:
