@@ -99,7 +99,7 @@ def _front(axes: Axes, front: list[tuple[float, float]], end: float) -> list[Lin
     )
 
 
-def _line(axes: Axes, at: list[float], means: list[Mean], look: Look, joined: bool = True) -> None:
+def _line(axes: Axes, at: list[float], means: list[Mean], look: Look) -> None:
     axes.errorbar(
         at,
         [each.mean for each in means],
@@ -110,7 +110,6 @@ def _line(axes: Axes, at: list[float], means: list[Mean], look: Look, joined: bo
         markeredgewidth=0.5,
         elinewidth=0.8,
         capsize=1.5,
-        linestyle="-" if joined else "none",
     )
 
 
@@ -191,7 +190,8 @@ def against_tokens(
     swept = data.sweeps(trained, least=2)
     axis = swept[0].axis if len(swept) == 1 else None
     quantised = quantised.assign(series=quantised["name"])
-    quantised.loc[trained.index, "series"] = data.series_names(trained, axis, bits=False)
+    if axis is not None:
+        quantised.loc[trained.index, "series"] = data.series_names(trained, axis, bits=False)
     looks = known if set(quantised["series"]) <= set(known) else style.looks(quantised["series"])
     bits = sorted(trained["bits"].unique(), reverse=True)
     figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
@@ -217,7 +217,7 @@ def against_tokens(
             logarithmic(axes, "x", float(totals.min()) / size, float(totals.max()) / size)
         axes.margins(x=0.08, y=0.1)
         if not is_wide(totals):
-            axes.set_xlim(left=0)
+            axes.set_xlim(0, 1.06 * float(totals.max()) / size)
         axes.set_title(f"{number_of_bits(each)} bits")
         axes.set_xlabel(words)
     panels[0].set_ylabel(quantity(column))
