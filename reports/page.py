@@ -74,6 +74,17 @@ def _published(summary: Summary, beside: Sheet | None) -> list[str]:
     return parts
 
 
+def further(
+    summary: Summary, beside: Sheet | None, found: Sequence[Effect]
+) -> list[tuple[str, Sheet]]:
+    """The tables after the comparison, each with its heading, for other pages than this."""
+    sheets = [] if beside is None else [("Beside the published figures", beside)]
+    sheets += [("As published", each) for each in published.sheets(summary.grid.published)]
+    if found:
+        sheets.append((f"The effect of {found[0].axis}", effects.sheet(found, summary.decimals)))
+    return sheets
+
+
 def terminal(summary: Summary, width: int) -> str:
     """What a run ends with: question, table, and what is open, wrapped to `width`."""
     grid = summary.grid

@@ -49,7 +49,8 @@ def render(folder: Path | str, html: bool = False) -> list[Path]:
     beside = published.sheet(found, theirs)
     shown = [table.sheet(found), *([beside] if beside else [])]
     drawn = plots.draw(found, folder)
-    report = page.page(found, list(drawn), beside, effects.effects(folder))
+    tested = effects.effects(folder)
+    report = page.page(found, list(drawn), beside, tested)
     files: dict[str, bytes] = {
         "report.md": report.encode(),
         "table.md": "\n".join(map(sheet.markdown, shown)).encode(),
@@ -61,7 +62,7 @@ def render(folder: Path | str, html: bool = False) -> list[Path]:
     if html:
         from reports import html as web
 
-        files[_PAGE] = web.page(folder, found, drawn).encode()
+        files[_PAGE] = web.page(folder, found, drawn, page.further(found, beside, tested)).encode()
     for name, pictures in drawn.items():
         files |= {f"plots/{name}.{suffix}": data for suffix, data in pictures.items()}
     for name, data in files.items():

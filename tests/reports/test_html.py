@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -391,5 +392,41 @@ def test_marks_and_statistics_are_those_of_the_table(browser: Any, tmp_path: Pat
     assert f"95 % interval over items: {100 * low:.1f} to {100 * high:.1f}." in panel
     p = float(re.findall(r"best of its group: (\S+)\.$", panel, re.MULTILINE)[0])
     assert p == pytest.approx(2 * 2 * 0.5**50, rel=0.05)  # the smaller of two, fifty against none
+    assert visit.complaints == []
+    visit.context.close()
+
+
+def test_published_figures_and_effects_stand_below(browser: Any, tmp_path: Path) -> None:
+    common = {"label": "RTN", "bits": 2, "model": "LLaMA-2-7B", "testbed": False, "n": 1000}
+    rows = [
+        row(
+            **common,
+            task="piqa",
+            num_fewshot=0,
+            axes={"objective": objective},
+            seed=seed,
+            value=0.53 + gain + seed / 100,
+        )
+        for objective, gain in (("kl", 0.0), ("cakld", 0.02))
+        for seed in (0, 1, 2)
+    ]
+    file = Path(__file__).parents[2] / "results/published/bitdistiller-2402.10631.csv"
+    lines = [line for line in csv.DictReader(file.open()) if line["model"] == "LLaMA-2-7B"]
+    grid = {"published": lines, "published_model": "LLaMA-2-7B", "tolerance": 1.0}
+    reports.render(write(tmp_path, rows, **grid), html=True)
+    visit = Visit(browser, tmp_path)
+
+    def below(heading: str) -> Any:
+        title = visit.page.get_by_role("heading", name=heading, exact=True)
+        return visit.page.locator("section").filter(has=title)
+
+    beside = below("Beside the published figures").locator("tbody tr")
+    assert [words.split("\t")[2] for words in beside.all_inner_texts()] == [
+        "54.00 / 53.43 (+0.57) ✓",
+        "56.00 / 53.43 (+2.57) ✗",
+    ]
+    assert below("As published").locator("tr", has_text="BitDistiller").count() == 2
+    effect = below("The effect of objective").locator("tbody tr").inner_text()
+    assert effect.split("\t")[:4] == ["RTN", "kl → cakld", "PIQA ↑", "+2.00"]
     assert visit.complaints == []
     visit.context.close()
