@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from reports.sheet import Cell, Sheet, label
 
+_WIDE = 9  # columns that fit a page of two text columns in small type
 _COLOURS = {True: "green!40!black", False: "red!70!black"}
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -12,7 +13,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "–": "--",
     "—": "---",
     "−": r"$-$",
@@ -23,7 +24,7 @@ _LATEX = {
     "↓": r"$\downarrow$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
-    "†": r"\textdagger{}",
+    "†": r"$\dagger$",
     "Δ": r"$\Delta$",
     "α": r"$\alpha$",
     "β": r"$\beta$",
@@ -41,7 +42,7 @@ def latex(sheet: Sheet) -> str:
         f"% needs {needs}",
         r"\begin{table*}[t]",
         r"\centering",
-        r"\small",
+        r"\small" if len(sheet.head) <= _WIDE else r"\footnotesize \setlength{\tabcolsep}{3pt}",
         rf"\caption{{{escape_latex(sheet.caption)}}}",
         rf"\label{{{label(sheet.name)}}}",
         rf"\begin{{tabular}}{{{columns}}}",

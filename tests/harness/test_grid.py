@@ -156,6 +156,15 @@ def test_a_group_size_that_does_not_divide_names_layer_and_sizes(write) -> None:
     assert len(grid.cells) == 36
 
 
+def test_published_figures_by_name_alone_or_with_a_tolerance(write) -> None:  # type: ignore[no-untyped-def]
+    name = "bitdistiller-2402.10631"
+    short = write(BASE.replace("compare:", f"published: {name}\ncompare:")).file.published
+    assert short is not None and (short.name, short.model, short.tolerance) == (name, None, None)
+    told = f"published: {{name: {name}, tolerance: {{ppl: 0.1}}}}\ncompare:"
+    long = write(BASE.replace("compare:", told)).file.published
+    assert long is not None and long.tolerance == {"ppl": 0.1}
+
+
 def test_code_runs_only_with_leave(write) -> None:  # type: ignore[no-untyped-def]
     text = BASE.replace("[testbed-ppl]", "[testbed_code]")
     assert write(text, allow_code_execution=True).cells

@@ -63,7 +63,7 @@ def test_latex_is_balanced_and_complete(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(tmp_path: Path) -> None:
-    odd = [row(label="a & b_c 100% #1 {x} ~^\\ <|> γ 3×4 – ≤ “", value=0.4)]
+    odd = [row(label='a & b_c 100% #1 {x} ~^\\ <|> γ 3×4 – ≤ † "q" “', value=0.4)]
     tables = [
         latex(sheet(summarise(quickstart(tmp_path / "a")))),
         latex(sheet(tiny(tmp_path / "b"))),
