@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from reports import style
 from reports.plots.panels import handle, is_wide, legend, logarithmic, say
 from reports.style import Look
 
+_LETTERS = 26  # of a line of a panel's title
 _PANELS = 8  # of a figure over both columns
 _RARE = 0.05  # share of the groups below which a level is not drawn
 _LEAST = 10  # labels below which a mean loss is noise
@@ -57,7 +59,7 @@ def weights(found: list[Step]) -> Figure | None:
     for axes, (title, record) in zip(panels, shown, strict=True):
         _histogram(axes, record["histogram"])
         axes.set_xlim(1.03 * min(ends), 1.03 * max(ends))
-        axes.set_title(title)
+        axes.set_title(textwrap.fill(title, _LETTERS))
         axes.set_xlabel("weight")
         axes.set_yticks([])
         axes.grid(False)
@@ -129,7 +131,7 @@ def errors(found: list[Step]) -> Figure | None:
             yticklabels="auto" if number % _across(len(shown)) == 0 else False,
             rasterized=True,
         )
-        axes.set_title(step.title)
+        axes.set_title(textwrap.fill(step.title, _LETTERS))
         axes.tick_params(length=0, labelrotation=0)
         axes.tick_params(axis="x", labelrotation=90)
         axes.grid(False)
