@@ -1,10 +1,11 @@
 """What do 1,000 tiny cells cost to plan, to submit and to look at?
 
-    python -m benchmarks.thousand_cells [--cells 1000]
+    python -m benchmarks.thousand_cells [--cells 1000] [--lab]
 
 Launches a grid of that many trainings of the testbed's small model, two tasks each, with commands of
 SLURM that answer as the real ones and count their calls; then looks at the grid with all jobs queued
-and with everything done. Every verb is a process of its own, as for a user; times are in seconds, by
+and with everything done. With --lab SLURM is real, on this host (see `tests/slurm/lab.py`), with a
+partition that is down so that jobs stay queued, and its controller counts the calls. Every verb is a process of its own, as for a user; times are in seconds, by
 the clock and of CPU, which on a busy machine is the better one.
 
 Not here: jobs that run, so the values of the last look are manifests with nothing beside them. Real
@@ -14,7 +15,9 @@ jobs on a real SLURM are in `tests/slurm`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -23,9 +26,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from harness import plan as plans
 from harness.store import Store, write_json
+from tests.slurm.lab import Lab
 
 GRID = """# What do many cells cost to plan and to submit?
 model: testbed-small
@@ -52,32 +57,77 @@ echo "Submitted batch job $n\"""",
 def main() -> None:
     parser = argparse.ArgumentParser(description="what many cells cost to plan and to submit")
     parser.add_argument("--cells", type=int, default=1000)
+    parser.add_argument("--lab", action="store_true", help="with a real SLURM on this host")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        for words, number in measured(Path(folder), given.cells).items():
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        slurm: Slurm = Scripts(Path(folder) / "slurm")
+        if given.lab:
+            lab = stack.enter_context(Lab(Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))))
+            slurm = Controller(lab)
+        for words, number in measured(Path(folder), given.cells, slurm).items():
             print(f"{words:44}{number:10.2f}", flush=True)
 
 
-def measured(folder: Path, cells: int) -> dict[str, float]:
+class Slurm(Protocol):
+    """A SLURM to launch on: how to reach it, and how often it was called, by what."""
+
+    environment: Mapping[str, str]
+
+    def calls(self) -> Mapping[str, int]: ...
+
+
+class Scripts:
+    """A folder of scripts in the commands' place, which write down each call."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        for name in ("calls", "queue"):
+            (folder / name).touch()
+        for name, text in COMMANDS.items():
+            script = folder / name
+            script.write_text(f"#!/bin/sh\ncd {folder}\necho {name} >> calls\n{text}\n")
+            script.chmod(0o755)
+        self.folder = folder
+        self.environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+    def calls(self) -> Mapping[str, int]:
+        return Counter((self.folder / "calls").read_text().split())
+
+
+class Controller:
+    """A real one, whose jobs stay queued."""
+
+    def __init__(self, lab: Lab) -> None:
+        lab.run("scontrol", "update", "PartitionName=main", "State=DOWN")
+        lab.run("sdiag", "--reset")
+        self.lab, self.environment = lab, {**os.environ, **lab.environment}
+
+    def calls(self) -> Mapping[str, int]:
+        said = self.lab.run("sdiag").partition("by message type")[2].partition("by user")[0]
+        found = re.findall(r"([A-Z_]+) *\( *\d+\) count:(\d+)", said)
+        return {name: int(count) for name, count in found if not name.startswith("MESSAGE_")}
+
+
+def measured(folder: Path, cells: int, slurm: Slurm) -> dict[str, float]:
     """Times, calls and files, by what they are."""
     grid, profile, store = folder / "many.yaml", folder / "cluster.yaml", Store(folder / "store")
     grid.write_text(GRID.format(seeds=list(range(cells))))
-    profile.write_text("gpu: none\n")
-    environment = _slurm(folder / "slurm")
+    profile.write_text("gpu: none\nmemory_gib: 1\n")
     found: dict[str, float] = {}
 
     def timed(words: str, *command: str) -> None:
         before, clock = _cpu(), time.perf_counter()
         verb = [sys.executable, "-m", "harness.cli", *command, str(grid), "--store"]
-        subprocess.run([*verb, str(store.root)], env=environment, check=True, stdout=sys.stderr)
+        subprocess.run(
+            [*verb, str(store.root)], env=slurm.environment, check=True, stdout=sys.stderr
+        )
         found[f"{words}: clock"] = time.perf_counter() - clock
         found[f"{words}: CPU"] = _cpu() - before
 
     timed("plan", "plan")
     timed("plan, again", "plan")
     timed("launch", "launch", "--cluster", str(profile))
-    calls = Counter((folder / "slurm" / "calls").read_text().split())
-    found |= {f"calls of {name}": count for name, count in sorted(calls.items())}
+    found |= {f"calls of {name}": count for name, count in sorted(slurm.calls().items())}
     (launched,) = (store.root / "launches").iterdir()
     files = sum(path.is_file() for path in launched.rglob("*"))
     found["files of the launch, a cell"] = files / cells
@@ -91,18 +141,6 @@ def measured(folder: Path, cells: int) -> dict[str, float]:
     timed("status, all done", "status")
     found["plan, MiB"] = sum(p.stat().st_size for p in (store.root / "plans").iterdir()) / 2**20
     return found
-
-
-def _slurm(folder: Path) -> Mapping[str, str]:
-    """An environment whose SLURM is a folder of scripts, which write down each call."""
-    folder.mkdir()
-    for name in ("calls", "queue"):
-        (folder / name).touch()
-    for name, text in COMMANDS.items():
-        script = folder / name
-        script.write_text(f"#!/bin/sh\ncd {folder}\necho {name} >> calls\n{text}\n")
-        script.chmod(0o755)
-    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
 
 def _cpu() -> float:

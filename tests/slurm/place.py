@@ -131,7 +131,7 @@ class Place:
 
     def rows(self) -> str:
         """The exported rows, which hold no time and no place."""
-        self.bitgrid("report", "grid.yaml", "--format", "csv", "--out", "out")
+        self.bitgrid("report", "grid.yaml", "--out", "out")
         return (self.folder / "out" / "rows.jsonl").read_text()
 
     def step(self, key: str) -> int:
