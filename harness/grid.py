@@ -10,8 +10,8 @@
 
 `base: other.yaml` takes over what another grid says, or several; `defaults` and `report` are merged.
 
-In this file: the file's keys, the expansion, the errors with file and line. Not here: what a method's
-fields mean (`method.configure`), what is computed and in which order (`plan`, `run`).
+In this file: the expansion, the errors with file and line. Not here: the file's keys (`gridfile`), what
+a method's fields mean (`method.configure`), what is computed and in which order (`plan`, `run`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 
@@ -31,69 +31,12 @@ from harness import method as methods
 from harness.diagnostics import Facts, Options, diagnostics
 from harness.errors import BitgridError, GridError, SettingError, TextError, nearest
 from harness.evaluate import Scores, TaskOptions, evaluation, runs_code
+from harness.gridfile import GridFile, Published, ReportSpec
 from harness.models import Model, layer_shapes, pretrained
 from harness.stage import Stage
 from harness.yaml import Document, Path_
 
-Decimals = Annotated[int, pydantic.Field(ge=0, le=9)]
 Given = TypeVar("Given")
-Tolerance = Annotated[float, pydantic.Field(ge=0)]
-
-
-class ReportSpec(pydantic.BaseModel):
-    """`report:` of a grid: what the table's rows are, what is averaged, what it is called."""
-
-    model_config = pydantic.ConfigDict(extra="forbid")
-    rows: list[str] | str = "label"
-    over: str = "seed"
-    columns: list[str] | str | None = None  # tasks, and "average", in the table's order
-    average: list[str] | None = None
-    aggregate: Literal["mean", "median"] = "mean"  # over seeds
-    spread: Literal["sd", "interval"] = "sd"  # what ± is: standard deviation, or 95 % interval
-    decimals: Decimals | dict[str, Decimals] | None = None  # of all numbers, or by task
-    effect: str | None = None  # the axis whose effect is tested, paired by seed
-    caption: str | None = None
-    note: str | None = None  # what a reader must know of the result, under the table
-    title: str | None = None
-
-
-class Published(pydantic.BaseModel):
-    """`published:` of a grid: results/published/<name>.csv, of it the lines of `model`.
-
-    `published: NAME` is short for `{name: NAME}`. A tolerance is in the printed unit: one of all
-    figures, or by task or metric.
-    """
-
-    model_config = pydantic.ConfigDict(extra="forbid")
-    name: str
-    model: str | None = None  # theirs; None: the one of the same name as the grid's
-    tolerance: Tolerance | dict[str, Tolerance] | None = None
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _named(cls, given: Any) -> Any:
-        return {"name": given} if isinstance(given, str) else given
-
-
-class GridFile(pydantic.BaseModel):
-    """The keys of a grid file."""
-
-    model_config = pydantic.ConfigDict(extra="forbid")
-    model: str
-    dtype: str = "auto"
-    trust_remote_code: bool = False
-    attention: str | None = None
-    method: str | dict[str, Any]
-    defaults: dict[str, Any] = {}
-    vary: dict[str, list[Any]] = {}
-    compare: list[str | dict[str, Any]] = []
-    evaluate: list[str | dict[str, dict[str, Any]]]
-    diagnose: list[str | dict[str, dict[str, Any]]] = []
-    published: Published | None = None
-    report: ReportSpec = ReportSpec()
-    seed: int | list[int] = 0
-    allow_code_execution: bool = False
-    mirror: str | None = None  # relative to the file that says it
 
 
 @dataclass(frozen=True)
@@ -147,6 +90,7 @@ def load(path: Path, allow_code_execution: bool = False) -> Grid:
                     f"task {name!r} runs code that a model wrote: say 'allow_code_execution: true' "
                     "in the grid, or --allow-code-execution",
                 )
+    _check_report(document, file, tasks)
     if file.published is not None:
         try:
             published.find(file.published.name, file.published.model)
@@ -175,6 +119,22 @@ def _validate(document: Document) -> GridFile:
         else:
             message = f"{'.'.join(map(str, where))}: {wrong['input']!r}: {wrong['msg']}"
         raise document.error(where, message) from None
+
+
+def _check_report(document: Document, file: GridFile, tasks: dict[str, TaskOptions]) -> None:
+    """Raises GridError where the report is to show or average a task that nobody evaluates."""
+    columns = file.report.columns
+    named = {
+        "average": file.report.average,
+        "columns": None if isinstance(columns, str) else columns,
+    }
+    for key, names in named.items():
+        for number, name in enumerate(names or ()):
+            # A group of tasks, as mmlu, has its parts' names before an underscore.
+            known = (*tasks, "average") if key == "columns" else tuple(tasks)
+            if name not in known and not name.startswith(tuple(f"{task}_" for task in tasks)):
+                message = f"report.{key}: task {name!r} is not evaluated; {nearest(name, tasks)}"
+                raise document.error(("report", key, number), message)
 
 
 def _use_mirror(document: Document, file: GridFile) -> None:

@@ -128,6 +128,13 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ("seed: [0, 1, 2]", "model: [3]", 7, "model 3 is no name"),
         ("compare:", "report: {row: x}\ncompare:", 8, "key 'row' is unknown; did you mean 'rows'?"),
         ("compare:", "report: {spread: se}\ncompare:", 8, "report.spread: 'se': "),
+        (
+            "compare:",
+            "report: {average: [pica]}\ncompare:",
+            8,
+            "average: task 'pica' is not evaluated",
+        ),
+        ("compare:", "report: {columns: [average, x]}\ncompare:", 8, "columns: task 'x' is not"),
         ("compare:", "published: {name: bitdistill}\ncompare:", 8, "did you mean 'bitdistiller-"),
         (
             "compare:",
