@@ -62,9 +62,10 @@ def test_every_link_leads_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_the_table_is_the_committed_one() -> None:
-    compare = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "results/quickstart"]
+@pytest.mark.parametrize("grid", ["quickstart", "smollm2"])
+def test_the_tables_are_the_committed_ones(grid: str) -> None:
+    compare = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", f"results/{grid}"]
     if subprocess.run(compare, capture_output=True).returncode:
-        pytest.skip("results/quickstart was made anew here, or there is no git")
-    table = (ROOT / "results/quickstart/table.md").read_text().split("\n\n")[0].strip()
+        pytest.skip(f"results/{grid} was made anew here, or there is no git")
+    table = (ROOT / f"results/{grid}/table.md").read_text().split("\n\n")[0].strip()
     assert table in README
