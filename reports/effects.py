@@ -113,7 +113,7 @@ def _axis(folder: Path, grid: Grid, shown: pd.DataFrame) -> str | None:
     values: dict[str, set[str]] = {}
     for axes in shown["axes"]:
         for name, value in axes.items():
-            values.setdefault(name, set()).add(setting(value))
+            values.setdefault(name, set()).add(setting(value, name))
     wanted = grid.spec.effect
     if wanted is not None:
         if wanted in values:
@@ -132,9 +132,9 @@ def _effects(shown: pd.DataFrame, axis: str, columns: list[Column]) -> Iterator[
     for record in shown.to_dict("records"):
         if axis in record["axes"]:
             others = sorted((key, v) for key, v in record["axes"].items() if key != axis)
-            context = " ".join(f"{key}={setting(value)}" for key, value in others)
+            context = " ".join(f"{key}={setting(value, key)}" for key, value in others)
             settings = contexts.setdefault((record["label"], context), {})
-            settings.setdefault(setting(record["axes"][axis]), []).append(record)
+            settings.setdefault(setting(record["axes"][axis], axis), []).append(record)
     for (label, context), settings in contexts.items():
         (first, baseline), *rest = settings.items()
         for value, other in rest:

@@ -14,8 +14,13 @@ import pandas as pd
 from reports.rows import Spec
 
 
-def setting(value: object) -> str:
-    """A setting as a reader would write it: strings bare, the rest as JSON."""
+def setting(value: object, path: str = "") -> str:
+    """A setting as a reader would write it: strings bare, the rest as JSON.
+
+    A group size of 0 is no number of weights: the group is a whole channel.
+    """
+    if value == 0 and path.rpartition(".")[2] == "group_size":
+        return "channel"
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
@@ -79,5 +84,7 @@ def _varying(group: list[str], settings: dict[str, dict[str, Any]]) -> list[str]
 
 
 def _named(name: str, settings: dict[str, Any], keys: Iterable[str]) -> str:
-    told = [f"{key}={setting(settings[key])}" for key in dict.fromkeys(keys) if key in settings]
+    told = [
+        f"{key}={setting(settings[key], key)}" for key in dict.fromkeys(keys) if key in settings
+    ]
     return " ".join([name, *told])

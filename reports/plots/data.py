@@ -107,13 +107,14 @@ def numbers_and_words(axes: Mapping[str, Any]) -> tuple[dict[str, float], dict[s
     numbers: dict[str, float] = {}
     words: dict[str, str] = {}
     for axis, value in axes.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        said = setting(value, axis)
+        if isinstance(value, int | float) and not isinstance(value, bool) and said != "channel":
             numbers[axis] = float(value)
             continue
         rest = []
-        for part in setting(value).split(" "):
-            key, equals, said = part.partition("=")
-            found = _number(said) if equals else None
+        for part in said.split(" "):
+            key, equals, told = part.partition("=")
+            found = _number(told) if equals else None
             if found is None:
                 rest.append(part)
             else:

@@ -17,6 +17,7 @@ from synthetic_grids import TASKS, ppl, row, write
 from harness.errors import ReportError
 from reports.columns import number
 from reports.entries import Entry
+from reports.naming import setting
 from reports.summary import Summary, summarise
 
 PUBLISHED = Path(__file__).parents[2] / "results/published/bitdistiller-2402.10631.csv"
@@ -251,3 +252,10 @@ def test_numbers_look_as_in_the_paper(tmp_path: Path) -> None:
     ]
     assert number(0.49184, score, 2) == "49.18"
     assert number(0.49184, score, 1) == "49.2"
+
+
+def test_a_group_of_a_whole_channel_is_called_so() -> None:
+    assert setting(0, "format.group_size") == "channel"
+    assert [setting(128, "format.group_size"), setting(0, "seed"), setting(False)] == [
+        *("128", "0", "false")
+    ]
