@@ -8,8 +8,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/bitgrid run experiments/quickstart.yaml
 
+# Two processes, a file to each in turn: the tests on a SLURM, first, mostly wait.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .
