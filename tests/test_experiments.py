@@ -11,8 +11,10 @@ import pytest
 from harness import models, smollm2
 from harness.grid import load
 from harness.stage import closure
+from harness.text import Packed
 from harness.yaml import Document
 from methods.data import Generate
+from methods.train import Train
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 GRIDS = sorted(FOLDER.glob("*.yaml"))
@@ -80,3 +82,28 @@ def test_baselines_keep_their_own_sampling(tmp_path: Path) -> None:
         if isinstance(stage, Generate)
     }
     assert found == {(True, 1.0), (False, 0.7)}
+
+
+@pytest.mark.parametrize("name", ["teacher", "teacher-testbed"])
+@pytest.mark.usefixtures("known_commits")
+def test_teachers_are_compared_on_one_text(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generated text would change with the teacher to be judged. Their vocabularies are one:
+    `models.another` allows no other teacher."""
+    larger = models.pretrained("testbed")
+    monkeypatch.setattr("methods.recipe.another", lambda base, _: larger)
+    stand_in = tmp_path / f"{name}.yaml"
+    lengths = "{init.length: 256, data.length: 256}"
+    stand_in.write_text(
+        f"base: {FOLDER / name}.yaml\nmodel: testbed-small\ndefaults: {lengths}\n"
+    )
+    found = [
+        stage
+        for stage in closure([cell.model for cell in load(stand_in).cells])
+        if isinstance(stage, Train)
+    ]
+    assert len({stage.teacher for stage in found}) == 2
+    texts = [stage.tokens for stage in found if isinstance(stage.tokens, Packed)]
+    assert len(texts) == len(found)
+    assert len({(text.documents, text.length, text.count) for text in texts}) == 1
