@@ -94,9 +94,10 @@ def test_teachers_are_compared_on_one_text(
     larger = models.pretrained("testbed")
     monkeypatch.setattr("methods.recipe.another", lambda base, _: larger)
     stand_in = tmp_path / f"{name}.yaml"
-    lengths = "{init.length: 256, data.length: 256}"
     stand_in.write_text(
-        f"base: {FOLDER / name}.yaml\nmodel: testbed-small\ndefaults: {lengths}\n"
+        f"base: {FOLDER / name}.yaml\nmodel: testbed-small\n"
+        "defaults: {init.length: 256, data.length: 256}\n"
+        "evaluate: [testbed-ppl]\nreport: {average: []}\n"
     )
     found = [
         stage
