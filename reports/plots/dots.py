@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -73,7 +74,7 @@ def ablation(summary: Summary, effects: Sequence[Effect]) -> Figure | None:
     columns = [column for column in chosen if any((*key, column) in known for key in keys)]
     if not columns:
         return None
-    named = [" ".join(filter(None, [label, where, value])) for label, where, _, _, value in keys]
+    named = [" ".join(filter(None, [key[0], _context(key[1]), key[4]])) for key in keys]
     common, names = data.shortened(named)
     if len(keys) == 1:
         common, names = f"{keys[0][0]} {keys[0][1]}".strip(), [keys[0][4]]
@@ -109,6 +110,11 @@ def ablation(summary: Summary, effects: Sequence[Effect]) -> Figure | None:
     ]
     legend(figure, handles, common)
     return figure
+
+
+def _context(settings: str) -> str:
+    """Settings of other axes, the width as in a figure's other words."""
+    return re.sub(r"\bformat\.bits=(\S+)", r"\1 bits", settings)
 
 
 def _rows(

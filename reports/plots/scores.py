@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -35,6 +36,7 @@ from reports.summary import Summary
 _APART = 0.05  # bits per weight: rows nearer than that cost the same
 _MORE = 1.2  # most tokens over fewest: less is one cost
 _PANELS = 8  # of a figure over both columns
+_LETTERS = 15  # an inch, of a panel's title
 
 
 def against_bits(summary: Summary, models: pd.DataFrame, looks: dict[str, Look]) -> Figure | None:
@@ -261,7 +263,8 @@ def slopes(summary: Summary) -> Figure | None:
                 markeredgecolor="white",
                 markeredgewidth=0.5,
             )
-        axes.set_title(name)
+        letters = int(_LETTERS * size[0] / across)
+        axes.set_title(textwrap.fill(name, letters, break_on_hyphens=False))
         ticks = [reference.bits, *widths]
         axes.set_xticks(range(len(ticks)), [number_of_bits(bits) for bits in ticks])
         axes.set_xlim(-0.25, len(ticks) - 0.75)
