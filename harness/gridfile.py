@@ -20,7 +20,7 @@ class ReportSpec(pydantic.BaseModel):
     rows: list[str] | str = "label"
     over: str = "seed"
     columns: list[str] | str | None = None  # tasks, and "average", in the table's order
-    average: list[str] | None = None
+    average: list[str] | None = None  # of which tasks; []: no average
     aggregate: Literal["mean", "median"] = "mean"  # over seeds
     spread: Literal["sd", "interval"] = "sd"  # what ± is: standard deviation, or 95 % interval
     decimals: Decimals | dict[str, Decimals] | None = None  # of all numbers, or by task

@@ -138,7 +138,7 @@ class Spec:
     rows: tuple[str, ...] = ("label",)
     over: str | None = "seed"
     columns: tuple[str, ...] | None = None  # tasks, and "average"; None: all
-    average: tuple[str, ...] | None = None
+    average: tuple[str, ...] | None = None  # of which tasks; empty: there is none
     aggregate: str = "mean"  # over models: or "median"
     spread: str = "sd"  # what ± is: or "interval", half of Student's 95 % interval
     decimals: dict[str, int] = field(default_factory=dict)  # by task; "" of all
@@ -264,7 +264,7 @@ def _spec(path: Path, raw: dict[str, Any]) -> Spec:
         rows=names["rows"] or ("label",),
         over=raw.get("over", "seed"),
         columns=names["columns"] or None,
-        average=names["average"] or None,
+        average=None if raw.get("average") is None else names["average"],  # []: no average
         aggregate=raw.get("aggregate") or "mean",
         spread=raw.get("spread") or "sd",
         decimals=_decimals(path, raw.get("decimals")),

@@ -49,6 +49,11 @@ def test_one_asked_for_task_has_no_average(tmp_path: Path) -> None:
     assert "Average ↑" not in shown(tmp_path, columns=["testbed-ppl", TASKS[0]]).head
 
 
+def test_an_average_of_nothing_is_none(tmp_path: Path) -> None:
+    assert "Average ↑" not in shown(tmp_path, average=[]).head
+    assert "Average ↑" in shown(tmp_path, average=None).head
+
+
 def test_medians(tmp_path: Path) -> None:
     found = shown(tmp_path, aggregate="median")
     assert numbers(found)["Knowledge ↑"] == "51.0"
