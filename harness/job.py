@@ -130,6 +130,9 @@ class Log:
             self.shown = time.monotonic()
             _say(f"waiting for {', '.join(sorted(set(owners))) or 'an input'}")
 
+    def note(self, words: str) -> None:
+        _say(f"note: {words}")
+
     def _name(self, key: str) -> str:
         node = self.attempt.plan.nodes[key]
         return f"{node.kind} {node.title} ({key[:8]})"

@@ -83,6 +83,9 @@ class Bar:
         others = ", ".join(sorted(set(owners))) or "another process"
         self.progress.update(self.task, description=f"waiting for {others}", step="", left="")
 
+    def note(self, words: str) -> None:
+        self._line(f"note: {words}")
+
     def _show(self, fraction: float, step: str) -> None:
         self.progress.update(
             self.task,

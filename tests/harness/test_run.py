@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from harness import plan as plans
 from harness import rows
 from harness.compute import Values, compute
+from harness.grid import load
 from harness.run import Outcome, run
 from harness.stage import closure
 from harness.store import Store
@@ -38,6 +40,9 @@ class Silent:
 
     def end(self, key: str, state: str, words: str) -> None:
         self.heard.append(f"{state} {words}")
+
+    def note(self, words: str) -> None:
+        self.heard.append(words)
 
     def waiting(self, owners: list[str]) -> None:
         self.heard.append("waiting")
@@ -297,3 +302,25 @@ def test_a_curve_waits_for_the_first_score_which_tells_the_bits(
     rows.export(plan, store, tmp_path / "out")
     (line,) = (tmp_path / "out/curves.jsonl").read_text().splitlines()
     assert json.loads(line)["bits"] == 2
+
+
+def test_a_text_that_is_shorter_than_asked_is_said_once(
+    tmp_path: Path, tiny_folder: Path, store: Store
+) -> None:
+    (tmp_path / "short.txt").write_text("a few words " * 200)
+    path = tmp_path / "short.yaml"
+    path.write_text(
+        f"model: {tiny_folder}\nmethod: awq-clip\nvary: {{format.bits: [3, 2]}}\n"
+        f"defaults: {{format.group_size: 32, init.text: 'file:{tmp_path}/short.txt',"
+        " init.length: 64, init.sequences: 100}\n"
+        "evaluate: [{testbed-ppl: {limit: 1, window: 64}}]\n"
+    )
+    grid = load(path)
+    watcher = Silent()
+    outcome = run(grid, plans.build(grid), store, watcher)
+    assert not outcome.failed
+    said = [words for words in watcher.heard if "asked for" in words]
+    assert len(said) == 1
+    assert re.search(
+        r"short.txt, calibration: \d\d? sequences of 64 tokens where 100 were", said[0]
+    )

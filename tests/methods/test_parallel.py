@@ -77,6 +77,8 @@ class Watcher:
     def end(self, key: str, state: str, words: str) -> None:
         self.words.append(f"{state} {words}")
 
+    def note(self, words: str) -> None: ...
+
     def waiting(self, owners: list[str]) -> None:
         raise AssertionError(f"waits for {owners}")
 
