@@ -33,7 +33,7 @@ from pathlib import Path
 from unittest import mock
 
 from harness import grid as grids
-from harness import hub, models, waves
+from harness import hub, models, sources, waves
 from harness import plan as plans
 from harness.cluster import Profile
 from harness.plan import Plan
@@ -299,7 +299,7 @@ def stand_in(path: Path, changes: Mapping[str, object] | None = None) -> Plan:
     """The plan of a grid file, planned without its model and data sets; `changes` to its keys."""
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder) / "small"
-        shutil.copytree(models.TESTBED["testbed"], small)
+        shutil.copytree(sources.TESTBED["testbed"], small)
         config = json.loads((small / "config.json").read_text())
         config |= {"max_position_embeddings": 4096}
         (small / "config.json").write_text(json.dumps(config))

@@ -53,6 +53,11 @@ class ReportError(BitgridError):
     """Rows that cannot be turned into a report."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, as far as one line goes."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+
+
 def nearest(given: object, choices: Iterable[str]) -> str:
     """A phrase for the end of an error: the nearest valid name, or the list where none is near."""
     names = sorted(choices)

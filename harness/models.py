@@ -1,42 +1,37 @@
-"""Models: where they come from, how they are held, forked and kept.
+"""Models: how they are read, held, forked and kept.
 
 A `Model` is a value and is never changed: a stage that needs a different one works on `fork()`,
-which shares every tensor until one is replaced. In this file: `Model`, `pretrained` (hub id,
-local folder, GGUF file, `smollm2-135m` or `testbed` -> stage), the linear layers that quantisation is about. Not here: anything
-that quantises (`methods`), or evaluates (`evaluate`).
+which shares every tensor until one is replaced. In this file: `Model`, `pretrained` (a grid's name of
+a model -> stage), the linear layers that quantisation is about. Not here: where a model lies that a
+grid names (`sources`), anything that quantises (`methods`), or evaluates (`evaluate`).
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GgufConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from harness import hub, smollm2
-from harness.errors import ModelError, nearest
+from harness import sources
+from harness.errors import ModelError, first_line, nearest
 from harness.stage import Stage, incidental
 
-_TESTBED = Path(__file__).parent / "testbed"
-TESTBED = {"testbed": _TESTBED / "model", "testbed-small": _TESTBED / "model-small"}
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
+_FLASH = ("flash_attn", "kernels")  # packages that bring it: either will do
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -56,7 +51,7 @@ def _usable(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
         there = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         raise ModelError(
-            f"device {name!r} is not there ({_first_line(error)}); choices: {', '.join(there)}"
+            f"device {name!r} is not there ({first_line(error)}); choices: {', '.join(there)}"
         ) from error
 
 
@@ -117,6 +112,7 @@ class Model:
         self.tokenizer.save_pretrained(folder)
         return {
             "latent": self.latent,
+            "own_code": type(self.network).__module__.startswith("transformers_modules."),
             "attention": self.network.config._attn_implementation,
             "dtype": str(self.network.dtype).removeprefix("torch."),
             "quantized": {name: dataclasses.asdict(q) for name, q in self.quantized.items()},
@@ -125,7 +121,10 @@ class Model:
     @classmethod
     def load(cls, folder: Path, facts: dict[str, Any]) -> Model:
         model = read_model(
-            str(folder), DTYPES[facts["dtype"]], attn_implementation=facts.get("attention")
+            str(folder),
+            DTYPES[facts["dtype"]],
+            attn_implementation=facts.get("attention"),
+            trust_remote_code=facts.get("own_code"),
         )
         model.latent = bool(facts["latent"])
         model.quantized = {name: Quantized(**q) for name, q in facts["quantized"].items()}
@@ -175,7 +174,7 @@ class Pretrained(Stage[Model]):
 
     def run(self, work: Path) -> Model:
         return read_model(
-            **_place(self.source, self.digest),
+            **sources.place(self.source, self.digest),
             dtype=DTYPES.get(self.dtype, "auto"),
             trust_remote_code=self.trust_remote_code,
             attn_implementation=self.attention,
@@ -183,11 +182,11 @@ class Pretrained(Stage[Model]):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer alone, for what can be known of a model before it is loaded."""
-        return _tokenizer(self.source, self.digest, self.trust_remote_code)
+        return sources.tokenizer(self.source, self.digest, self.trust_remote_code)
 
     def context(self) -> int | None:
         """As `Model.context`; None where the configuration does not say."""
-        config = _config(self.source, self.digest, self.trust_remote_code)
+        config = sources.config(self.source, self.digest, self.trust_remote_code)
         return getattr(config, "max_position_embeddings", None)
 
 
@@ -198,27 +197,24 @@ def pretrained(
     trust_remote_code: bool = False,
     attention: str | None = None,
 ) -> Pretrained:
-    """The stage of a model named as in a grid.
+    """The stage of a model named as in a grid: see `sources`.
 
-    `testbed`, `testbed-small`, `smollm2-135m` (from a package index, no hub), a local folder, a GGUF
-    file, `hub/id[@revision]` or `hub/id/file.gguf[@revision]`. Raises ModelError where the folder is
-    no model or the hub has no such id.
+    Raises ModelError where there is no such model, where a local one is not whole, and where the
+    attention asked for is not installed.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; choices: auto, {', '.join(DTYPES)}")
     if attention is not None and attention not in ATTENTION:
         raise ModelError(f"attention {attention!r} is unknown; {nearest(attention, ATTENTION)}")
-    revision = "main"
-    if source == smollm2.NAME:
-        digest = smollm2.DIGEST[:24]
-    elif (found := model_folder(source)) is not None:
-        digest = _file_digest(found) if found.is_file() else _folder_digest(found)
-        source = source if source in TESTBED else str(found.resolve())
-    else:
-        source, _, named = source.partition("@")
-        revision = named or "main"
-        digest = _hub_commit("/".join(source.split("/")[:2]), revision)
-    return Pretrained(source, digest, dtype, trust_remote_code, attention, revision)
+    if attention == "flash_attention_2" and not any(map(find_spec, _FLASH)):
+        raise ModelError(f"attention {attention!r} needs the package flash-attn; pip installs it")
+    name, digest, revision = sources.pin(source)
+    folder = sources.model_folder(name)
+    if folder is not None and folder.is_dir():
+        # Headers alone are read. A hub's or a packed model is not fetched or unpacked to look at it.
+        _network(str(folder), "auto", device_map="meta", trust_remote_code=trust_remote_code)
+        sources.tokenizer(name, digest, trust_remote_code)
+    return Pretrained(name, digest, dtype, trust_remote_code, attention, revision)
 
 
 def check_length(base: Stage[Model], length: int, setting: str) -> None:
@@ -248,49 +244,7 @@ def another(base: Stage[Model], source: str) -> Pretrained:
 
 @cache
 def _vocabulary(source: str, digest: str, trust: bool) -> frozenset[tuple[str, int]]:
-    return frozenset(_tokenizer(source, digest, trust).get_vocab().items())
-
-
-@cache
-def _tokenizer(source: str, digest: str, trust: bool) -> PreTrainedTokenizerBase:
-    place = _place(source, digest)
-    options = {"trust_remote_code": True} if trust else {}
-    try:
-        return AutoTokenizer.from_pretrained(place.pop("where"), **place, **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {source!r}: no tokenizer: {_first_line(error)}") from error
-
-
-@cache
-def _config(source: str, revision: str | None, trust: bool) -> PreTrainedConfig:
-    place = _place(source, revision)
-    options = {"trust_remote_code": True} if trust else {}
-    try:
-        return AutoConfig.from_pretrained(place.pop("where"), **place, **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {source!r}: {_first_line(error)}") from error
-
-
-def _place(source: str, revision: str | None = None) -> dict[str, Any]:
-    """Where a model named as in a grid lies, as arguments of transformers' `from_pretrained`."""
-    if source == smollm2.NAME:
-        return {"where": str(smollm2.folder())}
-    found = model_folder(source)
-    if found is None:
-        name, _, named = source.partition("@")
-        revision = named or revision or "main"
-        *repository, last = name.split("/")
-        if len(repository) >= 2:
-            file = "/".join([*repository[2:], last])
-            return {
-                "where": "/".join(repository[:2]),
-                "revision": revision,
-                "gguf_file": file,
-            }
-        return {"where": name, "revision": revision}
-    if found.is_file():
-        return {"where": str(found.parent), "gguf_file": found.name}
-    return {"where": str(found)}
+    return frozenset(sources.tokenizer(source, digest, trust).get_vocab().items())
 
 
 @cache
@@ -302,31 +256,11 @@ def layer_shapes(source: str, trust_remote_code: bool = False) -> dict[str, tupl
 
 def meta_network(source: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The network of a model named as in a grid, without weights: parameters on `meta`."""
-    config = copy.deepcopy(_config(source, None, trust_remote_code))
+    config = copy.deepcopy(sources.config(source, None, trust_remote_code))
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # a GGUF file's; its weights are unpacked on loading
-    trust = {"trust_remote_code": True} if trust_remote_code else {}
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, **trust)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {source!r}: {_first_line(error)}") from error
-
-
-def model_folder(source: str) -> Path | None:
-    """The local folder, or GGUF file, of a model as a grid names it; None for what is not local."""
-    if source == smollm2.NAME:
-        return None
-    found = TESTBED.get(source) or Path(source).expanduser()
-    if found.is_file() and found.suffix == ".gguf":
-        return found
-    if not found.is_dir():
-        if source in TESTBED or source.startswith((".", "/", "~")):
-            raise ModelError(f"model {source!r}: there is no folder or .gguf file {found}")
-        return None
-    if not (found / "config.json").is_file():
-        raise ModelError(f"model {source!r}: {found} has no config.json")
-    return found
+    with sources.explained(source), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def read_model(where: str, dtype: torch.dtype | str, **options: Any) -> Model:
@@ -334,67 +268,38 @@ def read_model(where: str, dtype: torch.dtype | str, **options: Any) -> Model:
 
     `options` go to transformers: revision, gguf_file, trust_remote_code, attn_implementation.
     """
-    options = {name: option for name, option in options.items() if option}
-    weights = dict(options)
-    if "gguf_file" in options:
-        # Else the library keeps the file's blocks packed, and there are no weights to round.
-        weights["quantization_config"] = GgufConfig(dequantize=True)
-    attention = options.pop("attn_implementation", None)
-    try:
-        network = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **weights)
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-    except (OSError, ValueError, ImportError) as error:
-        asked = f" with attention {attention!r}" if attention else ""
-        raise ModelError(
-            f"model {where!r} cannot be loaded{asked}: {_first_line(error)}"
-        ) from error
+    given = {name: option for name, option in options.items() if option}
+    # Unset, the library would ask on standard input whether to run code that comes with a model.
+    options = {"trust_remote_code": False, **given}
+    network = _network(where, dtype, **options)
+    options.pop("attn_implementation", None)
+    tokenizer = sources.read_tokenizer(where, where, **options)
     network.requires_grad_(False)
     # Where several processes share a model, each takes its part of it to its device.
     place = torch.device("cpu") if torch.distributed.is_initialized() else device()
     return Model(network.to(place).eval(), tokenizer)
 
 
-def model_files(folder: Path) -> Iterator[Path]:
-    """The files of a model folder whose content decides what the model computes, or a GGUF file."""
-    if folder.is_file():
-        return iter([folder])
-    suffixes = {".json", ".safetensors", ".model", ".txt", ".py", ".jinja"}
-    return (p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in suffixes)
+def _network(where: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
+    """The weights; with device_map="meta" none, but every check of them that needs no content.
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _folder_digest(folder: Path) -> str:
-    total = hashlib.sha256()
-    for path in model_files(folder):
-        total.update(f"{path.name}:{_file_digest(path, 64)}\n".encode())
-    return total.hexdigest()[:24]
-
-
-def _file_digest(path: Path, digits: int = 24) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:digits]
-
-
-def _hub_commit(name: str, revision: str) -> str:
-    """The commit that a hub revision stands for: asked of the hub, or of the local cache offline."""
-    from huggingface_hub import HfApi
-
-    cached = hub.cached_commit("models", name, revision)
-    try:
-        if os.environ.get("HF_HUB_OFFLINE") != "1":
-            return str(HfApi().model_info(name, revision=revision).sha)
-    except Exception as error:  # the client's own, its transport's, the system's
-        if cached is None:
-            raise ModelError(
-                f"model {name!r} (revision {revision}) is neither a local folder nor reachable on "
-                f"the hub: {_first_line(error)}"
-            ) from error
-    if cached is not None:
-        return cached
-    raise ModelError(
-        f"model {name!r}: not a local folder, and not in the hub's cache while offline; 'bitgrid "
-        "prefetch' fetches it where there is a network"
-    )
+    Raises ModelError where one is missing or of another shape: the library would make one up.
+    """
+    if "gguf_file" in options:
+        # Else the library keeps the file's blocks packed, and there are no weights to round.
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    attention = options.get("attn_implementation")
+    asked = f"with attention {attention!r}: " if attention else ""
+    with sources.explained(where, f"it cannot be loaded: {asked}"):
+        network, found = AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    for name, has, wants in sorted(found["mismatched_keys"]):
+        raise ModelError(
+            f"model {where!r}: weight {name} has shape {tuple(has)}, its configuration says "
+            f"{tuple(wants)}"
+        )
+    if missing := sorted(found["missing_keys"]):
+        number = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"model {where!r}: weight {missing[0]}{number} is missing from its files")
+    return network

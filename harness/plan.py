@@ -98,7 +98,8 @@ class Plan:
 def build(grid: Grid) -> Plan:
     """The plan of a validated grid."""
     from harness import hub, method
-    from harness.models import Pretrained, model_files, model_folder
+    from harness.models import Pretrained
+    from harness.sources import model_files, model_folder
     from harness.stage import closure, description, modules
     from harness.text import Documents
 

@@ -20,7 +20,8 @@ from harness import hub, smollm2, tasks
 from harness.errors import ModelError, TextError
 from harness.evaluate import LmEval
 from harness.grid import Grid
-from harness.models import Pretrained, model_folder
+from harness.models import Pretrained
+from harness.sources import cause, model_folder
 from harness.stage import Stage, closure
 from harness.text import Documents
 
@@ -92,8 +93,7 @@ def _snapshot(name: str, revision: str, commit: str, file: str | None) -> Fetche
             ignore_patterns=list(OTHERS),
         )
     except Exception as error:  # the client's own, its transport's, the system's
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model {name!r} cannot be fetched: {first}") from error
+        raise ModelError(f"model {name!r} cannot be fetched: {cause(error, name)}") from error
     if not folder.is_dir():
         raise ModelError(f"model {name!r}: {revision!r} moved on while it was fetched; try again")
     return Fetched(name, commit, _size(folder), _size(folder) > before)

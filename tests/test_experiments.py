@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import models, smollm2
+from harness import models, smollm2, sources
 from harness.grid import load
 from harness.stage import closure
 from harness.text import Packed
@@ -57,7 +57,7 @@ def test_testbed_grids_load(path: Path) -> None:
 def test_real_grids_load(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are but for the model: a small one with a long context in place of one on the hub."""
     small = tmp_path / "small"
-    shutil.copytree(models.TESTBED["testbed"], small)
+    shutil.copytree(sources.TESTBED["testbed"], small)
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
     monkeypatch.setattr("methods.recipe.another", lambda base, _: models.pretrained(str(small)))
