@@ -10,7 +10,7 @@ FIGURES = {
     "Scales and zero points are counted; no model below and left of the Pareto front is better in "
     "both; error bars are 95 % t-intervals over seeds.",
     "perplexity": "Perplexity. "
-    "Error bars are 95 % t-intervals over seeds; the broken line is the 16-bit model.",
+    "Error bars are 95 % t-intervals over seeds; a broken line is a 16-bit model.",
     "ablation": "What one axis changes. "
     "Differences paired by seed with 95 % t-intervals; coloured where Holm's corrected p is below "
     "0.05.",
