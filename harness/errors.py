@@ -38,7 +38,7 @@ class FormatError(BitgridError):
 
 
 class TrainingError(BitgridError):
-    """Training that met NaN or Inf: names the step and the first layer."""
+    """Training that met NaN or Inf, or diverged: names the step, a layer, the last checkpoint."""
 
 
 class StoreError(BitgridError):

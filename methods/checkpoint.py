@@ -104,12 +104,17 @@ class Metrics:
         Of several processes that train together one `writes`; to the others this is nothing.
         """
         self.last: dict[str, Any] | None = None
+        self.losses: list[float] | None = None  # of steps with labels; the one that writes knows
         self._file: TextIO | None = None
         if not writes:
             return
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [row for row in map(_parsed, lines) if row is not None and row["step"] <= step]
         self.last = kept[-1] if kept else None
+        seen = [0, *(row["tokens"] for row in kept)]
+        self.losses = [
+            row["loss"] for row, before in zip(kept, seen, strict=False) if row["tokens"] > before
+        ]
         draft = path.with_suffix(".draft")
         draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
         draft.replace(path)

@@ -1,18 +1,40 @@
-"""Where NaN or Inf came from: the batch that met it, run once more with every layer watched.
+"""What went wrong with a training: whether its loss ran away, and where NaN or Inf came from.
 
-Watching costs nothing while training goes well: hooks exist only during `diagnose`.
+Training has diverged when each of the last ten losses is more than twice the first one, which was
+taken before any weight moved; not before the twentieth step. All objectives are averages of terms
+that are not negative, so a loss that much higher is a student worse than the untrained one. Each of
+ten, because a spike that recovers is no divergence, and a batch may be harder than the first; the
+first one alone, because a rate far too high ruins the next nine. Losses that are next to nothing are
+counted as `SLIGHT`: a student that begins as its teacher cannot but get worse. What this does not
+see: a loss that is bounded and begins above half of its bound, as JSD's may.
+
+NaN and Inf are found by running the batch that met them once more with every layer watched. Watching
+costs nothing while training goes well: hooks exist only during `diagnose`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+WINDOW, SOONEST = 10, 20  # steps
+SLIGHT = 0.05  # nats a token
+
+
+def worse(losses: Sequence[float], last: int = 1) -> bool:
+    """Whether each of the `last` losses is more than twice the first one."""
+    return min(losses[-last:]) > 2 * max(losses[0], SLIGHT)
+
+
+def diverged(losses: Sequence[float]) -> bool:
+    """Whether training ran away, from the losses of its steps so far."""
+    return len(losses) >= SOONEST and worse(losses, WINDOW)
 
 
 def diagnose(

@@ -17,6 +17,7 @@ Not here: the optimizer and its state (`train`, `checkpoint`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -75,8 +76,7 @@ class Masters:
         masters = {}
         for name, old in student.network.named_parameters():
             if name in chosen:
-                mine = rows(place := places[name])
-                part = old.detach() if mine is None else old.detach()[mine]
+                part = _part(old, place := places[name])
                 masters[name] = nn.Parameter(part.to(place.device, torch.float32, copy=True))
         return cls(student, format, network, masters, quantized & masters.keys(), shards)
 
@@ -126,9 +126,20 @@ class Masters:
         gradients = {n: w.grad for n, w in self.weights.items() if w.grad is not None}
         return self.shards.norm(gradients, places)
 
-    def finite(self) -> bool:
-        own = all(bool(master.isfinite().all()) for master in self.weights.values())
-        return self.shards.all(own)
+    @torch.no_grad()
+    def furthest(self) -> tuple[str, float]:
+        """The quantised layer that moved most since training began, and how far: its weights'
+        distance from where they were, over their norm there."""
+        began, places = dict(self.student.network.named_parameters()), self.places
+        moved: dict[str, float] = {}
+        for name, weight in self.weights.items():
+            if name in self.quantized:
+                start = _part(began[name], places[name]).to(weight)
+                pair = ({name: weight - start}, {name: start})
+                far, size = (float(self.shards.norm(each, places)) for each in pair)
+                moved[name.removesuffix(".weight")] = far / size if size else math.inf
+        layer = max(moved, key=lambda name: moved[name])
+        return layer, moved[layer]
 
     def model(self) -> Model:
         """The student with the masters in place: float32 throughout, since a model is stored in one
@@ -149,6 +160,12 @@ class Masters:
 
         replace_parameters(result.network, make)
         return result
+
+
+def _part(whole: Tensor, place: Tensor) -> Tensor:
+    """The rows of a whole weight that this process holds at `place`."""
+    mine = rows(place)
+    return whole.detach() if mine is None else whole.detach()[mine]
 
 
 def _chosen(network: PreTrainedModel, trained: Trained, quantized: frozenset[str]) -> set[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from harness.models import Model, blocks, device
 from methods.forward import replace_parameters
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,9 @@ class Shards:
             return norm
         return (self.sum(torch.nn.utils.get_total_norm(split).square()) + norm.square()).sqrt()
 
-    def all(self, true: bool) -> bool:
-        """Whether it is true of every process."""
-        return all(self._said(true))
-
-    def first(self, words: str | None) -> str | None:
+    def first(self, thing: T | None) -> T | None:
         """What the first process that has something to say says."""
-        return next((said for said in self._said(words) if said is not None), None)
+        return next((said for said in self._said(thing) if said is not None), None)
 
     def gathered(self, part: Tensor, place: Tensor) -> Tensor | None:
         """The whole of what is spread like `place`: in the leading process's memory, else None."""
@@ -120,10 +118,10 @@ class Shards:
             ).full_tensor()
         return part.cpu() if self.leads else None
 
-    def _said(self, thing: Any) -> list[Any]:
+    def _said(self, thing: T | None) -> list[T | None]:
         if self.world == 1:
             return [thing]
-        heard: list[Any] = [None] * self.world
+        heard: list[T | None] = [None] * self.world
         dist.all_gather_object(heard, thing)
         return heard
 

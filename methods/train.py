@@ -11,10 +11,13 @@ the whole batch's weight, so micro-batches of unequal length add up to exactly t
 Where several processes run the stage they share both model and batch (`shards`); each goes through
 the same steps, and the loss, the norm and thereby every decision is the same in all of them.
 
+Training that meets NaN or Inf, or diverges (`diagnose`), stops and says where. A checkpoint is
+written one step late, once the next loss has shown that its weights are good.
+
 A run goes on from its work folder after a kill, to the same weights bit for bit on the same machine.
 In this file: `Training`, `Train`, order and schedule. Not here: the weights (`masters`), what is
-written (`checkpoint`), what a loss is (`objectives`), where NaN came from (`diagnose`), how weights
-and batch are shared out (`shards`).
+written (`checkpoint`), what a loss is (`objectives`), what went wrong (`diagnose`), how weights and
+batch are shared out (`shards`).
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from harness.stage import Input, Resources, Stage, incidental, report, value
 from harness.text import Tokens
 from methods import optimizer as optimizers
 from methods.checkpoint import Checkpoint, Metrics
-from methods.diagnose import diagnose
+from methods.diagnose import diagnose, diverged, worse
 from methods.formats import Format
 from methods.forward import (
     Labels,
@@ -152,7 +155,8 @@ class Train(Stage[Model]):
         optimizers.require(self.training.optimizer)
 
     def run(self, work: Path) -> Model:
-        """Raises TrainingError on NaN or Inf; ModelError, TextError, FormatError on misfits."""
+        """Raises TrainingError on NaN, Inf or divergence; ModelError, TextError, FormatError on
+        misfits."""
         teacher = None
         if self.objective.teacher:
             if self.teacher is None:
@@ -203,6 +207,7 @@ class _Loop:
         first, tokens = int(facts["step"]), int(facts["tokens"])
         saved = first
         metrics = Metrics(work / "metrics.jsonl", first, shards.leads)
+        losses = shards.first(metrics.losses) or []
         before = metrics.last["seconds"] if metrics.last else 0.0
         began = last = time.perf_counter()
         batches = order(len(self.tokens), training.batch_size, seen, self.seed, first)
@@ -213,9 +218,19 @@ class _Loop:
                 loss, norm = self._gradients(micro)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise TrainingError(self._cause(step, micro, loss, saved))
+                labels = int(self.tokens.mask[rows, 1:].sum())
+                if labels:  # else there is no loss
+                    losses.append(loss)
+                    if diverged(losses):
+                        raise TrainingError(self._divergence(step, losses, saved))
+                    if self._due(step - 1, saved) and not worse(losses):
+                        metrics.sync()
+                        checkpoint.save(
+                            step - 1, masters.weights, self.optimizer, {"tokens": tokens}
+                        )
+                        saved = step - 1
                 self._update(rate, norm)
                 now = time.perf_counter()
-                labels = int(self.tokens.mask[rows, 1:].sum())
                 tokens += labels
                 metrics.write(
                     {
@@ -230,12 +245,6 @@ class _Loop:
                 )
                 last = now
                 report(step, steps, loss=loss)
-                if training.checkpoint_every and step % training.checkpoint_every == 0:
-                    if not masters.finite():
-                        raise TrainingError(self._cause(step + 1, micro, loss, saved))
-                    metrics.sync()
-                    checkpoint.save(step, masters.weights, self.optimizer, {"tokens": tokens})
-                    saved = step
         finally:
             metrics.close()
         return masters.model()
@@ -326,6 +335,19 @@ class _Loop:
             for some in by_length.split(self.training.micro_batch)
         ]
 
+    def _due(self, step: int, saved: int) -> bool:
+        """Whether a checkpoint should be written after `step`, or should have been since `saved`."""
+        every = self.training.checkpoint_every
+        return bool(every) and step // every > saved // every
+
+    def _divergence(self, step: int, losses: list[float], saved: int) -> str:
+        layer, far = self.masters.furthest()
+        return (
+            f"training diverged at step {step}: the loss is {losses[-1]:.4g} and was "
+            f"{losses[0]:.4g} before it began; {layer} moved furthest, {far:.3g} times its norm; "
+            f"{_kept(saved)}; lower lr or raise warmup"
+        )
+
     def _cause(self, step: int, micro: list[tuple[Tensor, Tensor]], loss: float, saved: int) -> str:
         networks = {"": self.masters.network}
         if self.teacher is not None:
@@ -337,9 +359,12 @@ class _Loop:
             gradients=math.isfinite(loss),
         )
         found = self.masters.shards.first(found)
-        kept = f"last good checkpoint: step {saved}" if saved else "no checkpoint yet"
         where = found or f"the objective {self.objective.name!r} itself, at a loss of {loss}"
-        return f"training met NaN or Inf at step {step}: {where}; {kept}"
+        return f"training met NaN or Inf at step {step}: {where}; {_kept(saved)}"
+
+
+def _kept(saved: int) -> str:
+    return f"last good checkpoint: step {saved}" if saved else "no checkpoint yet"
 
 
 def order(sequences: int, batch: int, seen: int, seed: int, first: int = 0) -> Iterator[Tensor]:

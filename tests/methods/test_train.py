@@ -22,6 +22,7 @@ from harness.errors import BitgridError, FormatError, ModelError, TextError, Tra
 from harness.models import Model, linears
 from harness.stage import execute, listening
 from harness.text import Documents, Tokens
+from methods.checkpoint import Checkpoint
 from methods.formats import Format, FullPrecision, IntAsym
 from methods.masters import Masters
 from methods.objectives import CAKLD, CE, KL, TSLD, Objective
@@ -465,6 +466,91 @@ def test_an_infinite_divergence_names_the_objective(
     monkeypatch.setattr(KL, "tokens", lambda *given: infinite(*given) + math.inf)
     with pytest.raises(TrainingError, match="objective 'kl' itself"):
         train(tmp_path, llama, teacher, make_tokens())
+
+
+WILD = Training(steps=40, batch_size=4, lr=3.0, trained="all", dtype="float32", checkpoint_every=4)
+
+
+def wild_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good learning rate until `step`, and WILD's after it."""
+    monkeypatch.setattr(Training, "rate", lambda self, at, _: self.lr if at >= step else 1e-3)
+
+
+def test_divergence_stops_with_step_losses_layer_and_checkpoint(
+    llama: Model, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TrainingError) as caught:
+        train(tmp_path / "at-once", llama, teacher, make_tokens(), WILD)
+    said = str(caught.value)
+    losses = [row["loss"] for row in rows_of(tmp_path / "at-once")]
+    assert len(losses) == 19
+    assert min(losses[1:]) > 50 * losses[0]
+    assert said.startswith("training diverged at step 20: the loss is ")
+    assert f"and was {losses[0]:.4g} before it began; model.layers." in said
+    assert said.endswith("no checkpoint yet; lower lr or raise warmup")
+    # Step 13 is the first whose update breaks the weights, and step 14 the first that shows it.
+    wild_after(12, monkeypatch)
+    work = tmp_path / "later"
+    with pytest.raises(TrainingError, match=r"step 2\d: .* last good checkpoint: step 12;"):
+        train(work, llama, teacher, make_tokens(), WILD)
+    # What is kept is what a training had that went well: one goes on from it to the same bits.
+    wild_after(1000, monkeypatch)
+    whole = train(tmp_path / "good", llama, teacher, make_tokens(), WILD)
+    assert same(whole, train(work, llama, teacher, make_tokens(), WILD))
+
+
+def test_the_layer_named_is_the_one_that_moved(llama: Model) -> None:
+    masters = Masters.of(llama, FORMAT, "all", torch.float32)
+    layer = "model.layers.1.mlp.down_proj"
+    with torch.no_grad():
+        for weight in masters.weights.values():
+            weight *= 1.1
+        masters.weights[f"{layer}.weight"] *= -3
+    name, far = masters.furthest()
+    assert (name, far) == (layer, pytest.approx(4.3, rel=1e-5))
+
+
+def test_a_spike_that_recovers_stops_nothing(
+    llama: Model, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no checkpoint is written while it lasts."""
+    gradients, step, held = _Loop._gradients, [0], []
+
+    def spiked(self: _Loop, micro: Any) -> tuple[float, float]:
+        step[0] += 1
+        loss, norm = gradients(self, micro)
+        return (500.0 if 12 < step[0] <= 21 else loss), norm
+
+    monkeypatch.setattr(_Loop, "_gradients", spiked)
+    save = Checkpoint.save
+    monkeypatch.setattr(
+        Checkpoint, "save", lambda self, at, *given: (held.append(at), save(self, at, *given))
+    )
+    training = Training(steps=40, batch_size=4, lr=1e-3, dtype="float32", checkpoint_every=4)
+    train(tmp_path, llama, teacher, make_tokens(), training)
+    assert held == [4, 8, 21, 24, 28, 32, 36]
+
+
+def test_a_resumed_run_decides_alike(
+    llama: Model, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although its checkpoint is of step 8, and the first loss is only in the log."""
+    wild_after(8, monkeypatch)
+    words = []
+    for folder, cut in (("whole", 0), ("cut", 14)):
+
+        def stop(done: int, total: int, metrics: Any, cut: int = cut) -> None:
+            if done == cut:
+                raise KeyboardInterrupt
+
+        if cut:
+            with pytest.raises(KeyboardInterrupt), listening(stop):
+                train(tmp_path / folder, llama, teacher, make_tokens(), WILD)
+        with pytest.raises(TrainingError) as caught:
+            train(tmp_path / folder, llama, teacher, make_tokens(), WILD)
+        words.append(str(caught.value))
+    assert words[0] == words[1]
+    assert "last good checkpoint: step 8" in words[0]
 
 
 def test_misfits_are_said_before_the_first_step(
