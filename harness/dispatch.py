@@ -137,7 +137,8 @@ def _chosen(view: watch.View, store: Store, retry: bool) -> tuple[list[str], int
     }
     lost = {found.key for found in view.of("lost")}
     missing = [key for key in plans.needed(plan, store) if plan.nodes[key].stored]
-    spoilt = [key for key in missing if failed & set(plan.upstream(key))]
+    stands = {key for key in failed if plan.nodes[key].stored}  # others are free to be tried again
+    spoilt = [key for key in missing if stands & set(plan.upstream(key))]
     if not retry:
         return [key for key in missing if key not in set(spoilt)], len(spoilt)
     roots = [key for key in missing if (failed | lost) & set(plan.upstream(key))]

@@ -100,7 +100,8 @@ def run(
 ) -> Outcome:
     """Compute what the grid's scores still need. Others may run the same grid at the same time.
 
-    Failures on record before `retry_before` (seconds since the epoch) are run again. Raises
+    Failures on record before `retry_before` (seconds since the epoch) are run again, and those
+    of stages that are not kept in any case: what made them fail may lie outside of the key. Raises
     BitgridError, before anything is computed, where this machine lacks what a stage needs.
     """
     roots = [stage for cell in grid.cells for stage in cell.roots]
@@ -115,8 +116,8 @@ def run(
         grid.path, plan, store, watcher, Values(store), stages, set(wanted), own, share
     )
     for key in wanted:
-        failure = standing_failure(plan.nodes[key], key, store)
-        if failure and not (key in own and failure.get("when", 0.0) < retry_before):
+        stands = stages[key].stored and standing_failure(plan.nodes[key], key, store)
+        if stands and not (key in own and stands.get("when", 0.0) < retry_before):
             runner.bad[key] = "failed"
         elif key in own:
             store.forget_failure(key)
@@ -191,7 +192,8 @@ class _Runner:
             if up in self.wanted and not (self.stages[up].stored and self.store.has(up))
         ]
         if any(self.bad.get(up) for up in lacking):
-            return self._give_up(key, "blocked", "an input failed")
+            words = "an input failed; --retry failed runs it again"
+            return self._give_up(key, "blocked", words)
         if stored := [up for up in lacking if self.stages[up].stored]:
             # An input is being computed elsewhere, or is itself still to come.
             for up in stored:

@@ -65,6 +65,13 @@ def test_a_launch_leaves_out_what_failed_and_a_retry_takes_it_alone(
     assert chosen(plan, store, retry=True) == (cells[0] | cells[1], 0)
 
 
+def test_a_failed_rebuild_is_free_to_be_tried_again(plan: Plan, store: Store, slurm: Slurm) -> None:
+    fail(plan, store, plan.cells[0].model, when=1001.0)
+    scores = set(job(plan, 0)[1:])
+    assert chosen(plan, store, retry=True) == (scores | {job(plan, 0)[0]}, 0)
+    assert scores < chosen(plan, store, retry=False)[0]
+
+
 def test_memory_of_a_gpu_a_larger_request_or_a_halved_batch(
     plan: Plan, store: Store, made: Launch
 ) -> None:

@@ -106,9 +106,9 @@ def test_what_failed_before_the_launch_is_run_again_by_its_own_job_alone(
     assert share(made, store, (model.key,), since=5.0)[0] == Outcome(failed=[model.key])
     assert share(made, store, (model.key,), since=20.0)[0] == Outcome(computed=[model.key])
     assert store.failure(model.key) is None
+    # What is not kept is each job's own to rebuild.
     store.fail(rebuilt, record(made, rebuilt, when=10.0))
-    assert share(made, store, scores, since=5.0)[0].blocked == list(scores)
-    assert sorted(share(made, store, scores, since=20.0)[0].computed) == sorted(scores)
+    assert sorted(share(made, store, scores, since=5.0)[0].computed) == sorted(scores)
 
 
 def test_a_stage_is_made_leaner_as_often_as_asked(

@@ -132,7 +132,8 @@ def test_a_failure_stops_its_cells_only_and_is_retried_on_demand(
     _, outcome, watcher = _run(tmp_path, store)
     assert (outcome.computed, len(outcome.failed), len(outcome.blocked)) == ([], 2, 4)
     assert log.read_text() == ""
-    assert any("--retry failed" in words for words in watcher.heard)
+    given_up = [words for words in watcher.heard if words.startswith(("failed", "blocked"))]
+    assert len(given_up) == 6 and all("--retry failed" in words for words in given_up)
 
     plan, outcome, _ = _run(tmp_path, store, retry=True)
     assert len(outcome.computed) == 6
@@ -148,8 +149,9 @@ def test_a_failing_rebuild_blocks_what_needs_it(
     assert (len(outcome.computed), len(outcome.blocked)) == (4, 8)
     reasons = {hole["reason"] for hole in _exported(plan, store, tmp_path)["holes"]}
     assert reasons == {"failed: Rounded: ValueError: planted"}
+    # It is not kept and cost nothing, so it is tried again: what failed may not be in its key.
     monkeypatch.delenv("TOY_FAIL")
-    assert len(_run(tmp_path, store, retry=True)[1].computed) == 8
+    assert len(_run(tmp_path, store)[1].computed) == 8
 
 
 def test_a_failure_of_other_code_is_tried_again(
