@@ -39,6 +39,7 @@ def launch(given: argparse.Namespace) -> int:
     if given.halve_micro_batch and not given.retry:
         raise ClusterError("--halve-micro-batch is for what failed: give --retry failed too")
     store = store_of(given)
+    store.check()
     grid = grids.load(given.grid, given.allow_code_execution)
     plan = plans.build(grid)
     profile = cluster.load(given.cluster, kinds())

@@ -7,6 +7,7 @@ Not here: running stages (`run`), the grid's file (`grid`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -166,10 +167,11 @@ def remembered(path: Path, store: Store) -> Plan | None:
 
 
 def remember(plan: Plan, store: Store) -> None:
-    """Keep a plan, so that later verbs need not build it."""
+    """Keep a plan, so that later verbs need not build it; they do where the store is only read."""
     place = _place(Path(plan.path), store)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place, {"schema": SCHEMA, **asdict(plan)})
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, {"schema": SCHEMA, **asdict(plan)})
 
 
 def kept(store: Store) -> list[Plan]:

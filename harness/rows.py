@@ -16,14 +16,17 @@ values. Not here: tables and plots (`reports`).
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from harness import published
+from harness.errors import ReportError
 from harness.plan import CellInfo, Plan, standing_failure, states
 from harness.provenance import ROOT
 from harness.store import Store
@@ -32,8 +35,27 @@ SCHEMA = 1
 
 
 def export(plan: Plan, store: Store, folder: Path) -> None:
-    """Write the rows of everything that is done so far into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the rows of everything that is done so far into `folder`. Raises ReportError."""
+    with _writing(folder):
+        _export(plan, store, folder)
+
+
+def check(folder: Path) -> None:
+    """Raise ReportError where nothing can be written into `folder`: before rows are computed."""
+    with _writing(folder), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ReportError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def _export(plan: Plan, store: Store, folder: Path) -> None:
     state = states(plan, store)
     about = {
         "schema": SCHEMA,

@@ -46,6 +46,10 @@ class Store:
         """BITGRID_STORE, else `.bitgrid` in the current folder."""
         return cls(Path(os.environ.get("BITGRID_STORE", ".bitgrid")).absolute())
 
+    def check(self) -> None:
+        """Raise StoreError where nothing can be kept here."""
+        self._touched()
+
     # Values
 
     def has(self, key: str) -> bool:
@@ -207,12 +211,21 @@ class Store:
 
     def _now(self) -> float:
         """The file system's clock, so that hosts whose clocks differ agree on what has expired."""
-        probe = self._folder("claims") / f".now.{secrets.token_hex(4)}"
-        probe.touch()
         try:
+            return self._touched()
+        except StoreError:
+            return time.time()  # it can only be read: nobody claims anything by this
+
+    def _touched(self) -> float:
+        probe = self._folder("claims") / f".now.{secrets.token_hex(4)}"
+        try:
+            probe.touch()
             return probe.stat().st_mtime
+        except OSError as error:
+            raise StoreError(f"the store {self.root} cannot be written: {error}") from error
         finally:
-            probe.unlink()
+            with contextlib.suppress(OSError):
+                probe.unlink()
 
     # Folders
 

@@ -33,10 +33,12 @@ def run(given: argparse.Namespace) -> int:
         from harness.progress import Bar
         from harness.run import run
 
-        models.device()  # before anything is computed
+        models.device()  # this and the folders: before anything is computed
+        store.check()
         grid = grids.load(given.grid, given.allow_code_execution)
         plan = plans.build(grid)
         plans.remember(plan, store)
+        rows.check(_out(given, plan))
         missing = [key for key in plans.needed(plan, store) if plan.nodes[key].stored]
         if missing:
             with Bar(plan, missing, store) as bar:
@@ -49,7 +51,12 @@ def run(given: argparse.Namespace) -> int:
         print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
     folder = _out(given, plan)
     rows.export(plan, store, folder)
-    _show(folder)
+    try:
+        _show(folder)
+    except ReportError as error:
+        if not failed:
+            raise
+        print(f"bitgrid: {error}", file=sys.stderr)  # as where every cell failed
     if failed:
         print(f"bitgrid: {failed} stages failed or lack an input:", file=sys.stderr)
         print("\n".join(watch.failures(plan, store)), file=sys.stderr)

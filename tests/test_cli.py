@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,11 +25,13 @@ VERBS = ("run", "status", "report", "methods", "tasks", "plan", "gc")
 
 
 def _bitgrid(
-    *words: str | Path, cwd: Path = ROOT, code: int = 0
+    *words: str | Path, cwd: Path = ROOT, code: int = 0, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness.cli", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, **options
+    )
     assert done.returncode == code, done.stderr
     return done
 
@@ -192,6 +198,50 @@ def test_bad_input_is_one_line_and_exit_2(words: tuple[str, ...], message: str) 
     assert message in done.stderr
 
 
+def _without_roots_privilege() -> None:
+    """Has permissions of files hold for root too, from the next exec on."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+
+
+def test_a_store_that_can_only_be_read(
+    place: Path, finished: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    shutil.copytree(place / ".bitgrid", tmp_path / "kept")
+    shutil.copy(place / "quick.yaml", tmp_path)
+    # A claim of another host, whose age the file system's clock tells where it can be asked.
+    (tmp_path / "kept/claims").mkdir(exist_ok=True)
+    owner = {"host": "other", "place": "elsewhere", "pid": 1, "started": 0.0}
+    (tmp_path / "kept/claims/launch.0").write_text(json.dumps(owner))
+    for path in [tmp_path / "kept", *(tmp_path / "kept").rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+    def bitgrid(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        whole = (*words, "--store", "kept")
+        return _bitgrid(*whole, cwd=tmp_path, code=code, preexec_fn=_without_roots_privilege)
+
+    assert "done" in bitgrid("status", "quick.yaml").stdout
+    assert "stages to compute   0" in bitgrid("plan", "quick.yaml").stdout
+    assert "BitDistiller" in bitgrid("report", "quick.yaml").stdout
+    assert "to remove" in bitgrid("gc").stdout
+    for verb in ("run", "launch"):
+        more = tmp_path / "quick.yaml"
+        more.write_text(more.read_text().replace("limit: 4", "limit: 3"))
+        done = bitgrid(verb, "quick.yaml", code=2)
+        assert re.fullmatch(r"bitgrid: the store .*/kept cannot be written: .*\n", done.stderr)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(
+    place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for words in (("--store", "file"), ("--store", "new", "--out", "file/out")):
+        command = ("run", place / "quick.yaml", *words)
+        done = _bitgrid(*command, cwd=tmp_path, code=2)
+        assert re.fullmatch(r"bitgrid: .*file.* cannot be written: .*\n", done.stderr), done.stderr
+    assert not (tmp_path / "new/values").exists()
+    assert "queued" not in _bitgrid("status", place / "quick.yaml", "--store", "file").stderr
+
+
 def test_ctrl_c_says_that_nothing_is_lost_and_the_next_run_goes_on(place: Path) -> None:
     command = [sys.executable, "-m", "harness.cli", "run", "quick.yaml", "--store", "stopped"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -238,3 +288,14 @@ def test_a_failing_cell_exits_1_and_shows_the_hole(place: Path, tmp_path: Path) 
     assert "step" in failed[0]
     report = (tmp_path / "results/nan/report.md").read_text()
     assert "BitDistiller" in report
+
+
+def test_where_every_cell_fails_the_failures_are_listed(place: Path, tmp_path: Path) -> None:
+    grid = yaml.safe_load((place / "quick.yaml").read_text())
+    grid |= {"compare": [], "evaluate": [{"testbed-ppl": {"limit": 2}}], "report": {}}
+    grid["defaults"]["train.lr"] = 1e30
+    (tmp_path / "nan.yaml").write_text("# Does nothing work?\n" + yaml.safe_dump(grid))
+    for _ in range(2):  # and of a failure that stands
+        done = _bitgrid("run", "nan.yaml", cwd=tmp_path, code=1)
+        assert "Traceback" not in done.stderr
+        assert [line for line in done.stderr.splitlines() if line.startswith("failed: Train")]
