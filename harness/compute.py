@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,53 @@ class Failed(BitgridError):
 
 @dataclass
 class Values:
-    """Values of stages by key: at hand, in the store, or rebuilt."""
+    """Values of stages by key: at hand, in the store, or rebuilt.
+
+    `users`: by key, the stages still to come that take its value. A value stays at hand while one of
+    them lacks it; what a rebuilt value was made from is let go unless another one does. A value
+    whose users nobody counts stays.
+    """
 
     store: Store
+    users: dict[str, dict[str, Stage[Any]]] = field(default_factory=dict)
     held: dict[str, Any] = field(default_factory=dict)
+
+    def count(self, stages: Iterable[Stage[Any]]) -> None:
+        """Stages that are to be computed or rebuilt here are users of their inputs."""
+        for stage in stages:
+            self.users.setdefault(stage.key, {})
+            for above in stage.inputs:
+                self.users.setdefault(above.key, {})[stage.key] = stage
 
     def of(self, stage: Stage[Any]) -> Any:
         """Raises Failed where it had to be rebuilt and could not."""
-        if stage.key not in self.held:
-            made = self.store.load(stage) if stage.stored else self._rebuilt(stage)
-            self.held[stage.key] = made
-        return self.held[stage.key]
+        if stage.key in self.held:
+            return self.held[stage.key]
+        made = self.store.load(stage) if stage.stored else self._rebuilt(stage)
+        self.hold(stage, made)
+        return made
+
+    def hold(self, stage: Stage[Any], made: Any) -> None:
+        """Have a value at hand, if somebody will take it."""
+        self.held[stage.key] = made
+        self._tidy()
+
+    def release(self, stage: Stage[Any]) -> None:
+        """A stage is computed or given up, and takes no more values."""
+        for above in stage.inputs:
+            self.users.get(above.key, {}).pop(stage.key, None)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        for key in [key for key in self.held if key in self.users and not self._lacked(key)]:
+            del self.held[key]
+
+    def _lacked(self, key: str) -> bool:
+        """Whether a stage will take the value: one that is kept, or that is to be rebuilt first."""
+        return any(
+            user.stored or (user.key not in self.held and self._lacked(user.key))
+            for user in self.users.get(key, {}).values()
+        )
 
     def inputs(self, stage: Stage[Any]) -> dict[str, Any]:
         return {above.key: self.of(above) for above in stage.inputs}

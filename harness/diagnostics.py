@@ -50,10 +50,17 @@ class Weights(Stage[Facts]):
     def run(self, work: Path) -> Facts:
         models = value(self.origin), value(self.before), value(self.after)
         layers = [linears(model.network) for model in models]
+
+        def weights(name: str) -> tuple[Tensor, Tensor, Tensor]:
+            """A layer's of origin, before and after, (O, I) float32; a trained model's come from the
+            host."""
+            a, b, c = (each[name].weight.detach().to(models[2].device).float() for each in layers)
+            return a, b, c
+
         errors = []
         for block, prefix in enumerate(blocks(models[0].network)):
             for name in (name for name in layers[0] if name.startswith(f"{prefix}.")):
-                origin, before, after = (found[name].weight.detach().float() for found in layers)
+                origin, before, after = weights(name)
                 moved = {
                     "error": _relative(after - origin, origin),
                     "rounding": _relative(after - before, before),
@@ -61,7 +68,7 @@ class Weights(Stage[Facts]):
                 place = {"block": block, "projection": name.removeprefix(f"{prefix}.")}
                 errors.append({"layer": name, **place, **moved})
             report(block + 1, len(blocks(models[0].network)))
-        before, after = (found[self.layer].weight.detach().float() for found in layers[1:])
+        _, before, after = weights(self.layer)
         shown = histogram(before, after, models[2].quantized.get(self.layer))
         return {
             "diagnostic": "weights",

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial, singledispatch
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +38,13 @@ from harness.errors import BitgridError
 from harness.evaluate import EVALUATION_TOKENS, LmEval, Perplexity, task_batch
 from harness.models import DTYPES, Model, Pretrained, linears, meta_network, replace_weight
 from harness.stage import Input, Stage, closure
+from harness.store import value_type
 
 HEADROOM = 0.1  # of a device's memory, left free
 _MOST_GPUS = 64
 _LONGEST = 2048  # tokens, about, of a text in a task
+
+Changed: TypeAlias = Literal["nothing", "linears", "all"]  # of a published model's weights
 
 
 @singledispatch
@@ -137,20 +140,24 @@ def _of_task(stage: LmEval, gpus: int | None = None, device: str = "cuda") -> Me
 
 
 def _of_scoring(model: Input[Model], shape: Callable[[int], tuple[int, int]]) -> Memory:
-    """A model that reads batches of the (rows, length) that `shape` gives for its context."""
+    """A model that reads batches of the (rows, length) that `shape` gives for its context; or what
+    it takes to rebuild the model, where that is more."""
     base = pretrained_of(model)
-    return _scored(base, not isinstance(model, Pretrained), *shape(base.context() or _LONGEST))
+    scored = _scored(base, changed(model), *shape(base.context() or _LONGEST))
+    return max([scored, *filter(None, map(memory, _rebuilt(model)))], key=lambda found: found.total)
 
 
 @cache
-def _scored(base: Pretrained, changed: bool, rows: int, length: int) -> Memory:
-    """changed: the model is not the base itself, which the run holds beside it."""
+def _scored(base: Pretrained, changed: Changed, rows: int, length: int) -> Memory:
     with dry_run() as live:
         with live.part("parameters"):
             held = Model(weightless(base), cast(Any, None))
             model = held.fork()
-            for linear in linears(model.network).values() if changed else ():
-                replace_weight(linear, torch.empty_like(linear.weight))
+            if changed == "linears":
+                for linear in linears(model.network).values():
+                    replace_weight(linear, torch.empty_like(linear.weight))
+            elif changed == "all":
+                model = Model(weightless(base), cast(Any, None))
         live.inside("activations", model.network.base_model)
         with torch.no_grad():
             ids = torch.zeros(rows, length, dtype=torch.int64)
@@ -286,6 +293,22 @@ def pretrained_of(model: Input[Any]) -> Pretrained:
         if isinstance(stage, Pretrained):
             return stage
     raise BitgridError(f"{model}: no published model among its inputs")
+
+
+def changed(model: Input[Model]) -> Changed:
+    """What a model does not share with the published one, which a run holds beside it."""
+    if not isinstance(model, Stage) or isinstance(model, Pretrained):
+        return "nothing"
+    kept = (stage for stage in closure([model]) if stage.stored)
+    return "all" if any(value_type(type(stage)) is Model for stage in kept) else "linears"
+
+
+def _rebuilt(model: Input[Model]) -> Iterator[Stage[Any]]:
+    """The stages that are run again where a model is needed: those that are not kept."""
+    if isinstance(model, Stage) and not model.stored:
+        yield model
+        for above in model.inputs:
+            yield from _rebuilt(above)
 
 
 def _masked(indices: Any) -> bool:

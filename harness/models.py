@@ -70,7 +70,7 @@ class Model:
     """A causal language model with its tokenizer, and what was done to its weights.
 
     `latent` marks weights that training moves but that no format can represent: such a model is
-    never evaluated (rule 8).
+    never evaluated (rule 8). Trained or loaded it lies on the host, since only rounding reads it.
     """
 
     network: PreTrainedModel
@@ -120,13 +120,15 @@ class Model:
 
     @classmethod
     def load(cls, folder: Path, facts: dict[str, Any]) -> Model:
+        latent = bool(facts["latent"])
         model = read_model(
             str(folder),
             DTYPES[facts["dtype"]],
+            latent,
             attn_implementation=facts.get("attention"),
             trust_remote_code=facts.get("own_code"),
         )
-        model.latent = bool(facts["latent"])
+        model.latent = latent
         model.quantized = {name: Quantized(**q) for name, q in facts["quantized"].items()}
         return model
 
@@ -263,9 +265,13 @@ def meta_network(source: str, trust_remote_code: bool = False) -> PreTrainedMode
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def read_model(where: str, dtype: torch.dtype | str, **options: Any) -> Model:
+def read_model(
+    where: str, dtype: torch.dtype | str, on_host: bool = False, **options: Any
+) -> Model:
     """Load weights and tokenizer from a folder or the hub onto `device()`, for inference.
 
+    `on_host`: the weights stay there, and where the files have them in `dtype` they take no memory:
+    they are mapped. So it is too where several processes share a model.
     `options` go to transformers: revision, gguf_file, trust_remote_code, attn_implementation.
     """
     given = {name: option for name, option in options.items() if option}
@@ -275,8 +281,8 @@ def read_model(where: str, dtype: torch.dtype | str, **options: Any) -> Model:
     options.pop("attn_implementation", None)
     tokenizer = sources.read_tokenizer(where, where, **options)
     network.requires_grad_(False)
-    # Where several processes share a model, each takes its part of it to its device.
-    place = torch.device("cpu") if torch.distributed.is_initialized() else device()
+    stays = on_host or torch.distributed.is_initialized()  # then each takes its part of it
+    place = torch.device("cpu") if stays else device()
     return Model(network.to(place).eval(), tokenizer)
 
 

@@ -159,14 +159,11 @@ class _Runner:
     share: Share
     bad: dict[str, str] = field(default_factory=dict)  # key -> failed | blocked
     outcome: Outcome = field(default_factory=Outcome)
-    users: dict[str, set[str]] = field(default_factory=dict)
     missed: dict[str, float] = field(default_factory=dict)  # since when nobody has made an input
     looked_at: set[str] = field(default_factory=set)  # texts: see `_short`
 
     def run(self, pending: list[str]) -> Outcome:
-        for key in self.wanted:
-            for above in self.stages[key].inputs:
-                self.users.setdefault(above.key, set()).add(key)
+        self.values.count(self.stages[key] for key in self.own)
         while pending:
             left = [key for key in pending if not self._settle(key)]
             if len(left) == len(pending):
@@ -180,7 +177,7 @@ class _Runner:
         """Whether a stored stage is done with: computed here or elsewhere, failed, or blocked."""
         stage = self.stages[key]
         if self.store.has(key):
-            self._release(key)
+            self.values.release(stage)
             return True
         above = self.plan.upstream(key)[:-1]
         if self.bad.get(key) == "failed":
@@ -205,7 +202,7 @@ class _Runner:
             return False
         with claim:
             self._compute(stage)
-        self._release(key)
+        self.values.release(stage)
         return True
 
     def _compute(self, stage: Stage[Any]) -> None:
@@ -227,8 +224,7 @@ class _Runner:
             else:
                 with listening(step):
                     result = compute(stage, self.values)
-                if self.users.get(key):
-                    self.values.held[key] = result
+                self.values.hold(stage, result)
         except Failed as error:
             self.bad[error.key] = "failed"
             self._give_up(key, "failed" if error.key == key else "blocked", str(error))
@@ -263,19 +259,9 @@ class _Runner:
             return None
         return f"an input is missing: {kind} {key[:8]}, and nobody is computing it"
 
-    def _release(self, key: str) -> None:
-        """Let go of values whose last user is done."""
-        for above in self.stages[key].inputs:
-            users = self.users.get(above.key, set())
-            users.discard(key)
-            if not users:
-                self.values.held.pop(above.key, None)
-                if not above.stored:
-                    self._release(above.key)
-
     def _give_up(self, key: str, state: str, words: str) -> bool:
         self.bad[key] = state
         (self.outcome.failed if state == "failed" else self.outcome.blocked).append(key)
         self.watcher.end(key, state, words)
-        self._release(key)
+        self.values.release(self.stages[key])
         return True

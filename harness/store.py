@@ -77,7 +77,7 @@ class Store:
 
     def load(self, stage: Stage[Any]) -> Any:
         """The stored value of a stage."""
-        kind, manifest = _value_type(type(stage)), self.manifest(stage.key)
+        kind, manifest = value_type(type(stage)), self.manifest(stage.key)
         folder, facts = self._value(stage.key), manifest["value"]
         _await(folder, manifest.get("files", {}))
         return kind.load(folder, facts) if hasattr(kind, "load") else facts
@@ -321,7 +321,7 @@ def _is_process(pid: int, started: float) -> bool:
         return False
 
 
-def _value_type(cls: type[Stage[Any]]) -> type:
+def value_type(cls: type[Stage[Any]]) -> type:
     """T of the `Stage[T]` that a stage class derives from."""
     for parent in cls.__mro__:
         for base in getattr(parent, "__orig_bases__", ()):

@@ -23,11 +23,12 @@ from statistics import NormalDist
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import FormatError, ModelError
 from harness.method import Component
-from harness.models import Model, Quantized, linears, replace_weight
+from harness.models import Model, Quantized, linears
+from methods.forward import move_buffers, replace_parameters
 
 _SMALLEST = 2.0**-24  # of a 16-bit float; a scale of 0 would divide by zero
 _LARGEST = 65504.0
@@ -279,24 +280,34 @@ def normal_levels(bits: int) -> tuple[float, ...]:
     return (*(-level for level in reversed(side(above - 1))), 0.0, *side(above))
 
 
-def quantize_model(model: Model, format: Format) -> Model:
-    """`model` with the weight of every linear layer inside the blocks rounded to `format`.
+def quantize_model(model: Model, format: Format, like: Model | None = None) -> Model:
+    """`model` with the weight of every linear layer inside the blocks rounded to `format`, then in
+    the dtype and on the device of `like`, where one is given.
 
     The result is no longer latent: its weights are what the format can hold. Full precision holds
-    any weight, so it changes none. Raises FormatError where a layer does not fit, before any work,
-    and ModelError where a layer has NaN or Inf.
+    any weight, so it rounds none. One tensor is worked on at a time: where `model` lies on the host,
+    the device never has more of it than that. Raises FormatError where a layer does not fit, before
+    any work, and ModelError where a layer has NaN or Inf.
     """
-    if isinstance(format, FullPrecision):
-        return model.fork(latent=False) if model.latent else model
-    result = model.fork(latent=False)
-    layers = linears(result.network)
+    like, result = like or model, model.fork(latent=False)
+    layers = {} if isinstance(format, FullPrecision) else linears(result.network)
     for name, linear in layers.items():
         format.check(name, linear.in_features)
-    for name, linear in layers.items():
-        if not bool(linear.weight.isfinite().all()):
-            raise ModelError(f"layer {name}: its weight has NaN or Inf and cannot be quantised")
-        replace_weight(linear, format.quantize(linear.weight))
         result.quantized[name] = format.describe(linear.in_features)
+    rounds = {f"{name}.weight": name for name in layers}
+
+    def make(name: str, old: nn.Parameter) -> nn.Parameter:
+        tensor = old.detach().to(like.device)
+        if layer := rounds.get(name):
+            if not bool(tensor.isfinite().all()):
+                raise ModelError(
+                    f"layer {layer}: its weight has NaN or Inf and cannot be quantised"
+                )
+            tensor = format.quantize(tensor)
+        return nn.Parameter(tensor.to(like.network.dtype), requires_grad=False)
+
+    replace_parameters(result.network, make)
+    move_buffers(result.network, like.device)
     return result
 
 

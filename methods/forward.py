@@ -136,6 +136,13 @@ def replace_parameters(
         setattr(network.get_submodule(parent), leaf, made[id(old)])
 
 
+def move_buffers(network: PreTrainedModel, device: torch.device) -> None:
+    """Have a network's buffers on a device, leaving those that it shares with others where they are."""
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
 def in_dtype(model: Model, dtype: torch.dtype) -> Model:
     """The model with parameters of `dtype`: itself where it has no other, else a fork."""
     if all(tensor.dtype == dtype for tensor in model.network.parameters()):

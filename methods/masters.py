@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from harness.models import Model, linears
 from methods.formats import Format, FullPrecision
-from methods.forward import replace_parameters
+from methods.forward import move_buffers, replace_parameters
 from methods.shards import ALONE, Shards, local, rows
 
 Trained: TypeAlias = Literal["body", "linears", "all"]
@@ -143,12 +143,12 @@ class Masters:
 
     def model(self) -> Model:
         """The student with the masters in place: float32 throughout, since a model is stored in one
-        dtype, and latent, since no format holds these weights.
+        dtype, and latent, since neither the format nor the student's dtype holds these weights.
 
-        Of several processes the leading one gets it; to the others the student comes back.
+        It lies on the host, twice as large as a model that is evaluated. Of several processes the
+        leading one gets it; to the others the student comes back.
         """
-        latent = not isinstance(self.format, FullPrecision)
-        result, places = self.student.fork(quantized={}, latent=latent), self.places
+        result, places = self.student.fork(quantized={}, latent=True), self.places
 
         def make(name: str, old: nn.Parameter) -> nn.Parameter:
             trained: Tensor | None = old
@@ -156,9 +156,10 @@ class Masters:
                 trained = self.shards.gathered(self.weights[name], places[name])
             if trained is None or not self.shards.leads:
                 return old
-            return nn.Parameter(trained.detach().float(), requires_grad=False)
+            return nn.Parameter(trained.detach().cpu().float(), requires_grad=False)
 
         replace_parameters(result.network, make)
+        move_buffers(result.network, torch.device("cpu"))
         return result
 
 

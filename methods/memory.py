@@ -1,4 +1,4 @@
-"""What training, generation and searches hold in memory at their peak.
+"""What training, rounding, generation and searches hold in memory at their peak.
 
 The code itself is run on tensors without data (`harness.memory`), so what is shared, what is copied
 and when it is let go need not be said again here. Of several processes each holds an equal share of
@@ -20,16 +20,27 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.memory import Live, Memory, dry_run, memory, pretrained_of, replaced, weightless
+from harness.memory import (
+    Changed,
+    Live,
+    Memory,
+    changed,
+    dry_run,
+    memory,
+    pretrained_of,
+    replaced,
+    weightless,
+)
 from harness.models import DTYPES, Model, Pretrained, blocks, linears, replace_weight
 from harness.stage import Input, Stage, closure
 from harness.text import Tokens
 from methods import clip, data, forward, objectives
 from methods.awq import ScaleSearch
-from methods.formats import Format, Grouped
+from methods.formats import Format, Grouped, quantize_model
 from methods.inits import ClipSearch
 from methods.masters import Masters
 from methods.optimizer import MOMENTS
+from methods.recipe import Round
 from methods.shards import ALONE, Shards
 from methods.train import Train, Training, _Loop
 
@@ -119,6 +130,33 @@ def of_confidence(
     return live.peak()
 
 
+@memory.register
+def of_rounding(stage: Round, gpus: int | None = None, device: str = "cuda") -> Memory:
+    """The base, what is rounded already, and one layer at work; a trained model lies on the host."""
+    return _rounding(pretrained_of(stage.base), changed(stage.model), stage.format)
+
+
+@cache
+def _rounding(base: Pretrained, before: Changed, format: Format) -> Memory:
+    trained = before == "all"
+    with dry_run() as live:
+        held = _model(live, base)
+        model = held.fork()
+        with live.part("host" if trained else "parameters"):
+            if trained:
+                model = forward.in_dtype(Model(weightless(base), cast(Any, None)), torch.float32)
+            elif before == "linears":
+                for linear in linears(model.network).values():
+                    replace_weight(linear, torch.empty_like(linear.weight))
+        sizes = [linear.weight.numel() for linear in linears(model.network).values()]
+        rounded = quantize_model(model, format, like=held)
+        for tensor in rounded.network.parameters():
+            live.assign("parameters", tensor)
+    peak = live.peak()
+    moved = 4 * max(sizes) if trained else 0  # tensors without data cannot move to a GPU
+    return dataclasses.replace(peak, other=peak.other + moved)
+
+
 @dataclass(frozen=True)
 class _Step:
     """What a training step held, and how that divides."""
@@ -201,8 +239,6 @@ def _step(
         with live.part("gradients"):
             masters.gather()
             masters.settle(1.0)
-        if alone:  # of several, the leading process gathers it on the host
-            masters.model()
 
     def share(part: str, *held: Mapping[str, Tensor]) -> float:
         named = [(name, tensor) for tensors in held for name, tensor in tensors.items()]

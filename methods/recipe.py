@@ -23,7 +23,6 @@ from methods.awq import AWQ
 from methods.contribution import Contribution
 from methods.data import Data, Generated, SelfGenerated
 from methods.formats import Format, FullPrecision, IntAsym, IntSym, quantize_model
-from methods.forward import in_dtype
 from methods.inits import Clip, Init, NoInit
 from methods.objectives import CAKLD, KL, Objective, Untrained
 from methods.train import Train, Training
@@ -43,8 +42,7 @@ class Round(Stage[Model]):
     format: Format
 
     def run(self, work: Path) -> Model:
-        rounded = quantize_model(value(self.model), self.format)
-        return in_dtype(rounded, value(self.base).network.dtype)
+        return quantize_model(value(self.model), self.format, like=value(self.base))
 
 
 @dataclass(frozen=True)

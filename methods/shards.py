@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from harness.models import Model, blocks, device
-from methods.forward import replace_parameters
+from methods.forward import move_buffers, replace_parameters
 
 T = TypeVar("T")
 
@@ -62,9 +62,7 @@ class Shards:
             return nn.Parameter(old.detach().to(place), requires_grad=old.requires_grad)
 
         replace_parameters(fork.network, make)
-        for module in fork.network.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(here))
+        move_buffers(fork.network, here)
         layers = list(blocks(fork.network).values())
         spread = {p for block in layers for p in block.parameters()}
         mesh = init_device_mesh(here.type, (self.world,))
@@ -107,9 +105,9 @@ class Shards:
         return next((said for said in self._said(thing) if said is not None), None)
 
     def gathered(self, part: Tensor, place: Tensor) -> Tensor | None:
-        """The whole of what is spread like `place`: in the leading process's memory, else None."""
+        """The whole of what is spread like `place`, on the host: the leading process's, else None."""
         if self.world == 1:
-            return part
+            return part.cpu()
         if isinstance(place, DTensor):
             shape = torch.Size([place.shape[0], *part.shape[1:]])
             stride = torch.empty(shape, device="meta").stride()

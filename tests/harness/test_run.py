@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import harness.run
 from harness import plan as plans
 from harness import rows
 from harness.compute import Values, compute
@@ -82,6 +83,24 @@ def test_everything_once_then_nothing(tmp_path: Path, store: Store, log: Path) -
     _, outcome, _ = _run(tmp_path, store)
     assert outcome == Outcome()
     assert log.read_text() == before
+
+
+def test_what_a_value_was_made_from_is_let_go(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a rounded model is scored, the model that it was rounded from is not held."""
+    made: list[Values] = []
+    monkeypatch.setattr(harness.run, "Values", lambda store: made.append(Values(store)) or made[-1])
+    held: list[set[str]] = []
+
+    class Looking(Silent):
+        def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+            held.append({plan.nodes[key].kind for key in made[0].held})
+
+    grid, plan = toy_plan(tmp_path / "toy.yaml")
+    run(grid, plan, store, Looking())
+    assert held == [{"Rounded"}] * 8
+    assert made[0].held == {}
 
 
 def test_a_lost_score_alone_is_computed_again(tmp_path: Path, store: Store, log: Path) -> None:

@@ -26,6 +26,7 @@ from methods.formats import (
     normal_levels,
     quantize_model,
 )
+from methods.forward import in_dtype
 
 # On a busy machine drawing takes long for no fault of the strategy.
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -342,9 +343,25 @@ def test_a_model_is_quantised_and_its_source_is_not(model: Model) -> None:
 
 
 def test_full_precision_changes_nothing(model: Model) -> None:
-    assert quantize_model(model, FullPrecision()) is model
     model.latent = True
-    assert not quantize_model(model, FullPrecision()).latent
+    found = quantize_model(model, FullPrecision())
+    assert not found.latent and not found.quantized
+    before = {name: tensor.data_ptr() for name, tensor in model.network.state_dict().items()}
+    after = {name: tensor.data_ptr() for name, tensor in found.network.state_dict().items()}
+    assert after == before  # not even a copy
+
+
+@pytest.mark.parametrize("format", [IntAsym(2, 16), NF(3, 16), FullPrecision()])
+def test_rounding_a_tensor_at_a_time_gives_the_same_bits(model: Model, format: Format) -> None:
+    """As rounding all of it in float32, and then taking the 16-bit model's dtype."""
+    like = in_dtype(model, torch.bfloat16)
+    whole = in_dtype(quantize_model(model, format), torch.bfloat16)
+    found = quantize_model(model, format, like)
+    assert found.quantized == whole.quantized
+    expected = whole.network.state_dict()
+    for name, tensor in found.network.state_dict().items():
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, expected[name]), name
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}
 
 
 def test_a_model_that_does_not_fit_is_refused(model: Model) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+import yaml
+from transformers import LlamaConfig
 
+import harness.run
+from harness import grid as grids
+from harness import plan as plans
 from harness.cli import main
+from harness.compute import Values
+from harness.evaluate import PERPLEXITY, Perplexity
 from harness.memory import Memory, gpus_needed, memory, pretrained_of, table
 from harness.models import Model, Pretrained, blocks, linears, pretrained
 from harness.stage import Stage
-from harness.text import Packed
+from harness.store import Store
+from harness.text import Packed, texts
 from methods.awq import ScaleSearch
 from methods.data import Generate
 from methods.formats import IntAsym
@@ -162,8 +172,66 @@ def test_other_stages(base: Pretrained, model: Model) -> None:
         found = memory(other)
         assert found is not None and found.parameters == 2 * weights + buffers
         assert found.gradients == found.optimizer == 0 < found.activations + found.other
-    assert memory(Round(base, base, FORMAT)) is None
     assert pretrained_of(search) == base
+
+
+def test_rounding_holds_one_layer_beside_what_is_scored(tmp_path: Path) -> None:
+    """In 16 bits the base and the new model: the latent weights would be as much again."""
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 24}
+    LlamaConfig(vocab_size=512, **shape).save_pretrained(tmp_path)
+    deep = Pretrained(str(tmp_path), "of no weights", "bfloat16")
+    (weights,) = {of.parameters for of in (memory(scoring(deep)),) if of}
+    trained, plain = Round(stage(deep), deep, FORMAT), Round(deep, deep, FORMAT)
+    made, scored = memory(trained), memory(scoring(trained))
+    assert made is not None and scored is not None
+    assert scored.parameters == 2 * weights
+    assert 1.9 * weights < made.total < 2.2 * weights
+    assert scored.total >= made.total  # whichever is more is what the evaluation needs
+    shares, ends = memory(scoring(plain)), 2 * 2 * 512 * 256
+    assert shares is not None and shares.parameters == pytest.approx(2 * weights - ends, rel=0.01)
+
+
+def scoring(model: Stage[Model]) -> Perplexity:
+    protocol = replace(PERPLEXITY["testbed-ppl"], window=2)
+    return Perplexity(model, texts("testbed", "heldout"), "testbed-ppl", protocol, True)
+
+
+def test_no_latent_weights_are_at_hand_while_a_model_is_scored(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the base, in a grid that needs it no more; whether trained in this run or before it."""
+    file, store = tmp_path / "grid.yaml", Store(tmp_path / "store")
+    settings = {
+        "format.group_size": 32, "init": "none", "data": "ground-truth", "data.text": "testbed",
+        "data.length": 32, "data.sequences": 8, "train.steps": 1, "train.batch_size": 4,
+        "objective": "kl",
+    }  # fmt: skip
+    content = {"model": str(tiny_folder), "dtype": "bfloat16", "method": "bitdistiller"}
+    content |= {"defaults": settings, "evaluate": [{"testbed-ppl": {"limit": 1, "window": 32}}]}
+    file.write_text("# What is held?\n" + yaml.safe_dump(content))
+    seen: list[list[Model]] = []
+
+    class Seeing(Values):
+        def release(self, stage: Stage[Any]) -> None:
+            if isinstance(stage, Perplexity):
+                seen.append([held for held in self.held.values() if isinstance(held, Model)])
+            super().release(stage)
+
+    monkeypatch.setattr(harness.run, "Values", Seeing)
+    grid = grids.load(file)
+    for _ in range(2):
+        assert harness.run.run(grid, plans.build(grid), store, Quiet()).failed == []
+        shutil.rmtree(store.path(grid.cells[0].scores[0].key))
+    assert [[(m.latent, m.network.dtype) for m in each] for each in seen] == [
+        [(False, torch.bfloat16)]
+    ] * 2
+
+
+class Quiet:
+    def begin(self, key: str) -> None: ...
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None: ...
+    def end(self, key: str, state: str, words: str) -> None: ...
+    def waiting(self, owners: list[str]) -> None: ...
 
 
 def test_the_table_collapses_equal_stages(base: Pretrained) -> None:
