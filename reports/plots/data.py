@@ -63,7 +63,9 @@ def per_model(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     for record in shown.to_dict("records"):
         known = told.setdefault(tuple(record[key] for key in identity), {})
         known.setdefault((record["task"], record["metric"]), record["value"])
-    scores = [(c.task, c.metric) for c in summary.columns if c.task is not None and c.higher]
+    # Of all tasks, as an average may be over some that have no column.
+    better = shown[shown["higher_is_better"]].drop_duplicates(["task", "metric"])
+    scores = list(zip(better["task"], better["metric"], strict=True))
     for index, column in enumerate(summary.columns):
         keys = [key for key in scores if key[0] in column.tasks]
         if column.task is not None:

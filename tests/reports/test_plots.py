@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
-from synthetic_grids import ppl, quickstart, row, write
+from synthetic_grids import TASKS, ppl, quickstart, row, write
 
 from harness.errors import ReportError
 from reports import rows, summary
@@ -149,6 +149,16 @@ def test_averages_over_tasks_are_the_tables(tmp_path: Path) -> None:
         entry = each.entries[index]
         assert entry is not None
         assert means[each.name, each.bits].mean == pytest.approx(entry.mean)
+
+
+def test_an_average_of_tasks_without_columns_is_drawn_too(tmp_path: Path) -> None:
+    folder = quickstart(tmp_path)
+    told = json.loads((folder / "grid.json").read_text())
+    told["report"] = {"columns": ["testbed-ppl", "average"], "average": TASKS[:2]}
+    (folder / "grid.json").write_text(json.dumps(told))
+    assert "score_vs_bits" in drawn(folder)
+    models = data.per_model(rows.load(folder), summary.summarise(folder))
+    assert models[1].notna().all()
 
 
 def test_tokens_are_found_through_the_model_where_cells_share_a_training(tmp_path: Path) -> None:
