@@ -131,7 +131,7 @@ def _check_report(document: Document, file: GridFile, tasks: dict[str, TaskOptio
     for key, names in named.items():
         for number, name in enumerate(names or ()):
             # A group of tasks, as mmlu, has its parts' names before an underscore.
-            known = (*tasks, "average") if key == "columns" else tuple(tasks)
+            known = (*tasks, "average", "device_hours") if key == "columns" else tuple(tasks)
             if name not in known and not name.startswith(tuple(f"{task}_" for task in tasks)):
                 message = f"report.{key}: task {name!r} is not evaluated; {nearest(name, tasks)}"
                 raise document.error(("report", key, number), message)

@@ -19,7 +19,7 @@ class ReportSpec(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
     rows: list[str] | str = "label"
     over: str = "seed"
-    columns: list[str] | str | None = None  # tasks, and "average", in the table's order
+    columns: list[str] | str | None = None  # tasks, "average", "device_hours"; in the table's order
     average: list[str] | None = None  # of which tasks; []: no average
     aggregate: Literal["mean", "median"] = "mean"  # over seeds
     spread: Literal["sd", "interval"] = "sd"  # what ± is: standard deviation, or 95 % interval

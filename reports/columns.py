@@ -17,7 +17,8 @@ import pandas as pd
 from harness.errors import ReportError, nearest
 from reports.rows import PROTOCOL, Grid, Spec
 
-AVERAGE = "average"  # the column's name in a grid's `report:`
+# Columns by their names in a grid's `report:`, beside tasks.
+AVERAGE, DEVICE_HOURS = "average", "device_hours"
 TITLES = {
     "wikitext2": "WikiText-2",
     "c4": "C4",
@@ -91,7 +92,7 @@ def make_columns(shown: pd.DataFrame, grid: Grid, folder: Path) -> tuple[Column,
     measured = [column.task for column in found if column.task is not None]
     for task in [*(grid.spec.columns or ()), *filter(None, grid.spec.decimals)]:
         where = "columns" if task in (grid.spec.columns or ()) else "decimals"
-        _check_task(path, where, task, [*measured, AVERAGE], grid)
+        _check_task(path, where, task, [*measured, AVERAGE, DEVICE_HOURS], grid)
     if wanted is None and grid.spec.columns is not None:
         tasks = [task for task in tasks if task in grid.spec.columns]
     averaged = tuple(dict.fromkeys(wanted if wanted is not None else tasks))

@@ -50,6 +50,7 @@ class Row:
     bits_per_weight: float | None
     models: int
     entries: tuple[Entry | None, ...]
+    device_hours: float | None = None  # of training, mean over models; None where not asked for
 
     @property
     def reference(self) -> bool:

@@ -20,6 +20,9 @@ FIGURES = {
     "Bands are 95 % t-intervals over seeds; level lines are cells without a value on the axis.",
     "score_vs_tokens": "Score against tokens trained on. "
     "Error bars are 95 % t-intervals over seeds; level lines are methods that do not train.",
+    "score_vs_hours": "Score against device-hours of training. "
+    "A device is a GPU, on CPUs a process; error bars are 95 % t-intervals over seeds; level lines "
+    "are methods that do not train.",
     "training_loss": "Training loss. "
     "Over several seeds the line is the mean and the band reaches from the smallest to the largest; "
     "lines are smoothed. Objectives differ, so only curves of one objective compare.",

@@ -22,9 +22,8 @@ import pandas as pd
 
 from reports.columns import Column, number, number_of_bits
 from reports.naming import setting
+from reports.rows import Stages, inputs
 from reports.summary import Summary
-
-Stages = dict[str, dict[str, Any]]
 
 FACTS = {
     "value": "Value, unrounded",
@@ -115,19 +114,6 @@ def embedded(content: object) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def inputs(stage: object) -> Iterator[str]:
-    """Keys of the stages that a described stage names among its fields, in their order."""
-    if isinstance(stage, dict):
-        if set(stage) == {"stage"} and isinstance(stage["stage"], str):
-            yield stage["stage"]
-            return
-        for part in stage.values():
-            yield from inputs(part)
-    elif isinstance(stage, list):
-        for part in stage:
-            yield from inputs(part)
 
 
 def duration(seconds: float) -> str:

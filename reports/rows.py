@@ -75,6 +75,7 @@ CURVE_FIELDS: dict[str, Field] = {
     "loss": Field(_NUMBER, "float64", "training loss of the step", nullable=True),
     "grad_norm": Field(_NUMBER, "float64", "norm of the gradient", nullable=True),
     "lr": Field(_NUMBER, "float64", "learning rate", nullable=True),
+    "seconds": Field(_NUMBER, "float64", "of training so far, restarts included", nullable=True),
 }
 
 _STAGE_FIELDS = {
@@ -131,13 +132,17 @@ PROTOCOL = ["num_fewshot", "bos", "limit", "n", "protocol", "task_version", "lm_
 CHOICES = {"aggregate": ("mean", "median"), "spread": ("sd", "interval")}
 
 
+Stages = dict[str, dict[str, Any]]
+"""Stage key -> its line of provenance.jsonl."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """The grid's `report:` section."""
 
     rows: tuple[str, ...] = ("label",)
     over: str | None = "seed"
-    columns: tuple[str, ...] | None = None  # tasks, and "average"; None: all
+    columns: tuple[str, ...] | None = None  # tasks, "average", "device_hours"; None: all scores
     average: tuple[str, ...] | None = None  # of which tasks; empty: there is none
     aggregate: str = "mean"  # over models: or "median"
     spread: str = "sd"  # what ± is: or "interval", half of Student's 95 % interval
@@ -237,12 +242,25 @@ def load_grid(folder: Path) -> Grid:
         raise ReportError(f"{path}: field {error.args[0]!r} is missing") from error
 
 
-def load_provenance(folder: Path) -> dict[str, dict[str, Any]]:
+def load_provenance(folder: Path) -> Stages:
     """Stage key -> its line of provenance.jsonl; empty where the export has no such file."""
     path = folder / "provenance.jsonl"
     if not path.exists():
         return {}
     return {line["key"]: line for _, line in _records(path, _STAGE_FIELDS, needs_schema=True)}
+
+
+def inputs(stage: object) -> Iterator[str]:
+    """Keys of the stages that a described stage names among its fields, in their order."""
+    if isinstance(stage, dict):
+        if set(stage) == {"stage"} and isinstance(stage["stage"], str):
+            yield stage["stage"]
+            return
+        for part in stage.values():
+            yield from inputs(part)
+    elif isinstance(stage, list):
+        for part in stage:
+            yield from inputs(part)
 
 
 def _spec(path: Path, raw: dict[str, Any]) -> Spec:

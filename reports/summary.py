@@ -19,8 +19,16 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import ReportError
+from reports import cost
 from reports import rows as exported
-from reports.columns import Column, make_columns, number_of_bits, shown_columns, usual_protocol
+from reports.columns import (
+    DEVICE_HOURS,
+    Column,
+    make_columns,
+    number_of_bits,
+    shown_columns,
+    usual_protocol,
+)
 from reports.entries import Notes, Row, make_rows
 from reports.items import read
 from reports.naming import name_cells
@@ -41,6 +49,8 @@ class Summary:
     decimals: int  # of percentages
     comparisons: int = 0  # with a best number, whose p-values were corrected together
     tests: tuple[str, ...] = ()  # those that were used
+    device_hours: pd.Series | None = None  # of training, by key of the model; where asked for
+    devices: tuple[str, ...] = ()  # that it was trained on
 
     @property
     def several(self) -> bool:
@@ -72,6 +82,12 @@ def summarise(folder: Path) -> Summary:
     if not chosen:
         raise ReportError(f"{folder / 'grid.json'}: report.columns: none of them was measured yet")
     table = [replace(row, entries=tuple(row.entries[i] for i in chosen)) for row in table]
+    hours, devices = None, list[str]()
+    if DEVICE_HOURS in (grid.spec.columns or ()):
+        stages = exported.load_provenance(folder)
+        hours = cost.device_hours(frame, exported.load_curves(folder), stages)
+        devices = cost.device_names(frame, stages)
+        table = [replace(row, device_hours=_mean_hours(row, shown, hours)) for row in table]
     items = shown.loc[shown["higher_is_better"], "n"].dropna()
     decimals = 1 if (items < 1000).any() else 2  # more would be noise
     ranked = rank(table, [columns[i] for i in chosen], decimals, notes)
@@ -88,7 +104,16 @@ def summarise(folder: Path) -> Summary:
         decimals=decimals,
         comparisons=ranked.comparisons,
         tests=ranked.tests,
+        device_hours=hours,
+        devices=tuple(devices),
     )
+
+
+def _mean_hours(row: Row, shown: pd.DataFrame, hours: pd.Series) -> float | None:
+    """Over the row's models; None where one of them was not trained."""
+    models = shown.loc[(shown["name"] == row.name) & (shown["bits"] == row.bits), "model_key"]
+    known = hours.reindex(models.unique())
+    return None if known.isna().any() else float(known.mean())
 
 
 def _stale(frame: pd.DataFrame, names: dict[str, str]) -> tuple[str, ...]:

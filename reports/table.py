@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Mapping
 
-from reports.columns import Column, number, number_of_bits, task_title
+from reports.columns import DEVICE_HOURS, Column, number, number_of_bits, task_title
 from reports.entries import Row
 from reports.published import Theirs
 from reports.ranking import ALPHA
@@ -50,6 +50,7 @@ def tidy_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None =
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = ["bits", "method", "label", "bits_per_weight", "models"]
+    head += [] if summary.device_hours is None else [DEVICE_HOURS]
     words = dict(summary.notes)
     for column in summary.columns:
         name = _name(column)
@@ -62,6 +63,7 @@ def tidy_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None =
     for at, row in enumerate(summary.rows):
         name, label = " ".join(row.name.split()), " ".join(row.label.split())
         cells = [number_of_bits(row.bits), name, label, row.bits_per_weight, row.models]
+        cells += [] if summary.device_hours is None else [_exact(row.device_hours)]
         for place, entry in enumerate(row.entries):
             if entry is None:
                 cells += ["", "", "", "", "", 0, "", ""]
@@ -94,6 +96,11 @@ def explanations(summary: Summary, terminal: bool = False) -> list[str]:
     if any(entry.second for entry in entries) and not terminal:
         best += ", second underlined"
     words.append(f"{best}; bpw: bits per weight, scales and zero points counted.")
+    if summary.device_hours is not None:
+        words.append(
+            "Device-h: device-hours of training, its time by the GPUs (on CPUs: the processes) that "
+            f"shared it ({', '.join(summary.devices) or 'devices not recorded'}), mean over models."
+        )
     average = next((column for column in summary.columns if column.task is None), None)
     scores = [column for column in summary.columns if column.higher and column.task is not None]
     if average is not None and {column.task for column in scores} != set(average.tasks):
@@ -127,13 +134,22 @@ def _spreads(summary: Summary) -> list[str]:
 
 def _head(summary: Summary) -> list[str]:
     arrows = [f"{column.title} {'↑' if column.higher else '↓'}" for column in summary.columns]
-    return ["Bits", "Method", "bpw", *(["n"] if summary.several else []), *arrows]
+    hours = [] if summary.device_hours is None else ["Device-h"]
+    return ["Bits", "Method", "bpw", *(["n"] if summary.several else []), *hours, *arrows]
 
 
 def _stub(summary: Summary, row: Row) -> list[Cell]:
     weight = MISSING if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}"
     words = [number_of_bits(row.bits), row.name, weight]
-    return [Cell(text) for text in [*words, *([_models(row)] if summary.several else [])]]
+    words += [_models(row)] if summary.several else []
+    if summary.device_hours is not None:
+        words.append(MISSING if row.device_hours is None else _hours(row.device_hours))
+    return [Cell(text) for text in words]
+
+
+def _hours(given: float) -> str:
+    """0.078, 8.25, 420."""
+    return f"{given:.{3 if given < 1 else 2 if given < 100 else 0}f}"
 
 
 def _models(row: Row) -> str:

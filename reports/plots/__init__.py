@@ -15,9 +15,9 @@ import matplotlib
 
 from reports import rows, style
 from reports.effects import effects
-from reports.plots import curves, dots, inside, scores
+from reports.plots import curves, data, dots, inside, scores
 from reports.plots.data import per_model
-from reports.plots.panels import files
+from reports.plots.panels import device_hours, files, unit
 from reports.summary import Summary
 
 
@@ -28,6 +28,8 @@ def draw(summary: Summary, folder: Path) -> dict[str, dict[str, bytes]]:
     models = per_model(frame, summary)
     methods = [row.name for row in summary.rows if not row.reference]
     looks = style.looks([*methods, *trained["name"]])
+    tokens = data.tokens_trained(models, trained, frame)
+    hours = models["model_key"].map({} if summary.device_hours is None else summary.device_hours)
     kept = rows.load_diagnostics(folder)
     steps = inside.steps(kept, summary.names)
     with matplotlib.rc_context():
@@ -39,7 +41,8 @@ def draw(summary: Summary, folder: Path) -> dict[str, dict[str, bytes]]:
             "ablation": dots.ablation(summary, effects(folder)),
             "slopes": scores.slopes(summary),
             "sweep": scores.sweep(summary, models, looks),
-            "score_vs_tokens": scores.against_tokens(summary, models, trained, frame, looks),
+            "score_vs_tokens": scores.against_cost(summary, models, tokens, looks, unit),
+            "score_vs_hours": scores.against_cost(summary, models, hours, looks, device_hours),
             "training_loss": curves.loss(trained, looks),
             "weights": inside.weights(steps),
             "errors": inside.errors(steps),

@@ -109,6 +109,11 @@ def unit(largest: float) -> tuple[float, str]:
     return 1.0, "tokens trained on"
 
 
+def device_hours(largest: float) -> tuple[float, str]:
+    """The same of hours, which are not divided."""
+    return 1.0, "device-hours of training"
+
+
 def legend(figure: Figure, handles: Sequence[Artist], title: str = "") -> None:
     """Below the axes, never over the data, which keep their height."""
     longest = max(len(str(each.get_label())) for each in handles)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Callable
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -28,13 +29,12 @@ from reports.plots.panels import (
     references,
     say,
     scale,
-    unit,
 )
 from reports.style import Look
 from reports.summary import Summary
 
 _APART = 0.05  # bits per weight: rows nearer than that cost the same
-_MORE = 1.2  # most tokens over fewest: less is one cost
+_MORE = 1.2  # most over least: less is one cost
 _PANELS = 8  # of a figure over both columns
 _LETTERS = 15  # an inch, of a panel's title
 
@@ -172,21 +172,25 @@ def _swept(axes: Axes, sweep: Sweep, index: int, factor: float, looks: dict[str,
     axes.margins(y=0.1)
 
 
-def against_tokens(
+def against_cost(
     summary: Summary,
     models: pd.DataFrame,
-    curves: pd.DataFrame,
-    frame: pd.DataFrame,
+    cost: pd.Series,
     known: dict[str, Look],
+    unit: Callable[[float], tuple[float, str]],
 ) -> Figure | None:
-    """The cost claim: what more tokens buy. Points of a line differ in one numeric axis."""
+    """What more training buys. Points of a line differ in one numeric axis.
+
+    cost: of each of `models`, NaN where it was not trained. unit: what the largest is divided by for
+    the axis, and the axis's words.
+    """
     index = data.main_score(summary)
     index = 0 if index is None else index
     column = summary.columns[index]
-    models = models.assign(tokens=data.tokens_trained(models, curves, frame))
+    models = models.assign(cost=cost.astype(float))
     quantised = models[models["bits"] < REFERENCE_BITS]
-    trained = quantised[quantised["tokens"].notna()]
-    totals = trained["tokens"]
+    trained = quantised[quantised["cost"].notna()]
+    totals = trained["cost"]
     if totals.empty or totals.max() < _MORE * totals.min():
         return None
     swept = data.sweeps(trained, least=2)
@@ -205,13 +209,13 @@ def against_tokens(
         here = quantised[quantised["bits"] == each]
         for name, rows in here.groupby("series", sort=False):
             look, means = looks[str(name)], data.by_row(rows, index, scale(column))
-            level = rows["tokens"].isna().all()
+            level = rows["cost"].isna().all()
             handles[str(name)] = handle(look, str(name), line=level)
             if level:
                 axes.axhline(means[str(name), each].mean, color=look.colour, ls=look.dash, lw=1.0)
                 continue
             points = sorted(
-                (float(same["tokens"].mean()) / size, means[str(row), each])
+                (float(same["cost"].mean()) / size, means[str(row), each])
                 for row, same in rows.groupby("name", sort=False)
             )
             _line(axes, [at for at, _ in points], [mean for _, mean in points], look)
