@@ -26,8 +26,11 @@ _FILE = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 @contextmanager
-def serve(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """The hub's address, and the paths that were asked for, in order."""
+def serve(root: Path, gated: int | None = None) -> Iterator[tuple[str, list[str]]]:
+    """The hub's address, and the paths that were asked for, in order.
+
+    gated: the status by which files are refused, as of models that one must ask for.
+    """
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -45,11 +48,13 @@ def serve(root: Path) -> Iterator[tuple[str, list[str]]]:
             asked.append(self.path)
 
         def _answer(self, body: str = "") -> None:
-            content = _content(root, unquote(urlparse(self.path).path), body)
-            self.send_response(404 if content is None else 200)
+            path = unquote(urlparse(self.path).path)
+            refused = gated if _FILE.fullmatch(path) else None
+            content = None if refused else _content(root, path, body)
+            self.send_response(refused or (404 if content is None else 200))
             self.send_header("Content-Length", str(len(content or b"")))
             if content is None:
-                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("X-Error-Code", "GatedRepo" if refused else "EntryNotFound")
             else:
                 self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
                 self.send_header("X-Repo-Commit", COMMIT)

@@ -45,7 +45,8 @@ def online(tiny_folder: Path, tmp_path: Path) -> Path:
     return root
 
 
-def _bitgrid(place: Path, *words: str, **environment: str) -> str:
+def _bitgrid(place: Path, *words: str, code: int = 0, **environment: str) -> str:
+    """What a verb says, or complains of where it is to fail."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "BITGRID_"))}
     told = {"HF_HOME": str(place / "home"), "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
@@ -55,8 +56,8 @@ def _bitgrid(place: Path, *words: str, **environment: str) -> str:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
 
 
 def _keys(place: Path) -> list[str]:
@@ -139,3 +140,12 @@ def test_rows_that_are_no_json_leave_nothing_behind(
 def test_tasks_whose_data_only_their_code_knows_are_named(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("model: testbed\nmethod: bf16\nevaluate: [testbed_story]\n")
     assert unknown(grid.load(tmp_path / "g.yaml")) == []
+
+
+@pytest.mark.parametrize("status", [401, 403])  # nobody is logged in; they have no access
+def test_a_gated_model_says_where_to_ask(online: Path, tmp_path: Path, status: int) -> None:
+    (tmp_path / "g.yaml").write_text("model: some/tiny\nmethod: bf16\nevaluate: [testbed-ppl]\n")
+    with fakehub.serve(online, gated=status) as (url, _):
+        said = _bitgrid(tmp_path, "plan", "g.yaml", code=2, HF_ENDPOINT=url)
+    assert f"ask for access at {url}/some/tiny; 'hf auth login' or HF_TOKEN" in said
+    assert said.count("\n") == 1
