@@ -4,11 +4,13 @@ Each program runs in an interpreter of its own (`python -I -S`), which confines 
 reads the program: limits on CPU time, memory, file size and processes; where the kernel allows it,
 namespaces without a network, with their own process ids and with every file system read-only but
 an empty temporary folder; an unprivileged user when started by root; and, everywhere, a guard in
-the interpreter that refuses processes, sockets and writes outside the folder. A program passes if it and
-its tests run to their end, which is shown by a secret that the parent sends after the program.
+the interpreter that refuses processes, sockets, writes outside the folder and reads outside it and the
+standard library. A program passes if it and its tests run to their end, which is shown by a secret
+that the parent sends after the program.
 
 This stops accidents and ordinary mischief. It is no defence against a program written to break out
-of CPython, nor against one that hunts for the secret in order to cheat its tests.
+of CPython, nor against one that hunts for the secret in order to cheat its tests: it runs in the
+process that will read the secret, so no frame or pipe there could be out of its reach.
 """
 
 from __future__ import annotations
@@ -203,8 +205,21 @@ def _confine(memory_mib: int, timeout_s: float, nobody: int) -> list[str]:
         # the working folder, which is all that stays writable.
         private, recursive, read_only = 1 << 18, 0x8000, (ctypes.c_uint64 * 4)(1, 0, 0, 0)
         here = os.getcwd()
+        alone = libc.mount(b"none", b"/", None, ctypes.c_ulong(0x4000 | private), None) == 0
+        # Where the standard library lies in a folder that is root's own, it alone is seen there.
+        library = os.path.dirname(os.__file__)
+        above = [library[:n] for n, letter in enumerate(library) if letter == os.sep and n]
+        closed = next((path for path in above if not os.stat(path).st_mode & 1), None)
+        if alone and root and closed and not here.startswith(closed):
+            held = os.open(library, os.O_PATH)
+            if libc.mount(b"tmpfs", closed.encode(), b"tmpfs", 0, b"size=1m,mode=755") == 0:
+                os.makedirs(library)
+                bound = f"/proc/self/fd/{held}".encode()
+                if libc.mount(bound, library.encode(), None, ctypes.c_ulong(0x1000), None):
+                    libc.umount2(closed.encode(), 2)
+            os.close(held)
         if (
-            libc.mount(b"none", b"/", None, ctypes.c_ulong(0x4000 | private), None) == 0
+            alone
             and libc.syscall(442, -100, b"/", recursive, ctypes.byref(read_only), 32) == 0
             and libc.mount(b"tmpfs", here.encode(), b"tmpfs", 0, b"size=4m,mode=777") == 0
         ):
@@ -224,7 +239,8 @@ def _confine(memory_mib: int, timeout_s: float, nobody: int) -> list[str]:
             libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS, for the line after next
             os.setuid(nobody)
             layers.append("user")
-            # Where the standard library lies in root's own folder, reading (only) stays allowed.
+            # Where the standard library is still out of reach, reading (only) stays allowed: then
+            # the guard alone keeps the program from other files.
             kept = 0 if os.access(os.__file__, os.R_OK) else 1 << 2  # CAP_DAC_READ_SEARCH
         except OSError:
             pass
@@ -254,6 +270,7 @@ def _install_guard() -> None:
     import sys
 
     here = os.getcwd() + os.sep
+    library = os.path.realpath(os.path.dirname(os.__file__)) + os.sep
     refused = [
         "ctypes.",
         "fcntl.",
@@ -287,12 +304,13 @@ def _install_guard() -> None:
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event in refused or event.startswith(prefixes):
             raise PermissionError(f"{event} is refused in the sandbox")
-        if event == "open":
-            path, _mode, flags = arguments
-            if isinstance(flags, int) and flags & writing and not isinstance(path, int):
-                name = os.path.realpath(os.fsdecode(path))  # type: ignore[arg-type]
-                if not name.startswith(here):
-                    raise PermissionError("writing outside the folder is refused in the sandbox")
+        if event in ("open", "os.listdir", "os.scandir") and not isinstance(arguments[0], int):
+            flags = arguments[2] if event == "open" else 0
+            writes = isinstance(flags, int) and flags & writing
+            name = os.path.realpath(os.fsdecode(arguments[0] or ".")) + os.sep  # type: ignore[arg-type]
+            if not name.startswith(here if writes else (here, library)):
+                done = "writing" if writes else "reading"
+                raise PermissionError(f"{done} outside the folder is refused in the sandbox")
         if event == "os.mkdir" and not os.path.realpath(str(arguments[0])).startswith(here):
             raise PermissionError("os.mkdir outside the folder is refused in the sandbox")
 

@@ -82,6 +82,25 @@ def test_writing_outside_the_folder_is_refused(guard: bool, tmp_path: Path) -> N
     assert victim.read_text() == "kept"
 
 
+@pytest.mark.parametrize("guard", [True, False])
+def test_reading_what_is_not_for_everybody_is_refused(guard: bool, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("kept")
+    secret.chmod(0o600)
+    if not guard and not (os.geteuid() == 0 and {"files", "user"} <= set(layers())):
+        pytest.skip("only root's programs run as somebody else, and not without namespaces")
+    for code in (
+        f"open({str(secret)!r}).read()",
+        f"import os; os.read(os.open({str(secret)!r}, os.O_RDONLY), 4)",
+        f"import os; os.listdir({str(tmp_path)!r})",
+    ):
+        assert execute(code, guard=guard).reason.startswith("PermissionError"), code
+    # The library is read all the same, wherever it lies, and so is what the program itself wrote.
+    code = "import decimal, unittest, json.tool, xml.dom.minidom, sqlite3, asyncio, os\n"
+    code += "open('own', 'w').write('x')\nassert open('own').read() == 'x' and os.listdir()"
+    assert execute(code, guard=guard).reason == "passed"
+
+
 def test_a_big_file_is_refused_and_the_folder_is_gone() -> None:
     assert execute("open('small', 'w').write('x')\nassert open('small').read() == 'x'").passed
     assert not execute("open('big', 'wb').write(bytes(2 << 20))").passed
