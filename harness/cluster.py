@@ -24,8 +24,9 @@ import pydantic
 from pydantic import Field
 
 from harness.errors import ClusterError, nearest
+from harness.misfit import misfit
 from harness.plan import Node
-from harness.yaml import Document, Path_
+from harness.yaml import Document
 
 DEFAULT = Path("~/.config/bitgrid/cluster.yaml")
 
@@ -92,20 +93,10 @@ def load(path: Path | None, kinds: Collection[str]) -> Profile:
     try:
         profile = Profile.model_validate(given)
     except pydantic.ValidationError as error:
-        raise _refused(document, error) from None
+        known = {"": Profile, "stages": Request, "large": Request}
+        raise ClusterError(str(document.error(*misfit(error, given, known)))) from None
     for kind in profile.stages:
         if kind not in kinds:
             message = f"stages: there is no kind of stage {kind!r}; {nearest(kind, kinds)}"
             raise ClusterError(str(document.error(("stages", kind), message)))
     return profile
-
-
-def _refused(document: Document, error: pydantic.ValidationError) -> ClusterError:
-    wrong = error.errors()[0]
-    where: Path_ = tuple(wrong["loc"])
-    if wrong["type"] == "extra_forbidden":
-        known = (Profile if len(where) == 1 else Request).model_fields
-        message = f"key {where[-1]!r} is unknown; {nearest(where[-1], known)}"
-    else:
-        message = f"{'.'.join(map(str, where))}: {wrong['input']!r}: {wrong['msg']}"
-    return ClusterError(str(document.error(where, message)))

@@ -58,11 +58,20 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
 
 
-def nearest(given: object, choices: Iterable[str]) -> str:
-    """A phrase for the end of an error: the nearest valid name, or the list where none is near."""
+def nearest(given: object, choices: Iterable[str], prefix: str = "") -> str:
+    """A phrase for the end of an error: the nearest valid name, or the list where none is near.
+
+    `prefix` stands before each name that is shown: the part of a dotted path that was right.
+    """
     names = sorted(choices)
-    close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    close = close_to(given, names)
+    if close is not None:
+        return f"did you mean {prefix + close!r}?"
+    shown = ", ".join(prefix + name for name in names[:12]) + (", …" if len(names) > 12 else "")
     return f"choices: {shown}" if names else "there are no choices"
+
+
+def close_to(given: object, choices: Iterable[str]) -> str | None:
+    """The nearest valid name; None where none is near."""
+    close = difflib.get_close_matches(str(given), list(choices), n=1, cutoff=0.5)
+    return close[0] if close else None

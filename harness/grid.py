@@ -31,7 +31,8 @@ from harness import method as methods
 from harness.diagnostics import Facts, Options, diagnostics
 from harness.errors import BitgridError, GridError, SettingError, TextError, nearest
 from harness.evaluate import Scores, TaskOptions, evaluation, runs_code
-from harness.gridfile import GridFile, Published, ReportSpec
+from harness.gridfile import SEEDS, GridFile, Published, ReportSpec
+from harness.misfit import misfit, said
 from harness.models import Model, layer_shapes, pretrained
 from harness.stage import Stage
 from harness.yaml import Document, Path_
@@ -108,17 +109,12 @@ def _validate(document: Document) -> GridFile:
     try:
         return GridFile.model_validate(document.data)
     except pydantic.ValidationError as error:
-        wrong = error.errors()[0]
-        where: Path_ = tuple(wrong["loc"])
-        if wrong["type"] == "extra_forbidden":
-            inner = {"report": ReportSpec.model_fields, "published": Published.model_fields}
-            known = inner.get(str(where[0]), GridFile.model_fields)
-            message = f"key {where[-1]!r} is unknown; {nearest(where[-1], known)}"
-        elif wrong["type"] == "missing":
-            message = f"key {where[-1]!r} is missing"
-        else:
-            message = f"{'.'.join(map(str, where))}: {wrong['input']!r}: {wrong['msg']}"
-        raise document.error(where, message) from None
+        known: Mapping[str, type[pydantic.BaseModel]] = {
+            "": GridFile,
+            "report": ReportSpec,
+            "published": Published,
+        }
+        raise document.error(*misfit(error, document.data, known)) from None
 
 
 def _check_report(document: Document, file: GridFile, tasks: dict[str, TaskOptions]) -> None:
@@ -168,21 +164,20 @@ def _listed(
     found: dict[str, Given] = {}
     for number, item in enumerate(items):
         given: Mapping[str, Any] = {item: {}} if isinstance(item, str) else item
-        for name, said in given.items():
+        for name, asked in given.items():
             where: Path_ = (key, number, name)
             names = list(inspect.signature(options).parameters)
-            for option in said:
+            for option in asked:
                 if option not in names:
                     message = f"{kind} option {option!r} is unknown; {nearest(option, names)}"
                     raise document.error((*where, option), message)
             if name in found:
                 raise document.error(where, f"{kind} {name!r} is given twice")
             try:
-                found[name] = pydantic.TypeAdapter(options).validate_python(said)
+                found[name] = pydantic.TypeAdapter(options).validate_python(asked)
             except pydantic.ValidationError as error:
-                wrong = error.errors()[0]
-                at = (*where, *wrong["loc"])
-                raise document.error(at, f"{wrong['loc'][0]}: {wrong['msg']}") from None
+                wrong = misfit(error, asked, prefix=name)
+                raise document.error((*where, *wrong.where), wrong.message) from None
     return found
 
 
@@ -228,6 +223,13 @@ def _cells(
     for path, values in axes.items():
         if not values:
             raise document.error(("vary", path), f"axis {path!r} has no values")
+    for number, seed in enumerate(axes["seed"]):
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed not in SEEDS:
+            message = f"seed {said(seed)} is no whole number of 64 bits"
+            raise document.error(("vary", "seed", number), message)
+    for number, source in enumerate(axes["model"]):
+        if not isinstance(source, str):
+            raise document.error(("vary", "model", number), f"model {said(source)} is no name")
     entries = _entries(document, file)
     used: set[str] = {"seed", "model"}
     points = []
@@ -272,10 +274,6 @@ def _cell(
     axes: dict[str, Any],
 ) -> Cell:
     seed, source = chosen["seed"], chosen["model"]
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise document.error(("vary", "seed"), f"seed {seed!r} is no whole number")
-    if not isinstance(source, str):
-        raise document.error(("vary", "model"), f"model {source!r} is no name")
     try:
         base = pretrained(source, file.dtype, file.trust_remote_code, file.attention)
         shapes = layer_shapes(source, file.trust_remote_code)

@@ -10,7 +10,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 Decimals = Annotated[int, pydantic.Field(ge=0, le=9)]
-Tolerance = Annotated[float, pydantic.Field(ge=0)]
+Tolerance = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+SEEDS = range(-(2**63), 2**63)  # what the generators take
+Seed = Annotated[int, pydantic.Field(ge=SEEDS[0], le=SEEDS[-1])]
+# `{testbed-ppl: }` is a task without options, as `testbed-ppl` is.
+Options = Annotated[
+    dict[str, Any], pydantic.BeforeValidator(lambda said: {} if said is None else said)
+]
 
 
 class ReportSpec(pydantic.BaseModel):
@@ -60,10 +66,10 @@ class GridFile(pydantic.BaseModel):
     defaults: dict[str, Any] = {}
     vary: dict[str, list[Any]] = {}
     compare: list[str | dict[str, Any]] = []
-    evaluate: list[str | dict[str, dict[str, Any]]]
-    diagnose: list[str | dict[str, dict[str, Any]]] = []
+    evaluate: list[str | dict[str, Options]]
+    diagnose: list[str | dict[str, Options]] = []
     published: Published | None = None
     report: ReportSpec = ReportSpec()
-    seed: int | list[int] = 0
+    seed: Seed | list[Seed] = 0
     allow_code_execution: bool = False
     mirror: str | None = None  # relative to the file that says it

@@ -112,7 +112,12 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ("jsd]", "jds]", 6, "objective: 'jds' is unknown; did you mean 'jsd'?"),
         ("format.bits: [2, 3]", "format.bit: [2, 3]", 5, "did you mean 'format.bits'?"),
         ("format.bits: [2, 3]", "format.bits: [2, 5]", 5, "5"),
-        ("format.bits: [2, 3]", "format.bits: [2, two]", 5, "'two' does not fit"),
+        (
+            "format.bits: [2, 3]",
+            "format.bits: [2, two]",
+            5,
+            "format.bits: 'two' should be a whole number",
+        ),
         ("format.bits: [2, 3]", "format.bits: []", 5, "has no values"),
         ("seed: [0, 1, 2]", "seed: [0, x]", 7, "seed 'x' is no whole number"),
         ("format.group_size: 64", "format.groupsize: 64", 10, "did you mean 'format.group_size'?"),
@@ -123,11 +128,55 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ("[testbed-ppl]", "[]", 14, "names no task"),
         ("[testbed-ppl]", "[testbed_code]", 14, "allow_code_execution: true"),
         ("evaluate: [testbed-ppl]", "seed: 1", 2, "key 'evaluate' is missing"),
-        ("[testbed-ppl]", "[{testbed-ppl: {limit: 0}}]", 14, "greater than 0"),
-        ("[testbed-ppl]", "[{testbed-ppl: {window: 1}}]", 14, "greater than or equal to 2"),
+        (
+            "[testbed-ppl]",
+            "[{testbed-ppl: {limit: 0}}]",
+            14,
+            "testbed-ppl.limit: 0 should be more than 0",
+        ),
+        ("[testbed-ppl]", "[{testbed-ppl: {window: 1}}]", 14, "window: 1 should be at least 2"),
+        ("[testbed-ppl]", "[{testbed-ppl: 3}]", 14, "evaluate.testbed-ppl: 3 should be a mapping"),
+        ("[testbed-ppl]", "[3]", 14, "evaluate: 3 should be text or a mapping"),
+        ("evaluate:", "evalute:", 14, "key 'evalute' is unknown; did you mean 'evaluate'?"),
+        (
+            "seed: [0, 1, 2]",
+            f"seed: [0, {10**23}]",
+            7,
+            f"seed {10**23} is no whole number of 64 bits",
+        ),
+        ("  seed: [0, 1, 2]", f"seed: {10**23}", 7, f"seed: {10**23} should be at most 92"),
+        ("  seed: [0, 1, 2]", "seed: abc", 7, "seed: 'abc' should be a whole number or a list"),
+        ("  seed: [0, 1, 2]", "seed: [0, abc]", 7, "seed: 'abc' should be a whole number"),
+        ("  seed: [0, 1, 2]", "  3: [1]", 7, "vary: key 3 should be text"),
+        (
+            "compare:",
+            "report: {decimals: -1}\ncompare:",
+            8,
+            "report.decimals: -1 should be at least 0",
+        ),
+        (
+            "compare:",
+            "report: {decimals: {testbed-ppl: x}}\ncompare:",
+            8,
+            "report.decimals.testbed-ppl: 'x' should be a whole number",
+        ),
+        (
+            "compare:",
+            "published: {name: bitdistiller-2402.10631, tolerance: .inf}\ncompare:",
+            8,
+            "published.tolerance: .inf should be a finite number or a mapping",
+        ),
+        ("data.length: 128", "data.temperature: .inf", 13, "temperature: .inf should be a finite"),
+        ("data.length: 128", "train.lr: .nan", 13, "train.lr: .nan should be a finite number"),
+        (
+            "data.length: 128",
+            "data: {name: ground-truth, text: testbed, sequences: many}",
+            13,
+            "data.sequences: 'many' should be a whole number",
+        ),
         ("seed: [0, 1, 2]", "model: [3]", 7, "model 3 is no name"),
         ("compare:", "report: {row: x}\ncompare:", 8, "key 'row' is unknown; did you mean 'rows'?"),
-        ("compare:", "report: {spread: se}\ncompare:", 8, "report.spread: 'se': "),
+        ("compare:", "report: {spread: se}\ncompare:", 8, "report.spread: 'se' should be 'sd' or"),
         (
             "compare:",
             "report: {average: [pica]}\ncompare:",
@@ -170,6 +219,11 @@ def test_published_figures_by_name_alone_or_with_a_tolerance(write) -> None:  # 
     told = f"published: {{name: {name}, tolerance: {{ppl: 0.1}}}}\ncompare:"
     long = write(BASE.replace("compare:", told)).file.published
     assert long is not None and long.tolerance == {"ppl": 0.1}
+
+
+def test_a_task_without_options_and_a_negative_seed(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace("[testbed-ppl]", "[{testbed-ppl: }]").replace("[0, 1, 2]", "[-1, 0]")
+    assert {cell.seed for cell in write(text).cells} == {-1, 0}
 
 
 def test_code_runs_only_with_leave(write) -> None:  # type: ignore[no-untyped-def]
