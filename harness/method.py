@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import pkgutil
 import sys
 import typing
@@ -32,7 +33,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import pydantic
+
 from harness.errors import BitgridError, GridError, SettingError, nearest
+from harness.misfit import misfit, said
 from harness.models import Model
 from harness.stage import Input, Resources, Stage, value
 from harness.text import Tokens
@@ -213,31 +217,37 @@ def configure(thing: C, given: Mapping[str, Any], prefix: str = "") -> C:
     """
     assert dataclasses.is_dataclass(thing)
     assert not isinstance(thing, type)
-    hints = _hints(type(thing))
-    names = [field.name for field in dataclasses.fields(thing)]
+    changes = _changes(type(thing), vars(thing), given, prefix)
+    return _checked(lambda: dataclasses.replace(thing, **changes), prefix.rstrip("."))
+
+
+def _changes(
+    kind: Any, held: Mapping[str, Any], given: Mapping[str, Any], prefix: str
+) -> dict[str, Any]:
+    """Fields of `kind` as `given` sets them over `held`, each of its type: nothing is made yet."""
+    hints = _hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
     wholes: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
     for path, new in given.items():
-        head, _, rest = path.partition(".")
+        head, _, rest = str(path).partition(".")
         if head not in names:
-            raise SettingError(
-                prefix + path, f"{prefix + path!r} is unknown; {nearest(head, names)}"
-            )
+            words = nearest(head, names, prefix)
+            raise SettingError(f"{prefix}{path}", f"{f'{prefix}{path}'!r} is unknown; {words}")
         if rest:
             parts.setdefault(head, {})[rest] = new
         else:
             wholes[head] = new
-    changes = {
+    return {
         head: _field(
             hints[head],
-            getattr(thing, head),
+            held[head],
             wholes.get(head, _KEEP),
             parts.get(head, {}),
             prefix + head,
         )
         for head in {**wholes, **parts}
     }
-    return _checked(lambda: dataclasses.replace(thing, **changes), prefix.rstrip("."))
 
 
 _KEEP = object()
@@ -251,39 +261,72 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _field(hint: Any, current: Any, whole: Any, parts: dict[str, Any], where: str) -> Any:
     """A field of type `hint` that now holds `current`, after it was given a whole and parts of it."""
-    family = next((t for t in (hint, *typing.get_args(hint)) if _is_component(t)), None)
-    if isinstance(whole, Mapping) and (family is not None or dataclasses.is_dataclass(current)):
+    kinds: list[Any] = [t for t in (hint, *typing.get_args(hint)) if inspect.isclass(t)]
+    family = next((t for t in kinds if _is_component(t)), None)
+    fields = next((t for t in kinds if dataclasses.is_dataclass(t)), None)
+    if isinstance(whole, Mapping) and fields is not None:
+        if family is None and current is None:
+            return _made(fields, {}, {**whole, **parts}, where)
         whole, parts = _KEEP, {**whole, **parts}
     if family is not None and whole is not None:
         name = parts.pop("name", whole) if whole is _KEEP else whole
         return _component(family, current, name, parts, where)
-    if whole is _KEEP and dataclasses.is_dataclass(current) and not isinstance(current, type):
+    if whole is _KEEP and fields is not None and current is not None:
         return configure(current, parts, f"{where}.")
     if parts:
         raise SettingError(where, f"{where!r} has no parts, so {', '.join(parts)} cannot be set")
-    import pydantic
+    return _fitted(hint, whole, where)
 
+
+def _fitted(hint: Any, given: Any, where: str) -> Any:
+    """`given` as a value of type `hint`. Raises SettingError where it is none, or no key can hold it."""
     try:
-        return pydantic.TypeAdapter(hint).validate_python(whole)
+        found = pydantic.TypeAdapter(hint).validate_python(given)
     except pydantic.ValidationError as error:
-        message = error.errors()[0]["msg"].lower()
-        raise SettingError(where, f"{where}: {whole!r} does not fit: {message}") from None
+        raise SettingError(where, misfit(error, given, prefix=where).message) from None
+    _check_numbers(found, where)
+    return found
+
+
+def _check_numbers(given: Any, where: str) -> None:
+    if isinstance(given, float) and not math.isfinite(given):
+        raise SettingError(where, f"{where}: {said(given)} should be a finite number")
+    if isinstance(given, int) and not -(2**63) <= given < 2**63:
+        raise SettingError(where, f"{where}: {given} should fit in 64 bits")
+    parts = given.values() if isinstance(given, Mapping) else given
+    for part in parts if isinstance(given, Mapping | tuple | list) else ():
+        _check_numbers(part, where)
 
 
 def _component(family: type[Component], current: Any, name: Any, parts: Any, where: str) -> Any:
     """The component of `family` called `name`, sharing what `current` has in common with it."""
+    choices = family.choices()
+    if name is _KEEP and current is None:
+        words = ", ".join(sorted(choices))
+        raise SettingError(where, f"{where}: there is none yet: give its 'name', of {words}")
     if name is _KEEP:
         return configure(current, parts, f"{where}.")
-    choices = family.choices()
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise SettingError(where, f"{where}: {name!r} is unknown; {nearest(name, choices)}")
     if type(current) is choices[name]:
         return configure(current, parts, f"{where}.")
-    fields = {f.name for f in dataclasses.fields(choices[name])}  # type: ignore[arg-type]
-    kept = {k: v for k, v in vars(current).items() if k in fields} if current else {}
-    plain = {k: v for k, v in parts.items() if k in fields and not isinstance(v, Mapping)}
-    made = _checked(lambda: choices[name](**{**kept, **plain}), where)
-    return configure(made, parts, f"{where}.")
+    kept = {} if current is None else vars(current)
+    return _made(choices[name], kept, parts, where)
+
+
+def _made(kind: Any, kept: Mapping[str, Any], parts: Mapping[str, Any], where: str) -> Any:
+    """A new `kind` of the given parts, its other fields as `kept` has them."""
+    held = {field.name: kept.get(field.name, _default(field)) for field in dataclasses.fields(kind)}
+    made = {**held, **_changes(kind, held, parts, f"{where}.")}
+    for name, given in made.items():
+        if given is dataclasses.MISSING:
+            raise SettingError(where, f"{where}.{name} is missing")
+    return _checked(lambda: kind(**made), where)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def _is_component(hint: Any) -> bool:
@@ -297,4 +340,4 @@ def _checked(make: Callable[[], C], where: str) -> C:
     except SettingError:
         raise
     except (BitgridError, ValueError) as error:
-        raise SettingError(where, str(error)) from error
+        raise SettingError(where, f"{where}: {error}" if where else str(error)) from error

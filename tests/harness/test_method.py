@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -34,6 +35,13 @@ class Square(Shape):
 
 
 @dataclass(frozen=True)
+class Cut(Shape):
+    corners: int
+    size: int = 1
+    name = "cut"
+
+
+@dataclass(frozen=True)
 class Loop:
     steps: int = 10
     lr: float = 1e-3
@@ -44,6 +52,8 @@ class Toy(Method):
     shape: Shape = Round()
     other: Shape | None = None
     loop: Loop = Loop()
+    second: Loop | None = None
+    range: tuple[float, float] = (0.0, 1.0)
     flag: bool = False
 
 
@@ -82,6 +92,14 @@ def test_an_absent_component_can_be_chosen_and_left_out() -> None:
     assert configure(chosen, {"other": None}).other is None
 
 
+def test_what_a_component_needs_may_come_in_the_same_mapping() -> None:
+    assert configure(Toy(), {"shape": {"name": "cut", "corners": "3"}}).shape == Cut(3)
+    # Kept, and only then changed: the size that is kept alone would be refused.
+    given = {"shape": {"name": "square", "size": 3}}
+    assert configure(Toy(shape=Round(size=70)), given).shape == Square(3)
+    assert configure(Toy(), {"second": {"lr": 1}}).second == Loop(lr=1.0)
+
+
 def test_nothing_given_changes_nothing() -> None:
     assert configure(Toy(), {}) == Toy()
 
@@ -91,9 +109,28 @@ def test_nothing_given_changes_nothing() -> None:
     [
         ({"shap": "round"}, "shap", "did you mean 'shape'"),
         ({"shape": "sqare"}, "shape", "did you mean 'square'"),
-        ({"shape.radus": 1}, "shape.radus", "did you mean 'radius'"),
-        ({"loop.steps": "many"}, "loop.steps", "'many' does not fit"),
-        ({"loop.steps": 2.5}, "loop.steps", "2.5 does not fit"),
+        ({"shape.radus": 1}, "shape.radus", "did you mean 'shape.radius'"),
+        ({"loop.steps": "many"}, "loop.steps", "'many' should be a whole number"),
+        ({"loop.steps": 2.5}, "loop.steps", "loop.steps: 2.5 should be a whole number"),
+        ({"shape": {"name": "square", "size": "x"}}, "shape.size", "'x' should be a whole number"),
+        (
+            {"shape": {"name": "square", "size": [2, 2]}},
+            "shape.size",
+            r"\[2, 2\] should be a whole",
+        ),
+        ({"shape": {"name": "square", 3: 1}}, "shape.3", "'shape.3' is unknown"),
+        ({"shape": ["square"]}, "shape", r"\['square'\] is unknown; did you mean 'square'"),
+        ({"shape": "cut"}, "shape", "shape.corners is missing"),
+        ({"other": {"size": 3}}, "other", "there is none yet: give its 'name', of cut, round, sq"),
+        ({"other.size": 3}, "other", "there is none yet"),
+        ({"second": {"steps": "x"}}, "second.steps", "'x' should be a whole number"),
+        ({"second": 3}, "second", "second: 3 should be a mapping"),
+        ({"loop.lr": math.nan}, "loop.lr", r"loop.lr: \.nan should be a finite number"),
+        ({"loop": {"lr": -math.inf}}, "loop.lr", r"loop.lr: -\.inf should be a finite number"),
+        ({"shape": {"name": "square", "side": math.inf}}, "shape.side", "a finite number"),
+        ({"range": [1, math.nan]}, "range", "a finite number"),
+        ({"range": [1]}, "range", r"range: \[1\] should be longer"),
+        ({"loop.steps": 10**23}, "loop.steps", "steps: 10+ should fit in 64 bits"),
         ({"flag.part": 1}, "flag", "has no parts"),
         ({"shape": "square", "shape.size": 11}, "shape", "more than 9"),
     ],
