@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,8 +30,8 @@ from harness import hub, published
 from harness import method as methods
 from harness.diagnostics import Facts, Options, diagnostics
 from harness.errors import BitgridError, GridError, SettingError, TextError, nearest
-from harness.evaluate import Scores, TaskOptions, evaluation, runs_code
-from harness.gridfile import SEEDS, GridFile, Published, ReportSpec
+from harness.evaluate import PERPLEXITY, Scores, TaskOptions, evaluation, runs_code
+from harness.gridfile import SEEDS, GridFile, Published, ReportSpec, misnamed
 from harness.misfit import misfit, said
 from harness.models import Model, layer_shapes, pretrained
 from harness.stage import Stage
@@ -91,14 +91,9 @@ def load(path: Path, allow_code_execution: bool = False) -> Grid:
                     f"task {name!r} runs code that a model wrote: say 'allow_code_execution: true' "
                     "in the grid, or --allow-code-execution",
                 )
-    _check_report(document, file, tasks)
-    if file.published is not None:
-        try:
-            published.find(file.published.name, file.published.model)
-        except GridError as error:
-            raise document.error(("published",), str(error)) from None
     asked = _listed(document, "diagnose", "diagnostic", file.diagnose, Options)
     cells = tuple(_cells(document, file, tasks, asked))
+    _check_report(document, file, cells, tasks)
     files = tuple(document.files)
     return Grid(path.stem, path, files, document.comment, file, cells)
 
@@ -117,20 +112,22 @@ def _validate(document: Document) -> GridFile:
         raise document.error(*misfit(error, document.data, known)) from None
 
 
-def _check_report(document: Document, file: GridFile, tasks: dict[str, TaskOptions]) -> None:
-    """Raises GridError where the report is to show or average a task that nobody evaluates."""
-    columns = file.report.columns
-    named = {
-        "average": file.report.average,
-        "columns": None if isinstance(columns, str) else columns,
-    }
-    for key, names in named.items():
-        for number, name in enumerate(names or ()):
-            # A group of tasks, as mmlu, has its parts' names before an underscore.
-            known = (*tasks, "average", "device_hours") if key == "columns" else tuple(tasks)
-            if name not in known and not name.startswith(tuple(f"{task}_" for task in tasks)):
-                message = f"report.{key}: task {name!r} is not evaluated; {nearest(name, tasks)}"
-                raise document.error(("report", key, number), message)
+def _check_report(document: Document, file: GridFile, cells: Iterable[Cell], tasks: Any) -> None:
+    """Raises GridError where report or tolerance name what the grid has not."""
+    axes = dict.fromkeys(axis for cell in cells for axis in cell.axes)
+    metrics: set[str] = set()
+    if file.published is not None:
+        try:
+            path = published.find(file.published.name, file.published.model)
+            metrics = {figure["metric"] for figure in published.figures(path)}
+        except GridError as error:
+            raise document.error(("published",), str(error)) from None
+    for wrong in misnamed(file, axes, tasks, metrics):
+        raise document.error(*wrong)
+    for number, task in enumerate(file.report.average or ()):
+        if task in PERPLEXITY:
+            message = f"report.average: {task!r} is a perplexity, and lower is better there"
+            raise document.error(("report", "average", number), message)
 
 
 def _use_mirror(document: Document, file: GridFile) -> None:

@@ -5,9 +5,14 @@ Not here: what the names in it mean, and the expansion into cells (`grid`).
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
 import pydantic
+
+from harness.errors import nearest
+from harness.misfit import Misfit
+from harness.yaml import Path_
 
 Decimals = Annotated[int, pydantic.Field(ge=0, le=9)]
 Tolerance = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
@@ -73,3 +78,39 @@ class GridFile(pydantic.BaseModel):
     seed: Seed | list[Seed] = 0
     allow_code_execution: bool = False
     mirror: str | None = None  # relative to the file that says it
+
+
+def misnamed(
+    file: GridFile, axes: Collection[str], tasks: Collection[str], metrics: Collection[str]
+) -> Iterator[Misfit]:
+    """Names in `report` and in the tolerance that are no axis, task or metric of the grid."""
+    report, tolerance = file.report, file.published.tolerance if file.published else None
+    axis, task = ("axis", [*axes]), ("task", [*tasks])
+    shown = ("task", [*tasks, "average"])
+    for where, given, (kind, known) in (
+        (("report", "rows"), report.rows, ("axis", [*axes, "seed", "label", "method"])),
+        (("report", "over"), report.over, ("axis", [*axes, "seed"])),
+        (("report", "effect"), report.effect, axis),
+        (("report", "average"), report.average, task),
+        (("report", "columns"), report.columns, shown),
+        (("report", "decimals"), report.decimals, shown),
+        (("published", "tolerance"), tolerance, ("task or metric", [*shown[1], *metrics])),
+    ):
+        for place, name in _names(given):
+            # A group of tasks, as mmlu, has its parts' names before an underscore.
+            part = kind != "axis" and name.startswith(tuple(f"{group}_" for group in tasks))
+            if name not in known and not part:
+                words = (
+                    f"{'.'.join(where)}: the grid has no {kind} {name!r}; {nearest(name, known)}"
+                )
+                yield Misfit((*where, *place), words)
+
+
+def _names(given: object) -> Iterator[tuple[Path_, str]]:
+    """The names in one, a list or a mapping of them, each with its place there."""
+    if isinstance(given, str):
+        yield (), given
+    elif isinstance(given, list):
+        yield from (((number,), name) for number, name in enumerate(given))
+    elif isinstance(given, dict):
+        yield from (((name,), name) for name in given)

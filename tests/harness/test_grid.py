@@ -181,9 +181,54 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "compare:",
             "report: {average: [pica]}\ncompare:",
             8,
-            "average: task 'pica' is not evaluated",
+            "report.average: the grid has no task 'pica'; choices: testbed-ppl",
         ),
-        ("compare:", "report: {columns: [average, x]}\ncompare:", 8, "columns: task 'x' is not"),
+        (
+            "compare:",
+            "report: {columns: [average, x]}\ncompare:",
+            8,
+            "columns: the grid has no task",
+        ),
+        ("compare:", "report: {columns: averag}\ncompare:", 8, "did you mean 'average'?"),
+        (
+            "compare:",
+            "report: {average: [testbed-ppl]}\ncompare:",
+            8,
+            "'testbed-ppl' is a perplexity",
+        ),
+        (
+            "compare:",
+            "report:\n  caption: x\n  rows: objektive\ncompare:",
+            10,
+            "report.rows: the grid has no axis 'objektive'; did you mean 'objective'?",
+        ),
+        ("compare:", "report: {rows: [label, objektive]}\ncompare:", 8, "mean 'objective'?"),
+        (
+            "compare:",
+            "report: {over: sed}\ncompare:",
+            8,
+            "over: the grid has no axis 'sed'; did you",
+        ),
+        (
+            "compare:",
+            "report: {over: label}\ncompare:",
+            8,
+            "report.over: the grid has no axis 'label'",
+        ),
+        ("compare:", "report: {effect: objektive}\ncompare:", 8, "mean 'objective'?"),
+        ("compare:", "report: {effect: seed}\ncompare:", 8, "effect: the grid has no axis 'seed'"),
+        (
+            "compare:",
+            "report:\n  decimals:\n    testbed-pp: 2\ncompare:",
+            10,
+            "report.decimals: the grid has no task 'testbed-pp'; did you mean 'testbed-ppl'?",
+        ),
+        (
+            "compare:",
+            "published: {name: bitdistiller-2402.10631, tolerance: {pp: 0.1}}\ncompare:",
+            8,
+            "published.tolerance: the grid has no task or metric 'pp'; did you mean 'ppl'?",
+        ),
         ("compare:", "published: {name: bitdistill}\ncompare:", 8, "did you mean 'bitdistiller-"),
         (
             "compare:",
@@ -224,6 +269,15 @@ def test_published_figures_by_name_alone_or_with_a_tolerance(write) -> None:  # 
 def test_a_task_without_options_and_a_negative_seed(write) -> None:  # type: ignore[no-untyped-def]
     text = BASE.replace("[testbed-ppl]", "[{testbed-ppl: }]").replace("[0, 1, 2]", "[-1, 0]")
     assert {cell.seed for cell in write(text).cells} == {-1, 0}
+
+
+def test_a_report_of_what_the_grid_has(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace("objective: [cakld, kl, reverse-kl, jsd]", "format: [{name: nf, bits: 3}]")
+    spec = "rows: [format, seed, label, method], over: seed, effect: format, columns: testbed-ppl"
+    told = f"report: {{{spec}, decimals: {{testbed-ppl: 1, average: 2}}}}\ncompare:"
+    assert write(text.replace("compare:", told)).file.report.effect == "format"
+    several = "report: {rows: objective, over: format.bits, decimals: 2, average: []}\ncompare:"
+    assert write(BASE.replace("compare:", several)).file.report.over == "format.bits"
 
 
 def test_code_runs_only_with_leave(write) -> None:  # type: ignore[no-untyped-def]
