@@ -16,10 +16,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -107,16 +108,17 @@ def mirrored_split(path: str, config: str | None, split: str) -> Path | None:
     raise TextError(f"the mirror lacks {where / split}.jsonl[.gz]: {has}")
 
 
-def digest(path: str, config: str | None, split: str) -> str:
+def digest(path: str, config: str | None, split: str, columns: Iterable[str] = ()) -> str:
     """What pins a split: the data set's commit where it is known, else the mirrored file's content.
 
-    Raises TextError where the split is neither mirrored nor, by the hub's word, there.
+    Raises TextError where the split is neither mirrored nor, by the hub's word, there, and where the
+    mirrored file is broken or lacks a text in one of `columns`.
     """
     file = mirrored_split(path, config, split)
     if file is None:
         return commit(path)[:24]
     facts = file.stat()
-    _check_rows(file, facts.st_size, facts.st_mtime_ns)
+    check_texts(file, columns)
     recorded, content = pinned(path), _content(file, facts.st_size, facts.st_mtime_ns)
     return recorded[:24] if recorded and _as_fetched(file, content) else content
 
@@ -176,8 +178,7 @@ def rows(path: str, config: str | None, split: str, files: str | None = None) ->
             )
         return load_dataset(path, config, split=split, revision=revision(path))
     except (OSError, ValueError, ConnectionError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TextError(f"data set {path} cannot be loaded: {first}") from error
+        raise TextError(f"data set {path} cannot be loaded: {_first_line(error)}") from error
 
 
 def typed_rows(file: Path) -> Any:
@@ -187,8 +188,48 @@ def typed_rows(file: Path) -> Any:
     """
     from datasets import Dataset
 
-    lines = unpacked(file).decode().split("\n")
-    return Dataset.from_list([json.loads(line) for line in lines if line.strip()])
+    try:
+        return Dataset.from_list([row for _, row in json_rows(file)])
+    except (TypeError, ValueError) as error:  # Arrow's own are both
+        raise TextError(f"{file}: rows do not agree in type: {_first_line(error)}") from error
+
+
+def json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file of JSON lines, with their line numbers. Raises TextError for a broken line.
+
+    Lines are those of bytes: a text may hold other line ends, U+2028, as they are.
+    """
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            lines = io.BufferedReader(opened, 2**20)
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _row(f"{file}: line {number}", line)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TextError(f"{file} cannot be read: {error}") from error
+
+
+def _row(where: str, line: bytes) -> dict[str, Any]:
+    try:
+        text = line.decode().strip()
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        words = f"{error.msg} (column {error.pos + 1})"
+        raise TextError(f"{where} is not a JSON object: {words}") from None
+    except UnicodeDecodeError as error:
+        raise TextError(f"{where} is not text in UTF-8: {error.reason}") from None
+    if not isinstance(row, dict):
+        raise TextError(f"{where} is not a JSON object: {text[:40]}")
+    return row
+
+
+def decoded(file: Path) -> str:
+    """The text in a file. Raises TextError where it is not UTF-8."""
+    try:
+        return unpacked(file).decode()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise TextError(f"{file}: line {line} is not text in UTF-8: {error.reason}") from None
 
 
 def unpacked(file: Path) -> bytes:
@@ -200,10 +241,42 @@ def unpacked(file: Path) -> bytes:
         raise TextError(f"{file} cannot be read: {error}") from error
 
 
+def check_texts(file: Path, columns: Iterable[str]) -> None:
+    """Raise TextError where a file's rows do not all have a text in each of the columns."""
+    facts = file.stat()
+    shapes, filled = _survey(file, facts.st_size, facts.st_mtime_ns)
+    for column in columns:
+        for shape, line in shapes.items():
+            names = [name for name, _ in shape]
+            if column not in names:
+                there = ", ".join(names) or "none"
+                raise TextError(f"{file}: line {line} has no column {column!r}; columns: {there}")
+            if (column, str) not in shape:
+                raise TextError(f"{file}: line {line} has no text in column {column!r}")
+        if column not in filled:
+            raise TextError(f"{file}: every text in column {column!r} is blank")
+
+
+class _Survey(NamedTuple):
+    """The columns of rows with their types, each kind of row with its first line; and which columns
+    have a text that is not blank."""
+
+    shapes: dict[tuple[tuple[str, type], ...], int]
+    filled: set[str]
+
+
 @cache
-def _check_rows(file: Path, size: int, mtime: int) -> None:
-    if not unpacked(file).strip():
-        raise TextError(f"the mirror's {file} is empty")
+def _survey(file: Path, size: int, mtime: int) -> _Survey:
+    """Every line of a file is read, once: what is broken there is met before anything is computed."""
+    found = _Survey({}, set())
+    for number, row in json_rows(file):
+        found.shapes.setdefault(tuple((name, type(held)) for name, held in row.items()), number)
+        for name, held in row.items():
+            if name not in found.filled and isinstance(held, str) and held.strip():
+                found.filled.add(name)
+    if not found.shapes:
+        raise TextError(f"{file} is empty")
+    return found
 
 
 def _offline() -> bool:
@@ -232,10 +305,9 @@ def _commit(path: str) -> str:
     try:
         return str(HfApi().dataset_info(path).sha)
     except Exception as error:  # the client's own, its transport's, the system's
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TextError(
             f"data set {path} is not reachable on the hub, and no mirror with it is set "
-            f"(BITGRID_MIRROR): {first}"
+            f"(BITGRID_MIRROR): {_first_line(error)}"
         ) from error
 
 
@@ -243,3 +315,7 @@ def _commit(path: str) -> str:
 def _content(file: Path, size: int, mtime: int) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:24]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -30,7 +30,7 @@ from harness.errors import BitgridError, TextError
 from harness.method import Component
 from harness.models import Model
 from harness.stage import Input, Resources, Stage, report, value
-from harness.text import Packed, Tokens, gives_whole_prompts, texts
+from harness.text import Tokens, gives_whole_prompts, packed, texts
 from methods.forward import logits
 
 _MOST_ROWS = 256
@@ -64,7 +64,7 @@ class GroundTruth(Data):
     text: str = "wikitext2"
 
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
-        return Packed(texts(self.text, "train"), teacher, self.length, self.sequences)
+        return packed(texts(self.text, "train"), teacher, self.length, self.sequences)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,53 @@ def test_a_broken_file_of_the_mirror(mirror: Path) -> None:
         texts("wikitext2", "heldout")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            '{"text": "x"}\n{"text"\n',
+            "line 2 is not a JSON object: Expecting ':' delimiter (column 8)",
+        ),
+        ('{"text": "x"}\n["x"]\n', 'line 2 is not a JSON object: ["x"]'),
+        ('{"text": "x"}\n{"text": null}\n', "line 2 has no text in column 'text'"),
+        ('{"words": "x", "n": 1}\n', "line 1 has no column 'text'; columns: words, n"),
+        ('{"text": " "}\n{"text": ""}\n', "every text in column 'text' is blank"),
+        ("\n\n", "test.jsonl is empty"),
+    ],
+)
+def test_every_row_of_a_mirrored_text_is_checked_before_anything_runs(
+    mirror: Path, content: str, words: str
+) -> None:
+    file = mirror / WIKI / "test.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    with pytest.raises(TextError) as caught:
+        texts("wikitext2", "heldout")
+    message = str(caught.value)
+    assert message.startswith(f"text 'wikitext2': {file}") and words in message
+
+
+def test_an_instruction_without_its_answer(mirror: Path) -> None:
+    put(mirror, "openai/gsm8k/main/train.jsonl", [{"question": "Ask"}])
+    with pytest.raises(TextError, match="line 1 has no column 'answer'; columns: question"):
+        texts("gsm8k", "train", prompts=True)
+
+
+def test_a_mirrored_file_is_read_again_only_where_it_changed(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    rows = hub.json_rows
+    monkeypatch.setattr(hub, "json_rows", lambda file: read.append(file) or rows(file))
+    put(mirror, f"{WIKI}/test.jsonl", [{"text": "a"}])
+    for _ in range(3):
+        texts("wikitext2", "heldout")
+    assert len(read) == 1
+    put(mirror, f"{WIKI}/test.jsonl", [{"text": "another"}])
+    texts("wikitext2", "heldout")
+    assert len(read) == 2
+
+
 def test_the_same_key_with_a_mirror_and_without(
     mirror: Path, monkeypatch: pytest.MonkeyPatch, known_commits: None
 ) -> None:
@@ -168,12 +215,6 @@ def test_what_is_missing_is_said_before_anything_runs(
 ) -> None:
     with pytest.raises(TextError, match=r"text .c4.: the mirror lacks .*nothing of this data set"):
         texts("c4", "heldout")
-    put(mirror, f"{WIKI}/test.jsonl", [{"words": "a"}])
-    with pytest.raises(TextError, match="'wikitext2': no column 'text'; columns: words"):
-        read(texts("wikitext2", "heldout"), tmp_path)
-    put(mirror, f"{WIKI}/test.jsonl", [{"text": " "}])
-    with pytest.raises(TextError, match="no documents"):
-        read(texts("wikitext2", "heldout"), tmp_path)
     monkeypatch.setenv("BITGRID_MIRROR", str(tmp_path / "none"))
     with pytest.raises(TextError, match=r"mirror folder .* is not there"):
         texts("wikitext2", "heldout")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness.errors import TextError
 from harness.models import read_model
 from harness.stage import execute
-from harness.text import Packed, Tokens, pack, texts
+from harness.text import Packed, Tokens, calibration, pack, packed, texts
 
 
 class Letters:
@@ -83,17 +83,52 @@ def test_unknown_texts(source: str, split: str, words: str) -> None:
         texts(source, split)
 
 
-def test_an_empty_text_and_a_row_without_text(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": " "}\n')
-    with pytest.raises(TextError, match="no documents"):
-        execute(texts(f"file:{tmp_path}/a.jsonl", "train"), {}, tmp_path)
-    for line in ('{"txt": "y"}', "3", '{"text": null}'):
-        (tmp_path / "b.jsonl").write_text('{"text": "x"}\n' + line + "\n")
-        with pytest.raises(TextError, match="line 2 has no text in a column 'text'"):
-            execute(texts(f"file:{tmp_path}/b.jsonl", "train"), {}, tmp_path)
-    (tmp_path / "c.txt.gz").write_bytes(b"not gzip")
-    with pytest.raises(TextError, match=r"c\.txt\.gz cannot be read: Not a gzip"):
-        texts(f"file:{tmp_path}/c.txt.gz", "train")
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b" \n", "a.txt is empty"),
+        ("a.txt", b"one\n\xff\xfe", "a.txt: line 2 is not text in UTF-8: invalid start byte"),
+        ("a.txt.gz", b"not gzip", "a.txt.gz cannot be read: Not a gzip"),
+        ("a.jsonl", b"\n", "a.jsonl is empty"),
+        ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz is empty"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}')[:-9], "a.jsonl.gz cannot be read: Comp"),
+        ("a.jsonl", b'{"text": " "}\n', "a.jsonl: every text in column 'text' is blank"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text"\n', "line 3 is not a JSON object: Expecting ':'"),
+        ("a.jsonl", b'{"text": "x"}\n3\n', "a.jsonl: line 2 is not a JSON object: 3"),
+        ("a.jsonl", b'{"text": "x"}\n["text"]\n', "line 2 is not a JSON object: ['text']"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"txt": 1, "b": 2}',
+            "line 2 has no column 'text'; columns: txt, b",
+        ),
+        ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "line 2 has no text in column 'text'"),
+        ("a.jsonl", b"\xff\n", "a.jsonl: line 1 is not text in UTF-8"),
+        ("a.json", b'[{"text": "x"}]', "'.json' is no kind of text file; did you mean '.jsonl'?"),
+        ("a.csv", b"text\nx\n", "'.csv' is no kind of text file; choices: .jsonl, .jsonl.gz, .txt"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_before_anything_runs(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TextError) as caught:
+        texts(f"file:{tmp_path / name}", "train")
+    message = str(caught.value).replace('["text"]', "['text']")
+    assert words in message and str(tmp_path / name) in message and "\n" not in message
+
+
+def test_a_file_too_short_for_one_block(tiny_folder: Path, tmp_path: Path) -> None:
+    from harness.models import pretrained
+
+    base = pretrained(str(tiny_folder))
+    for name, content in (("a.txt", "one two three\n\nfour"), ("b.txt", "words and more " * 999)):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(TextError, match=r"a\.txt': the text has \d+ tokens, fewer than one .* 64"):
+        packed(texts(f"file:{tmp_path}/a.txt", "train"), base, 64, 8)
+    with pytest.raises(TextError, match=r"a\.txt': the text has"):
+        calibration(base, f"file:{tmp_path}/a.txt", 8, 64)
+    assert packed(texts(f"file:{tmp_path}/a.txt", "train"), base, 4, 8)
+    assert calibration(base, f"file:{tmp_path}/b.txt", 8, 64)
 
 
 def test_testbed_documents_and_their_openings(tmp_path: Path) -> None:
@@ -111,13 +146,6 @@ def test_blocks_longer_than_the_context_are_refused(tiny_folder: Path, tmp_path:
     assert execute(Packed(documents, base, 32, 4), values, tmp_path).ids.shape == (4, 32)
     with pytest.raises(TextError, match="context is 512"):
         execute(Packed(documents, base, 513, 4), values, tmp_path)
-
-
-def test_an_empty_file_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    for name, content in (("a.txt", b" \n"), ("b.jsonl.gz", gzip.compress(b""))):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(TextError, match=rf"{name}': the file is empty"):
-            texts(f"file:{tmp_path / name}", "train")
 
 
 def test_json_lines_end_where_json_says(tmp_path: Path) -> None:
