@@ -12,6 +12,7 @@ import copy
 import hashlib
 import io
 import logging
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -148,17 +149,40 @@ def evaluate(
             max_length=model.context,
             add_bos_token=bos,
         )
-        found = lm_eval.simple_evaluate(
-            model=language_model,
-            tasks=[OURS.get(task, task)],
-            num_fewshot=shots,
-            limit=limit,
-            task_manager=_manager(task in testbed()),
-            confirm_run_unsafe_code=True,  # the grid has asked for leave before anything ran
-        )
+        with _blaming_rows(task, shots):
+            found = lm_eval.simple_evaluate(
+                model=language_model,
+                tasks=[OURS.get(task, task)],
+                num_fewshot=shots,
+                limit=limit,
+                task_manager=_manager(task in testbed()),
+                confirm_run_unsafe_code=True,  # the grid has asked for leave before anything ran
+            )
         assert found is not None  # None is for processes that are not the first of several
         cut = {name: _cut(items, model, bos) for name, items in found["samples"].items()}
     return {**found, "cut": cut}
+
+
+@contextlib.contextmanager
+def _blaming_rows(task: str, shots: int | None) -> Iterator[None]:
+    """What a task's own templates and functions stumble over is said with the columns they were given.
+
+    Each task stumbles in its own way over a column that is missing or holds something else.
+    """
+    from jinja2 import UndefinedError
+
+    try:
+        yield
+    except (UndefinedError, LookupError, TypeError, ValueError, AttributeError) as error:
+        files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+        if not any("lm_eval/tasks/" in file or "lm_eval/api/task" in file for file in files):
+            raise
+        there = {read.path: ", ".join(hub.rows(*read).column_names) for read in reads(task, shots)}
+        columns = "; ".join(f"{path} has the columns {names}" for path, names in there.items())
+        words = f"{type(error).__name__} {error}".splitlines()[0]
+        raise TextError(
+            f"task {task!r} does not fit the rows it reads: {words}; {columns}"
+        ) from error
 
 
 def _cut(samples: list[dict[str, Any]], model: Model, bos: bool) -> int:

@@ -6,6 +6,7 @@ The mirror is made in a temporary folder from the real items under BITGRID_SHARE
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import math
 import shutil
@@ -196,6 +197,54 @@ def test_what_the_mirror_lacks_is_said_before_anything_is_computed(
     mirror.write(small, "cais/mmlu", "anatomy", "dev", [{"question": "?"}])
     with pytest.raises(TextError, match=r"mmlu \(anatomy\) test: .* is empty"):
         evaluation(base, "mmlu_anatomy", TaskOptions())
+
+
+@pytest.mark.parametrize(
+    ("task", "place", "row", "words"),
+    [
+        ("gsm8k", ("openai/gsm8k", "main", "test"), {"quest": "?"}, "'question' is undefined"),
+        (
+            "winogrande",
+            ("allenai/winogrande", "winogrande_xl", "validation"),
+            {"sentence": None, "option1": "x", "option2": "y", "answer": "1"},
+            "AttributeError 'NoneType' object has no attribute 'index'",
+        ),
+        (
+            "hellaswag",
+            ("Rowan/hellaswag", None, "validation"),
+            {"ctx_a": "x", "label": "0"},
+            "KeyError 'ctx_b'",
+        ),
+    ],
+)
+def test_rows_that_a_tasks_templates_do_not_fit(
+    small: Path, tiny_folder: Path, task: str, place: tuple[str, str, str], row: Any, words: str
+) -> None:
+    mirror.write(small, *place, [row])
+    model = read_model(str(tiny_folder), "float32")
+    with pytest.raises(TextError) as caught:
+        tasks.evaluate(model, task, 0, False, None, 4)
+    message = str(caught.value)
+    assert (
+        message.startswith(f"task {task!r} does not fit the rows it reads: ") and words in message
+    )
+    assert message.endswith(f"; {place[0]} has the columns {', '.join(row)}")
+
+
+def test_a_broken_line_of_a_tasks_items_is_said_before_anything_is_computed(
+    small: Path, tiny_folder: Path
+) -> None:
+    file = mirror.write(small, "baber/piqa", None, "validation", [])
+    file.write_bytes(gzip.compress(b'{"goal": "x"}\n{"goal": \n'))
+    with pytest.raises(TextError) as caught:
+        evaluation(pretrained(str(tiny_folder)), "piqa", TaskOptions())
+    assert f"{file}: line 2 is not a JSON object: Expecting value" in str(caught.value)
+
+
+def test_rows_that_disagree_in_type_name_their_file(small: Path) -> None:
+    file = mirror.write(small, "some/set", None, "test", [{"label": 1}, {"label": "one"}])
+    with pytest.raises(TextError, match=r"test.jsonl.gz: rows do not agree in type: "):
+        hub.typed_rows(file)
 
 
 def test_items_are_part_of_the_key_by_content_or_commit(
