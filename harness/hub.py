@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.errors import TextError, nearest
+from harness.errors import TextError, first_line, nearest
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -178,7 +178,7 @@ def rows(path: str, config: str | None, split: str, files: str | None = None) ->
             )
         return load_dataset(path, config, split=split, revision=revision(path))
     except (OSError, ValueError, ConnectionError) as error:
-        raise TextError(f"data set {path} cannot be loaded: {_first_line(error)}") from error
+        raise TextError(f"data set {path} cannot be loaded: {first_line(error)}") from error
 
 
 def typed_rows(file: Path) -> Any:
@@ -191,7 +191,7 @@ def typed_rows(file: Path) -> Any:
     try:
         return Dataset.from_list([row for _, row in json_rows(file)])
     except (TypeError, ValueError) as error:  # Arrow's own are both
-        raise TextError(f"{file}: rows do not agree in type: {_first_line(error)}") from error
+        raise TextError(f"{file}: rows do not agree in type: {first_line(error)}") from error
 
 
 def json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -307,7 +307,7 @@ def _commit(path: str) -> str:
     except Exception as error:  # the client's own, its transport's, the system's
         raise TextError(
             f"data set {path} is not reachable on the hub, and no mirror with it is set "
-            f"(BITGRID_MIRROR): {_first_line(error)}"
+            f"(BITGRID_MIRROR): {first_line(error)}"
         ) from error
 
 
@@ -315,7 +315,3 @@ def _commit(path: str) -> str:
 def _content(file: Path, size: int, mtime: int) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:24]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
