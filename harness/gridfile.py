@@ -86,7 +86,7 @@ def misnamed(
     """Names in `report` and in the tolerance that are no axis, task or metric of the grid."""
     report, tolerance = file.report, file.published.tolerance if file.published else None
     axis, task = ("axis", [*axes]), ("task", [*tasks])
-    shown = ("task", [*tasks, "average"])
+    shown = ("task", [*tasks, "average", "device_hours"])
     for where, given, (kind, known) in (
         (("report", "rows"), report.rows, ("axis", [*axes, "seed", "label", "method"])),
         (("report", "over"), report.over, ("axis", [*axes, "seed"])),

@@ -185,7 +185,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ),
         (
             "compare:",
-            "report: {columns: [average, x]}\ncompare:",
+            "report: {columns: [average, device_hours, x]}\ncompare:",
             8,
             "columns: the grid has no task",
         ),
