@@ -46,6 +46,8 @@ def device() -> torch.device:
 
 @cache
 def _usable(name: str) -> torch.device:
+    # Read once, as cuBLAS starts: without it CUDA may not give the same bits twice.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA

@@ -71,11 +71,15 @@ def _find(path: Path, key: str) -> Stage[Any]:
 
 def _join() -> None:
     """One process, one device; and the group of all of them."""
-    cuda = device().type == "cuda"
-    if cuda:
-        os.environ["BITGRID_DEVICE"] = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    named = os.environ.get("BITGRID_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not named.startswith("cuda"):
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+        return
+    # First of all: whatever touches CUDA before would make a context on the first GPU as well. A
+    # scheduler may show each process its own GPU alone, which is number 0 whatever LOCAL_RANK is.
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    os.environ["BITGRID_DEVICE"] = f"cuda:{torch.cuda.current_device()}"
+    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT, device_id=device())
 
 
 @contextlib.contextmanager
@@ -93,6 +97,19 @@ def _own_stdout() -> TextIO:
     progress = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return progress
+
+
+def _leave(code: int) -> None:
+    """End with `code`; after a failure at once.
+
+    NCCL, taken down in order, waits for processes that wait for this one. Once it is gone, whoever
+    started them ends them.
+    """
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit()
 
 
 def _end_with_stdin() -> None:
@@ -114,4 +131,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from harness import processes, worker
+from harness import models, processes, worker
 from harness import run as running
 from harness.compute import Failed, fail
 from harness.errors import BitgridError
@@ -117,3 +123,64 @@ def test_a_run_hands_the_halvings_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     share = running.Share(keys, halvings={keys[0]: 3})
     running.run(grid, plan, Store(tmp_path), Silent(), share=share)
     assert heard == [(keys[0], 3), (keys[1], 0)]
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is asked of CUDA, in turn, on a machine that is said to show two GPUs."""
+    asked: list[str] = []
+    current: list[int] = []
+
+    def empty(*_: object, device: str) -> torch.Tensor:
+        asked.append(f"tensor on {device}")
+        return SimpleNamespace(device=torch.device(device))  # type: ignore[return-value]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda at: (current.append(at), asked.append(f"set {at}"))
+    )
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(
+        worker.dist,
+        "init_process_group",
+        lambda backend, device_id=None, **_: asked.append(f"join {backend} {device_id}"),
+    )
+    monkeypatch.setenv("BITGRID_DEVICE", "")
+    models._usable.cache_clear()
+    yield asked
+    models._usable.cache_clear()
+
+
+@pytest.mark.parametrize(("local", "gpu"), [("1", 1), ("3", 1), ("2", 0)])
+def test_a_process_touches_its_own_gpu_first_and_no_other(
+    gpus: list[str], local: str, gpu: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", local)
+    worker._join()
+    here = f"cuda:{gpu}"
+    assert gpus == [f"set {gpu}", f"tensor on {here}", f"join cpu:gloo,cuda:nccl {here}"]
+    assert models.device() == torch.device(here)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
+
+
+def test_a_process_that_is_to_use_the_cpu_touches_no_gpu(
+    gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITGRID_DEVICE", "cpu")
+    worker._join()
+    assert gpus == ["join gloo None"]
+
+
+def test_after_a_failure_a_process_is_gone_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever else would wait at the end of it, here a thread."""
+    code = """if True:
+        import sys, threading, time
+        from harness import worker
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        print("said last", file=sys.stderr, end="")
+        worker._leave(int(sys.argv[1]))
+    """
+    assert subprocess.run([sys.executable, "-c", code, "1"], timeout=50).returncode == 1
+    assert "said last" in capfd.readouterr().err
