@@ -3,23 +3,26 @@
 Logits are by far the largest tensor of a language model's step (batch × length × vocabulary), and a
 loss needs each of them once. So the trunk gives hidden states, the states of label positions are
 picked out, and the head runs over chunks of those. In this file: that, blocks that are run again
-rather than remembered, and copies of a network in another dtype. Not here: losses (`objectives`),
-the loop (`train`).
+rather than remembered, the same bits each time, copies of a network in another dtype, and what does
+not fit together. Not here: losses (`objectives`), the loop (`train`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from harness.errors import ModelError
+from harness.errors import ModelError, TextError
 from harness.models import Model, blocks
+from harness.text import Tokens
 
 # Logits held at once, per tensor. Larger chunks fall out of a CPU's cache; smaller ones leave a GPU
 # idle.
@@ -92,8 +95,29 @@ def each_label(
     return torch.cat(parts) if parts else states.new_zeros(0)
 
 
+def check(student: Model, teacher: Model | None, tokens: Tokens) -> None:
+    """Raise TextError or ModelError for what can be known to be wrong before the first step."""
+    if len(tokens) == 0 or not bool(tokens.mask[:, 1:].any()):
+        raise TextError("the training data have no label tokens")
+    length, vocabulary = tokens.ids.shape[1], student.network.config.vocab_size
+    models = [student] if teacher is None else [student, teacher]
+    for model in models:
+        if length > model.context:
+            raise TextError(f"sequences of {length} tokens: the model's context is {model.context}")
+        _check_split(model)
+    if int(tokens.ids.max()) >= vocabulary:
+        raise ModelError(
+            f"the training data hold token {int(tokens.ids.max())}, the student knows {vocabulary}"
+        )
+    if teacher is not None and teacher.network.config.vocab_size != vocabulary:
+        raise ModelError(
+            f"teacher and student differ in vocabulary: {teacher.network.config.vocab_size} and "
+            f"{vocabulary} tokens"
+        )
+
+
 @torch.no_grad()
-def check_split(model: Model) -> None:
+def _check_split(model: Model) -> None:
     """Raise ModelError where trunk and head, run apart, are not the whole network.
 
     A model may scale or cap its logits in a way that `logits` does not know; training it silently
@@ -119,6 +143,32 @@ def recompute(network: PreTrainedModel) -> None:
         block.forward = partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """On CUDA only algorithms that give the same bits each time; elsewhere there are no others.
+
+    Strictly: where the library only warns, the backward pass of attention stays as it is. Raises
+    ModelError where something inside has no such algorithm.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    settings: Any = torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # nothing here reads any
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        said = str(error).partition(",")[0]
+        raise ModelError(f"{said}: set train.deterministic to false") from error
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        settings.fill_uninitialized_memory = before[1]
 
 
 def replace_parameters(

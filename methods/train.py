@@ -14,7 +14,9 @@ the same steps, and the loss, the norm and thereby every decision is the same in
 Training that meets NaN or Inf, or diverges (`diagnose`), stops and says where. A checkpoint is
 written one step late, once the next loss has shown that its weights are good.
 
-A run goes on from its work folder after a kill, to the same weights bit for bit on the same machine.
+A run goes on from its work folder after a kill, to the same weights bit for bit where hardware,
+library versions, number of processes and micro-batch are the same; on a GPU only `deterministic`,
+and there it rests on what torch, cuBLAS and NCCL promise: no test here has one.
 In this file: `Training`, `Train`, order and schedule. Not here: the weights (`masters`), what is
 written (`checkpoint`), what a loss is (`objectives`), what went wrong (`diagnose`), how weights and
 batch are shared out (`shards`).
@@ -22,6 +24,7 @@ batch are shared out (`shards`).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -33,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.errors import BitgridError, ModelError, TextError, TrainingError
+from harness.errors import BitgridError, TrainingError
 from harness.models import DTYPES, Model
 from harness.stage import Input, Resources, Stage, incidental, report, value
 from harness.text import Tokens
@@ -43,13 +46,14 @@ from methods.diagnose import diagnose, diverged, worse
 from methods.formats import Format
 from methods.forward import (
     Labels,
-    check_split,
+    check,
     chunks,
     each_label,
     hidden,
     in_dtype,
     logits,
     recompute,
+    repeatable,
 )
 from methods.masters import Masters, Trained
 from methods.objectives import Objective, token_nll
@@ -81,6 +85,7 @@ class Training:
     gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
     gpus: int = incidental(1)  # processes that share the model and the batch
     checkpoint_every: int = incidental(100)  # steps; 0: never
+    deterministic: bool = incidental(True)  # on a GPU: slower, and the same bits each time
 
     def __post_init__(self) -> None:
         for name in (
@@ -163,7 +168,7 @@ class Train(Stage[Model]):
                 raise BitgridError(f"the objective {self.objective.name!r} needs a teacher")
             teacher = value(self.teacher)
         student, tokens = value(self.student), value(self.tokens)
-        _check(student, teacher, tokens)
+        check(student, teacher, tokens)
         dtype, shards = DTYPES[self.training.dtype], Shards.here()
         loop = _Loop(
             self.training,
@@ -174,7 +179,9 @@ class Train(Stage[Model]):
             tokens,
             self.seed,
         )
-        return loop.run(work)
+        steady = self.training.deterministic
+        with repeatable(loop.masters.network.device) if steady else contextlib.nullcontext():
+            return loop.run(work)
 
 
 @dataclass
@@ -382,24 +389,3 @@ def order(sequences: int, batch: int, seen: int, seed: int, first: int = 0) -> I
         rows, stream = stream[:size], stream[size:]
         if step >= first:
             yield rows
-
-
-def _check(student: Model, teacher: Model | None, tokens: Tokens) -> None:
-    """What can be known to be wrong before the first step."""
-    if len(tokens) == 0 or not bool(tokens.mask[:, 1:].any()):
-        raise TextError("the training data have no label tokens")
-    length, vocabulary = tokens.ids.shape[1], student.network.config.vocab_size
-    models = [student] if teacher is None else [student, teacher]
-    for model in models:
-        if length > model.context:
-            raise TextError(f"sequences of {length} tokens: the model's context is {model.context}")
-        check_split(model)
-    if int(tokens.ids.max()) >= vocabulary:
-        raise ModelError(
-            f"the training data hold token {int(tokens.ids.max())}, the student knows {vocabulary}"
-        )
-    if teacher is not None and teacher.network.config.vocab_size != vocabulary:
-        raise ModelError(
-            f"teacher and student differ in vocabulary: {teacher.network.config.vocab_size} and "
-            f"{vocabulary} tokens"
-        )

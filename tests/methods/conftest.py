@@ -42,3 +42,9 @@ def make_llama(seed: int = 0) -> Model:
 def llama() -> Model:
     """Shared by the tests, which may not change it."""
     return make_llama()
+
+
+@pytest.fixture(scope="session")
+def teacher() -> Model:
+    """Another one, to learn from."""
+    return make_llama(1)
