@@ -49,7 +49,8 @@ class Shards:
     def split(self, model: Model) -> Model:
         """A model on this process's device that holds its rows of the blocks' weights.
 
-        Gradients are summed over the processes, in float32.
+        Gradients are added up over the processes in float32 and come back in the weights' dtype: in
+        bfloat16 each process's is rounded, and their sum once more.
         """
         if self.world == 1:
             return model

@@ -6,7 +6,8 @@ Whatever the method, a step is: round the masters once; for each micro-batch run
 trunks, then head and objective a chunk of label tokens at a time, each chunk's gradient going back
 to the hidden states at once, so that logits of a whole batch never exist; one backward through the
 trunk; then one AdamW step on the float32 masters. Gradients are sums over label tokens divided by
-the whole batch's weight, so micro-batches of unequal length add up to exactly the big batch.
+the whole batch's weight, so micro-batches of unequal length add up to the big batch: down to
+rounding, which in bfloat16 is of each one's gradients to 8 bits and shows in the losses.
 
 Where several processes run the stage they share both model and batch (`shards`); each goes through
 the same steps, and the loss, the norm and thereby every decision is the same in all of them.
