@@ -87,7 +87,17 @@ def each_label(
     measure: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """`measure(logits (n, V), labels (n,)) -> (n,)` over all label positions: (N,)."""
-    states = labels.pick(hidden(network, ids))
+    return each_state(network, labels.pick(hidden(network, ids)), labels, measure)
+
+
+@torch.no_grad()
+def each_state(
+    network: PreTrainedModel,
+    states: Tensor,
+    labels: Labels,
+    measure: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """`each_label` where the trunk has run already: states (N, D) of the label positions."""
     parts = [
         measure(logits(network, states[part]), labels.ids[part])
         for part in chunks(len(states), network.config.vocab_size, states.device)

@@ -49,7 +49,7 @@ from methods.forward import (
     Labels,
     check,
     chunks,
-    each_label,
+    each_state,
     hidden,
     in_dtype,
     logits,
@@ -279,7 +279,7 @@ class _Loop:
             with torch.no_grad():
                 guide = labels.pick(hidden(self.teacher.network, ids))
         if self.objective.weighted:
-            weights = self._weights(ids, labels)
+            weights = self._weights(guide, labels)
         states = labels.pick(hidden(network, ids))
         total = torch.zeros((), device=ids.device)
         gradient = torch.zeros_like(states)
@@ -301,10 +301,13 @@ class _Loop:
         weight = total.new_tensor(float(len(states))) if weights is None else weights.sum()
         return torch.stack([total, weight])
 
-    def _weights(self, ids: Tensor, labels: Labels) -> Tensor:
-        """(N,): the objective's token weights, from the teacher's loss on every label."""
-        assert self.teacher is not None
-        nll = labels.spread(each_label(self.teacher.network, ids, labels, token_nll))
+    def _weights(self, guide: Tensor | None, labels: Labels) -> Tensor:
+        """(N,): the objective's token weights, from the teacher's loss on every label.
+
+        guide (N, D): the teacher's states.
+        """
+        assert self.teacher is not None and guide is not None
+        nll = labels.spread(each_state(self.teacher.network, guide, labels, token_nll))
         return self.objective.weights(nll, labels.where)[labels.where]
 
     def _update(self, rate: float, norm: float) -> None:

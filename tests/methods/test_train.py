@@ -203,6 +203,15 @@ def test_gradient_checkpointing_changes_no_gradient(llama: Model, teacher: Model
     assert (plain[3], again[3]) == (3, 6)  # three micro-batches, each forward run twice
 
 
+def test_the_teacher_runs_once_a_micro_batch(llama: Model, teacher: Model) -> None:
+    """Also where its losses are weights."""
+    guide = teacher.fork()
+    calls: list[int] = []
+    guide.network.base_model.register_forward_hook(lambda *_: calls.append(1))
+    gradients(loop(llama, guide, make_tokens(8), TSLD(), 3), torch.arange(8))
+    assert len(calls) == 3
+
+
 def test_loss_falls_and_embeddings_stay(llama: Model, teacher: Model, tmp_path: Path) -> None:
     tokens, training = make_tokens(8), Training(steps=40, batch_size=8, lr=3e-3, dtype="float32")
     before, guide = weights(llama), weights(teacher)
