@@ -3,18 +3,16 @@
     tokens = Generated(text="wikitext2", sequences=3000).build(teacher)       # a Stage[Tokens]
 
 A data source has a seed of its own, apart from the cell's, so that all cells of a grid train on the
-same sequences, made once. What is drawn depends on the seed and the place of a sequence only: each
-(sequence, position) has its uniform number, so the size of the batches, which follows the memory
-there is, does not show in the text.
+same sequences, made once.
 
 Every sequence is a row of `length` ids, padded on the right; the mask is True where a token is to be
-learnt. Not here: text sources and packing (`harness.text`), training (`train`).
+learnt. Not here: text sources and packing (`harness.text`), how a model writes (`generation`),
+training (`train`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -23,19 +21,13 @@ from typing import ClassVar
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from harness.errors import BitgridError, TextError
 from harness.method import Component
 from harness.models import Model
 from harness.stage import Input, Resources, Stage, report, value
 from harness.text import Tokens, gives_whole_prompts, packed, texts
-from methods.forward import logits
-
-_MOST_ROWS = 256
-_CPU_CACHE = 2 * 2**30  # bytes of keys and values at once
-_GROWTH = 64  # tokens of room that a cache makes at a time
+from methods import generation
 
 
 @dataclass(frozen=True)
@@ -195,20 +187,27 @@ class Generate(Stage[Tokens]):
         low, high = self.greedy
         greedy = torch.randint(low, high + 1, (self.count,), generator=generator)
         chances = torch.rand(self.count, self.length, generator=generator)
-        pad = _padding(teacher)
+        pad = generation.padding(teacher)
         ids = torch.full((self.count, self.length), pad)
         ends = torch.zeros(self.count, dtype=torch.int64)
         begins = torch.tensor([len(prompt) for prompt in prompts])
         # Prompts of like length together, so that little of a batch is padding.
         places = begins.argsort(stable=True)
         done = 0
-        for rows in places.split(rows_at_once(teacher, self.length)):
+        at_once = generation.rows_at_once(teacher, self.length, teacher.device.type)
+        for rows in places.split(at_once):
             part = work / f"part-{done}-{done + len(rows)}.safetensors"
             if part.exists():
                 found = load_file(part)
             else:
-                written, lengths = self._write(
-                    teacher, [prompts[row] for row in rows], greedy[rows], chances[rows], done
+                written, lengths = generation.write(
+                    teacher,
+                    [prompts[row] for row in rows],
+                    greedy[rows],
+                    chances[rows],
+                    self.temperature,
+                    self.top_p,
+                    tell=lambda some, done=done: report(done + some, self.count),  # type: ignore[misc]
                 )
                 found = {"ids": written, "ends": lengths}
                 draft = part.with_suffix(".draft")
@@ -218,7 +217,7 @@ class Generate(Stage[Tokens]):
             ends[rows] = found["ends"]
             done += len(rows)
             report(done, self.count)
-        return self._tokens(ids, begins, ends, pad, _stops(teacher))
+        return self._tokens(ids, begins, ends, pad, generation.stops(teacher))
 
     def _tokens(self, ids: Tensor, begins: Tensor, ends: Tensor, pad: int, stops: Tensor) -> Tokens:
         """Padding and mask around ids (B, T) that begin after the prompt and end before padding."""
@@ -257,163 +256,6 @@ class Generate(Stage[Tokens]):
         if not fitting:
             raise TextError(f"every prompt fills the whole length of {self.length} tokens")
         return list(islice(cycle(fitting), self.count))
-
-    @torch.inference_mode()
-    def _write(
-        self, teacher: Model, prompts: list[list[int]], greedy: Tensor, chances: Tensor, done: int
-    ) -> tuple[Tensor, Tensor]:
-        """Continue prompts, one row each: ids (B, T) and where each row ends (B,), on the CPU.
-
-        greedy (B,): how many tokens to take the likeliest of; chances (B, T): a uniform number for
-        each position. Prompts stand flush right while the model runs, so that all rows go on from
-        one column; rows that ended are dropped from the batch once they are a quarter of it.
-        """
-        device, network, stops = teacher.device, teacher.network, _stops(teacher).to(teacher.device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        width = int(lengths.max())
-        rows = len(prompts)
-        result = torch.zeros(rows, self.length, dtype=torch.int64)
-        ends = torch.full((rows,), self.length)
-        line = torch.zeros(rows, width, dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            line[row, width - len(prompt) :] = torch.tensor(prompt)
-            result[row, : len(prompt)] = torch.tensor(prompt)
-        seen = torch.arange(width) >= width - lengths[:, None]
-        position = (seen.cumsum(1) - 1).clamp(min=0)
-        alive, at = torch.arange(rows), lengths.clone()  # rows of the batch; each one's next column
-        ended = torch.zeros(rows, dtype=torch.bool)
-        tokens, seen, position = line.to(device), seen.to(device), position.to(device)
-        ragged = bool((lengths != width).any())
-        cache = _cache(network.config)
-        for step in range(self.length):
-            states = network.base_model(
-                input_ids=tokens,
-                attention_mask=seen if ragged else None,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            uniform = chances[alive, at.clamp(max=self.length - 1)].to(device)
-            likeliest = (at - lengths[alive] < greedy[alive]).to(device)
-            picked = sample(
-                logits(network, states), uniform, likeliest, self.temperature, self.top_p
-            )
-            live = ~ended
-            result[alive[live], at[live]] = picked.cpu()[live]
-            at[live] += 1
-            now = live & (torch.isin(picked, stops).cpu() | (at >= self.length))
-            ends[alive[now]] = at[now]
-            ended |= now
-            if bool(ended.all()):
-                break
-            position = position[:, -1:] + 1
-            seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
-            if int(ended.sum()) * 4 >= len(ended):
-                where = (~ended).nonzero().squeeze(1)
-                alive, at, ended = alive[where], at[where], ended[where]
-                where = where.to(device)
-                picked, seen, position = picked[where], seen[where], position[where]
-                cache.batch_select_indices(where)
-            tokens, position = picked[:, None], position.clamp(max=self.length - 1)
-            if step % 16 == 15:
-                report(done + rows * step // self.length, self.count)
-        return result, ends
-
-
-def sample(
-    scores: Tensor, uniform: Tensor, greedy: Tensor, temperature: float, top_p: float
-) -> Tensor:
-    """One token a row, by inverting the distribution function: (B, V) -> (B,) int64.
-
-    uniform (B,) in [0, 1); greedy (B,) bool: take the likeliest. top_p keeps the fewest tokens whose
-    probabilities reach it. Temperature 0 is greedy.
-    """
-    likeliest = scores.argmax(-1)
-    if temperature == 0 or bool(greedy.all()):
-        return likeliest
-    chances = (scores.float() / temperature).softmax(-1)
-    places: Tensor | None = None
-    if top_p < 1:
-        chances, places = chances.sort(-1, descending=True)
-        chances = chances.masked_fill(chances.cumsum(-1) - chances >= top_p, 0)
-    reached = chances.cumsum(-1)
-    drawn = torch.searchsorted(reached, (uniform.to(reached) * reached[:, -1])[:, None], right=True)
-    drawn = drawn.clamp(max=scores.shape[-1] - 1)
-    if places is not None:
-        drawn = places.gather(-1, drawn)
-    return torch.where(greedy, likeliest, drawn.squeeze(-1))
-
-
-class _Roomy(DynamicLayer):  # type: ignore[misc]
-    """A layer's keys and values in a buffer with room at the end.
-
-    The library's own copies everything at every token, which here is most of the time.
-    """
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-            self.room: tuple[Tensor, Tensor] | None = None
-        old, new = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        if self.room is None or self.room[0].shape[-2] < new:
-            self.room = self._more(self.keys, new), self._more(self.values, new)
-        keys, values = self.room
-        keys[..., old:new, :] = key_states
-        values[..., old:new, :] = value_states
-        self.keys, self.values = keys[..., :new, :], values[..., :new, :]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self.room = None
-
-    @staticmethod
-    def _more(held: Tensor, length: int) -> Tensor:
-        bigger = held.new_empty(*held.shape[:-2], length + _GROWTH, held.shape[-1])
-        bigger[..., : held.shape[-2], :] = held
-        return bigger
-
-
-def _cache(config: object) -> DynamicCache:
-    """The library's cache for a model, with roomy layers where they are plain ones."""
-    cache = DynamicCache(config=config)
-    cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-def rows_at_once(teacher: Model, length: int) -> int:
-    """How many sequences' keys and values fit into half of the memory there is."""
-    memory = _CPU_CACHE
-    if teacher.device.type == "cuda":
-        memory = torch.cuda.mem_get_info(teacher.device)[0] // 2
-    return max(1, min(_MOST_ROWS, memory // (cache_bytes(teacher) * length)))
-
-
-def cache_bytes(teacher: Model) -> int:
-    """Of the keys and values of a token."""
-    config = teacher.network.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    layers: int = config.num_hidden_layers
-    return 2 * layers * heads * width * teacher.network.dtype.itemsize
-
-
-def _stops(teacher: Model) -> Tensor:
-    """Every token that ends a text: the tokenizer's EOS and the generation configuration's."""
-    named = getattr(teacher.network.generation_config, "eos_token_id", None)
-    found = set(named) if isinstance(named, list | tuple) else {named}
-    return torch.tensor(
-        sorted((found | {teacher.tokenizer.eos_token_id}) - {None}), dtype=torch.int64
-    )
-
-
-def _padding(teacher: Model) -> int:
-    tokenizer = teacher.tokenizer
-    known: Iterator[int | None] = iter((tokenizer.pad_token_id, tokenizer.eos_token_id))
-    return next((int(i) for i in known if i is not None), 0)
 
 
 def _check_sampling(temperature: float, top_p: float) -> None:

@@ -34,7 +34,7 @@ from harness.memory import (
 from harness.models import DTYPES, Model, Pretrained, blocks, linears, replace_weight
 from harness.stage import Input, Stage, closure
 from harness.text import Tokens
-from methods import clip, data, forward, objectives
+from methods import clip, data, forward, generation, objectives
 from methods.awq import ScaleSearch
 from methods.formats import Format, Grouped, quantize_model
 from methods.inits import ClipSearch
@@ -73,15 +73,15 @@ def of_training(stage: Train, gpus: int | None = None, device: str = "cuda") -> 
 
 @memory.register
 def of_generation(stage: data.Generate, gpus: int | None = None, device: str = "cuda") -> Memory:
-    """With keys and values of as many rows as on a CPU; a GPU takes more where it has the room."""
+    """With keys and values of as many rows as are written at once."""
     with dry_run() as live:
         model = _model(live, pretrained_of(stage.teacher))
-        rows = data.rows_at_once(model, stage.length)
+        rows = generation.rows_at_once(model, stage.length, device)
         with torch.no_grad():
             states = forward.hidden(model.network, _ids(rows, min(_PROMPT, stage.length)))
             forward.logits(model.network, states[:, -1])
     peak = live.peak()
-    cached = rows * stage.length * data.cache_bytes(model)
+    cached = rows * stage.length * generation.cache_bytes(model)
     drawn = _SAMPLING * 4 * rows * model.network.config.vocab_size
     return dataclasses.replace(peak, other=peak.other + cached + drawn)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LlamaConfig
 
-import methods.data
+import methods.generation
 from harness.errors import BitgridError, TextError
 from harness.models import Model
 from harness.stage import closure, execute, listening
 from harness.text import Documents, Packed, Tokens
-from methods.data import Data, Generate, Generated, GroundTruth, SelfGenerated, sample
+from methods.data import Data, Generate, Generated, GroundTruth, SelfGenerated
+from methods.generation import sample
 
 WORDS = [" ".join(f"w{(7 * i + j) % 90 + 5}" for j in range(i % 9 + 2)) for i in range(12)]
 TEACHER = Documents("teacher", "train")  # stands for a model's stage where only its key matters
@@ -24,7 +27,7 @@ TEACHER = Documents("teacher", "train")  # stands for a model's stage where only
 @pytest.fixture
 def endless(llama: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
     """The small model, without an end of text."""
-    monkeypatch.setattr(methods.data, "_stops", lambda _: torch.empty(0, dtype=torch.int64))
+    monkeypatch.setattr(methods.generation, "stops", lambda _: torch.empty(0, dtype=torch.int64))
     return llama
 
 
@@ -63,11 +66,44 @@ def test_batches_do_not_show(
     endless: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(Generate(endless, WORDS, 20, 16), tmp_path)
-    monkeypatch.setattr(methods.data, "_MOST_ROWS", 3)
+    monkeypatch.setattr(methods.generation, "_MOST_ROWS", 3)
     (tmp_path / "b").mkdir()
     parts = run(Generate(endless, WORDS, 20, 16), tmp_path / "b")
     assert torch.equal(whole.ids, parts.ids)
     assert torch.equal(whole.mask, parts.mask)
+
+
+def test_how_many_are_written_together_follows_from_model_length_and_kind_of_device(
+    llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never from the memory that is free: a text could not be made again."""
+
+    def asked(*_: object) -> None:
+        raise AssertionError("asks for free memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", asked)
+    large = SimpleNamespace(
+        network=SimpleNamespace(
+            dtype=torch.bfloat16,
+            config=LlamaConfig(num_hidden_layers=32, hidden_size=4096, num_attention_heads=32),
+        )
+    )
+    at_once = methods.generation.rows_at_once
+    assert [at_once(large, 1024, kind) for kind in ("cpu", "cuda")] == [4, 16]  # type: ignore[arg-type]
+    assert [at_once(llama, 40, kind) for kind in ("cpu", "cuda")] == [256, 256]
+
+
+def test_a_row_alone_is_drawn_as_among_others() -> None:
+    """Where it is added up as two, because CUDA adds up one in no fixed order."""
+    generator = torch.Generator().manual_seed(0)
+    scores, uniform = torch.randn(9, 500, generator=generator), torch.rand(9, generator=generator)
+    no = torch.zeros(9, dtype=torch.bool)
+    for top_p in (1.0, 0.8):
+        together = sample(scores, uniform, no, 0.7, top_p)
+        alone = [
+            sample(scores[i : i + 1], uniform[i : i + 1], no[:1], 0.7, top_p) for i in range(9)
+        ]
+        assert torch.equal(together, torch.cat(alone))
 
 
 def test_seed_and_only_the_seed_decides(endless: Model, tmp_path: Path) -> None:
@@ -83,7 +119,7 @@ def test_seed_and_only_the_seed_decides(endless: Model, tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_from_its_parts(
     endless: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods.data, "_MOST_ROWS", 4)
+    monkeypatch.setattr(methods.generation, "_MOST_ROWS", 4)
     stage = Generate(endless, WORDS, 12, 40)
 
     def stop(done: int, total: int, _: object) -> None:
@@ -94,9 +130,11 @@ def test_a_killed_run_goes_on_from_its_parts(
         run(stage, tmp_path)
     assert len(list(tmp_path.glob("part-*.safetensors"))) == 2
     calls = []
-    write = Generate._write
+    write = methods.generation.write
     monkeypatch.setattr(
-        Generate, "_write", lambda self, *given: calls.append(1) or write(self, *given)
+        methods.generation,
+        "write",
+        lambda *given, **named: calls.append(1) or write(*given, **named),
     )
     resumed = run(stage, tmp_path)
     assert len(calls) == 1
@@ -123,7 +161,7 @@ def test_rows_that_ended_do_not_disturb_the_others(
     """Each row alone, and all together with rows dropped on the way."""
     model = biased(llama, 2, 2.0)
     together = run(Generate(model, WORDS, 12, 24), tmp_path)
-    monkeypatch.setattr(methods.data, "_MOST_ROWS", 1)
+    monkeypatch.setattr(methods.generation, "_MOST_ROWS", 1)
     (tmp_path / "alone").mkdir()
     assert torch.equal(together.ids, run(Generate(model, WORDS, 12, 24), tmp_path / "alone").ids)
 
