@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import dispatch, verbs
-from harness.errors import BitgridError, GridError, nearest
+from harness.errors import BitgridError, GridError, close_to
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,8 +66,10 @@ def _offline(path: Path) -> None:
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        grids = [str(found) for found in sorted(Path("experiments").glob("*.yaml"))]
-        raise GridError(f"{path}: there is no such file; {nearest(path, grids)}")
+        near = close_to(path, [str(found) for found in sorted(Path("experiments").glob("*.yaml"))])
+        raise GridError(
+            f"{path}: there is no such file" + (f"; did you mean {near!r}?" if near else "")
+        )
 
 
 def _sizes(words: str) -> list[float]:

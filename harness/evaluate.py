@@ -25,7 +25,7 @@ from harness.errors import GridError, ModelError, TextError
 from harness.models import Model, Pretrained
 from harness.stage import Input, Resources, Stage, report, value
 from harness.testbed import world
-from harness.text import pack, texts
+from harness.text import HUB, pack, texts
 
 FEWSHOT = {"mmlu": 5}  # where the field's habit is not the task's own default
 # The metric that stands for its task, as the papers have it; the others are rows too.
@@ -230,7 +230,7 @@ def evaluation(
                 raise ModelError(f"{task}: bos is true, but the tokenizer has no BOS token")
         documents = texts(protocol.text, "heldout")
         return Perplexity(model, documents, task, protocol, bos, options.limit)
-    tasks.check(task, others=PERPLEXITY)
+    tasks.check(task, others=PERPLEXITY, texts=HUB)
     _check_applies(task, window=options.window)
     shots = FEWSHOT.get(task) if options.num_fewshot is None else options.num_fewshot
     bos = False if options.bos is None else options.bos  # as the papers do

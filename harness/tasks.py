@@ -35,8 +35,11 @@ LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 FILES = ("data_files", "data_dir", "revision")  # options that name files, not a configuration
 
 
-def check(task: str, others: Iterable[str]) -> None:
-    """Raise GridError where lm-eval has no task `task`: the nearest name of its own or `others`."""
+def check(task: str, others: Iterable[str], texts: Iterable[str]) -> None:
+    """Raise GridError where lm-eval has no task `task`: the nearest name of its own or `others`.
+
+    `texts`: names of what is no task, though a reader may take it for one.
+    """
     if task in OURS.values():
         ours = next(name for name, theirs in OURS.items() if theirs == task)
         raise GridError(
@@ -44,6 +47,8 @@ def check(task: str, others: Iterable[str]) -> None:
             "token perplexity of the quantisation papers"
         )
     if task not in testbed() and task not in (known := names()):
+        if task.partition(":")[0] in (*texts, "testbed", "file"):
+            raise GridError(f"{task!r} is a text, not a task; perplexities: {', '.join(others)}")
         raise GridError(f"task {task!r} is unknown; {nearest(task, {*known, *others})}")
 
 

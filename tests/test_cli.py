@@ -181,6 +181,7 @@ def test_status_without_torch(place: Path, finished: subprocess.CompletedProcess
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("run", "zzz/qqq"), "zzz/qqq: there is no such file\n"),
         (("run", "experiments/quickstrt.yaml"), "did you mean 'experiments/quickstart.yaml'?"),
         (
             ("run", "experiments/quickstart.yaml", "--store", "/nowhere", "--device", "cudda"),
