@@ -1,0 +1,138 @@
+"""What docs/ tells of grids and data is what the code knows: no key, data set or variable more or less."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+import yaml
+
+from harness import tasks
+from harness.diagnostics import Options
+from harness.evaluate import FEWSHOT, PERPLEXITY, TaskOptions
+from harness.gridfile import GridFile, Published, ReportSpec
+from harness.text import HUB, SPLITS, SUFFIXES
+from harness.yaml import Document
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+OURS = {"BITGRID_GRID_MIRROR"}  # said by this program to its own processes
+
+
+def _table(page: str, first: str) -> list[list[str]]:
+    """The lines of the table whose first column is called `first`, a list of cells each."""
+    lines = (DOCS / page).read_text().splitlines()
+    found = [i for i, line in enumerate(lines) if line.startswith(f"| {first} |")]
+    assert len(found) == 1, (page, first)
+    rows = []
+    for line in lines[found[0] + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def _section(page: str, title: str) -> list[list[str]]:
+    """The lines of the table under a heading."""
+    text = (DOCS / page).read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def _names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+@pytest.mark.parametrize(
+    ("title", "known", "more"),
+    [
+        ("Keys", GridFile, {"base"}),
+        ("`report`", ReportSpec, set()),
+        ("`published`", Published, set()),
+    ],
+)
+def test_every_key_of_a_grid_is_told_with_its_default(
+    title: str, known: type[pydantic.BaseModel], more: set[str]
+) -> None:
+    rows = {_names(row[0])[0]: row for row in _section("grids.md", title)}
+    assert set(rows) == {*known.model_fields, *more}
+    for key, field in known.model_fields.items():
+        told = rows[key][2]
+        if field.is_required():
+            assert told == "required", key
+            continue
+        default: Any = field.default
+        if isinstance(default, pydantic.BaseModel):
+            default = default.model_dump(exclude_defaults=True)
+        assert yaml.safe_load(_names(told)[0]) == default, key
+
+
+def test_every_option_of_a_task_is_told() -> None:
+    told = {_names(row[0])[0] for row in _section("grids.md", "Options of a task")}
+    assert told == {field.name for field in dataclasses.fields(TaskOptions)}
+    assert [field.name for field in dataclasses.fields(Options)] == ["layer"]
+
+
+def test_every_variable_that_is_read_is_told() -> None:
+    told = {_names(row[0])[0] for row in _section("grids.md", "Environment")}
+    read = {
+        name
+        for folder in ("harness", "methods", "reports")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in re.findall(r"\bBITGRID_[A-Z_]+\b", path.read_text())
+    }
+    assert {name for name in told if name.startswith("BITGRID_")} == read - OURS
+
+
+def test_every_text_is_told_with_its_address_columns_and_protocols() -> None:
+    rows = _table("data.md", "text")
+    assert sorted(name for row in rows for name in _names(row[0])) == sorted(HUB)
+    for names, path, config, splits, columns, protocols in rows:
+        source = HUB[_names(names)[0]]
+        assert all(HUB[name] == source for name in _names(names))
+        assert _names(path) == [source.path]
+        assert (_names(config) or [None]) == [source.config]
+        told = dict(
+            zip(SPLITS, (part.strip().strip("`") for part in splits.split(",")), strict=True)
+        )
+        assert {ours: theirs for ours, theirs in told.items() if theirs != "none"} == source.splits
+        assert tuple(_names(columns)) == source.columns
+        taken = [name for name, known in PERPLEXITY.items() if known.text in _names(names)]
+        assert _names(protocols) == taken
+
+
+def test_the_kinds_of_a_users_file_are_told() -> None:
+    told = [name for row in _table("data.md", "ends with") for name in _names(row[0])]
+    assert sorted(told) == sorted(SUFFIXES)
+
+
+@pytest.mark.parametrize("row", _table("data.md", "task"), ids=lambda row: row[0].strip("`"))
+def test_what_a_task_reads_is_told(row: list[str]) -> None:
+    task, path, config, splits, _ = row
+    (read,) = {tasks.reads(name, FEWSHOT.get(name)) for name in _names(task)}
+    assert {split.path for split in read} == {*_names(path)}
+    assert list(dict.fromkeys(split.split for split in read)) == _names(splits)
+    configs = {split.config for split in read}
+    if len(configs) > 1:
+        assert f"of {len(configs)} " in config
+    else:
+        assert (_names(config) or [None]) == [*configs]
+
+
+def test_the_tasks_of_the_committed_grids_are_told() -> None:
+    used = set()
+    for path in (ROOT / "experiments").glob("*.yaml"):
+        for item in Document(path, merged=("defaults", "report")).data["evaluate"]:
+            used |= {item} if isinstance(item, str) else set(item)
+    told = {name for row in _table("data.md", "task") for name in _names(row[0])}
+    assert told == {task for task in used if task not in PERPLEXITY} - set(tasks.testbed())
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?://)(.*?)\)", (DOCS / page).read_text()):
+        assert (DOCS / target).exists(), target
