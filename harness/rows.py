@@ -52,7 +52,7 @@ def _writing(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise ReportError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise ReportError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def _export(plan: Plan, store: Store, folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness import launches, published, rows, watch
 from harness import plan as plans
-from harness.errors import ReportError
+from harness.errors import ReportError, StoreError
 from harness.plan import Plan
 from harness.store import Store, size_of
 
@@ -231,7 +231,15 @@ def plan_of(given: argparse.Namespace, store: Store) -> Plan:
 
 
 def store_of(given: argparse.Namespace) -> Store:
-    return Store(given.store.absolute()) if given.store else Store.default()
+    """The store that is meant; it need not be there yet. Raises StoreError where it cannot be read."""
+    store = Store(given.store.absolute()) if given.store else Store.default()
+    try:
+        os.scandir(store.root).close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StoreError(f"the store {store.root} cannot be read: {error.strerror}") from error
+    return store
 
 
 def _out(given: argparse.Namespace, plan: Plan) -> Path:

@@ -119,6 +119,17 @@ def test_the_content_is_the_identity(file: Path, tmp_path: Path) -> None:
     assert pretrained(str(other)).digest != first
 
 
+def test_a_file_that_is_cut_off_is_named(file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(file.read_bytes()[:-999])
+    for reading in (
+        lambda: layer_shapes(str(path)),
+        lambda: execute(pretrained(str(path)), {}, tmp_path),
+    ):
+        with pytest.raises(ModelError, match=r"cut\.gguf"):
+            reading()
+
+
 def test_what_is_no_gguf_file(tmp_path: Path) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(b"not a model")
