@@ -161,13 +161,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _broken(source: str) -> str | None:
-    """The first file of weights in a local folder whose header does not fit it."""
-    for path in sorted((TESTBED.get(source) or Path(source).expanduser()).glob("*.safetensors")):
+    """The first file of weights, in a local folder or the hub's cache, whose header does not fit it."""
+    from huggingface_hub import constants
+
+    local = TESTBED.get(source) or Path(source).expanduser()
+    fetched = Path(constants.HF_HUB_CACHE, f"models--{source.replace('/', '--')}")
+    for path in sorted([*local.glob("*.safetensors"), *fetched.glob("snapshots/*/*.safetensors")]):
         try:
             with safe_open(path, "pt"):
                 pass
         except SafetensorError as error:
-            return f"{path.name} is damaged or cut off ({error})"
+            return f"{path} is damaged or cut off ({error})"
     return None
 
 

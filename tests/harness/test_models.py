@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from harness import sources
 from harness.errors import ModelError
 from harness.models import (
     Model,
@@ -186,6 +187,21 @@ def test_a_model_that_is_not_whole(
             reading()
         assert str(copied) in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_download_is_named(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _cut_off(copied)
+    snapshots = tmp_path / "models--some--tiny" / "snapshots"
+    snapshots.mkdir(parents=True)
+    kept = copied.rename(snapshots / "0123") / "model.safetensors"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with (
+        pytest.raises(ModelError, match=f"{kept} is damaged or cut off"),
+        sources.explained("some/tiny"),
+    ):
+        load_file(kept)
 
 
 def test_a_lack_of_memory_is_not_called_a_broken_model(
