@@ -30,8 +30,8 @@ from harness import sources
 from harness.errors import ModelError, first_line, nearest
 from harness.stage import Stage, incidental
 
-ATTENTION = ("sdpa", "eager", "flash_attention_2")
-_FLASH = ("flash_attn", "kernels")  # packages that bring it: either will do
+_FLASH = "flash_attention_2"
+ATTENTION = ("sdpa", "eager", _FLASH)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -176,6 +176,10 @@ class Pretrained(Stage[Model]):
     attention: str | None = incidental(None)  # sdpa, eager, flash_attention_2; None: the library's
     revision: str = incidental("main")  # of the hub; `digest` is what it stood for
 
+    def preflight(self) -> None:
+        if self.attention == _FLASH and device().type == "cpu":
+            raise ModelError(f"attention {_FLASH!r} needs a GPU, and this machine computes on cpu")
+
     def run(self, work: Path) -> Model:
         return read_model(
             **sources.place(self.source, self.digest),
@@ -210,7 +214,7 @@ def pretrained(
         raise ModelError(f"dtype {dtype!r} is unknown; choices: auto, {', '.join(DTYPES)}")
     if attention is not None and attention not in ATTENTION:
         raise ModelError(f"attention {attention!r} is unknown; {nearest(attention, ATTENTION)}")
-    if attention == "flash_attention_2" and not any(map(find_spec, _FLASH)):
+    if attention == _FLASH and not any(map(find_spec, ("flash_attn", "kernels"))):
         raise ModelError(f"attention {attention!r} needs the package flash-attn; pip installs it")
     name, digest, revision = sources.pin(source)
     folder = sources.model_folder(name)

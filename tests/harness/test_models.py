@@ -256,5 +256,11 @@ def test_attention_that_is_not_installed(
     monkeypatch.setattr("harness.models.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="'flash_attention_2' needs the package flash-attn"):
         pretrained(str(tiny_folder), attention="flash_attention_2")
+    # A login node may plan what it could not compute.
+    monkeypatch.setattr("harness.models.find_spec", lambda name: object())
+    monkeypatch.setenv("BITGRID_DEVICE", "cpu")
+    stage = pretrained(str(tiny_folder), attention="flash_attention_2")
+    with pytest.raises(ModelError, match="'flash_attention_2' needs a GPU"):
+        stage.preflight()
     with pytest.raises(ModelError, match="did you mean 'eager'"):
         pretrained(str(tiny_folder), attention="eagr")
