@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from harness.store import Store, write_json
 
 if TYPE_CHECKING:
     from harness.grid import Grid
+    from harness.models import Pretrained
+    from harness.stage import Stage
 
 SCHEMA = 4
 STATES = ("done", "stale", "running", "failed", "blocked", "queued")
@@ -54,6 +57,7 @@ class CellInfo:
     model: str
     scores: tuple[str, ...]
     diagnostics: tuple[str, ...] = ()
+    tokenizer: str | None = None  # size of the vocabulary, and a digest that tells two apart
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -136,6 +140,7 @@ def build(grid: Grid) -> Plan:
             model=cell.model.key,
             scores=tuple(stage.key for stage in cell.scores),
             diagnostics=tuple(stage.key for stage in cell.diagnostics),
+            tokenizer=_tokenizer(cell.model),
         )
         for cell in grid.cells
     ]
@@ -151,6 +156,21 @@ def build(grid: Grid) -> Plan:
         watch=tuple(_mark(path) for path in sorted(watched)),
         mirror=os.environ.get("BITGRID_MIRROR"),
     )
+
+
+def _tokenizer(model: Stage[Any]) -> str | None:
+    """Of the published model that a cell begins with; all models behind a cell share one."""
+    from harness.models import Pretrained
+    from harness.stage import closure
+
+    base = next((stage for stage in closure([model]) if isinstance(stage, Pretrained)), None)
+    return None if base is None else _vocabulary(base)
+
+
+@cache
+def _vocabulary(base: Pretrained) -> str:
+    words = sorted(base.tokenizer().get_vocab().items())
+    return f"{len(words)} tokens, {hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]}"
 
 
 def remembered(path: Path, store: Store) -> Plan | None:

@@ -67,6 +67,7 @@ def _export(plan: Plan, store: Store, folder: Path) -> None:
         "report": plan.report,
         "published": _published(plan),
         "published_model": plan.published and plan.published["model"],
+        "published_tasks": plan.published and plan.published["tasks"],
         "tolerance": plan.published and plan.published["tolerance"],
         "cells": len(plan.cells),
         "holes": list(_holes(plan, store, state)),
@@ -104,11 +105,23 @@ def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[dict[str,
                     "seed": cell.seed,
                     "model": cell.source,
                     **kept["model"],
+                    **_protocol(plan, cell, key, row),
                     **row,
                     "key": key,
                     "model_key": cell.model,
                     "stale": why,
                 }
+
+
+def _protocol(plan: Plan, cell: CellInfo, key: str, row: dict[str, Any]) -> dict[str, Any]:
+    """What a row's protocol is beside what its stage wrote into it."""
+    if row["metric"] == "ppl":
+        told = plan.nodes[key].stage.get("protocol")
+        window = told.get("window") if isinstance(told, dict) else None
+        return {"window": window, "tokenizer": cell.tokenizer, "chat_template": None}
+    # Tasks are scored by lm-eval without a chat template, whatever the model.
+    asked = None if row["lm_eval"] is None else False
+    return {"window": None, "tokenizer": None, "chat_template": asked}
 
 
 def _items(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ from reports import html_provenance as provenance
 from reports import rows as exported
 from reports.columns import Column, number, number_of_bits
 from reports.entries import Entry, Row
-from reports.page import open_cells, progress, said
+from reports.page import open_cells, progress, protocols
 from reports.sheet import Cell, Sheet
 from reports.summary import Summary
 from reports.table import TESTBED, explanations, sheet
@@ -81,7 +81,7 @@ def page(
             explanations=explanations(summary),
             measurements=found,
             plots=[_plot(name, plots[name]) for name in figures.FIGURES if name in plots],
-            protocols=_protocols(summary),
+            protocols=protocols(summary),
             open_cells=_open_cells(summary, found),
             stale=summary.stale,
             downloads={n: words for n, words in _DOWNLOADS.items() if _exists(folder, n)},
@@ -190,15 +190,6 @@ def _behind(
         "behind": " ".join(map(str, behind)),
         "about": " ".join(about),
     }
-
-
-def _protocols(summary: Summary) -> list[list[str]]:
-    keys = exported.PROTOCOL
-    tasks = [column for column in summary.columns if column.task is not None]
-    return [
-        [column.title, str(column.task), column.metric, *(said(usual[key]) for key in keys)]
-        for column, usual in zip(tasks, summary.protocols, strict=True)
-    ]
 
 
 def _open_cells(summary: Summary, found: list[_Record]) -> list[dict[str, Any]]:

@@ -16,6 +16,21 @@ from reports.sheet import Sheet, escape_markdown, markdown, plain, wrap
 from reports.summary import Summary
 from reports.table import TESTBED, explanations, sheet
 
+_TITLES = {
+    "num_fewshot": "Few-shot",
+    "bos": "BOS",
+    "chat_template": "Chat template",
+    "n": "Items",
+    "limit": "Limit",
+    "protocol": "Protocol",
+    "tokenizer": "Tokenizer",
+    "task_version": "Task version",
+    "lm_eval": "lm-eval",
+}
+"""What the fields of a protocol are called, in their order."""
+
+_LATER = ("chat_template", "tokenizer")  # which rows of older exports do not have
+
 
 def page(
     summary: Summary,
@@ -67,8 +82,7 @@ def _published(summary: Summary, beside: Sheet | None) -> list[str]:
         parts += [markdown(beside).rstrip()]
     parts.append("## As published")
     if beside is None:
-        words = f"None of these figures is of {summary.grid.model} at a width that was measured."
-        parts.append(escape_markdown(words))
+        parts.append(escape_markdown(published.silence(summary) or ""))
     for each in published.sheets(summary.grid.published):
         parts += [escape_markdown(f"{each.caption} {published.BEST}"), markdown(each).rstrip()]
     return parts
@@ -78,7 +92,10 @@ def further(
     summary: Summary, beside: Sheet | None, found: Sequence[Effect]
 ) -> list[tuple[str, Sheet]]:
     """The tables after the comparison, each with its heading, for other pages than this."""
-    sheets = [] if beside is None else [("Beside the published figures", beside)]
+    title = "Beside the published figures"
+    sheets = [] if beside is None else [(title, beside)]
+    if beside is None and (words := published.silence(summary)):
+        sheets.append((title, Sheet("published", words, head=(), groups=())))
     sheets += [("As published", each) for each in published.sheets(summary.grid.published)]
     if found:
         sheets.append((f"The effect of {found[0].axis}", effects.sheet(found, summary.decimals)))
@@ -118,16 +135,26 @@ def progress(summary: Summary) -> str:
     return words + "."
 
 
-def _protocols(summary: Summary) -> str:
-    head = ["Column", "Task", "Metric", "Few-shot", "BOS", "Items", "Limit", "Protocol"]
-    head += ["Task version", "lm-eval"]
-    keys = ["num_fewshot", "bos", "n", "limit", "protocol", "task_version", "lm_eval"]
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join([":--"] * len(head)) + " |"]
+def protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """How each column was measured: titles, and a line a column."""
     columns = [column for column in summary.columns if column.task is not None]
-    for column, usual in zip(columns, summary.protocols, strict=True):
-        cells = [column.title, column.task or "", column.metric, *(said(usual[k]) for k in keys)]
-        lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
-    return "\n".join(lines)
+    told = {k for usual in summary.protocols for k in usual if usual[k] is not None}
+    keys = [key for key in _TITLES if key in told or key not in _LATER]
+    lines = [
+        [column.title, str(column.task), column.metric, *(said(usual[k]) for k in keys)]
+        for column, usual in zip(columns, summary.protocols, strict=True)
+    ]
+    return ["Column", "Task", "Metric", *(_TITLES[key] for key in keys)], lines
+
+
+def _protocols(summary: Summary) -> str:
+    head, lines = protocols(summary)
+    table = [
+        head,
+        [":--"] * len(head),
+        *([escape_markdown(cell) for cell in line] for line in lines),
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
 def said(value: object) -> str:

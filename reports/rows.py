@@ -53,8 +53,11 @@ FIELDS: dict[str, Field] = {
     "higher_is_better": Field((bool,), "bool", "false for perplexity"),
     "num_fewshot": Field((int,), "Int64", "examples in the prompt", nullable=True),
     "bos": Field((bool,), "boolean", "whether a prompt began with BOS", nullable=True),
+    "chat_template": Field((bool,), "boolean", "whether prompts were in one", nullable=True),
     "limit": Field((int,), "Int64", "items asked for when not all were used", nullable=True),
     "protocol": Field((str,), "str", "how it was measured, in words", nullable=True),
+    "window": Field((int,), "Int64", "tokens of a perplexity's windows", nullable=True),
+    "tokenizer": Field((str,), "str", "of a perplexity: size, digest of it", nullable=True),
     "task_version": Field((str,), "str", "version of the task", nullable=True),
     "lm_eval": Field((str,), "str", "version of lm-eval, where it was used", nullable=True),
     "testbed": Field((bool,), "bool", "the embedded miniature world; says nothing of a real LLM"),
@@ -125,7 +128,10 @@ _DIAGNOSTICS: dict[str, dict[str, Field]] = {
     },
 }
 
-PROTOCOL = ["num_fewshot", "bos", "limit", "n", "protocol", "task_version", "lm_eval"]
+PROTOCOL = [
+    *("num_fewshot", "bos", "chat_template", "limit", "n", "protocol", "tokenizer"),
+    *("task_version", "lm_eval"),
+]
 """Fields in which two numbers of one task may differ so that they are not comparable."""
 
 
@@ -166,6 +172,7 @@ class Grid:
     holes: tuple[dict[str, Any], ...]
     published: tuple[dict[str, str], ...] = ()  # lines of results/published/*.csv
     published_model: str | None = None  # of them, the one that the grid says is its own
+    stands_for: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> theirs, and why
     tolerance: dict[str, float] = field(default_factory=dict)  # by task or metric; "" of all
     file: str | None = None  # the YAML, as a command names it
 
@@ -235,6 +242,7 @@ def load_grid(folder: Path) -> Grid:
             holes=tuple(raw.get("holes") or ()),
             published=tuple(raw.get("published") or ()),
             published_model=raw.get("published_model"),
+            stands_for=raw.get("published_tasks") or {},
             tolerance=_by_name(raw.get("tolerance")),
             file=None if raw.get("file") is None else str(raw["file"]),
         )

@@ -1,16 +1,19 @@
-"""What is exported of the items behind rows."""
+"""What is exported: the items behind rows, and what of a protocol the engine knows."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import plan as plans
 from harness import rows
+from harness.grid import load
 from harness.run import run
 from harness.store import Store
 from tests.harness.test_run import Silent
@@ -80,3 +83,25 @@ def test_items_that_do_not_give_the_value_are_left_out(exported) -> None:  # typ
     for value in (0.5, math.nan):
         assert exported(items, {"metric": "acc", "value": value})[0] == []
     assert exported(items, {"metric": "f1", "value": 1.0})[0] == []
+
+
+def test_rows_say_window_tokenizer_and_chat_template(tiny_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(
+        f"# Which protocol?\nmodel: {tiny_folder}\nmethod: bf16\n"
+        "evaluate: [{testbed-ppl: {limit: 1, window: 64}}, {testbed_story: {limit: 2}}]\n"
+    )
+    grid, store = load(path), Store(tmp_path / "store")
+    plan = plans.build(grid)
+    assert not run(grid, plan, store, Silent()).failed
+    rows.export(plan, store, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
+    ppl, story = (
+        next(r for r in lines if r["task"] == t) for t in ("testbed-ppl", "testbed_story")
+    )
+    assert (ppl["window"], ppl["chat_template"]) == (64, None)
+    assert re.fullmatch(r"300 tokens, [0-9a-f]{8}", ppl["tokenizer"])
+    assert (story["window"], story["tokenizer"], story["chat_template"]) == (None, None, False)
+    assert plans.remembered(path, store) is None
+    plans.remember(plan, store)
+    assert plans.remembered(path, store) == plan
