@@ -115,14 +115,15 @@ def _validate(document: Document) -> GridFile:
 def _check_report(document: Document, file: GridFile, cells: Iterable[Cell], tasks: Any) -> None:
     """Raises GridError where report or tolerance name what the grid has not."""
     axes = dict.fromkeys(axis for cell in cells for axis in cell.axes)
-    metrics: set[str] = set()
+    figures: list[dict[str, str]] = []
     if file.published is not None:
         try:
             path = published.find(file.published.name, file.published.model)
-            metrics = {figure["metric"] for figure in published.figures(path)}
+            figures = published.figures(path, file.published.model)
         except GridError as error:
             raise document.error(("published",), str(error)) from None
-    for wrong in misnamed(file, axes, tasks, metrics):
+    printed, metrics = ({figure[name] for figure in figures} for name in ("task", "metric"))
+    for wrong in misnamed(file, axes, tasks, printed, metrics):
         raise document.error(*wrong)
     for number, task in enumerate(file.report.average or ()):
         if task in PERPLEXITY:

@@ -41,17 +41,27 @@ class ReportSpec(pydantic.BaseModel):
     title: str | None = None
 
 
+class StandsFor(pydantic.BaseModel):
+    """A published task that a measured one is compared with, and how the two differ."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    task: str
+    why: str  # it is not the same: shown beside every number
+
+
 class Published(pydantic.BaseModel):
     """`published:` of a grid: results/published/<name>.csv, of it the lines of `model`.
 
     `published: NAME` is short for `{name: NAME}`. A tolerance is in the printed unit: one of all
-    figures, or by task or metric.
+    figures, or by (published) task or metric. `tasks` has those that are measured otherwise than the
+    published ones, or under another name.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid")
     name: str
     model: str | None = None  # theirs; None: the one of the same name as the grid's
     tolerance: Tolerance | dict[str, Tolerance] | None = None
+    tasks: dict[str, StandsFor] = {}
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -81,10 +91,17 @@ class GridFile(pydantic.BaseModel):
 
 
 def misnamed(
-    file: GridFile, axes: Collection[str], tasks: Collection[str], metrics: Collection[str]
+    file: GridFile,
+    axes: Collection[str],
+    tasks: Collection[str],
+    printed: Collection[str],
+    metrics: Collection[str],
 ) -> Iterator[Misfit]:
-    """Names in `report` and in the tolerance that are no axis, task or metric of the grid."""
-    report, tolerance = file.report, file.published.tolerance if file.published else None
+    """Names in `report` that are no axis or task of the grid, and in `published` no task or metric.
+
+    `printed` and `metrics` are those of the published figures.
+    """
+    report, theirs = file.report, file.published or Published(name="")
     axis, task = ("axis", [*axes]), ("task", [*tasks])
     shown = ("task", [*tasks, "average", "device_hours"])
     for where, given, (kind, known) in (
@@ -94,7 +111,12 @@ def misnamed(
         (("report", "average"), report.average, task),
         (("report", "columns"), report.columns, shown),
         (("report", "decimals"), report.decimals, shown),
-        (("published", "tolerance"), tolerance, ("task or metric", [*shown[1], *metrics])),
+        (("published", "tasks"), theirs.tasks, task),
+        (
+            ("published", "tolerance"),
+            theirs.tolerance,
+            ("task or metric", [*shown[1], *printed, *metrics]),
+        ),
     ):
         for place, name in _names(given):
             # A group of tasks, as mmlu, has its parts' names before an underscore.
@@ -104,6 +126,10 @@ def misnamed(
                     f"{'.'.join(where)}: the grid has no {kind} {name!r}; {nearest(name, known)}"
                 )
                 yield Misfit((*where, *place), words)
+    for ours, said in theirs.tasks.items():
+        if said.task not in printed:
+            words = f"published.tasks: no {said.task!r} is printed; {nearest(said.task, printed)}"
+            yield Misfit(("published", "tasks", ours, "task"), words)
 
 
 def _names(given: object) -> Iterator[tuple[Path_, str]]:

@@ -1,7 +1,7 @@
 """Figures that papers print, kept under results/published/, to stand beside what was measured.
 
-A file has the columns source, table, model, method, bits, group_size, task, num_fewshot, metric and
-value, one figure a line. Not here: showing them (`reports.published`).
+A file has the columns source, table, model, method, bits, group_size, task, num_fewshot, window (tokens,
+of a perplexity), metric and value, one figure a line. Not here: showing them (`reports.published`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from harness.errors import GridError, nearest
 FOLDER = Path(__file__).parent.parent / "results" / "published"
 COLUMNS = [
     *("source", "table", "model", "method", "bits", "group_size"),
-    *("task", "num_fewshot", "metric", "value"),
+    *("task", "num_fewshot", "window", "metric", "value"),
 ]
 
 

@@ -2,8 +2,9 @@
 
 A figure is a line of a published file (`harness.published` reads it): strings, the value as printed.
 Beside a measured number stand theirs and the difference, ours - theirs, in the printed unit. Nothing
-is subtracted where the model, the group size, the metric or the few-shot count differ, or where only
-some items were scored; a note says which. What a file does not state, as a window, is not checked.
+is subtracted where the model, the group size, the metric, the few-shot count or the window differ, or
+where only some items were scored; a note says which. A task that the grid says stands for another one
+is subtracted, with a note of how they differ. What a file does not state is not checked.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Theirs:
     difference: float | None = None  # ours - theirs, in the printed unit
     near: bool | None = None  # within the stated tolerance
     why: str | None = None  # it is not subtracted
+    remark: str | None = None  # how what was measured differs, where the grid says so
 
 
 def sheets(figures: Sequence[Figure]) -> list[Sheet]:
@@ -166,19 +168,36 @@ def sheet(summary: Summary, theirs: dict[tuple[int, int], Theirs]) -> Sheet | No
         caption=f"Ours / as printed in {source} (ours - theirs). {_tolerance(summary)}".strip(),
         head=("Bits", "Method", *arrows),
         groups=tuple(tuple(rows) for rows in groups.values()),
-        notes=tuple((mark, f"not subtracted: {why}") for why, mark in marks.items()),
+        notes=tuple((mark, words) for words, mark in marks.items()),
+    )
+
+
+def silence(summary: Summary) -> str | None:
+    """In words: that the grid asks for published figures and none is of what was measured."""
+    grid = summary.grid
+    if not grid.published:
+        return None
+    theirs = {
+        name: dict.fromkeys(f[name] for f in grid.published) for name in ("model", "task", "bits")
+    }
+    widths = dict.fromkeys(number_of_bits(row.bits) for row in summary.rows)
+    ours = [column.task for column in summary.columns if column.task is not None]
+    return (
+        f"None of these figures is of what was measured. Published: {', '.join(theirs['task'])} of "
+        f"{', '.join(theirs['model'])} at {', '.join(theirs['bits'])} bits; measured: "
+        f"{', '.join(ours)} of {grid.model} at {', '.join(widths)} bits."
     )
 
 
 def _beside(ours: str, theirs: Theirs, marks: dict[str, str]) -> Cell:
-    if theirs.why is not None:
-        mark = marks.setdefault(theirs.why, chr(ord("a") + len(marks)))
-        return Cell(ours, after=f"/ {theirs.printed}", marks=(mark,))
-    if theirs.difference is None:
-        return Cell(ours, after=f"/ {theirs.printed}")
+    told = [f"not subtracted: {theirs.why}"] if theirs.why else []
+    told += [theirs.remark] if theirs.remark else []
+    marked = tuple(marks.setdefault(words, chr(ord("a") + len(marks))) for words in told)
+    if theirs.why is not None or theirs.difference is None:
+        return Cell(ours, after=f"/ {theirs.printed}", marks=marked)
     decimals = len(theirs.printed.partition(".")[2]) if "e" not in theirs.printed else 0
     words = f"{theirs.difference:+.{decimals}f}".replace("-", "−")
-    return Cell(ours, after=f"/ {theirs.printed} ({words})", near=theirs.near)
+    return Cell(ours, after=f"/ {theirs.printed} ({words})", marks=marked, near=theirs.near)
 
 
 def _tolerance(summary: Summary) -> str:
@@ -205,22 +224,38 @@ def _of_row(summary: Summary, row: Row, cells: pd.DataFrame) -> Iterator[tuple[i
                 why = _differs(figure, cells[cells["task"] == column.task])
         if column.task is not None:
             verdicts[column.task] = why
+        remark = _remark(summary, column)
         ours = 100 * entry.mean if column.percent else entry.mean
         difference = ours - _value(figure["value"])
         if why is not None or not math.isfinite(difference):
-            yield place, Theirs(figure["value"], why=why)
+            yield place, Theirs(figure["value"], why=why, remark=remark)
             continue
         limits = summary.grid.tolerance
         limit = limits.get(figure["task"], limits.get(figure["metric"], limits.get("")))
         near = None if limit is None else abs(difference) <= limit + 1e-9
-        yield place, Theirs(figure["value"], difference, near)
+        yield place, Theirs(figure["value"], difference, near, remark=remark)
+
+
+def _stands_for(summary: Summary, task: str) -> str:
+    """The published task that a measured one is compared with: the one of its name, if not said."""
+    return summary.grid.stands_for.get(task, {"task": task})["task"]
+
+
+def _remark(summary: Summary, column: Column) -> str | None:
+    """How the tasks of a column differ from the published ones, where the grid says so."""
+    told = []
+    for task in [column.task] if column.task is not None else column.tasks:
+        if said := summary.grid.stands_for.get(task):
+            renamed = "" if said["task"] == task else f"{task} for {said['task']}: "
+            told.append(f"{renamed}{said['why']}")
+    return "; ".join(told) or None
 
 
 def _figure(
     summary: Summary, row: Row, column: Column, cells: pd.DataFrame
 ) -> tuple[Figure | None, str | None]:
     """What is printed of a method, width and task; and why of another model, where it is so."""
-    task = column.task or AVERAGE
+    task = AVERAGE if column.task is None else _stands_for(summary, column.task)
     lines = [
         f
         for f in summary.grid.published
@@ -254,6 +289,10 @@ def _differs(figure: Figure, rows: pd.DataFrame) -> str | None:
     shots = set(rows["num_fewshot"].dropna().astype(int).astype(str)) or {"0"}
     if figure["num_fewshot"] and shots != {figure["num_fewshot"]}:
         return f"{', '.join(sorted(shots))} few-shot examples, theirs {figure['num_fewshot']}"
+    if window := figure.get("window"):  # of exports before figures had one: nothing to check
+        ours = {str(int(size)) for size in rows["window"].dropna()}
+        if ours != {window}:
+            return f"window {', '.join(sorted(ours)) or 'not recorded'}, theirs {window}"
     return None
 
 
@@ -268,7 +307,7 @@ def _average_differs(
         and f["metric"] not in LOWER_IS_BETTER
         and f["task"] != AVERAGE
     }
-    if printed != set(column.tasks):
+    if printed != {_stands_for(summary, task) for task in column.tasks}:
         return f"theirs is over {', '.join(_title(task) for task in sorted(printed))}"
     reasons = [
         why for task in column.tasks if (why := verdicts.get(task, "not all tasks are shown"))

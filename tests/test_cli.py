@@ -141,7 +141,7 @@ def test_published_figures_alone(tmp_path: Path) -> None:
         (good.replace(",value", "", 1), "column 'value' is missing"),
         (f"{head},value\n", "column 'value' is there twice"),
         (f"{head}\n{first.replace('5.47', 'five')}\n", "bad.csv:2: value 'five' is no number"),
-        (f"{head}\n{first},1\n", "bad.csv:2: not 10 fields"),
+        (f"{head}\n{first},1\n", "bad.csv:2: not 11 fields"),
         (f"{head}\n", "there is no published figure to show"),
     ):
         (tmp_path / "bad.csv").write_text(text)

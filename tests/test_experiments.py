@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import models, smollm2, sources
+from harness import models, published, smollm2, sources
 from harness.grid import load
+from harness.gridfile import GridFile
 from harness.stage import closure
 from harness.text import Packed
 from harness.yaml import Document
@@ -70,6 +71,18 @@ def test_real_grids_load(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "BitDistiller" in labels
     if path.stem.startswith(("paper", "smollm2")):
         assert labels >= {"BF16", "RTN", "AWQ-clip", "LLM-QAT"}
+
+
+@pytest.mark.parametrize("path", [p for p in REAL if "paper" in p.stem], ids=lambda p: p.stem)
+def test_each_task_of_a_paper_grid_is_one_that_the_paper_prints(path: Path) -> None:
+    file = GridFile.model_validate(Document(path, merged=("defaults", "report")).data)
+    assert file.published is not None and file.published.tolerance
+    lines = published.figures(published.find(file.published.name, None), file.published.model)
+    asked = [task for each in file.evaluate for task in ([each] if isinstance(each, str) else each)]
+    names = {ours: theirs.task for ours, theirs in file.published.tasks.items()}
+    assert {names.get(task, task) for task in asked} <= {line["task"] for line in lines}
+    known = {*(line["task"] for line in lines), *(line["metric"] for line in lines)}
+    assert isinstance(file.published.tolerance, dict) and set(file.published.tolerance) <= known
 
 
 @pytest.mark.usefixtures("known_commits")

@@ -247,6 +247,20 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             8,
             "has no model 'LLaMA-2-7'; did you mean 'LLaMA-2-7B'?",
         ),
+        (
+            "compare:",
+            "published: {name: bitdistiller-2402.10631,\n"
+            "  tasks: {testbed-ppl: {task: wikitext, why: x}}}\ncompare:",
+            9,
+            "no 'wikitext' is printed; did you mean 'wikitext2'?",
+        ),
+        (
+            "compare:",
+            "published: {name: bitdistiller-2402.10631,\n"
+            "  tasks: {testbed-pl: {task: wikitext2, why: x}}}\ncompare:",
+            9,
+            "no task 'testbed-pl'; did you mean 'testbed-ppl'?",
+        ),
         ("data.length: 128", "data.length: 4000", 3, "data.length: 4000 tokens, but the model's"),
         ("data.length: 128", "init.length: 4000", 3, "calibration: 4000 tokens, but the model's"),
         ("model: {model}", "model: ./nowhere", 2, "there is no folder"),

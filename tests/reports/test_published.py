@@ -98,7 +98,7 @@ LLAMA = {"model": "meta-llama/Llama-2-7b-hf", "testbed": False, "limit": None, "
 
 def measured(label: str = "RTN", bits: int = 2, **change: Any) -> list[dict[str, Any]]:
     common = {**LLAMA, "label": label, "bits": bits, **change}
-    made = [ppl(**common, task="wikitext2", value=3400.0)]
+    made = [ppl(**{"window": 2048, **common}, task="wikitext2", value=3400.0)]
     made.append(row(**{"num_fewshot": 5, **common}, task="mmlu", value=0.2412))
     for task, value in (("piqa", 0.54), ("hellaswag", 0.2633), ("winogrande", 0.5)):
         made.append(row(**{**common, "num_fewshot": 0}, task=task, value=value))
@@ -145,6 +145,8 @@ def test_without_a_tolerance_nothing_is_coloured(tmp_path: Path) -> None:
         ({"limit": 100}, "piqa", "only 100 items were scored"),
         ({"num_fewshot": 0}, "mmlu", "0 few-shot examples, theirs 5"),
         ({"num_fewshot": 0}, "average", "0 few-shot examples, theirs 5"),
+        ({"window": 4096}, "wikitext2", "window 4096, theirs 2048"),
+        ({"window": None}, "wikitext2", "window not recorded, theirs 2048"),
     ],
 )
 def test_another_quantity_is_not_subtracted(
@@ -160,6 +162,43 @@ def test_an_average_of_other_tasks_is_not_subtracted(tmp_path: Path) -> None:
         "theirs is over ARC-c"
     )
     assert found["piqa"].difference is not None
+
+
+def test_figures_of_exports_before_they_had_a_window_are_subtracted(tmp_path: Path) -> None:
+    old = [{k: v for k, v in line.items() if k != "window"} for line in LINES]
+    assert (
+        compared(tmp_path, measured(window=None), published=old)["wikitext2"].difference is not None
+    )
+
+
+CODE = {"model": "WizardLM/WizardCoder-Python-7B-V1.0", "testbed": False, "label": "BitDistiller"}
+
+
+def code(folder: Path, **grid: Any) -> dict[str, Theirs]:
+    """HumanEval in the wording of its instruct variant, which no paper prints under that name."""
+    rows = [row(**CODE, task="humaneval_instruct", metric="pass@1", value=0.36, bits=2)]
+    printed = [line for line in LINES if line["model"] == "WizardCoder-7B"]
+    return compared(folder, rows, published=printed, published_model="WizardCoder-7B", **grid)
+
+
+def test_a_task_that_stands_for_another_is_subtracted_with_a_remark(tmp_path: Path) -> None:
+    alias = {"humaneval_instruct": {"task": "humaneval", "why": "another prompt"}}
+    found = code(tmp_path, published_tasks=alias, tolerance={"pass@1": 1})
+    remark = "humaneval_instruct for humaneval: another prompt"
+    assert found["humaneval_instruct"] == Theirs("36.59", pytest.approx(-0.59), True, remark=remark)
+    reports.render(tmp_path)
+    page = (tmp_path / "report.md").read_text()
+    assert "/ 36.59 (−0.59) ✓ <sup>a</sup>" in page
+    assert "<sup>a</sup> humaneval\\_instruct for humaneval: another prompt" in page
+
+
+def test_figures_that_nothing_was_measured_of_are_said_to_be(tmp_path: Path) -> None:
+    assert code(tmp_path) == {}
+    reports.render(tmp_path, html=True)
+    for name in ("report.md", "index.html"):
+        words = (tmp_path / name).read_text().replace("\\", "")
+        assert "None of these figures is of what was measured. Published: humaneval of" in words
+        assert "measured: humaneval_instruct of" in words, name
 
 
 def test_nan_is_not_subtracted(tmp_path: Path) -> None:
