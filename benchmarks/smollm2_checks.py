@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import hub, smollm2
-from harness.evaluate import Scores, TaskOptions, evaluation
+from harness.evaluate import Scores, TaskOptions, evaluation, task_batch
 from harness.models import Model, device, pretrained, read_model
 from harness.stage import execute
 from tests import mirror
@@ -53,7 +53,7 @@ def main() -> None:
             rows = {row["metric"]: row["value"] for row in scores(model, task, given.limit).rows}
             print(f"{task}, {given.limit} items")
             print(f"  harness      {rows}")
-            print(f"  lm-eval      {direct(task, given.limit)}")
+            print(f"  lm-eval      {direct(task, given.limit, task_batch(model.context))}")
 
 
 def scores(model: Model, task: str, limit: int | None) -> Scores:
@@ -87,7 +87,7 @@ def reference(data: Path, windows: int | None, length: int = 2048) -> float:
     return math.exp(total / count)
 
 
-def direct(task: str, limit: int) -> dict[str, float]:
+def direct(task: str, limit: int, batch: int) -> dict[str, float]:
     """A task's scores by lm-eval's own command path: its model class on the folder, its task."""
     import datasets
     from lm_eval import simple_evaluate
@@ -104,7 +104,7 @@ def direct(task: str, limit: int) -> dict[str, float]:
             str(smollm2.folder()),
             dtype="float32",
             device=str(device()),
-            batch_size=2,  # as the harness, whose batches are 16384 tokens of 8192 a sequence
+            batch_size=batch,
             add_bos_token=False,
         )
         found = simple_evaluate(model=model, tasks=[task], limit=limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,52 @@ def test_wikitext_protocol_equals_a_plain_float64_computation(
     assert row["stderr"] == pytest.approx(reference * spread, rel=1e-4)
 
 
-def test_c4_protocols_cut_what_they_say(tiny_folder: Path, model: Model, tmp_path: Path) -> None:
-    base = pretrained(str(tiny_folder))
-    documents = [text * 3 for text in TEXTS]
-    first = evaluation(base, "c4-new", TaskOptions(window=16))
-    assert _score(first, model, documents, tmp_path).rows[0]["n"] == 256
-    drawn = evaluation(base, "c4", TaskOptions(window=16))
-    one, two = (_score(drawn, model, documents, tmp_path).rows[0] for _ in range(2))
-    assert one == two
-    assert one["n"] == 256
+def _window_losses(scores: Scores) -> list[float]:
+    return [item["nll"] for item in scores.items]
+
+
+def _losses_of(model: Model, windows: list[list[int]]) -> list[float]:
+    with torch.inference_mode():
+        return [
+            model.network(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
+            for ids in windows
+        ]
+
+
+def _plain(model: Model, text: str) -> list[int]:
+    return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("words", [1, 40])
+def test_c4_new_takes_the_first_1100_documents(
+    tiny_folder: Path, model: Model, tmp_path: Path, words: int
+) -> None:
+    """Joined by a space, tokenised once, 256 windows of them where there are as many."""
+    documents = [" ".join([f"{number % 10}"] * words) for number in range(1200)]
+    ids = _plain(model, " ".join(documents[:1100]))
+    windows = [ids[at : at + 16] for at in range(0, len(ids) - 15, 16)][:256]
+    assert (len(windows) < 256) == (words == 1)
+    stage = evaluation(pretrained(str(tiny_folder)), "c4-new", TaskOptions(window=16))
+    found = _window_losses(_score(stage, model, documents, tmp_path))
+    assert found == pytest.approx(_losses_of(model, windows), rel=1e-4)
+
+
+def test_c4_takes_random_windows_of_256_random_long_documents(
+    tiny_folder: Path, model: Model, tmp_path: Path
+) -> None:
+    """Seed 0: documents are drawn until one is longer than the window, then where it begins."""
+    documents = [text for long in TEXTS for text in (long * 3, "too short")]
+    random.seed(0)
+    windows: list[list[int]] = []
+    while len(windows) < 256:
+        ids = _plain(model, documents[random.randint(0, len(documents) - 1)])
+        if len(ids) > 16:
+            at = random.randint(0, len(ids) - 16 - 1)
+            windows.append(ids[at : at + 16])
+    assert len(_plain(model, "too short")) <= 16
+    stage = evaluation(pretrained(str(tiny_folder)), "c4", TaskOptions(window=16))
+    found = _window_losses(_score(stage, model, documents, tmp_path))
+    assert found == pytest.approx(_losses_of(model, windows), rel=1e-4)
 
 
 def test_limits_and_windows_are_part_of_the_key(tiny_folder: Path) -> None:
