@@ -18,6 +18,7 @@ written one step late, once the next loss has shown that its weights are good.
 A run goes on from its work folder after a kill, to the same weights bit for bit where hardware,
 library versions, number of processes and micro-batch are the same; on a GPU only `deterministic`,
 and there it rests on what torch, cuBLAS and NCCL promise: no test here has one.
+
 In this file: `Training`, `Train`, order and schedule. Not here: the weights (`masters`), what is
 written (`checkpoint`), what a loss is (`objectives`), what went wrong (`diagnose`), how weights and
 batch are shared out (`shards`).
