@@ -10,6 +10,7 @@ not fit together. Not here: losses (`objectives`), the loop (`train`).
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from harness.text import Tokens
 # Logits held at once, per tensor. Larger chunks fall out of a CPU's cache; smaller ones leave a GPU
 # idle.
 _CHUNK = {"cpu": 2**21, "cuda": 2**26}
+_FLASH = "FLASH_ATTENTION_DETERMINISTIC"  # asked of the package by transformers, at every call
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ def repeatable(device: torch.device) -> Iterator[None]:
         return
     settings: Any = torch.utils.deterministic
     before = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
+    flash = os.environ.get(_FLASH)
+    os.environ[_FLASH] = "1"
     torch.use_deterministic_algorithms(True)
     settings.fill_uninitialized_memory = False  # nothing here reads any
     try:
@@ -179,6 +183,9 @@ def repeatable(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(before[0])
         settings.fill_uninitialized_memory = before[1]
+        os.environ.pop(_FLASH)
+        if flash is not None:
+            os.environ[_FLASH] = flash
 
 
 def replace_parameters(

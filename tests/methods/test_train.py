@@ -399,6 +399,7 @@ def test_on_cuda_only_what_gives_the_same_bits_is_used_and_only_while_training()
     with methods.forward.repeatable(torch.device("cuda", 1)):
         assert torch.get_deterministic_debug_mode() == 2
         assert not settings.fill_uninitialized_memory
+        assert os.environ["FLASH_ATTENTION_DETERMINISTIC"] == "1"
     cause = "histc_cuda does not have a deterministic implementation, but you set it"
     with (
         pytest.raises(ModelError, match=r"implementation: set train\.deterministic to false"),
@@ -406,6 +407,7 @@ def test_on_cuda_only_what_gives_the_same_bits_is_used_and_only_while_training()
     ):
         raise RuntimeError(cause)
     assert (torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory) == before
+    assert "FLASH_ATTENTION_DETERMINISTIC" not in os.environ
 
 
 class Operations(TorchDispatchMode):
