@@ -108,17 +108,24 @@ def mirrored_split(path: str, config: str | None, split: str) -> Path | None:
     raise TextError(f"the mirror lacks {where / split}.jsonl[.gz]: {has}")
 
 
-def digest(path: str, config: str | None, split: str, columns: Iterable[str] = ()) -> str:
+def digest(
+    path: str,
+    config: str | None,
+    split: str,
+    texts: Iterable[str] = (),
+    columns: Iterable[str] = (),
+) -> str:
     """What pins a split: the data set's commit where it is known, else the mirrored file's content.
 
     Raises TextError where the split is neither mirrored nor, by the hub's word, there, and where the
-    mirrored file is broken or lacks a text in one of `columns`.
+    mirrored file is broken, lacks one of `columns`, or a text in one of `texts`.
     """
     file = mirrored_split(path, config, split)
     if file is None:
         return commit(path)[:24]
     facts = file.stat()
-    check_texts(file, columns)
+    check_columns(file, columns)
+    check_texts(file, texts)
     recorded, content = pinned(path), _content(file, facts.st_size, facts.st_mtime_ns)
     return recorded[:24] if recorded and _as_fetched(file, content) else content
 
@@ -241,16 +248,22 @@ def unpacked(file: Path) -> bytes:
         raise TextError(f"{file} cannot be read: {error}") from error
 
 
-def check_texts(file: Path, columns: Iterable[str]) -> None:
-    """Raise TextError where a file's rows do not all have a text in each of the columns."""
-    facts = file.stat()
-    shapes, filled = _survey(file, facts.st_size, facts.st_mtime_ns)
-    for column in columns:
-        for shape, line in shapes.items():
-            names = [name for name, _ in shape]
+def check_columns(file: Path, columns: Iterable[str]) -> None:
+    """Raise TextError where not all rows of a file have all the columns."""
+    for shape, line in _surveyed(file).shapes.items():
+        names = [name for name, _ in shape]
+        for column in columns:
             if column not in names:
                 there = ", ".join(names) or "none"
                 raise TextError(f"{file}: line {line} has no column {column!r}; columns: {there}")
+
+
+def check_texts(file: Path, columns: Iterable[str]) -> None:
+    """Raise TextError where a file's rows do not all have a text in each of the columns."""
+    check_columns(file, columns)
+    shapes, filled = _surveyed(file)
+    for column in columns:
+        for shape, line in shapes.items():
             if (column, str) not in shape:
                 raise TextError(f"{file}: line {line} has no text in column {column!r}")
         if column not in filled:
@@ -263,6 +276,11 @@ class _Survey(NamedTuple):
 
     shapes: dict[tuple[tuple[str, type], ...], int]
     filled: set[str]
+
+
+def _surveyed(file: Path) -> _Survey:
+    facts = file.stat()
+    return _survey(file, facts.st_size, facts.st_mtime_ns)
 
 
 @cache

@@ -95,22 +95,49 @@ def check_model(
             )
 
 
-@cache
 def reads(task: str, shots: int | None) -> tuple[hub.Split, ...]:
     """The splits that a task, or the tasks of a group, read, by their YAML; nothing is loaded.
 
     Empty for tasks that are Python classes, make their own data or name single files: what those
     read cannot be known before, or cannot be mirrored.
     """
-    found: dict[hub.Split, None] = {}
+    return tuple(_needs(task, shots))
+
+
+@cache
+def _needs(task: str, shots: int | None) -> dict[hub.Split, frozenset[str]]:
+    """The splits that a task reads, each with the columns that its templates name."""
+    found: dict[hub.Split, frozenset[str]] = {}
     for config in _configs(task):
         if "class" in config or "custom_dataset" in config or not config.get("dataset_path"):
             continue
         if _files(config.get("dataset_kwargs") or {}):
             continue
-        for split in _splits(config, shots):
-            found[hub.Split(config["dataset_path"], config.get("dataset_name"), split)] = None
-    return tuple(found)
+        for name in _splits(config, shots):
+            split = hub.Split(config["dataset_path"], config.get("dataset_name"), name)
+            found[split] = found.get(split, frozenset()) | _columns(config)
+    return found
+
+
+def _columns(config: Mapping[str, Any]) -> frozenset[str]:
+    """The columns that a task's templates name; none where a function makes them of others first.
+
+    lm-eval takes a column that is not there for a word to be written as it is: answers without the
+    column of the right one are all wrong.
+    """
+    from jinja2 import Environment, meta
+
+    found: set[str] = set()
+    choices = config.get("doc_to_choice")
+    for part in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        said = config.get(part)
+        if config.get("process_docs") or not isinstance(said, str) or "is defined" in said:
+            continue
+        if not said.isidentifier():
+            found |= meta.find_undeclared_variables(Environment().parse(said))
+        elif part != "doc_to_target" or (choices and said not in choices):  # else a word, at times
+            found.add(said)
+    return frozenset(found)
 
 
 def digest(task: str, shots: int | None) -> str:
@@ -121,9 +148,9 @@ def digest(task: str, shots: int | None) -> str:
     if task in testbed():
         return f"world-{world.VERSION}"
     pinned = []
-    for read in reads(task, shots):
+    for read, columns in _needs(task, shots).items():
         try:
-            pinned.append([*read[:3], hub.digest(*read[:3])])
+            pinned.append([*read[:3], hub.digest(*read[:3], columns=sorted(columns))])
         except TextError as error:
             raise TextError(f"task {task!r} reads {read}: {error}") from error
     content = hashlib.sha256(canonical(pinned).encode()).hexdigest()[:24]

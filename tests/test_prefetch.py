@@ -92,8 +92,10 @@ def pieces(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """A grid with one text and one task whose data come from a stand-in for the hub."""
     from datasets import Dataset
 
+    row = {"question": "?", "answer": "!"}
+
     def rows(split: hub.Split) -> Dataset:
-        return Dataset.from_list([{"text": f"{split.path} {n}"} for n in range(3)])
+        return Dataset.from_list([{**row, "text": f"{split.path} {n}"} for n in range(3)])
 
     monkeypatch.setattr(hub, "rows", lambda *split: rows(hub.Split(*split)))
     monkeypatch.setattr(hub, "_commit", lambda path: "a" * 40)
@@ -117,7 +119,7 @@ def test_what_is_there_stays_and_the_mirrors_commit_wins(
     }
     assert fetch() == dict.fromkeys(names, ("a" * 40, True))
     kept = tmp_path / "kept/openai/gsm8k"
-    assert hub.typed_rows(kept / "main/test.jsonl.gz")[2] == {"text": "openai/gsm8k 2"}
+    assert hub.typed_rows(kept / "main/test.jsonl.gz")[2]["text"] == "openai/gsm8k 2"
     monkeypatch.setattr(hub, "_commit", lambda path: "b" * 40)
     (kept / "main/train.jsonl.gz").unlink()
     assert fetch() == {name: ("a" * 40, name.endswith("train")) for name in names}

@@ -200,6 +200,39 @@ def test_what_the_mirror_lacks_is_said_before_anything_is_computed(
 
 
 @pytest.mark.parametrize(
+    ("task", "place", "row", "column"),
+    [
+        ("piqa", ("baber/piqa", None, "validation"), ["goal", "sol1", "sol2"], "label"),
+        ("piqa", ("baber/piqa", None, "validation"), ["goal", "sol1", "label"], "sol2"),
+        ("mmlu_anatomy", ("cais/mmlu", "anatomy", "test"), ["question", "choices"], "answer"),
+        ("gsm8k", ("openai/gsm8k", "main", "test"), ["question"], "answer"),
+    ],
+)
+def test_a_column_that_a_tasks_templates_name_is_missed_before_anything_is_computed(
+    small: Path, tiny_folder: Path, task: str, place: tuple[str, str, str], row: list, column: str
+) -> None:
+    """Without the column of right answers lm-eval would find every answer wrong, and say nothing."""
+    file = mirror.write(
+        small, *place, [dict.fromkeys([*row, column], "x"), dict.fromkeys(row, "x")]
+    )
+    with pytest.raises(TextError) as caught:
+        tasks.digest(task, 0)
+    told = f"{file}: line 2 has no column {column!r}; columns: {', '.join(row)}"
+    assert str(caught.value).endswith(told)
+    mirror.write(small, *place, [dict.fromkeys([*row, column], "x")])
+    assert tasks.digest(task, 0)
+
+
+def test_columns_that_a_function_makes_are_not_asked_of_the_rows() -> None:
+    made = {"process_docs": "utils.f", "doc_to_text": "{{query}}", "doc_to_target": "label"}
+    assert not tasks._columns(made)
+    words = {"doc_to_text": "{{a}}{% if b is defined %}{{b}}{% endif %}", "doc_to_target": "all"}
+    assert not tasks._columns(words)
+    chosen = {"doc_to_text": "", "doc_to_target": "yes", "doc_to_choice": ["yes", "no"]}
+    assert not tasks._columns(chosen)
+
+
+@pytest.mark.parametrize(
     ("task", "place", "row", "words"),
     [
         ("gsm8k", ("openai/gsm8k", "main", "test"), {"quest": "?"}, "'question' is undefined"),
@@ -253,13 +286,14 @@ def test_items_are_part_of_the_key_by_content_or_commit(
     def key(task: str = "piqa") -> str:
         return evaluation(pretrained(str(tiny_folder)), task, TaskOptions()).key
 
-    mirror.write(small, "baber/piqa", None, "validation", [{"goal": "one"}])
+    piqa = {"sol1": "a", "sol2": "b", "label": 0}
+    mirror.write(small, "baber/piqa", None, "validation", [{**piqa, "goal": "one"}])
     first = key()
-    mirror.write(small, "baber/piqa", None, "validation", [{"goal": "two, longer"}])
+    mirror.write(small, "baber/piqa", None, "validation", [{**piqa, "goal": "two, longer"}])
     assert key() != first
     (small / "baber/piqa/REVISION").write_text("c" * 40 + "\n")
     pinned = key()
-    mirror.write(small, "baber/piqa", None, "validation", [{"goal": "three"}])
+    mirror.write(small, "baber/piqa", None, "validation", [{**piqa, "goal": "three"}])
     assert key() == pinned
     # The same data set at the same commit, on a machine that has a network and no mirror.
     monkeypatch.delenv("BITGRID_MIRROR")
@@ -299,11 +333,12 @@ def test_a_plan_is_made_anew_when_the_mirror_changes(
     from harness.store import Store
 
     store, path = Store(tmp_path / "store"), tmp_path / "grid.yaml"
-    mirror.write(small, "baber/piqa", None, "validation", [{"goal": "one"}])
+    piqa = {"sol1": "a", "sol2": "b", "label": 0}
+    mirror.write(small, "baber/piqa", None, "validation", [{**piqa, "goal": "one"}])
     path.write_text(f"model: {tiny_folder}\nmethod: bf16\nevaluate: [piqa]\n")
     plan.remember(plan.build(grid.load(path)), store)
     assert plan.remembered(path, store) is not None
-    mirror.write(small, "baber/piqa", None, "validation", [{"goal": "two, longer"}])
+    mirror.write(small, "baber/piqa", None, "validation", [{**piqa, "goal": "two, longer"}])
     assert plan.remembered(path, store) is None
     plan.remember(plan.build(grid.load(path)), store)
     monkeypatch.setenv("BITGRID_MIRROR", str(tmp_path))
