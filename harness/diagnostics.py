@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.errors import GridError, nearest
 from harness.method import Method
-from harness.models import Model, Quantized, blocks, linears
+from harness.models import Model, Quantized, blocks, host_gib, linears
 from harness.stage import Input, Resources, Stage, report, value
 
 Facts: TypeAlias = dict[str, Any]
@@ -45,7 +45,7 @@ class Weights(Stage[Facts]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, hours=0.2)
+        return Resources(gpus=1, memory_gib=host_gib(self.after), hours=0.2)
 
     def run(self, work: Path) -> Facts:
         models = value(self.origin), value(self.before), value(self.after)

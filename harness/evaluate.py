@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harness import tasks
 from harness.errors import GridError, ModelError, TextError
-from harness.models import Model, Pretrained
+from harness.models import Model, Pretrained, host_gib
 from harness.stage import Input, Resources, Stage, report, value
 from harness.testbed import world
 from harness.text import HUB, pack, texts
@@ -99,7 +99,7 @@ class Perplexity(Stage[Scores]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, hours=1)
+        return Resources(gpus=1, memory_gib=host_gib(self.model), hours=1)
 
     def run(self, work: Path) -> Scores:
         model = _evaluable(value(self.model))
@@ -144,7 +144,7 @@ class LmEval(Stage[Scores]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, hours=2)
+        return Resources(gpus=1, memory_gib=host_gib(self.model), hours=2)
 
     def run(self, work: Path) -> Scores:
         model = _evaluable(value(self.model))

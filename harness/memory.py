@@ -8,8 +8,9 @@
 
 Inside `dry_run` every operation gives a tensor that has a shape, a type and a storage of known size,
 but no data; `Live` notes when each storage is made and let go. So nothing is guessed from a model's
-configuration, and a model of any size takes seconds and no memory. Storage that kernels use inside,
-the allocator's fragments and the device's own context are not seen: `HEADROOM` is left for them.
+configuration, and a model of any size takes seconds and no memory. Not seen are a device's context
+(half a GiB), the workspaces of its libraries, buffers through which processes exchange data (NCCL's,
+one or two GiB of eight), and the allocator's fragments: `HEADROOM` and `RESERVE_GIB` are for them.
 In this file: the mechanism, `memory` of a stage, the stages that evaluate, a table for the command.
 Not here: stages of methods, which register theirs; what a run keeps for other stages (`run`).
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,13 +36,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, masking_utils
 
-from harness.errors import BitgridError
 from harness.evaluate import EVALUATION_TOKENS, LmEval, Perplexity, task_batch
-from harness.models import DTYPES, Model, Pretrained, linears, meta_network, replace_weight
+from harness.models import (
+    DTYPES,
+    Model,
+    Pretrained,
+    linears,
+    meta_network,
+    pretrained_of,
+    replace_weight,
+)
 from harness.stage import Input, Stage, closure
 from harness.store import value_type
 
-HEADROOM = 0.1  # of a device's memory, left free
+HEADROOM, RESERVE_GIB = 0.1, 3.0  # left free of a device's memory: a share, and at least so much
 _MOST_GPUS = 64
 _LONGEST = 2048  # tokens, about, of a text in a task
 
@@ -75,7 +84,7 @@ class Memory:
 
     def fits(self, gib: float) -> bool:
         """Whether a device of `gib` GiB holds it, with headroom."""
-        return self.total <= gib * 2**30 * (1 - HEADROOM)
+        return self.total <= (gib - max(gib * HEADROOM, RESERVE_GIB)) * 2**30
 
 
 PARTS = tuple(field.name for field in dataclasses.fields(Memory))
@@ -95,7 +104,10 @@ def gpus_needed(stage: Stage[Any], gib: float) -> int | None:
 
 
 def table(stages: Iterable[Stage[Any]], sizes: Sequence[float]) -> str:
-    """Each kind of stage by the memory it needs, in GiB, and the GPUs of each size that hold it."""
+    """Each kind of stage by the memory it needs, in GiB, and the GPUs of each size that hold it.
+
+    `host` is what a job asks for it of the host's memory, for all processes together.
+    """
     rows: Counter[tuple[str, ...]] = Counter()
     for stage in stages:
         if (found := memory(stage)) is not None:
@@ -104,9 +116,10 @@ def table(stages: Iterable[Stage[Any]], sizes: Sequence[float]) -> str:
                 pretrained_of(stage).source,
                 type(stage).__name__,
                 *(f"{part / 2**30:.2f}" for part in (*dataclasses.astuple(found), found.total)),
+                f"{stage.resources.memory_gib:g}",
                 *(str(number or "–") for number in needed),
             ] += 1
-    head = [*PARTS, "total", *(f"{size:g}" for size in sizes)]
+    head = [*PARTS, "total", "host", *(f"{size:g}" for size in sizes)]
     names = {row: f"{row[1]} ×{rows[row]}" if rows[row] > 1 else row[1] for row in rows}
     first = max(map(len, names.values()), default=0)
     widths = [max(len(word), 6) if word in (*PARTS, "total") else 4 for word in head]
@@ -120,8 +133,9 @@ def table(stages: Iterable[Stage[Any]], sizes: Sequence[float]) -> str:
     return "\n".join(
         [
             *lines,
-            f"under {', '.join(head[-len(sizes) :])}: how many GPUs of so many GiB hold it, "
-            f"{HEADROOM:.0%} of each left free; – none do",
+            "host: GiB of the host's memory that a job asks for, for all processes of the stage",
+            f"under {', '.join(head[-len(sizes) :])}: GPUs of so many GiB that hold it, "
+            f"{HEADROOM:.0%} and at least {RESERVE_GIB:g} GiB free; – none do",
         ]
     )
 
@@ -255,8 +269,14 @@ def dry_run() -> Iterator[Live]:
     # On the CPU, whose fused attention keeps what a GPU's does; `meta` would multiply it out.
     # The library takes such tensors for a sign of compilation, and then masks what needs no mask.
     untraced = replaced(masking_utils, "is_tracing", lambda *_: False)
-    with untraced, FakeTensorMode(), Live() as live:
-        yield live
+    before = os.environ.get("BITGRID_DEVICE")
+    os.environ["BITGRID_DEVICE"] = "cpu"
+    try:
+        with untraced, FakeTensorMode(), Live() as live:
+            yield live
+    finally:
+        os.environ.pop("BITGRID_DEVICE")
+        os.environ.update({} if before is None else {"BITGRID_DEVICE": before})
 
 
 @contextmanager
@@ -285,14 +305,6 @@ def weightless(base: Pretrained) -> PreTrainedModel:
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
     return network.eval()
-
-
-def pretrained_of(model: Input[Any]) -> Pretrained:
-    """The published model that a graph begins with."""
-    for stage in closure([model]) if isinstance(model, Stage) else ():
-        if isinstance(stage, Pretrained):
-            return stage
-    raise BitgridError(f"{model}: no published model among its inputs")
 
 
 def changed(model: Input[Model]) -> Changed:

@@ -37,7 +37,7 @@ import pydantic
 
 from harness.errors import BitgridError, GridError, SettingError, nearest
 from harness.misfit import misfit, said
-from harness.models import Model
+from harness.models import Model, host_gib
 from harness.stage import Input, Resources, Stage, value
 from harness.text import Tokens
 
@@ -120,7 +120,7 @@ class Apply(Stage[Model]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, memory_gib=32.0, hours=2.0)
+        return Resources(gpus=1, memory_gib=host_gib(self.model, 32.0), hours=2.0)
 
     def run(self, work: Path) -> Model:
         calibration = None if self.calibration is None else value(self.calibration)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,10 +29,11 @@ from transformers import (
 
 from harness import sources
 from harness.errors import ModelError, first_line, nearest
-from harness.stage import Stage, incidental
+from harness.stage import Input, Stage, closure, incidental
 
 _FLASH = "flash_attention_2"
 ATTENTION = ("sdpa", "eager", _FLASH)
+PROCESS_GIB = 4.0  # of the host, without a model: libraries, a GPU's context, texts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -269,6 +271,40 @@ def meta_network(source: str, trust_remote_code: bool = False) -> PreTrainedMode
         del config.quantization_config  # a GGUF file's; its weights are unpacked on loading
     with sources.explained(source), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def pretrained_of(model: Input[Any]) -> Pretrained:
+    """The published model that a graph begins with."""
+    if (found := _origin(model)) is None:
+        raise ModelError(f"{model}: no published model among its inputs")
+    return found
+
+
+def _origin(model: Input[Any]) -> Pretrained | None:
+    above = closure([model]) if isinstance(model, Stage) else ()
+    return next((stage for stage in above if isinstance(stage, Pretrained)), None)
+
+
+def weights_gib(model: Input[Any], dtype: torch.dtype | None = None) -> float:
+    """GiB of a model's weights, in the dtype in which it is loaded or in another one; 0 where it
+    does not begin with a published one."""
+    base = _origin(model)
+    return 0.0 if base is None else _weights_bytes(base, dtype) / 2**30
+
+
+@cache
+def _weights_bytes(base: Pretrained, dtype: torch.dtype | None) -> int:
+    network, asked = meta_network(base.source, base.trust_remote_code), DTYPES.get(base.dtype)
+    return sum(p.numel() * (dtype or asked or p.dtype).itemsize for p in network.parameters())
+
+
+def host_gib(model: Input[Any], beside: float = PROCESS_GIB) -> float:
+    """Of the host's memory, what it takes to load a model, with `beside` for everything else.
+
+    Files in the dtype asked for are mapped and take nothing that could not be given back; others
+    are there once in that dtype, until they are on the device.
+    """
+    return math.ceil(beside + weights_gib(model))
 
 
 def read_model(

@@ -45,21 +45,37 @@ class Measured:
 
 @contextlib.contextmanager
 def measured() -> Iterator[Measured]:
-    """Wall time and peak memory of a block, with the machine it ran on."""
+    """Wall time and peak memory of a block, with the machine it ran on.
+
+    Of several processes that share the block, the largest peak.
+    """
     import torch
 
-    found, started, clock = Measured(), time.time(), time.perf_counter()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    from harness.models import device
+
+    found, started, clock, here = Measured(), time.time(), time.perf_counter(), device()
+    if here.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(here)
     yield found
     found.facts = {
         "started": round(started, 3),
         "wall_s": round(time.perf_counter() - clock, 3),
-        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "peak_rss_gib": _largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20),
         **environment(),
     }
-    if torch.cuda.is_available():
-        found.facts["peak_gpu_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    if here.type == "cuda":
+        found.facts["peak_gpu_gib"] = _largest(torch.cuda.max_memory_allocated(here) / 2**30)
+
+
+def _largest(gib: float) -> float:
+    """Over the processes that compute a stage together; each must ask."""
+    import torch
+    import torch.distributed as dist
+
+    most = torch.tensor(gib, dtype=torch.float64)  # on the host, where processes can always talk
+    if dist.is_initialized():
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return round(most.item(), 3)
 
 
 def environment() -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """One of the processes that compute a stage together: `python -m harness.worker STORE GRID KEY`.
 
 Whoever starts them (torchrun for `processes`, srun) sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR
-and MASTER_PORT. Each loads the grid, finds the stage by its key, loads or rebuilds the inputs and
-runs it; the first keeps the value and writes its progress to standard output, a JSON object a line.
-The first failure is kept as the stage's record. Claims are the business of whoever starts them.
+and MASTER_PORT. Each loads the grid, finds the stage by its key, loads the inputs, which the first
+rebuilds for all, and runs it; the first keeps the value and writes its progress to standard output,
+a JSON object a line. The first failure is kept as the stage's record. Claims are the business of whoever starts them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _join()
         with _reporting(progress) if leads else contextlib.nullcontext():
-            compute(stage, Values(store), keeps=leads)
+            compute(stage, _shared(stage, store), keeps=leads)
     except Failed as failed:
         print(f"{failed.key}: {failed}", file=sys.stderr)
         return 1
@@ -67,6 +68,24 @@ def _find(path: Path, key: str) -> Stage[Any]:
         if stage.key == key:
             return stage
     raise GridError(f"{path} has no stage {key}: it changed since the run began")
+
+
+def _shared(stage: Stage[Any], store: Store) -> Values:
+    """The stage's inputs, of which those that are not kept are made by the first process.
+
+    It writes them beside the stage's checkpoint and all read them from there, mapped, so that a
+    machine holds a model once however many processes share it.
+    """
+    folder, values = store.work(stage.key) / "inputs", Values(store)
+    leads = dist.get_rank() == 0
+    if leads:
+        shutil.rmtree(folder, ignore_errors=True)
+    for above in (above for above in stage.inputs if not above.stored):
+        if leads:
+            Store(folder).commit(above, Values(store).of(above), {})
+        dist.barrier()
+        values.held[above.key] = Store(folder).load(above)
+    return values
 
 
 def _join() -> None:

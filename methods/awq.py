@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.errors import BitgridError, ModelError
-from harness.models import Model, blocks, linears
+from harness.models import Model, blocks, host_gib, linears
 from harness.stage import Input, Resources, Stage, report, value
 from harness.text import Tokens, calibration
 from methods import clip
@@ -119,7 +119,7 @@ class ScaleSearch(Stage[Scales]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, memory_gib=32.0, hours=1.0)
+        return Resources(gpus=1, memory_gib=host_gib(self.model, 16.0), hours=1.0)
 
     def run(self, work: Path) -> Scales:
         model = value(self.model).fork()

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from methods.optimizer import MOMENTS, plain, restore
@@ -44,28 +43,39 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         facts: Mapping[str, Any],
     ) -> None:
-        """Weights, optimizer moments and JSON `facts` after `step` steps, whole or not at all."""
-        tensors: dict[str, Tensor] = {}
+        """Weights, optimizer moments and JSON `facts` after `step` steps, whole or not at all.
+
+        Tensors are gathered and written one at a time: together they are 12 bytes a parameter.
+        """
+        shapes = {
+            name: self.shards.whole(part, place)
+            for name, part, place in self._parts(weights, optimizer)
+        }
+        tensors = (
+            self.shards.gathered(part, place) for _, part, place in self._parts(weights, optimizer)
+        )
+        if self.shards.leads:
+            draft = self.path.with_suffix(".draft")
+            _write(draft, shapes, tensors, {**facts, "step": step})
+            draft.replace(self.path)
+        else:
+            for _ in tensors:
+                pass  # this process has given its rows
+
+    def _parts(
+        self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """What there is to save of this process's rows: a name, float32, and what it is spread like."""
         for name, weight in weights.items():
-            parts = {"weight": weight.detach()}
-            state = optimizer.state.get(weight, {})
+            place, state = self.places[name], optimizer.state.get(weight, {})
+            yield f"weight/{name}", weight.detach(), place
             for moment in (m for m in MOMENTS if m in state):
-                parts[moment], scale = plain(state[moment])
+                values, scale = plain(state[moment])
+                yield f"{moment}/{name}", values, place
                 if scale is not None and (scale.ndim > 1 or self.shards.world == 1):
-                    parts[f"{moment}_scale"] = scale
-            for part, tensor in parts.items():
-                whole = self.shards.gathered(tensor, self.places[name])
-                if whole is not None:
-                    tensors[f"{part}/{name}"] = whole
+                    yield f"{moment}_scale/{name}", scale, place
             if "step" in state:
-                tensors[f"step/{name}"] = state["step"]
-        if not self.shards.leads:
-            return
-        draft = self.path.with_suffix(".draft")
-        save_file(tensors, draft, {"facts": json.dumps({**facts, "step": step})})
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(self.path)
+                yield f"step/{name}", state["step"], state["step"]
 
     def load(
         self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
@@ -93,6 +103,31 @@ class Checkpoint:
                 if f"step/{name}" in kept:
                     restore(optimizer, weight, "step", file.get_tensor(f"step/{name}"), None)
         return dict(facts)
+
+
+def _write(
+    path: Path,
+    shapes: Mapping[str, torch.Size],
+    tensors: Iterable[Tensor | None],
+    facts: Mapping[str, Any],
+) -> None:
+    """A safetensors file, of which the library's own writer would want all tensors at once."""
+    header: dict[str, Any] = {"__metadata__": {"facts": json.dumps(facts)}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * shape.numel()
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+            assert tensor is not None and tensor.shape == shape and tensor.dtype == torch.float32, (
+                name
+            )
+            file.write(tensor.contiguous().view(-1).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Metrics:

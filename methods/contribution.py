@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.models import Model
+from harness.models import Model, host_gib
 from harness.stage import Input, Resources, Stage, report, value
 from harness.text import Tokens
 from methods.forward import Labels, chunks, hidden, logits
@@ -41,7 +41,7 @@ class Contribution(Stage[dict[str, Any]]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, hours=0.2)
+        return Resources(gpus=1, memory_gib=host_gib(self.student), hours=0.2)
 
     def run(self, work: Path) -> dict[str, Any]:
         tokens = value(self.tokens)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from harness.errors import BitgridError, TextError
 from harness.method import Component
-from harness.models import Model
+from harness.models import Model, host_gib
 from harness.stage import Input, Resources, Stage, report, value
 from harness.text import Tokens, gives_whole_prompts, packed, texts
 from methods import generation
@@ -173,7 +173,7 @@ class Generate(Stage[Tokens]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, memory_gib=32.0, hours=8.0)
+        return Resources(gpus=1, memory_gib=host_gib(self.teacher, 16.0), hours=8.0)
 
     def run(self, work: Path) -> Tokens:
         """Raises TextError where no prompt can be made, or the teacher writes nothing."""

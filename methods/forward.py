@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from harness.text import Tokens
 # idle.
 _CHUNK = {"cpu": 2**21, "cuda": 2**26}
 _FLASH = "FLASH_ATTENTION_DETERMINISTIC"  # asked of the package by transformers, at every call
+
+Make: TypeAlias = Callable[[str, nn.Parameter], nn.Parameter]  # a parameter from name and old one
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
             os.environ[_FLASH] = flash
 
 
-def replace_parameters(
-    network: PreTrainedModel, make: Callable[[str, nn.Parameter], nn.Parameter]
-) -> None:
+def replace_parameters(network: nn.Module, make: Make) -> None:
     """Give every parameter's place the one that `make(name, old)` returns; tied ones stay tied.
 
     Not `network.to(...)`, which writes into the parameters that a fork shares with its origin.

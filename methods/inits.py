@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harness.errors import BitgridError, ModelError
 from harness.method import Component
-from harness.models import Model, linears, replace_weight
+from harness.models import Model, host_gib, linears, replace_weight
 from harness.stage import Input, Resources, Stage, report, value
 from harness.text import Tokens, calibration
 from methods import clip
@@ -130,7 +130,7 @@ class ClipSearch(Stage[Ranges]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, memory_gib=32.0, hours=1.0)
+        return Resources(gpus=1, memory_gib=host_gib(self.model, 16.0), hours=1.0)
 
     def run(self, work: Path) -> Ranges:
         model = value(self.model).fork()

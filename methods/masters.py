@@ -65,13 +65,7 @@ class Masters:
         quantized = frozenset(f"{layer}.weight" for layer in linears(student.network))
         chosen = _chosen(student.network, trained, quantized)
 
-        def make(name: str, old: nn.Parameter) -> nn.Parameter:
-            moves = name in chosen
-            return nn.Parameter(old.detach().to(dtype, copy=moves), requires_grad=moves)
-
-        fork = student.fork()
-        replace_parameters(fork.network, make)
-        network = shards.split(fork).network.eval()
+        network = shards.split(student, dtype, chosen).network.eval()
         places = dict(network.named_parameters())
         masters = {}
         for name, old in student.network.named_parameters():

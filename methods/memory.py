@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -27,11 +27,18 @@ from harness.memory import (
     changed,
     dry_run,
     memory,
-    pretrained_of,
     replaced,
     weightless,
 )
-from harness.models import DTYPES, Model, Pretrained, blocks, linears, replace_weight
+from harness.models import (
+    DTYPES,
+    Model,
+    Pretrained,
+    blocks,
+    linears,
+    pretrained_of,
+    replace_weight,
+)
 from harness.stage import Input, Stage, closure
 from harness.text import Tokens
 from methods import clip, data, forward, generation, objectives
@@ -198,7 +205,7 @@ def _step(
         if teacher_base is not None:
             full = _model(live, teacher_base, "teacher" if alone else "host")
             with live.part("teacher"):
-                teacher = shards.split(forward.in_dtype(full, dtype))
+                teacher = shards.split(full, dtype)
         if full is None or teacher_base != base:
             student = _model(live, base, "parameters" if alone else "host")
         else:
@@ -274,12 +281,14 @@ def _moment_8bit(weight: Tensor) -> list[Tensor]:
 class _Apart(Shards):
     """A process of several, which shares no tensor with the model that it was given."""
 
-    def split(self, model: Model) -> Model:
+    def split(self, model: Model, dtype: torch.dtype, moved: Container[str] = ()) -> Model:
         fork = model.fork()
-        forward.replace_parameters(
-            fork.network,
-            lambda _, old: nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad),
-        )
+
+        def make(name: str, old: nn.Parameter) -> nn.Parameter:
+            tensor = old.detach().to(dtype, copy=True)
+            return nn.Parameter(tensor, requires_grad=name in moved)
+
+        forward.replace_parameters(fork.network, make)
         return fork
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from harness.errors import BitgridError, TextError, nearest
 from harness.method import Component
-from harness.models import Model
+from harness.models import Model, host_gib
 from harness.stage import Input, Resources, Stage, report, value
 from harness.text import Tokens
 from methods.forward import Labels, each_label
@@ -302,7 +302,7 @@ class Confidence(Stage[float]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, memory_gib=32.0, hours=1.0)
+        return Resources(gpus=1, memory_gib=host_gib(self.teacher, 16.0), hours=1.0)
 
     def run(self, work: Path) -> float:
         teacher, tokens = value(self.teacher), value(self.tokens)

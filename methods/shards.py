@@ -1,7 +1,7 @@
 """One model and one batch over the processes that train together; of one process, all of both.
 
     shards = Shards.here()              # among torchrun's processes, or alone
-    model = shards.split(model)         # FSDP2: the rows of each block's weights, spread out
+    model = shards.split(model, dtype)  # FSDP2: the rows of each block's weights, spread out
     mine = shards.deal(rows)            # this process's rows of a step
     total = shards.sum(total)           # over all processes
 
@@ -12,7 +12,7 @@ Every process must make the same calls in the same order. Not here: starting pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from harness.models import Model, blocks, device
-from methods.forward import move_buffers, replace_parameters
+from methods.forward import Make, move_buffers, replace_parameters
 
 T = TypeVar("T")
 
@@ -46,33 +46,42 @@ class Shards:
         """Whether this process writes what all of them computed."""
         return self.rank == 0
 
-    def split(self, model: Model) -> Model:
-        """A model on this process's device that holds its rows of the blocks' weights.
+    def split(self, model: Model, dtype: torch.dtype, moved: Container[str] = ()) -> Model:
+        """A model in `dtype` on this process's device that holds its rows of the blocks' weights.
 
-        Gradients are added up over the processes in float32 and come back in the weights' dtype: in
-        bfloat16 each process's is rounded, and their sum once more.
+        The parameters `moved` take gradients and share no memory with the model's. Gradients are
+        added up over the processes in float32 and come back in the weights' dtype: in bfloat16 each
+        process's is rounded, and their sum once more. The model is split block by block, so that
+        however many processes share it none has it whole a second time.
         """
-        if self.world == 1:
-            return model
         here, fork = device(), model.fork()
-        inside = {id(p) for block in blocks(fork.network).values() for p in block.parameters()}
+        layers = blocks(fork.network)
+        inside = {id(p) for layer in layers.values() for p in layer.parameters()}
 
-        def make(_: str, old: nn.Parameter) -> nn.Parameter:
+        def make(name: str, old: nn.Parameter) -> nn.Parameter:
             # A parameter of its own even where nothing moves: FSDP changes it in place.
-            place = old.device if id(old) in inside else here
-            return nn.Parameter(old.detach().to(place), requires_grad=old.requires_grad)
+            tensor = old.detach().to(here, dtype, copy=name in moved)
+            return nn.Parameter(tensor, requires_grad=name in moved)
 
-        replace_parameters(fork.network, make)
+        def outside(name: str, old: nn.Parameter) -> nn.Parameter:
+            return old if id(old) in inside else make(name, old)
+
+        def of(block: str) -> Make:
+            return lambda name, old: make(f"{block}.{name}", old)
+
         move_buffers(fork.network, here)
-        layers = list(blocks(fork.network).values())
-        spread = {p for block in layers for p in block.parameters()}
+        if self.world == 1:
+            replace_parameters(fork.network, make)
+            return fork
+        replace_parameters(fork.network, outside)
+        copied = {p for p in fork.network.parameters() if id(p) not in inside}
         mesh = init_device_mesh(here.type, (self.world,))
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-        for layer in layers:
+        for prefix, layer in layers.items():
+            replace_parameters(layer, of(prefix))
             fully_shard(layer, mesh=mesh, mp_policy=policy)
-        copied = set(fork.network.parameters()) - spread
         fully_shard(fork.network.base_model, mesh=mesh, mp_policy=policy, ignored_params=copied)
-        for layer in layers:
+        for layer in layers.values():
             assert isinstance(layer, FSDPModule)
             layer.set_gradient_divide_factor(1.0)
             layer.set_force_sum_reduction_for_comms(True)
@@ -110,12 +119,17 @@ class Shards:
         if self.world == 1:
             return part.cpu()
         if isinstance(place, DTensor):
-            shape = torch.Size([place.shape[0], *part.shape[1:]])
+            shape = self.whole(part, place)
             stride = torch.empty(shape, device="meta").stride()
             part = DTensor.from_local(
                 part.contiguous(), place.device_mesh, place.placements, shape=shape, stride=stride
             ).full_tensor()
         return part.cpu() if self.leads else None
+
+    def whole(self, part: Tensor, place: Tensor) -> torch.Size:
+        """The shape that `gathered` gives."""
+        rows = place.shape[:1] if isinstance(place, DTensor) else part.shape[:1]
+        return rows + part.shape[1:]
 
     def _said(self, thing: T | None) -> list[T | None]:
         if self.world == 1:

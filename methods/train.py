@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.errors import BitgridError, TrainingError
-from harness.models import DTYPES, Model
+from harness.models import DTYPES, PROCESS_GIB, Model, weights_gib
 from harness.stage import Input, Resources, Stage, incidental, report, value
 from harness.text import Tokens
 from methods import optimizer as optimizers
@@ -52,7 +52,6 @@ from methods.forward import (
     chunks,
     each_state,
     hidden,
-    in_dtype,
     logits,
     recompute,
     repeatable,
@@ -155,7 +154,13 @@ class Train(Stage[Model]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=self.training.gpus, memory_gib=64.0, hours=24.0)
+        # The first process has the weights as they are read and as they are changed before training,
+        # and at the end the trained ones; the others have what it wrote mapped. One more starts them.
+        own = max(2 * weights_gib(self.student), weights_gib(self.student, torch.float32))
+        read = own if self.teacher is None else max(own, weights_gib(self.teacher))
+        processes = PROCESS_GIB * (self.training.gpus + 1)
+        asked = math.ceil(processes + read)
+        return Resources(gpus=self.training.gpus, memory_gib=asked, hours=24.0)
 
     def leaner(self) -> Self:
         smaller = max(1, self.training.micro_batch // 2)
@@ -180,7 +185,7 @@ class Train(Stage[Model]):
             self.objective,
             None if self.statistic is None else value(self.statistic),
             Masters.of(student, self.format, self.training.trained, dtype, shards),
-            None if teacher is None else shards.split(in_dtype(teacher, dtype)),
+            None if teacher is None else shards.split(teacher, dtype),
             tokens,
             self.seed,
         )

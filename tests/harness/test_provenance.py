@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from harness import provenance
+from harness import models, provenance
 
 
 def _digest(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> str:
@@ -59,3 +60,29 @@ def test_the_environment_names_what_can_move_a_number() -> None:
     found = provenance.environment()
     assert {"commit", "packages", "python", "device", "device_name", "threads"} <= set(found)
     assert {"torch", "transformers", "lm_eval"} <= set(found["packages"])
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda:1"])
+def test_peak_memory_is_of_the_device_that_computes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of whichever GPU is current; and a CPU's run does not touch a GPU."""
+    asked: list[str] = []
+
+    def reset(device: torch.device) -> None:
+        asked.append(str(device))
+
+    def peak(device: torch.device) -> int:
+        asked.append(str(device))
+        return 3 * 2**30
+
+    monkeypatch.setattr(models, "device", lambda: torch.device(name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    with provenance.measured() as measured:
+        pass
+    assert measured.facts.get("peak_gpu_gib") == (None if name == "cpu" else 3.0)
+    assert asked == ([] if name == "cpu" else ["cuda:1"] * 2)
+    assert measured.facts["peak_rss_gib"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,8 +20,17 @@ from harness import plan as plans
 from harness.cli import main
 from harness.compute import Values
 from harness.evaluate import PERPLEXITY, Perplexity
-from harness.memory import Memory, gpus_needed, memory, pretrained_of, table
-from harness.models import Model, Pretrained, blocks, linears, pretrained
+from harness.memory import Memory, gpus_needed, memory, table
+from harness.models import (
+    PROCESS_GIB,
+    Model,
+    Pretrained,
+    blocks,
+    linears,
+    pretrained,
+    pretrained_of,
+    weights_gib,
+)
 from harness.stage import Stage
 from harness.store import Store
 from harness.text import Packed, texts
@@ -148,12 +158,35 @@ def test_processes_share_the_blocks(base: Pretrained, model: Model) -> None:
 def test_gpus_needed(base: Pretrained) -> None:
     training = stage(base, Training(micro_batch=1, batch_size=64), length=8)
     alone, eight = of_training(training, 1), of_training(training, 8)
-    assert gpus_needed(training, 1.2 * alone.total / 2**30) == 1
-    assert gpus_needed(training, 1.12 * eight.total / 2**30) == 8
-    assert gpus_needed(training, alone.total / 2**40) is None
+    assert gpus_needed(training, 3 + 1.1 * alone.total / 2**30) == 1
+    assert gpus_needed(training, 3 + 1.01 * eight.total / 2**30) == 8
+    assert gpus_needed(training, 3 + alone.total / 2**40) is None
     generation = Generate(base, None, 8, 32)
     assert memory(generation, 2) == memory(generation)
     assert gpus_needed(generation, 2**-20) is None
+
+
+@pytest.mark.parametrize(("gib", "free"), [(24, 3), (80, 8), (141, 14.1)])
+def test_what_is_left_free_of_a_device(gib: float, free: float) -> None:
+    assert Memory(parameters=int((gib - free - 0.01) * 2**30)).fits(gib)
+    assert not Memory(parameters=int((gib - free + 0.01) * 2**30)).fits(gib)
+
+
+def test_the_host_is_asked_for_what_a_model_of_that_size_needs(tmp_path: Path) -> None:
+    """7 billion weights in 16 bits: twice, or once in float32; not once a process."""
+    shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    LlamaConfig(vocab_size=32000, **shape).save_pretrained(tmp_path)
+    large = Pretrained(str(tmp_path), "of no weights", "bfloat16")
+    weights = weights_gib(large)
+    assert weights == pytest.approx(12.55, abs=0.01)
+    alone, eight = (stage(large, Training(gpus=gpus)).resources for gpus in (1, 8))
+    assert alone.memory_gib == math.ceil(2 * PROCESS_GIB + 2 * weights)
+    assert eight.memory_gib == math.ceil(9 * PROCESS_GIB + 2 * weights)
+    assert scoring(large).resources.memory_gib == math.ceil(PROCESS_GIB + weights)
+    wide = replace(large, dtype="float32")
+    assert weights_gib(wide) == 2 * weights
+    taught = replace(stage(large), teacher=wide).resources
+    assert taught.memory_gib == alone.memory_gib
 
 
 def test_other_stages(base: Pretrained, model: Model) -> None:
@@ -238,7 +271,7 @@ def test_the_table_collapses_equal_stages(base: Pretrained) -> None:
     rates = [stage(base, replace(WIDE, lr=rate)) for rate in (1e-3, 1e-4, 1e-5)]
     printed = table([*rates, stage(base, length=32)], [24, 141])
     assert printed.count("Train") == 2 and "Train ×3" in printed
-    assert "10% of each left free" in printed
+    assert "10% and at least 3 GiB free" in printed.splitlines()[-1]
     assert max(map(len, printed.splitlines())) <= 100
 
 
@@ -257,7 +290,7 @@ def test_plan_prints_the_memory(
     assert main([*asked, "--gpu-gib", "24,0.001"]) == 0
     lines = capsys.readouterr().out.splitlines()
     head = next(line for line in lines if "parameters" in line)
-    assert head.split()[-3:] == ["total", "24", "0.001"]
+    assert head.split()[-4:] == ["total", "host", "24", "0.001"]
     for kind in ("ClipSearch", "Generate", "Confidence", "Train ×2", "Perplexity ×3"):
         row = next(line for line in lines if line.startswith(kind))
         assert row.split()[-2:] == ["1", "–"], row

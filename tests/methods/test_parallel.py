@@ -204,6 +204,8 @@ def test_killed_with_two_processes_goes_on_with_one(
         time.sleep(0.05)
     family = psutil.Process(child.pid).children(recursive=True)
     assert sum("harness.worker" in process.cmdline() for process in family) == 3
+    mapped = [f"{place.work}/inputs/" in Path(f"/proc/{p.pid}/maps").read_text() for p in family]
+    assert sum(mapped) == 2  # both read the one copy of the model that the first one wrote
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert psutil.wait_procs(family, timeout=20)[1] == []
