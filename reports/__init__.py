@@ -10,11 +10,12 @@
     print(as_printed(figures, "latex"))    # a paper's tables, from lines of results/published/
 
 A folder holds `grid.json`, `rows.jsonl`, `items.jsonl.gz` and, where something was trained,
-`curves.jsonl`. The way through: `rows` and `items` read and check them, `naming` tells rows apart,
-`summary` decides what stands in the table (its columns are in `columns`, its numbers in `entries`,
-who is best in `ranking`), `effects` says what one axis does, `stats` has the tests of both, `table`
-makes a sheet of it, which `sheet` and `latex` write, `plots` draws (how it looks is in `style`, the
-words under each in `figures`), `published` sets what papers print beside it, `page` joins them, `html` does so for a browser, `rendering` keeps
+`curves.jsonl`. The way through: `rows` and `items` read and check them, `naming` tells rows
+apart, `summary` decides what stands in the table (its columns are in `columns`, its numbers in
+`entries`, what training cost in `cost`, who is best in `ranking`), `effects` says what one axis
+does, `stats` has the tests of both, `table` makes a sheet of it, which `sheet` and `latex` write,
+`plots` draws (how it looks is in `style`, the words under each in `figures`), `published` sets
+what papers print beside it, `page` joins them, `html` does so for a browser, `rendering` keeps
 the files up to date.
 
 Not here: how a number was measured, and anything that needs a model. The only import from the rest
