@@ -13,21 +13,26 @@ training (`train`).
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from harness.errors import BitgridError, TextError
 from harness.method import Component
-from harness.models import Model, host_gib
+from harness.models import Model, Pretrained, host_gib
 from harness.stage import Input, Resources, Stage, report, value
-from harness.text import Tokens, gives_whole_prompts, packed, texts
+from harness.text import Documents, Tokens, gives_whole_prompts, packed, texts
 from methods import generation
+
+Prompt: TypeAlias = list[int]  # token ids
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,10 @@ class Generated(Data):
 
     def _of(self, teacher: Stage[Model], text: str, count: int) -> Stage[Tokens]:
         whole = gives_whole_prompts(text)
-        return Generate(
+        documents = texts(text, "train", prompts=True)
+        made = Generate(
             teacher,
-            texts(text, "train", prompts=True),
+            documents,
             count,
             self.length,
             prompt_chars=None if whole else self.prompt_chars,
@@ -103,6 +109,9 @@ class Generated(Data):
             learn_prompt=self.learn_prompt,
             seed=self.seed,
         )
+        if isinstance(teacher, Pretrained):
+            _check_prompts(made, documents, teacher)
+        return made
 
 
 @dataclass(frozen=True)
@@ -229,7 +238,7 @@ class Generate(Stage[Tokens]):
         learnt = (kept & (positions > 0)) if self.learn_prompt else written
         return Tokens(ids.masked_fill(~kept, pad), learnt)
 
-    def _prompts(self, teacher: Model, generator: torch.Generator) -> list[list[int]]:
+    def _prompts(self, teacher: Model, generator: torch.Generator) -> list[Prompt]:
         """`count` beginnings as token ids, in an order drawn from the generator."""
         if self.documents is None:
             special = set(teacher.tokenizer.all_special_ids)
@@ -237,25 +246,43 @@ class Generate(Stage[Tokens]):
             plain = torch.tensor([i for i in range(vocabulary) if i not in special])
             drawn = torch.randint(len(plain), (self.count,), generator=generator)
             return [[int(token)] for token in plain[drawn]]
-        openings = [
+        openings = self.openings(value(self.documents))
+        order = torch.randperm(len(openings), generator=generator)[: self.count]
+        fitting = list(self.fitting([openings[i] for i in order], teacher.tokenizer))
+        return list(islice(cycle(fitting), self.count))
+
+    def openings(self, documents: list[str]) -> list[str]:
+        """What of the documents the teacher may continue. Raises TextError where that is nothing."""
+        found = [
             text[: self.prompt_chars]
-            for text in value(self.documents)
+            for text in documents
             if len(text) > self.min_chars and text.strip()
         ]
-        if not openings:
+        if not found:
             raise TextError(f"no document is longer than min_chars: {self.min_chars} characters")
-        bos = teacher.tokenizer.bos_token_id
-        first = [] if bos is None else [bos]
-        chosen = [openings[i] for i in torch.randperm(len(openings), generator=generator)]
-        chosen = chosen[: self.count]
-        encoded = [
-            first + list(teacher.tokenizer(text, add_special_tokens=False)["input_ids"])
-            for text in chosen
-        ]
-        fitting = [prompt for prompt in encoded if 0 < len(prompt) < self.length]
-        if not fitting:
+        return found
+
+    def fitting(self, openings: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
+        """Those that leave room to write, as token ids. Raises TextError at the end where none does."""
+        first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        fits = False
+        for text in openings:
+            prompt = first + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            if 0 < len(prompt) < self.length:
+                fits = True
+                yield prompt
+        if not fits:
             raise TextError(f"every prompt fills the whole length of {self.length} tokens")
-        return list(islice(cycle(fitting), self.count))
+
+
+@cache
+def _check_prompts(stage: Generate, documents: Documents, teacher: Pretrained) -> None:
+    """Raise TextError where a user's file has no prompt; other texts take seconds to read."""
+    if documents.source.startswith("file:"):
+        try:
+            next(stage.fitting(stage.openings(documents.run(Path())), teacher.tokenizer()))
+        except TextError as error:
+            raise TextError(f"text {documents.source!r}: {error}") from error
 
 
 def _check_sampling(temperature: float, top_p: float) -> None:

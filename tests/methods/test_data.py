@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 import methods.generation
 from harness.errors import BitgridError, TextError
-from harness.models import Model
+from harness.models import Model, pretrained
 from harness.stage import closure, execute, listening
 from harness.text import Documents, Packed, Tokens
 from methods.data import Data, Generate, Generated, GroundTruth, SelfGenerated
@@ -204,6 +204,21 @@ def test_what_cannot_be_generated_is_said(llama: Model, tmp_path: Path) -> None:
     ]:
         with pytest.raises(TextError, match=message):
             run(stage, tmp_path)
+
+
+def test_a_file_without_a_prompt_is_refused_before_anything_runs(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    base = pretrained(str(tiny_folder))
+    (tmp_path / "a.txt").write_text("Some words.\n\nAnd some others, which go on for a while.\n")
+    text = f"file:{tmp_path}/a.txt"
+    with pytest.raises(TextError, match=r"a\.txt': no document is longer than min_chars: 512"):
+        Generated(text=text, length=64).build(base)
+    with pytest.raises(
+        TextError, match=r"a\.txt': every prompt fills the whole length of 3 tokens"
+    ):
+        Generated(text={text: 4}, length=3, min_chars=0).build(base)
+    assert isinstance(Generated(text=text, length=64, min_chars=20).build(base), Generate)
 
 
 @given(st.integers(0, 2**31), st.floats(0.3, 2.0), st.sampled_from([1.0, 0.9, 0.5]))
