@@ -26,6 +26,7 @@ from statsmodels.stats.proportion import proportion_confint
 LEVEL = 0.95
 RESAMPLES = 9999
 _CHUNK = 4_000_000  # numbers drawn at once
+_ALIKE = 1e-12  # of a mean: values that differ by less, by rounding, are equal
 _FEW = 32  # distinct values that are drawn as counts
 
 Floats = NDArray[np.float64]
@@ -76,7 +77,7 @@ def t_interval(values: Floats | Sequence[float]) -> Interval:
     mean, n = float(values.mean()), len(values)
     if n < 2 or not np.isfinite(values).all():
         return Interval(mean, math.nan, math.nan, n=n)
-    if np.ptp(values) == 0:
+    if np.ptp(values) <= _ALIKE * abs(mean):
         return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0, n)
     found = stats.ttest_1samp(values, 0.0)
     low, high = found.confidence_interval(LEVEL)

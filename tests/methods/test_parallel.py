@@ -122,19 +122,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Place:
 
 
 @pytest.fixture(autouse=True)
-def no_orphans() -> Iterator[None]:
+def no_orphans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
-    left = [p for p in psutil.process_iter(["cmdline"]) if "harness.worker" in _words(p)]
-    _, alive = psutil.wait_procs([p for p in left if _ours(p)], timeout=20)
+    here = str(tmp_path_factory.getbasetemp())  # other tests' processes run elsewhere
+    words = {p: " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
+    left = [p for p, said in words.items() if "harness.worker" in said and here in said]
+    _, alive = psutil.wait_procs(left, timeout=20)
     assert alive == []
-
-
-def _words(process: psutil.Process) -> list[str]:
-    return process.info["cmdline"] or []
-
-
-def _ours(process: psutil.Process) -> bool:
-    return any("pytest-of" in word for word in _words(process))
 
 
 def same(left: Place, right: Place, steps: int = STEPS, within: float = 1e-4) -> None:

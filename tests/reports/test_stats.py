@@ -54,6 +54,8 @@ def test_other_scores_have_students_interval() -> None:
 def test_one_value_and_equal_values() -> None:
     assert math.isnan(t_interval([0.3]).low) and t_interval([0.3]).mean == 0.3
     assert t_interval([0.0, 0.0]).p == 1 and t_interval([0.1, 0.1]).p == 0
+    rounded = t_interval([0.1, 0.3 - 0.2, 0.1])  # equal but for rounding: no warning, no width
+    assert (rounded.low, rounded.high, rounded.p) == (rounded.mean, rounded.mean, 0)
     assert math.isnan(t_interval([0.1, math.nan]).mean)
     assert math.isnan(bootstrap([block(np.array([0.1, math.nan]))]).p)
 
