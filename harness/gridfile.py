@@ -103,9 +103,11 @@ def misnamed(
     """
     report, theirs = file.report, file.published or Published(name="")
     axis, task = ("axis", [*axes]), ("task", [*tasks])
+    # A shared base may name in `rows` what this grid does not vary: it is left out of the names.
+    constant = ("model", "seed", "label", "method", *file.defaults)
     shown = ("task", [*tasks, "average", "device_hours"])
     for where, given, (kind, known) in (
-        (("report", "rows"), report.rows, ("axis", [*axes, "seed", "label", "method"])),
+        (("report", "rows"), report.rows, ("axis", [*axes, *constant])),
         (("report", "over"), report.over, ("axis", [*axes, "seed"])),
         (("report", "effect"), report.effect, axis),
         (("report", "average"), report.average, task),

@@ -292,7 +292,7 @@ def replaced(module: ModuleType, name: str, thing: Any) -> Iterator[None]:
 
 def weightless(base: Pretrained) -> PreTrainedModel:
     """Inside `dry_run`: the network of a model as `base` would load it, from its configuration."""
-    network = meta_network(base.source, base.trust_remote_code)
+    network = meta_network(base.source, base.trust_remote_code, base.digest)
     if base.attention == "eager":  # the others keep as much as the default
         network.set_attn_implementation("eager")
     made: dict[int, nn.Parameter] = {}  # tied ones stay tied

@@ -179,7 +179,11 @@ class Pretrained(Stage[Model]):
     revision: str = incidental("main")  # of the hub; `digest` is what it stood for
 
     def preflight(self) -> None:
-        if self.attention == _FLASH and device().type == "cpu":
+        if self.attention != _FLASH:
+            return
+        if not any(map(find_spec, ("flash_attn", "kernels"))):
+            raise ModelError(f"attention {_FLASH!r} needs the package flash-attn; pip installs it")
+        if device().type == "cpu":
             raise ModelError(f"attention {_FLASH!r} needs a GPU, and this machine computes on cpu")
 
     def run(self, work: Path) -> Model:
@@ -209,15 +213,12 @@ def pretrained(
 ) -> Pretrained:
     """The stage of a model named as in a grid: see `sources`.
 
-    Raises ModelError where there is no such model, where a local one is not whole, and where the
-    attention asked for is not installed.
+    Raises ModelError where there is no such model and where a local one is not whole.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; choices: auto, {', '.join(DTYPES)}")
     if attention is not None and attention not in ATTENTION:
         raise ModelError(f"attention {attention!r} is unknown; {nearest(attention, ATTENTION)}")
-    if attention == _FLASH and not any(map(find_spec, ("flash_attn", "kernels"))):
-        raise ModelError(f"attention {attention!r} needs the package flash-attn; pip installs it")
     name, digest, revision = sources.pin(source)
     folder = sources.model_folder(name)
     if folder is not None and folder.is_dir():
@@ -264,9 +265,11 @@ def layer_shapes(source: str, trust_remote_code: bool = False) -> dict[str, tupl
     return {n: (m.out_features, m.in_features) for n, m in linears(network).items()}
 
 
-def meta_network(source: str, trust_remote_code: bool = False) -> PreTrainedModel:
+def meta_network(
+    source: str, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedModel:
     """The network of a model named as in a grid, without weights: parameters on `meta`."""
-    config = copy.deepcopy(sources.config(source, None, trust_remote_code))
+    config = copy.deepcopy(sources.config(source, revision, trust_remote_code))
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # a GGUF file's; its weights are unpacked on loading
     with sources.explained(source), torch.device("meta"):
@@ -294,7 +297,8 @@ def weights_gib(model: Input[Any], dtype: torch.dtype | None = None) -> float:
 
 @cache
 def _weights_bytes(base: Pretrained, dtype: torch.dtype | None) -> int:
-    network, asked = meta_network(base.source, base.trust_remote_code), DTYPES.get(base.dtype)
+    network = meta_network(base.source, base.trust_remote_code, base.digest)
+    asked = DTYPES.get(base.dtype)
     return sum(p.numel() * (dtype or asked or p.dtype).itemsize for p in network.parameters())
 
 

@@ -93,12 +93,11 @@ class Training:
             "batch_size",
             "micro_batch",
             "gpus",
-            "lr",
             "epochs" if self.steps is None else "steps",
         ):
             if getattr(self, name) <= 0:
                 raise BitgridError(f"{name} {getattr(self, name)} is not positive")
-        for name in ("warmup", "weight_decay", "clip_norm", "checkpoint_every"):
+        for name in ("lr", "warmup", "weight_decay", "clip_norm", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise BitgridError(f"{name} {getattr(self, name)} is negative")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -1,8 +1,9 @@
 """What a model cost to train: device-hours, the hours of its training times the devices that shared it.
 
-A device is a GPU, or on CPUs a process. The time is the training's own clock, which goes on after a
-restart where the wall time of its stage begins anew; how many devices there were stands in the
-stage's settings. Searching, generating and evaluating are not counted. Not here: tokens (`plots.data`).
+A device is a GPU, or on CPUs a process. The time is the training's own clock, which goes on from the
+last checkpoint after a restart, where the wall time of its stage begins anew: steps that were done
+twice count once. How many devices there were stands in the stage's settings. Searching, generating
+and evaluating are not counted. Not here: tokens (`plots.data`).
 """
 
 from __future__ import annotations

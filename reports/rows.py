@@ -78,7 +78,9 @@ CURVE_FIELDS: dict[str, Field] = {
     "loss": Field(_NUMBER, "float64", "training loss of the step", nullable=True),
     "grad_norm": Field(_NUMBER, "float64", "norm of the gradient", nullable=True),
     "lr": Field(_NUMBER, "float64", "learning rate", nullable=True),
-    "seconds": Field(_NUMBER, "float64", "of training so far, restarts included", nullable=True),
+    "seconds": Field(
+        _NUMBER, "float64", "of training so far, steps done again counted once", nullable=True
+    ),
 }
 
 _STAGE_FIELDS = {

@@ -13,6 +13,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("BITGRID_MIRROR", None)
+os.environ.pop("COLUMNS", None)  # of whoever started the tests
 
 import torch
 

@@ -176,7 +176,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "published.tolerance: .inf should be a finite number or a mapping",
         ),
         ("data.length: 128", "data.temperature: .inf", 13, "temperature: .inf should be a finite"),
-        ("data.length: 128", "train.lr: 0", 13, "train: lr 0.0 is not positive"),
+        ("data.length: 128", "train.lr: -1", 13, "train: lr -1.0 is negative"),
         ("data.length: 128", "train.betas: [0.9, 1]", 13, "train: betas (0.9, 1.0) are not from 0"),
         ("data.length: 128", "train.lr: .nan", 13, "train.lr: .nan should be a finite number"),
         (
@@ -303,6 +303,8 @@ def test_a_report_of_what_the_grid_has(write) -> None:  # type: ignore[no-untype
     assert write(text.replace("compare:", told)).file.report.effect == "format"
     several = "report: {rows: objective, over: format.bits, decimals: 2, average: []}\ncompare:"
     assert write(BASE.replace("compare:", several)).file.report.over == "format.bits"
+    constant = "report: {rows: [model, label, format.group_size]}\ncompare:"  # of a shared base
+    assert write(BASE.replace("compare:", constant)).file.report.rows[0] == "model"
 
 
 def test_code_runs_only_with_leave(write) -> None:  # type: ignore[no-untyped-def]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from harness import sources
 from harness.errors import ModelError
+from harness.memory import dry_run, weightless
 from harness.models import (
     Model,
+    Pretrained,
     Quantized,
     blocks,
     layer_shapes,
@@ -23,6 +26,7 @@ from harness.models import (
     pretrained,
     read_model,
     replace_weight,
+    weights_gib,
 )
 from harness.stage import execute
 
@@ -204,6 +208,25 @@ def test_a_damaged_download_is_named(
         load_file(kept)
 
 
+def test_a_model_is_sized_at_its_own_revision(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline there may be no other: `prefetch` fetches the commit that the grid names."""
+    asked = []
+    tiny = sources.config(str(tiny_folder), None, False)
+
+    def config(source: str, revision: str | None, trust: bool) -> Any:
+        asked.append((source, revision))
+        return tiny
+
+    monkeypatch.setattr(sources, "config", config)
+    base = Pretrained("some/tiny", "c" * 40, dtype="float32", revision="v1")
+    with dry_run():
+        sized = sum(p.numel() for p in weightless(base).parameters())
+    assert weights_gib(base) * 2**30 == 4 * sized
+    assert asked == [("some/tiny", "c" * 40)] * 2
+
+
 def test_a_lack_of_memory_is_not_called_a_broken_model(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,13 +276,13 @@ def test_code_of_a_model_runs_only_where_the_grid_says_so(with_code: Path, tmp_p
 def test_attention_that_is_not_installed(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A login node may plan what it could not compute.
+    stage = pretrained(str(tiny_folder), attention="flash_attention_2")
     monkeypatch.setattr("harness.models.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="'flash_attention_2' needs the package flash-attn"):
-        pretrained(str(tiny_folder), attention="flash_attention_2")
-    # A login node may plan what it could not compute.
+        stage.preflight()
     monkeypatch.setattr("harness.models.find_spec", lambda name: object())
     monkeypatch.setenv("BITGRID_DEVICE", "cpu")
-    stage = pretrained(str(tiny_folder), attention="flash_attention_2")
     with pytest.raises(ModelError, match="'flash_attention_2' needs a GPU"):
         stage.preflight()
     with pytest.raises(ModelError, match="did you mean 'eager'"):
