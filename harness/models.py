@@ -332,6 +332,21 @@ def read_model(
     return Model(network.to(place).eval(), tokenizer)
 
 
+def is_mapped(network: PreTrainedModel) -> bool:
+    """Whether all weights are pages of files, so that whoever reads them again shares the memory.
+
+    False too where the system does not tell.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return False
+    # Address range, rights, offset, device, inode (0: no file), path.
+    spans = [fields[0].split("-") for line in lines if (fields := line.split())[4] != "0"]
+    files = [range(int(start, 16), int(end, 16)) for start, end in spans]
+    return all(any(p.data_ptr() in pages for pages in files) for p in network.parameters())
+
+
 def _network(where: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
     """The weights; with device_map="meta" none, but every check of them that needs no content.
 

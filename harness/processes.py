@@ -2,7 +2,8 @@
 
 This process keeps the claim and shows the progress; the others (`worker`) compute, and the first of
 them commits the value. They end when this process does, however it ends: they watch their standard
-input, which nobody else holds open. Not here: several machines.
+input, which nobody else holds open. What the first wrote for all to read is removed once they have
+ended. Not here: several machines.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +27,7 @@ from harness.stage import Reporter, Stage, closure
 from harness.store import Store
 
 PATIENCE_S = 20.0
+INPUTS = "inputs"  # in a stage's scratch folder: the copies of inputs that processes share
 
 
 def check(stage: Stage[Any]) -> None:
@@ -34,11 +38,17 @@ def check(stage: Stage[Any]) -> None:
 
 
 def together(
-    stage: Stage[Any], grid: Path, store: Store, step: Reporter, halvings: int = 0
+    stage: Stage[Any],
+    grid: Path,
+    store: Store,
+    step: Reporter,
+    note: Callable[[str], None],
+    halvings: int = 0,
 ) -> None:
     """Compute a stage into the store, in as many processes as it asks for GPUs.
 
-    `halvings` is how often the grid's stage was made leaner: the processes find it by its key.
+    `note` is told what a user should know of the inputs. `halvings` is how often the grid's stage
+    was made leaner: the processes find it by its key.
 
     Raises Failed where a process left a record, BitgridError where it was killed.
     """
@@ -62,7 +72,7 @@ def together(
         )
         assert process.stdin and process.stdout
         try:
-            _follow(process.stdout, step)
+            _follow(process.stdout, step, note)
             process.wait()
         finally:
             process.stdin.close()
@@ -72,16 +82,20 @@ def together(
                     process.wait(PATIENCE_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
+            # Here, since a process that fails has the others ended before they could clean up.
+            shutil.rmtree(log.parent / INPUTS, ignore_errors=True)
     if not store.has(stage.key):
         raise _cause(stage, store, log.read_text())
 
 
-def _follow(lines: IO[str], step: Reporter) -> None:
+def _follow(lines: IO[str], step: Reporter, note: Callable[[str], None]) -> None:
     """Pass on what the first process reports, a JSON object a line; a library may print others."""
     for line in lines:
         if line.startswith('{"done":'):
             said = json.loads(line)
             step(said["done"], said["total"], said["metrics"])
+        elif line.startswith('{"note":'):
+            note(json.loads(line)["note"])
 
 
 def _cause(stage: Stage[Any], store: Store, log: str) -> BitgridError:

@@ -21,11 +21,10 @@ from typing import Any, Protocol
 from harness import processes
 from harness.compute import Failed, Values, compute, fail, words
 from harness.grid import Grid
-from harness.models import Pretrained
 from harness.plan import Plan, needed, standing_failure
-from harness.stage import Stage, closure, execute, listening
+from harness.stage import Stage, closure, listening
 from harness.store import Store
-from harness.text import Documents, Packed, pack
+from harness.text import Packed
 
 POLL_S = 1.0
 PROGRESS_S = 5.0
@@ -38,28 +37,6 @@ def _give_back() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _short(packed: Packed) -> str | None:
-    """What to say of a text that ends before it gives as many sequences as were asked for.
-
-    Epochs then go round fewer of them, so that two texts are not trained on equally. Found without
-    the model, whose tokenizer is enough: in which process a stage loads it differs.
-    """
-    text, model = packed.documents, packed.model
-    if not (isinstance(text, Documents) and isinstance(model, Pretrained)):
-        return None
-    try:
-        documents = execute(text, {}, Path())
-        found = len(pack(documents, model.tokenizer(), packed.length, packed.count))
-    except Exception:
-        return None  # the stage itself will meet it, and leave a record
-    if found == packed.count:
-        return None
-    return (
-        f"text {text.source}, {text.split}: {found} sequences of {packed.length} tokens "
-        f"where {packed.count} were asked for: there is no more of it"
-    )
 
 
 class Watcher(Protocol):
@@ -160,7 +137,7 @@ class _Runner:
     bad: dict[str, str] = field(default_factory=dict)  # key -> failed | blocked
     outcome: Outcome = field(default_factory=Outcome)
     missed: dict[str, float] = field(default_factory=dict)  # since when nobody has made an input
-    looked_at: set[str] = field(default_factory=set)  # texts: see `_short`
+    noted: set[str] = field(default_factory=set)
 
     def run(self, pending: list[str]) -> Outcome:
         self.values.count(self.stages[key] for key in self.own)
@@ -208,7 +185,6 @@ class _Runner:
     def _compute(self, stage: Stage[Any]) -> None:
         key, store = stage.key, self.store
         self.watcher.begin(key)
-        self._note(stage)
         progress = _Progress(store, key)
 
         def step(done: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -220,8 +196,12 @@ class _Runner:
                 self.values.held.clear()  # the processes need the memory
                 _give_back()
                 halvings = self.share.halvings.get(key, 0)
-                processes.together(stage, self.path, store, step, halvings)
+                processes.together(stage, self.path, store, step, self._note, halvings)
             else:
+                for above in stage.inputs:
+                    # Computing the stage takes it too, and does not make it again.
+                    if isinstance(above, Packed) and (said := above.lacking(self.values.of(above))):
+                        self._note(said)
                 with listening(step):
                     result = compute(stage, self.values)
                 self.values.hold(stage, result)
@@ -236,13 +216,11 @@ class _Runner:
         self.outcome.computed.append(key)
         self.watcher.end(key, "done", "")
 
-    def _note(self, stage: Stage[Any]) -> None:
-        """Say of each text once, before its first user, that it is short."""
-        for text in stage.inputs:
-            if isinstance(text, Packed) and text.key not in self.looked_at:
-                self.looked_at.add(text.key)
-                if words := _short(text):
-                    self.watcher.note(words)
+    def _note(self, words: str) -> None:
+        """Say it, once however many stages it is true of."""
+        if words not in self.noted:
+            self.noted.add(words)
+            self.watcher.note(words)
 
     def _hopeless(self, key: str) -> str | None:
         """Why an input that is another job's to compute will not come, if so."""

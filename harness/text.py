@@ -251,6 +251,20 @@ class Packed(Stage[Tokens]):
             raise TextError(f"blocks of {length} tokens: the model's context is {model.context}")
         return pack(value(self.documents), model.tokenizer, length, self.count)
 
+    def lacking(self, made: Tokens) -> str | None:
+        """What to say where the text ended before it gave as many blocks as were asked for.
+
+        Epochs then go round fewer of them, so that two texts are not trained on equally.
+        """
+        if len(made) == self.count:
+            return None
+        text = self.documents
+        named = f"text {text.source}, {text.split}" if isinstance(text, Documents) else "a text"
+        return (
+            f"{named}: {len(made)} sequences of {self.length} tokens where {self.count} were "
+            "asked for: there is no more of it"
+        )
+
 
 def calibration(base: Stage[Model], text: str, count: int, length: int) -> Stage[Tokens]:
     """The tokens that a method looks at before training: the calibration split of `text`."""

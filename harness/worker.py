@@ -2,8 +2,10 @@
 
 Whoever starts them (torchrun for `processes`, srun) sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR
 and MASTER_PORT. Each loads the grid, finds the stage by its key, loads the inputs, which the first
-rebuilds for all, and runs it; the first keeps the value and writes its progress to standard output,
-a JSON object a line. The first failure is kept as the stage's record. Claims are the business of whoever starts them.
+rebuilds for all, and runs it; the first keeps the value and writes its progress, and what a user
+should know of the inputs, to standard output, a JSON object a line. The first failure is kept as
+the stage's record. Claims, and what is left in the stage's scratch folder, are the business of
+whoever starts them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,9 +30,11 @@ import torch.distributed as dist
 from harness import grid as grids
 from harness.compute import Failed, Values, compute, fail
 from harness.errors import GridError
-from harness.models import device
+from harness.models import Pretrained, device, is_mapped
+from harness.processes import INPUTS
 from harness.stage import Stage, closure, listening
 from harness.store import Store
+from harness.text import Packed
 
 # Longer than it takes the first to write a large checkpoint while the others wait for it.
 TIMEOUT = datetime.timedelta(hours=2)
@@ -48,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _join()
         with _reporting(progress) if leads else contextlib.nullcontext():
-            compute(stage, _shared(stage, store), keeps=leads)
+            shared = _shared(stage, store, lambda words: _tell(progress, {"note": words}))
+            compute(stage, shared, keeps=leads)
     except Failed as failed:
         print(f"{failed.key}: {failed}", file=sys.stderr)
         return 1
@@ -70,21 +75,35 @@ def _find(path: Path, key: str) -> Stage[Any]:
     raise GridError(f"{path} has no stage {key}: it changed since the run began")
 
 
-def _shared(stage: Stage[Any], store: Store) -> Values:
+def _shared(stage: Stage[Any], store: Store, note: Callable[[str], None]) -> Values:
     """The stage's inputs, of which those that are not kept are made by the first process.
 
     It writes them beside the stage's checkpoint and all read them from there, mapped, so that a
-    machine holds a model once however many processes share it.
+    machine holds a model once however many processes share it. A published model whose own files
+    are mapped needs no copy: each process reads those.
+
+    The copies stay as long as the processes do. A mapping holds no open file, so whether it outlives
+    its file's name is up to the file system; whoever started the processes removes them.
     """
-    folder, values = store.work(stage.key) / "inputs", Values(store)
+    folder, values = store.work(stage.key) / INPUTS, Values(store)
     leads = dist.get_rank() == 0
     if leads:
         shutil.rmtree(folder, ignore_errors=True)
     for above in (above for above in stage.inputs if not above.stored):
+        own_files = [False]
         if leads:
-            Store(folder).commit(above, Values(store).of(above), {})
-        dist.barrier()
-        values.held[above.key] = Store(folder).load(above)
+            made = Values(store).of(above)
+            if isinstance(above, Packed) and (words := above.lacking(made)):
+                note(words)
+            own_files = [isinstance(above, Pretrained) and is_mapped(made.network)]
+            if not own_files[0]:
+                Store(folder).commit(above, made, {})
+            del made  # what all hold is the copy
+        dist.broadcast_object_list(own_files)  # the others wait here until it is written
+        if own_files[0]:
+            values.of(above)
+        else:
+            values.held[above.key] = Store(folder).load(above)
     return values
 
 
@@ -104,11 +123,14 @@ def _join() -> None:
 @contextlib.contextmanager
 def _reporting(progress: TextIO) -> Iterator[None]:
     def say(done: int, total: int, metrics: Mapping[str, float]) -> None:
-        print(json.dumps({"done": done, "total": total, "metrics": metrics}), file=progress)
-        progress.flush()
+        _tell(progress, {"done": done, "total": total, "metrics": metrics})
 
     with listening(say):
         yield
+
+
+def _tell(progress: TextIO, said: Mapping[str, Any]) -> None:
+    print(json.dumps(said), file=progress, flush=True)
 
 
 def _own_stdout() -> TextIO:

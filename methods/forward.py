@@ -3,8 +3,8 @@
 Logits are by far the largest tensor of a language model's step (batch × length × vocabulary), and a
 loss needs each of them once. So the trunk gives hidden states, the states of label positions are
 picked out, and the head runs over chunks of those. In this file: that, blocks that are run again
-rather than remembered, the same bits each time, copies of a network in another dtype, and what does
-not fit together. Not here: losses (`objectives`), the loop (`train`).
+rather than remembered, the same bits each time, a network's tensors replaced by others, and what
+does not fit together. Not here: losses (`objectives`), the loop (`train`).
 """
 
 from __future__ import annotations
@@ -208,14 +208,3 @@ def move_buffers(network: PreTrainedModel, device: torch.device) -> None:
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-
-
-def in_dtype(model: Model, dtype: torch.dtype) -> Model:
-    """The model with parameters of `dtype`: itself where it has no other, else a fork."""
-    if all(tensor.dtype == dtype for tensor in model.network.parameters()):
-        return model
-    fork = model.fork()
-    replace_parameters(
-        fork.network, lambda _, old: nn.Parameter(old.detach().to(dtype), requires_grad=False)
-    )
-    return fork

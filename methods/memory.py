@@ -151,7 +151,7 @@ def _rounding(base: Pretrained, before: Changed, format: Format) -> Memory:
         model = held.fork()
         with live.part("host" if trained else "parameters"):
             if trained:
-                model = forward.in_dtype(Model(weightless(base), cast(Any, None)), torch.float32)
+                model = ALONE.split(Model(weightless(base), cast(Any, None)), torch.float32)
             elif before == "linears":
                 for linear in linears(model.network).values():
                     replace_weight(linear, torch.empty_like(linear.weight))

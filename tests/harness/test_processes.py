@@ -78,9 +78,11 @@ def test_else_the_first_error_that_is_printed(tmp_path: Path) -> None:
 
 def test_progress_is_passed_on() -> None:
     heard: list[object] = []
-    lines = io.StringIO('a library says hello\n{"done": 1, "total": 2, "metrics": {"loss": 0.5}}\n')
-    _follow(lines, lambda done, total, metrics: heard.append((done, total, metrics)))
-    assert heard == [(1, 2, {"loss": 0.5})]
+    lines = io.StringIO(
+        'a library says hello\n{"done": 1, "total": 2, "metrics": {"loss": 0.5}}\n{"note": "short"}\n'
+    )
+    _follow(lines, lambda done, total, metrics: heard.append((done, total, metrics)), heard.append)
+    assert heard == [(1, 2, {"loss": 0.5}), "short"]
 
 
 def test_processes_are_told_how_often_a_stage_was_made_leaner(
@@ -103,7 +105,7 @@ def test_processes_are_told_how_often_a_stage_was_made_leaner(
     monkeypatch.setattr(Made, "resources", Resources(gpus=2))
     monkeypatch.setattr(processes.subprocess, "Popen", Ended)
     with pytest.raises(BitgridError, match="ended without a value"):
-        processes.together(Made("A", 2), tmp_path / "g.yaml", Store(tmp_path), print, halvings=2)
+        processes.together(Made("A", 2), tmp_path / "g.yaml", Store(tmp_path), print, print, 2)
     (command,) = started
     given = worker._parser().parse_args(command[command.index("harness.worker") + 1 :])
     assert (given.halvings, given.key, given.attached) == (2, Made("A", 2).key, True)
@@ -112,7 +114,9 @@ def test_processes_are_told_how_often_a_stage_was_made_leaner(
 def test_a_run_hands_the_halvings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[str, int]] = []
 
-    def together(stage: Made, grid: Path, store: Store, step: object, halvings: int) -> None:
+    def together(
+        stage: Made, grid: Path, store: Store, step: object, note: object, halvings: int
+    ) -> None:
         heard.append((stage.key, halvings))
         store.commit(stage, {"bits": 2}, {})
 

@@ -26,7 +26,7 @@ from methods.formats import (
     normal_levels,
     quantize_model,
 )
-from methods.forward import in_dtype
+from methods.shards import ALONE
 
 # On a busy machine drawing takes long for no fault of the strategy.
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -354,8 +354,8 @@ def test_full_precision_changes_nothing(model: Model) -> None:
 @pytest.mark.parametrize("format", [IntAsym(2, 16), NF(3, 16), FullPrecision()])
 def test_rounding_a_tensor_at_a_time_gives_the_same_bits(model: Model, format: Format) -> None:
     """As rounding all of it in float32, and then taking the 16-bit model's dtype."""
-    like = in_dtype(model, torch.bfloat16)
-    whole = in_dtype(quantize_model(model, format), torch.bfloat16)
+    like = ALONE.split(model, torch.bfloat16)
+    whole = ALONE.split(quantize_model(model, format), torch.bfloat16)
     found = quantize_model(model, format, like)
     assert found.quantized == whole.quantized
     expected = whole.network.state_dict()

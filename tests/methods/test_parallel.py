@@ -64,6 +64,7 @@ class Watcher:
         self.at_step = at_step
         self.steps: list[tuple[int, int]] = []
         self.words: list[str] = []
+        self.notes: list[str] = []
 
     def begin(self, key: str) -> None:
         self.kind = key
@@ -77,7 +78,8 @@ class Watcher:
     def end(self, key: str, state: str, words: str) -> None:
         self.words.append(f"{state} {words}")
 
-    def note(self, words: str) -> None: ...
+    def note(self, words: str) -> None:
+        self.notes.append(words)
 
     def waiting(self, owners: list[str]) -> None:
         raise AssertionError(f"waits for {owners}")
@@ -86,10 +88,18 @@ class Watcher:
 class Place:
     """A grid of one cell, with a store of its own."""
 
-    def __init__(self, folder: Path, model: Path, objective: str = "kl", **train: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        objective: str = "kl",
+        text: str = "testbed",
+        **train: Any,
+    ) -> None:
         folder.mkdir()
         self.file, self.store = folder / "parallel.yaml", Store(folder / "store")
         settings = GRID["defaults"] | {f"train.{name}": given for name, given in train.items()}
+        settings["data.text"] = text
         method = GRID["method"] | {"objective": objective}
         content = {"model": str(model), **GRID, "method": method, "defaults": settings}
         self.file.write_text("# Do two train as one?\n" + yaml.safe_dump(content))
@@ -131,6 +141,12 @@ def no_orphans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert alive == []
 
 
+def mapping(path: str, family: list[psutil.Process] | None = None) -> int:
+    """How many processes have a file mapped whose path begins so."""
+    family = psutil.Process().children(recursive=True) if family is None else family
+    return sum(path in Path(f"/proc/{p.pid}/maps").read_text() for p in family)
+
+
 def same(left: Place, right: Place, steps: int = STEPS, within: float = 1e-4) -> None:
     assert left.losses() == pytest.approx(right.losses(), abs=within)
     assert len(left.losses()) == steps
@@ -155,21 +171,38 @@ def test_two_processes_train_as_one_does(alone: Place, tiny_folder: Path, tmp_pa
 
 
 def test_two_processes_train_everything_by_a_weighted_objective_as_one_does(
-    tiny_folder: Path, tmp_path: Path
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Embeddings and head lie whole in each process, and weights differ from token to token.
 
     A few steps: where rounding of sums puts a weight on the other side of the middle between two
     levels, two trainings part, as those of one process with other micro-batches do.
+
+    The text is shorter than asked. The model is computed with in another dtype than its files', so
+    that they cannot be mapped, and both processes read a copy.
     """
-    places = []
+    half = tmp_path / "half"
+    shutil.copytree(tiny_folder, half)
+    LlamaForCausalLM.from_pretrained(half, dtype=torch.bfloat16).save_pretrained(half)
+    text = tmp_path / "short.txt"
+    text.write_text("a few words and a few more " * 14)
+    places, notes, mapped = [], [], []
     for gpus in (1, 2):
-        folder = tmp_path / str(gpus)
-        place = Place(folder, tiny_folder, "tsld", trained="all", epochs=3, gpus=gpus)
-        watcher = Watcher()
+        place = Place(
+            tmp_path / str(gpus), half, "tsld", f"file:{text}", trained="all", steps=8, gpus=gpus
+        )
+        seen, copies, watcher = [0], f"{place.work}/inputs/", Watcher()
+        monkeypatch.setattr(
+            watcher, "step", lambda *_, seen=seen, copies=copies: seen.append(mapping(copies))
+        )
         assert place.run(watcher).failed == [], watcher.words
         places.append(place)
+        notes.append(watcher.notes)
+        mapped.append(max(seen))
     same(*places, steps=8, within=1e-5)
+    assert mapped == [0, 2]
+    assert notes[0] == notes[1] and len(notes[0]) == 1
+    assert "short.txt, train: " in notes[0][0] and "where 13 were asked for" in notes[0][0]
     assert places[0].losses() == pytest.approx(places[1].losses(), abs=1e-6)
 
 
@@ -181,6 +214,7 @@ def test_two_processes_stop_where_training_diverges(tiny_folder: Path, tmp_path:
     assert record["message"].startswith("training diverged at step 20: ")
     assert "model.layers." in record["message"]
     assert len(place.log(place.work)) == 19
+    assert not (place.work / "inputs").exists()
 
 
 def test_killed_with_two_processes_goes_on_with_one(
@@ -198,8 +232,8 @@ def test_killed_with_two_processes_goes_on_with_one(
         time.sleep(0.05)
     family = psutil.Process(child.pid).children(recursive=True)
     assert sum("harness.worker" in process.cmdline() for process in family) == 3
-    mapped = [f"{place.work}/inputs/" in Path(f"/proc/{p.pid}/maps").read_text() for p in family]
-    assert sum(mapped) == 2  # both read the one copy of the model that the first one wrote
+    assert mapping(f"{tiny_folder}/model.safetensors", family) == 2  # and nobody wrote a copy
+    assert not list(place.work.glob("inputs/values/*/model.safetensors"))
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert psutil.wait_procs(family, timeout=20)[1] == []

@@ -26,6 +26,7 @@ from harness.text import Documents, Tokens
 from methods.formats import Format, FullPrecision, IntAsym
 from methods.masters import Masters
 from methods.objectives import CAKLD, CE, JSD, KL, MSE, TSLD, Objective
+from methods.shards import ALONE
 from methods.train import Train, Training, _Loop, order
 from tests.methods.conftest import make_llama
 
@@ -161,8 +162,8 @@ def test_chunks_equal_whole_logits_in_float64(
     """Loss and gradients of head and trunk, 3 tokens a chunk, against one backward through all."""
     monkeypatch.setitem(methods.forward._CHUNK, "cpu", 97 * 3)
     tokens = make_tokens(6)
-    student = methods.forward.in_dtype(llama, torch.float64)
-    guide = methods.forward.in_dtype(teacher, torch.float64)
+    student = ALONE.split(llama, torch.float64)
+    guide = ALONE.split(teacher, torch.float64)
     masters = Masters.of(student, FORMAT, "all", torch.float64)
     training = Training(batch_size=6, micro_batch=6, dtype="float32")
     chunked = _Loop(
@@ -239,7 +240,7 @@ def test_what_is_trained(llama: Model, trained: Any, expected: int) -> None:
 
 def test_bfloat16_keeps_float32_masters(llama: Model, teacher: Model, tmp_path: Path) -> None:
     tokens = make_tokens(8)
-    half = methods.forward.in_dtype(llama, torch.bfloat16)
+    half = ALONE.split(llama, torch.bfloat16)
     small = Training(steps=10, batch_size=8, lr=1e-5, dtype="bfloat16")
     trained = train(tmp_path, half, teacher, tokens, small)
     assert {p.dtype for p in trained.network.parameters()} == {torch.float32}
