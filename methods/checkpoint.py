@@ -20,6 +20,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from harness.errors import TrainingError
+from methods.diagnose import Course
 from methods.optimizer import MOMENTS, plain, restore
 from methods.shards import Shards, rows
 
@@ -122,9 +124,10 @@ def _write(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
-            assert tensor is not None and tensor.shape == shape and tensor.dtype == torch.float32, (
-                name
-            )
+            # The offsets above count on it, and a file that breaks them reads as other weights.
+            if tensor is None or tensor.shape != shape or tensor.dtype != torch.float32:
+                given = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
+                raise TrainingError(f"checkpoint: {name} is {given}, not float32 {tuple(shape)}")
             file.write(tensor.contiguous().view(-1).numpy().data)
         file.flush()
         os.fsync(file.fileno())
@@ -139,17 +142,17 @@ class Metrics:
         Of several processes that train together one `writes`; to the others this is nothing.
         """
         self.last: dict[str, Any] | None = None
-        self.losses: list[float] | None = None  # of steps with labels; the one that writes knows
+        self.course: Course | None = None  # the one that writes knows
         self._file: TextIO | None = None
         if not writes:
             return
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [row for row in map(_parsed, lines) if row is not None and row["step"] <= step]
         self.last = kept[-1] if kept else None
-        seen = [0, *(row["tokens"] for row in kept)]
-        self.losses = [
-            row["loss"] for row, before in zip(kept, seen, strict=False) if row["tokens"] > before
-        ]
+        self.course, seen = Course(), 0
+        for row in kept:
+            self.course.add(row["loss"], row["tokens"] - seen)
+            seen = row["tokens"]
         draft = path.with_suffix(".draft")
         draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
         draft.replace(path)

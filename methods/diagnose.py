@@ -4,9 +4,11 @@ Training has diverged when each of the last ten losses is more than twice the fi
 taken before any weight moved; not before the twentieth step. All objectives are averages of terms
 that are not negative, so a loss that much higher is a student worse than the untrained one. Each of
 ten, because a spike that recovers is no divergence, and a batch may be harder than the first; the
-first one alone, because a rate far too high ruins the next nine. Losses that are next to nothing are
-counted as `SLIGHT`: a student that begins as its teacher cannot but get worse. What this does not
-see: a loss that is bounded and begins above half of its bound, as JSD's may.
+first one alone, because a rate far too high ruins the next nine. A first loss of few labels may be
+far below the average, so the fewer it had, the more is allowed: `FEW` of them double the factor. Losses
+that are next to nothing are counted as `SLIGHT`: a student that begins as its teacher cannot but get
+worse. What this does not see: a loss that is bounded and begins above half of its bound, as JSD's may,
+and with few labels a divergence that is not a gross one.
 
 NaN and Inf are found by running the batch that met them once more with every layer watched. Watching
 costs nothing while training goes well: hooks exist only during `diagnose`.
@@ -15,7 +17,8 @@ costs nothing while training goes well: hooks exist only during `diagnose`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,16 +28,45 @@ from torch.utils.hooks import RemovableHandle
 
 WINDOW, SOONEST = 10, 20  # steps
 SLIGHT = 0.05  # nats a token
+FEW = 200  # labels
 
 
-def worse(losses: Sequence[float], last: int = 1) -> bool:
-    """Whether each of the `last` losses is more than twice the first one."""
-    return min(losses[-last:]) > 2 * max(losses[0], SLIGHT)
+@dataclass
+class Course:
+    """The losses of a training's steps so far, of those that had labels."""
+
+    losses: list[float] = field(default_factory=list)
+    labels: int = 0  # of the first one
+
+    def add(self, loss: float, labels: int) -> None:
+        if labels:  # else there is no loss
+            self.labels = self.labels or labels
+            self.losses.append(loss)
+
+    @property
+    def allowed(self) -> float:
+        """What a loss may be and count as no worse than the first one."""
+        return 2 * (1 + FEW / self.labels) * max(self.losses[0], SLIGHT)
+
+    def worse(self, last: int = 1) -> bool:
+        """Whether each of the `last` losses is more than what is allowed."""
+        return bool(self.losses) and min(self.losses[-last:]) > self.allowed
+
+    def diverged(self) -> bool:
+        """Whether training ran away."""
+        return len(self.losses) >= SOONEST and self.worse(WINDOW)
+
+    def divergence(self, step: int, layer: str, far: float, saved: int) -> str:
+        """In words; `layer` moved furthest, and how `far`."""
+        return (
+            f"training diverged at step {step}: the loss is {self.losses[-1]:.4g} and was "
+            f"{self.losses[0]:.4g} before it began; {layer} moved furthest, {far:.3g} times its "
+            f"norm; {kept(saved)}; lower lr or raise warmup, or set train.stop_diverged to false"
+        )
 
 
-def diverged(losses: Sequence[float]) -> bool:
-    """Whether training ran away, from the losses of its steps so far."""
-    return len(losses) >= SOONEST and worse(losses, WINDOW)
+def kept(saved: int) -> str:
+    return f"last good checkpoint: step {saved}" if saved else "no checkpoint yet"
 
 
 def diagnose(

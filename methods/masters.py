@@ -120,6 +120,11 @@ class Masters:
         gradients = {n: w.grad for n, w in self.weights.items() if w.grad is not None}
         return self.shards.norm(gradients, places)
 
+    def finite(self) -> bool:
+        """Whether all weights are, those of the other processes too."""
+        broken = torch.stack([~weight.isfinite().all() for weight in self.weights.values()])
+        return not bool(self.shards.sum(broken.sum()))
+
     @torch.no_grad()
     def furthest(self) -> tuple[str, float]:
         """The quantised layer that moved most since training began, and how far: its weights'

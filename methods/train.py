@@ -13,7 +13,8 @@ Where several processes run the stage they share both model and batch (`shards`)
 the same steps, and the loss, the norm and thereby every decision is the same in all of them.
 
 Training that meets NaN or Inf, or diverges (`diagnose`), stops and says where. A checkpoint is
-written one step late, once the next loss has shown that its weights are good.
+written one step late, once the next loss has shown that its weights are good; the last step's
+where they are finite, as no loss follows.
 
 A run goes on from its work folder after a kill, to the same weights bit for bit where hardware,
 library versions, number of processes and micro-batch are the same; on a GPU only `deterministic`,
@@ -44,7 +45,7 @@ from harness.stage import Input, Resources, Stage, incidental, report, value
 from harness.text import Tokens
 from methods import optimizer as optimizers
 from methods.checkpoint import Checkpoint, Metrics
-from methods.diagnose import diagnose, diverged, worse
+from methods.diagnose import Course, diagnose, kept
 from methods.formats import Format
 from methods.forward import (
     Labels,
@@ -87,6 +88,7 @@ class Training:
     gpus: int = incidental(1)  # processes that share the model and the batch
     checkpoint_every: int = incidental(100)  # steps; 0: never
     deterministic: bool = incidental(True)  # on a GPU: slower, and the same bits each time
+    stop_diverged: bool = incidental(True)  # False: goes on, and keeps checkpoints, at any loss
 
     def __post_init__(self) -> None:
         for name in (
@@ -223,9 +225,14 @@ class _Loop:
         first, tokens = int(facts["step"]), int(facts["tokens"])
         saved = first
         metrics = Metrics(work / "metrics.jsonl", first, shards.leads)
-        losses = shards.first(metrics.losses) or []
+        course = shards.first(metrics.course) or Course()
         before = metrics.last["seconds"] if metrics.last else 0.0
         began = last = time.perf_counter()
+
+        def keep(step: int) -> None:
+            metrics.sync()
+            checkpoint.save(step, masters.weights, self.optimizer, {"tokens": tokens})
+
         batches = order(len(self.tokens), training.batch_size, seen, self.seed, first)
         try:
             for step, rows in zip(range(first + 1, steps + 1), batches, strict=True):
@@ -235,16 +242,12 @@ class _Loop:
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise TrainingError(self._cause(step, micro, loss, saved))
                 labels = int(self.tokens.mask[rows, 1:].sum())
-                if labels:  # else there is no loss
-                    losses.append(loss)
-                    if diverged(losses):
-                        raise TrainingError(self._divergence(step, losses, saved))
-                    if self._due(step - 1, saved) and not worse(losses):
-                        metrics.sync()
-                        checkpoint.save(
-                            step - 1, masters.weights, self.optimizer, {"tokens": tokens}
-                        )
-                        saved = step - 1
+                course.add(loss, labels)
+                if training.stop_diverged and course.diverged():
+                    raise TrainingError(course.divergence(step, *masters.furthest(), saved))
+                if labels and self._due(step - 1, saved, course):
+                    keep(step - 1)
+                    saved = step - 1
                 self._update(rate, norm)
                 now = time.perf_counter()
                 tokens += labels
@@ -261,6 +264,8 @@ class _Loop:
                 )
                 last = now
                 report(step, steps, loss=loss)
+            if self._due(steps, saved, course) and masters.finite():
+                keep(steps)
         finally:
             metrics.close()
         return masters.model()
@@ -354,18 +359,11 @@ class _Loop:
             for some in by_length.split(self.training.micro_batch)
         ]
 
-    def _due(self, step: int, saved: int) -> bool:
+    def _due(self, step: int, saved: int, course: Course) -> bool:
         """Whether a checkpoint should be written after `step`, or should have been since `saved`."""
         every = self.training.checkpoint_every
-        return bool(every) and step // every > saved // every
-
-    def _divergence(self, step: int, losses: list[float], saved: int) -> str:
-        layer, far = self.masters.furthest()
-        return (
-            f"training diverged at step {step}: the loss is {losses[-1]:.4g} and was "
-            f"{losses[0]:.4g} before it began; {layer} moved furthest, {far:.3g} times its norm; "
-            f"{_kept(saved)}; lower lr or raise warmup"
-        )
+        bad = self.training.stop_diverged and course.worse()
+        return bool(every) and step // every > saved // every and not bad
 
     def _cause(self, step: int, micro: list[tuple[Tensor, Tensor]], loss: float, saved: int) -> str:
         networks = {"": self.masters.network}
@@ -379,11 +377,7 @@ class _Loop:
         )
         found = self.masters.shards.first(found)
         where = found or f"the objective {self.objective.name!r} itself, at a loss of {loss}"
-        return f"training met NaN or Inf at step {step}: {where}; {_kept(saved)}"
-
-
-def _kept(saved: int) -> str:
-    return f"last good checkpoint: step {saved}" if saved else "no checkpoint yet"
+        return f"training met NaN or Inf at step {step}: {where}; {kept(saved)}"
 
 
 def order(sequences: int, batch: int, seen: int, seed: int, first: int = 0) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from harness.errors import TrainingError
 from methods.checkpoint import Checkpoint
 from methods.optimizer import adamw
 from methods.shards import Shards
@@ -79,3 +80,14 @@ def test_one_that_is_not_finished_leaves_the_one_before(tmp_path: Path) -> None:
     assert (tmp_path / "c").read_bytes() == before
     place.save(2, weights, optimizer, {})  # over what was left half written
     assert (tmp_path / "c").read_bytes() != before
+
+
+def test_a_tensor_that_does_not_fit_its_place_is_an_error(tmp_path: Path) -> None:
+    class Doubled(Shards):
+        def gathered(self, part: Tensor, place: Tensor) -> Tensor | None:
+            return part.double()
+
+    weights, optimizer = trained()
+    with pytest.raises(TrainingError, match=r"weight/a\.weight is .*float64.*not float32 \(5, 3\)"):
+        Checkpoint(tmp_path / "c", Doubled(), weights).save(1, weights, optimizer, {})
+    assert not (tmp_path / "c").exists()

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.errors import BitgridError, FormatError, ModelError, TextError, TrainingError
 from harness.models import Model, linears
 from harness.stage import listening
-from harness.text import Tokens
+from harness.text import Documents, Tokens
 from methods.checkpoint import Checkpoint
 from methods.formats import FullPrecision, IntAsym
 from methods.masters import Masters
 from methods.objectives import KL
 from methods.train import Training, _Loop
-from tests.methods.test_train import FORMAT, make_tokens, rows_of, same, train
+from tests.methods.test_train import FORMAT, make_tokens, rows_of, same, stage, train
 
 
 def spoilt(model: Model, layer: str, value: float = math.nan) -> Model:
@@ -108,7 +111,9 @@ def test_divergence_stops_with_step_losses_layer_and_checkpoint(
     assert min(losses[1:]) > 50 * losses[0]
     assert said.startswith("training diverged at step 20: the loss is ")
     assert f"and was {losses[0]:.4g} before it began; model.layers." in said
-    assert said.endswith("no checkpoint yet; lower lr or raise warmup")
+    assert said.endswith(
+        "no checkpoint yet; lower lr or raise warmup, or set train.stop_diverged to false"
+    )
     # Step 13 is the first whose update breaks the weights, and step 14 the first that shows it.
     wild_after(12, monkeypatch)
     work = tmp_path / "later"
@@ -149,7 +154,39 @@ def test_a_spike_that_recovers_stops_nothing(
     )
     training = Training(steps=40, batch_size=4, lr=1e-3, dtype="float32", checkpoint_every=4)
     train(tmp_path, llama, teacher, make_tokens(), training)
-    assert held == [4, 8, 21, 24, 28, 32, 36]
+    assert held == [4, 8, 21, 24, 28, 32, 36, 40]
+
+
+def test_who_says_so_trains_on_and_keeps_checkpoints(
+    llama: Model, teacher: Model, tmp_path: Path
+) -> None:
+    wild = replace(WILD, steps=24, stop_diverged=False)
+    train(tmp_path, llama, teacher, make_tokens(), wild)
+    assert len(rows_of(tmp_path)) == 24
+    with safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["facts"])["step"] == 24
+    text = Documents("a", "train")
+    keys = {stage(text, text, text, each).key for each in (wild, replace(WILD, steps=24))}  # type: ignore[arg-type]
+    assert len(keys) == 1
+
+
+def test_the_last_steps_checkpoint_is_written_where_its_weights_are_finite(
+    llama: Model, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(steps=8, batch_size=4, lr=1e-3, dtype="float32", checkpoint_every=8)
+    whole = train(tmp_path / "good", llama, teacher, make_tokens(), training)
+    assert (tmp_path / "good" / "checkpoint.safetensors").exists()
+
+    def untrained(self: _Loop, micro: Any) -> tuple[float, float]:
+        raise AssertionError("a step was run again")
+
+    monkeypatch.setattr(_Loop, "_gradients", untrained)
+    assert same(whole, train(tmp_path / "good", llama, teacher, make_tokens(), training))
+    monkeypatch.undo()
+
+    monkeypatch.setattr(Training, "rate", lambda self, at, of: math.inf if at == of - 1 else 1e-3)
+    train(tmp_path / "broken", llama, teacher, make_tokens(), training)
+    assert not (tmp_path / "broken" / "checkpoint.safetensors").exists()
 
 
 def test_a_resumed_run_decides_alike(
