@@ -123,7 +123,7 @@ def _rows(
     """A figure with a row for each name, top down, in groups; the places of the names on y."""
     wide = panels > 1 or max(map(len, names)) > 2 * _LETTERS
     letters = 2 * _LETTERS if max(map(len, names)) > 2 * _LETTERS else _LETTERS
-    wrapped = ["\n".join(textwrap.wrap(name, letters)) or name for name in names]
+    wrapped = [textwrap.fill(name, letters, break_long_words=False) or name for name in names]
     places: list[float] = []
     ticks: dict[float, str] = {}
     for group, size in enumerate(sizes):
