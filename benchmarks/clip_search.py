@@ -17,8 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from methods import clip
-from methods.formats import Format, Grouped, Span, bounds
+from methods.quantization import clip
+from methods.quantization.formats import Format, Grouped, Span, bounds
 
 TOKENS, GRID, STEPS = 512, 20, 10
 Search: TypeAlias = Callable[[Tensor, Tensor, Grouped], tuple[Tensor, Tensor]]

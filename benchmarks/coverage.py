@@ -2,7 +2,7 @@
 
     python -m benchmarks.coverage --runs 4000
 
-Every run draws items (or seeds) from a known distribution, takes the interval of `reports.stats` and
+Every run draws items (or seeds) from a known distribution, takes the interval of `reports.numbers.stats` and
 looks whether the known value is in it. Not here: intervals of real scores.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from reports import stats
-from reports.items import Items
+from reports.numbers import stats
+from reports.reading.items import Items
 
 Simulation = Callable[[np.random.Generator], tuple[stats.Interval, float]]
 RESAMPLES = 1999  # of a bootstrap: enough for its ends, and quick

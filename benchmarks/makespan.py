@@ -32,11 +32,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-from harness import grid as grids
-from harness import hub, models, sources, waves
-from harness import plan as plans
-from harness.cluster import Profile
-from harness.plan import Plan
+from harness.cluster import waves
+from harness.cluster.profile import Profile
+from harness.data import hub
+from harness.grid import expand as grids
+from harness.models import model as models
+from harness.models import sources
+from harness.run import plan as plans
+from harness.run.plan import Plan
 
 # Hours on A100-80G, LLaMA-2-7B in the paper's setting; generation and training (8 GPUs, 4 epochs) of
 # 8000 sequences of 1024 tokens. Not measured: from FLOPs at 40 % of the peak, rounded up. A task's

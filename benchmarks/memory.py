@@ -23,12 +23,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from harness.models import pretrained
-from harness.text import Packed, Tokens
-from methods.formats import IntAsym
+from harness.data.text import Packed, Tokens
+from harness.models.model import pretrained
 from methods.memory import of_training
-from methods.objectives import CAKLD
-from methods.train import Train, Training
+from methods.quantization.formats import IntAsym
+from methods.training.objectives import CAKLD
+from methods.training.train import Train, Training
 
 FORMAT, OBJECTIVE = IntAsym(bits=2, group_size=64), CAKLD(gamma=0.5)
 CONFIGURATIONS = {

@@ -23,11 +23,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness import hub, smollm2
-from harness.evaluate import Scores, TaskOptions, evaluation, task_batch
-from harness.models import Model, device, pretrained, read_model
-from harness.stage import execute
-from tests import mirror
+from harness.core.stage import execute
+from harness.data import hub
+from harness.evaluation.evaluate import Scores, TaskOptions, evaluation, task_batch
+from harness.models import smollm2
+from harness.models.model import Model, device, pretrained, read_model
+from tests.support import mirror
 
 ROOT = Path(__file__).parents[1]
 

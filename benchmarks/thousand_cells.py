@@ -28,8 +28,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from harness import plan as plans
-from harness.store import Store, write_json
+from harness.core.store import Store, write_json
+from harness.run import plan as plans
 from tests.slurm.lab import Lab
 
 GRID = """# What do many cells cost to plan and to submit?
@@ -117,7 +117,7 @@ def measured(folder: Path, cells: int, slurm: Slurm) -> dict[str, float]:
 
     def timed(words: str, *command: str) -> None:
         before, clock = _cpu(), time.perf_counter()
-        verb = [sys.executable, "-m", "harness.cli", *command, str(grid), "--store"]
+        verb = [sys.executable, "-m", "harness.cli.main", *command, str(grid), "--store"]
         subprocess.run(
             [*verb, str(store.root)], env=slurm.environment, check=True, stdout=sys.stderr
         )

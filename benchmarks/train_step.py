@@ -23,11 +23,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.models import Model, device
-from harness.text import Tokens
-from methods.formats import IntAsym
-from methods.objectives import CAKLD, Objective
-from methods.train import Train, Training
+from harness.data.text import Tokens
+from harness.models.model import Model, device
+from methods.quantization.formats import IntAsym
+from methods.training.objectives import CAKLD, Objective
+from methods.training.train import Train, Training
 
 
 def random_llama(seed: int = 0) -> Model:

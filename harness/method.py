@@ -35,11 +35,11 @@ from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
-from harness.errors import BitgridError, GridError, SettingError, nearest
-from harness.misfit import misfit, said
-from harness.models import Model, host_gib
-from harness.stage import Input, Resources, Stage, value
-from harness.text import Tokens
+from harness.config.misfit import misfit, said
+from harness.core.errors import BitgridError, GridError, SettingError, nearest
+from harness.core.stage import Input, Resources, Stage, value
+from harness.data.text import Tokens
+from harness.models.model import Model, host_gib
 
 C = TypeVar("C")
 
@@ -170,8 +170,8 @@ def discover() -> Mapping[str, Entry]:
 @cache
 def _import_all() -> None:
     package = importlib.import_module("methods")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"methods.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, "methods."):
+        importlib.import_module(module.name)
     for point in entry_points(group="bitgrid.methods"):
         point.load()
 

@@ -1,9 +1,9 @@
 """What training, rounding, generation and searches hold in memory at their peak.
 
-The code itself is run on tensors without data (`harness.memory`), so what is shared, what is copied
+The code itself is run on tensors without data (`harness.run.memory`), so what is shared, what is copied
 and when it is let go need not be said again here. Of several processes each holds an equal share of
 what lies in the decoder blocks, all of the rest, and for a moment whole blocks.
-Not here: the mechanism, and stages that evaluate (`harness.memory`).
+Not here: the mechanism, and stages that evaluate (`harness.run.memory`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.memory import (
+from harness.core.stage import Input, Stage, closure
+from harness.data.text import Tokens
+from harness.models.model import (
+    DTYPES,
+    Model,
+    Pretrained,
+    blocks,
+    linears,
+    pretrained_of,
+    replace_weight,
+)
+from harness.run.memory import (
     Changed,
     Live,
     Memory,
@@ -30,26 +41,16 @@ from harness.memory import (
     replaced,
     weightless,
 )
-from harness.models import (
-    DTYPES,
-    Model,
-    Pretrained,
-    blocks,
-    linears,
-    pretrained_of,
-    replace_weight,
-)
-from harness.stage import Input, Stage, closure
-from harness.text import Tokens
-from methods import clip, data, forward, generation, objectives
-from methods.awq import ScaleSearch
-from methods.formats import Format, Grouped, quantize_model
-from methods.inits import ClipSearch
-from methods.masters import Masters
-from methods.optimizer import MOMENTS
+from methods.quantization import clip
+from methods.quantization.awq import ScaleSearch
+from methods.quantization.formats import Format, Grouped, quantize_model
+from methods.quantization.inits import ClipSearch
 from methods.recipe import Round
-from methods.shards import ALONE, Shards
-from methods.train import Train, Training, _Loop
+from methods.training import data, forward, generation, objectives
+from methods.training.masters import Masters
+from methods.training.optimizer import MOMENTS
+from methods.training.shards import ALONE, Shards
+from methods.training.train import Train, Training, _Loop
 
 _STATISTIC = 0.5  # no shape depends on its value
 _PROMPT = 32  # tokens of an opening, about

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from harness.errors import BitgridError
+from harness.core.errors import BitgridError
+from harness.core.stage import Input, Stage, value
 from harness.method import Method, Step, register
-from harness.models import Model, another, check_length
-from harness.stage import Input, Stage, value
-from methods.awq import AWQ
-from methods.contribution import Contribution
-from methods.data import Data, Generated, SelfGenerated
-from methods.formats import Format, FullPrecision, IntAsym, IntSym, quantize_model
-from methods.inits import Clip, Init, NoInit
-from methods.objectives import CAKLD, KL, Objective, Untrained
-from methods.train import Train, Training
+from harness.models.model import Model, another, check_length
+from methods.quantization.awq import AWQ
+from methods.quantization.formats import Format, FullPrecision, IntAsym, IntSym, quantize_model
+from methods.quantization.inits import Clip, Init, NoInit
+from methods.training.contribution import Contribution
+from methods.training.data import Data, Generated, SelfGenerated
+from methods.training.objectives import CAKLD, KL, Objective, Untrained
+from methods.training.train import Train, Training
 
 
 @dataclass(frozen=True)

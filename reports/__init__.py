@@ -19,7 +19,7 @@ what papers print beside it, `page` joins them, `html` does so for a browser, `r
 the files up to date.
 
 Not here: how a number was measured, and anything that needs a model. The only import from the rest
-of the project is `harness.errors`. pandas and matplotlib are loaded when they are first needed, so
+of the project is `harness.core.errors`. pandas and matplotlib are loaded when they are first needed, so
 that `import reports`, and a second `render` of an unchanged folder, take no time.
 """
 
@@ -38,8 +38,8 @@ __all__ = ["as_printed", "load", "load_items", "render", "text"]
 
 
 def load(folder: Path | str) -> pd.DataFrame:
-    """The rows of one exported grid; the columns are described at `reports.rows.FIELDS`."""
-    from reports import rows
+    """The rows of one exported grid; the columns are described at `reports.reading.rows.FIELDS`."""
+    from reports.reading import rows
 
     return rows.load(Path(folder))
 
@@ -49,13 +49,13 @@ def as_printed(figures: Sequence[dict[str, str]], form: str = "text") -> str:
 
     `form` is text, markdown, latex, html or csv. Raises ReportError where there is no figure.
     """
-    from reports import published
+    from reports.pages import published
 
     return published.written(figures, form)
 
 
 def load_items(folder: Path | str) -> pd.DataFrame:
-    """The items behind the rows; the columns are described at `reports.items.ITEM_FIELDS`."""
-    from reports import items
+    """The items behind the rows; the columns are described at `reports.reading.items.ITEM_FIELDS`."""
+    from reports.reading import items
 
     return items.load_items(Path(folder))

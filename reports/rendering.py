@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from reports.figures import FIGURES
+from reports.pages.figures import FIGURES
 
 _INPUTS = (
     "grid.json",
@@ -42,7 +42,10 @@ def render(folder: Path | str, html: bool = False) -> list[Path]:
     if known is not None and html == (_PAGE in known):
         return [folder / name for name in known]
 
-    from reports import effects, latex, page, plots, published, rows, sheet, summary, table
+    from reports import plots
+    from reports.numbers import effects, summary
+    from reports.pages import latex, page, published, sheet, table
+    from reports.reading import rows
 
     found = summary.summarise(folder)
     theirs = published.beside(found, rows.load(folder)) if found.grid.published else {}
@@ -60,7 +63,7 @@ def render(folder: Path | str, html: bool = False) -> list[Path]:
         "table.txt": page.terminal(found, _COLUMNS).encode(),
     }
     if html:
-        from reports import html as web
+        from reports.pages import html as web
 
         files[_PAGE] = web.page(folder, found, drawn, page.further(found, beside, tested)).encode()
     for name, pictures in drawn.items():
@@ -89,7 +92,8 @@ def text(folder: Path | str, width: int | None = None) -> str:
     if width is None and room >= _COLUMNS and _current(folder, _inputs(folder)) is not None:
         return (folder / "table.txt").read_text(encoding="utf-8")
 
-    from reports import page, summary
+    from reports.numbers import summary
+    from reports.pages import page
 
     return page.terminal(summary.summarise(folder), max(40, room))
 
@@ -97,7 +101,7 @@ def text(folder: Path | str, width: int | None = None) -> str:
 def _inputs(folder: Path) -> str:
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    sources = sorted([*package.rglob("*.py"), *package.glob("assets/*")])
+    sources = sorted([*package.rglob("*.py"), *package.glob("pages/assets/*")])
     for path in [*(folder / name for name in _INPUTS), *sources]:
         data = path.read_bytes() if path.is_file() else b""
         digest.update(f"{path.name} {path.is_file()} {len(data)}\n".encode())

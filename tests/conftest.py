@@ -81,7 +81,7 @@ def no_mirror_of_another_test() -> Iterator[None]:
 @pytest.fixture
 def known_commits(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine that reaches the hub: data sets have a commit, so stages can be built."""
-    from harness import hub
+    from harness.data import hub
 
     monkeypatch.setattr(hub, "_commit", lambda path: f"commit-of-{path}")
 

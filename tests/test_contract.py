@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from harness.core.stage import Stage, closure, execute
 from harness.method import configure, discover, settings
-from harness.models import Model, layer_shapes, linears, pretrained
-from harness.stage import Stage, closure, execute
+from harness.models.model import Model, layer_shapes, linears, pretrained
 
 QUICK = {
     "format.group_size": 32,

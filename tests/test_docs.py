@@ -11,12 +11,12 @@ import pydantic
 import pytest
 import yaml
 
-from harness import tasks
-from harness.diagnostics import Options
-from harness.evaluate import FEWSHOT, PERPLEXITY, TaskOptions
-from harness.gridfile import GridFile, Published, ReportSpec
-from harness.text import HUB, SPLITS, SUFFIXES
-from harness.yaml import Document
+from harness.config.document import Document
+from harness.data.text import HUB, SPLITS, SUFFIXES
+from harness.evaluation import tasks
+from harness.evaluation.diagnostics import Options
+from harness.evaluation.evaluate import FEWSHOT, PERPLEXITY, TaskOptions
+from harness.grid.schema import GridFile, Published, ReportSpec
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from harness import models, published, smollm2, sources
-from harness.grid import load
-from harness.gridfile import GridFile
-from harness.stage import closure
-from harness.text import Packed
-from harness.yaml import Document
-from methods.data import Generate
-from methods.train import Train
+from harness.config.document import Document
+from harness.core.stage import closure
+from harness.data.text import Packed
+from harness.grid import published
+from harness.grid.expand import load
+from harness.grid.schema import GridFile
+from harness.models import model as models
+from harness.models import smollm2, sources
+from methods.training.data import Generate
+from methods.training.train import Train
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 GRIDS = sorted(FOLDER.glob("*.yaml"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.makespan import Task, Virtual, Work, bounds, drawn, queued, replay, stand_in
-from harness.cluster import Profile
+from harness.cluster.profile import Profile
 
 BARE = Virtual(8, start=0.0, requeue=0.0, save=0.0)
 FOLDER = Path(__file__).parents[1] / "experiments"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.cli import _parser
-from harness.grid import load
+from harness.cli.main import _parser
+from harness.core.stage import closure, execute
+from harness.grid.expand import load
 from harness.method import discover
-from harness.models import linears, pretrained
-from harness.stage import closure, execute
+from harness.models.model import linears, pretrained
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

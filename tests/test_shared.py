@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.models import Model, layer_shapes, read_model
-from harness.text import pack
-from methods.formats import IntAsym, quantize_model
+from harness.data.text import pack
+from harness.models.model import Model, layer_shapes, read_model
+from methods.quantization.formats import IntAsym, quantize_model
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_rtn_of_a_real_model_falls_off_as_measured_elsewhere(stories: Model, sha
 
 
 def test_tail_groups_where_no_group_size_divides(stories: Model, shared: Path) -> None:
-    from harness.errors import FormatError
+    from harness.core.errors import FormatError
 
     shapes = layer_shapes(str(shared / "models" / "stories260K"))
     sizes = {in_features for _, in_features in shapes.values()}

@@ -2,8 +2,8 @@
 
 Each is drawn from exported rows alone, with no clock, no global state and no settings of the user's,
 so that equal input gives equal bytes. `data` has the numbers behind them, `panels` what they share;
-`scores`, `dots`, `curves` and `inside` draw. Not here: colours and sizes (`reports.style`), the words
-under a figure (`reports.figures`).
+`scores`, `dots`, `curves` and `inside` draw. Not here: colours and sizes (`reports.plots.style`), the words
+under a figure (`reports.pages.figures`).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any, cast
 
 import matplotlib
 
-from reports import rows, style
-from reports.effects import effects
-from reports.plots import curves, data, dots, inside, scores
+from reports.numbers.effects import effects
+from reports.numbers.summary import Summary
+from reports.plots import curves, data, dots, inside, scores, style
 from reports.plots.data import per_model
 from reports.plots.panels import device_hours, files, unit
-from reports.summary import Summary
+from reports.reading import rows
 
 
 def draw(summary: Summary, folder: Path) -> dict[str, dict[str, bytes]]:
-    """Name -> {"png": …, "pdf": …} of every figure of `reports.figures` that has something to show."""
+    """Name -> {"png": …, "pdf": …} of every figure of `reports.pages.figures` that has something to show."""
     frame, trained = rows.load(folder), rows.load_curves(folder)
     trained = trained.assign(name=trained["cell"].map(summary.names))
     models = per_model(frame, summary)

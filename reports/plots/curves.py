@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reports import style
-from reports.columns import number_of_bits
+from reports.numbers.columns import number_of_bits
+from reports.plots import style
 from reports.plots.data import band, shortened
 from reports.plots.panels import handle, is_wide, legend, logarithmic, say, unit
-from reports.style import Look
+from reports.plots.style import Look
 
 _POINTS = 1500  # of a curve: more cannot be seen
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from reports.columns import number_of_bits
-from reports.entries import REFERENCE_BITS
-from reports.naming import setting
-from reports.stats import t_interval
-from reports.summary import Summary
+from reports.numbers.columns import number_of_bits
+from reports.numbers.entries import REFERENCE_BITS
+from reports.numbers.naming import setting
+from reports.numbers.stats import t_interval
+from reports.numbers.summary import Summary
 
 
 class Mean(NamedTuple):

@@ -13,15 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from reports import style
-from reports.columns import Column, number, number_of_bits
-from reports.effects import Effect
-from reports.entries import Row
-from reports.plots import data
+from reports.numbers.columns import Column, number, number_of_bits
+from reports.numbers.effects import Effect
+from reports.numbers.entries import Row
+from reports.numbers.summary import Summary
+from reports.plots import data, style
 from reports.plots.data import Mean
 from reports.plots.panels import is_wide, legend, logarithmic, marks, quantity, references, scale
-from reports.style import Look
-from reports.summary import Summary
+from reports.plots.style import Look
 
 _LEAST = 1.25  # largest over smallest on an axis: less would make a small difference look large
 _LETTERS = 22  # of a line of a row's name, which leave room for data in one column

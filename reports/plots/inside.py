@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from reports import style
+from reports.plots import style
 from reports.plots.panels import handle, is_wide, legend, logarithmic, say
-from reports.style import Look
+from reports.plots.style import Look
 
 _LETTERS = 26  # of a line of a panel's title
 _PANELS = 8  # of a figure over both columns

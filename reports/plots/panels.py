@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from reports import style
-from reports.columns import Column, number_of_bits
-from reports.entries import REFERENCE_BITS, Entry
-from reports.style import Look
-from reports.summary import Summary
+from reports.numbers.columns import Column, number_of_bits
+from reports.numbers.entries import REFERENCE_BITS, Entry
+from reports.numbers.summary import Summary
+from reports.plots import style
+from reports.plots.style import Look
 
 FEW = 8  # entries that a legend in one column of a paper can hold
 _WIDE = 30.0  # largest over smallest from which an axis is logarithmic

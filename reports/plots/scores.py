@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from reports import style
-from reports.columns import number_of_bits
-from reports.entries import REFERENCE_BITS, Entry, Row
-from reports.plots import data
+from reports.numbers.columns import number_of_bits
+from reports.numbers.entries import REFERENCE_BITS, Entry, Row
+from reports.numbers.summary import Summary
+from reports.plots import data, style
 from reports.plots.data import Mean, Sweep
 from reports.plots.panels import (
     FEW,
@@ -30,8 +30,7 @@ from reports.plots.panels import (
     say,
     scale,
 )
-from reports.style import Look
-from reports.summary import Summary
+from reports.plots.style import Look
 
 _APART = 0.05  # bits per weight: rows nearer than that cost the same
 _MORE = 1.2  # most over least: less is one cost

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.errors import BitgridError, FormatError, GridError, SettingError
+from harness.core.errors import BitgridError, FormatError, GridError, SettingError
 from harness.method import Component, Method, configure, discover, entry, register, settings
 
 

@@ -14,14 +14,14 @@ import torch
 import yaml
 from transformers import LlamaConfig
 
-import harness.run
-from harness import grid as grids
-from harness import plan as plans
-from harness.cli import main
-from harness.compute import Values
-from harness.evaluate import PERPLEXITY, Perplexity
-from harness.memory import Memory, gpus_needed, memory, table
-from harness.models import (
+import harness.run.runner
+from harness.cli.main import main
+from harness.core.stage import Stage
+from harness.core.store import Store
+from harness.data.text import Packed, texts
+from harness.evaluation.evaluate import PERPLEXITY, Perplexity
+from harness.grid import expand as grids
+from harness.models.model import (
     PROCESS_GIB,
     Model,
     Pretrained,
@@ -31,19 +31,19 @@ from harness.models import (
     pretrained_of,
     weights_gib,
 )
-from harness.stage import Stage
-from harness.store import Store
-from harness.text import Packed, texts
-from methods.awq import ScaleSearch
-from methods.data import Generate
-from methods.formats import IntAsym
-from methods.forward import hidden
-from methods.inits import Clip, ClipSearch
-from methods.masters import Masters
+from harness.run import plan as plans
+from harness.run.compute import Values
+from harness.run.memory import Memory, gpus_needed, memory, table
 from methods.memory import of_training
-from methods.objectives import CE, KL, Confidence, Objective
+from methods.quantization.awq import ScaleSearch
+from methods.quantization.formats import IntAsym
+from methods.quantization.inits import Clip, ClipSearch
 from methods.recipe import Round
-from methods.train import Train, Training
+from methods.training.data import Generate
+from methods.training.forward import hidden
+from methods.training.masters import Masters
+from methods.training.objectives import CE, KL, Confidence, Objective
+from methods.training.train import Train, Training
 
 FORMAT = IntAsym(bits=2, group_size=64)
 WIDE = Training(micro_batch=32, batch_size=64)  # activations outweigh gradients
@@ -250,10 +250,10 @@ def test_no_latent_weights_are_at_hand_while_a_model_is_scored(
                 seen.append([held for held in self.held.values() if isinstance(held, Model)])
             super().release(stage)
 
-    monkeypatch.setattr(harness.run, "Values", Seeing)
+    monkeypatch.setattr(harness.run.runner, "Values", Seeing)
     grid = grids.load(file)
     for _ in range(2):
-        assert harness.run.run(grid, plans.build(grid), store, Quiet()).failed == []
+        assert harness.run.runner.run(grid, plans.build(grid), store, Quiet()).failed == []
         shutil.rmtree(store.path(grid.cells[0].scores[0].key))
     assert [[(m.latent, m.network.dtype) for m in each] for each in seen] == [
         [(False, torch.bfloat16)]

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from harness import launches
-from harness.launches import Launch
-from harness.store import Store
+from harness.cluster import launches
+from harness.cluster.launches import Launch
+from harness.core.store import Store
 
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).parent / "inside"
@@ -66,7 +66,14 @@ class Place:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """A verb, with its output as one text."""
-        command = [sys.executable, "-m", "harness.cli", *words, "--store", str(self.store.root)]
+        command = [
+            sys.executable,
+            "-m",
+            "harness.cli.main",
+            *words,
+            "--store",
+            str(self.store.root),
+        ]
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         return subprocess.Popen(
             command,

@@ -1,7 +1,7 @@
 """What the YAML files beside this one refer to: data sets, and scoring of generated text.
 
 lm-eval loads this file by path, outside the package; everything of substance is in
-`harness.testbed.items` and `harness.sandbox`.
+`harness.testbed.items` and `harness.evaluation.sandbox`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from harness.sandbox import execute
+from harness.evaluation.sandbox import execute
 from harness.testbed.items import (
     functions,
     harder,

@@ -11,7 +11,8 @@ if "SLURM_JOB_ID" in os.environ and "submitit.core._submit" in " ".join(sys.orig
     import time
     from pathlib import Path
 
-    from harness import run, store
+    from harness.core import store
+    from harness.run import runner as run
 
     said, seen = run._Progress.__call__, store.Store.has
 

@@ -1,0 +1,1 @@
+"""The same plan on SLURM; the only room that imports submitit."""

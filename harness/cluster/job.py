@@ -1,0 +1,142 @@
+"""What one job of a launch does: its share of the grid, with the code and the grid as they were.
+
+Called with (launch folder, index) and nothing else; values go to the store, never through the
+scheduler. A job that is run again, after a requeue or by mistake twice, finds what is done and goes
+on with the rest. Not here: submission (`launch`), which stages share a job (`waves`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.cluster import launches
+from harness.cluster.launches import Placed
+from harness.core.errors import BitgridError
+from harness.core.store import Store
+from harness.grid import expand as grids
+from harness.run import plan as plans
+from harness.run.plan import Plan
+from harness.run.runner import Share, run
+
+NO_VALUE = ("progress.json", "metrics.jsonl", "processes.log")  # what a restart cannot go on from
+
+_ended: list[int] = []  # the SIGTERMs that came
+
+
+@dataclass
+class Attempt:
+    """This process's run of its job."""
+
+    plan: Plan
+    store: Store
+    job: Placed
+    began: float  # seconds since the epoch
+    running: str = ""  # the stage under way
+
+
+_attempt: Attempt | None = None
+
+
+def stuck() -> bool:
+    """Whether this job, at its time limit, would come no further by being run again.
+
+    That is where it finished no stage and wrote no checkpoint: then the stage under way fails, with
+    a record that says so. At a preemption nothing is stuck.
+    """
+    at = _attempt
+    if at is None or not at.running or time.time() - at.began < 0.5 * 3600 * at.job.hours:
+        return False
+    for key in at.job.keys:
+        files = [at.store.path(key) / "manifest.json", *(at.store.root / "work" / key).rglob("*")]
+        for path in files:
+            if path.name not in NO_VALUE and path.is_file() and path.stat().st_mtime >= at.began:
+                return False
+    node = at.plan.nodes[at.running]
+    words = f"its time limit ({at.job.hours:g} h) came before its end or a checkpoint"
+    hint = f"give {node.kind} more hours in the cluster's profile"
+    record = {"exception": "TimeLimit", "message": words, "hint": hint, "traceback": ""}
+    at.store.fail(at.running, {**record, "code": node.code, "when": time.time()})
+    return True
+
+
+def work(folder: Path, index: int) -> dict[str, int]:
+    """Compute the stages of job `index`; counts of what became of them.
+
+    Raises BitgridError where one failed or lacked an input, so that the scheduler knows.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: _ended.append(number))
+    began, launch = time.time(), launches.read(folder)
+    job, store = launch.jobs[index], Store(Path(launch.store))
+    grid = grids.load(folder / f"{launch.grid}.yaml", launch.allow_code_execution)
+    plan = plans.build(grid)
+    if unknown := [key for key in job.keys if key not in plan.nodes]:
+        raise BitgridError(
+            f"{grid.path}: {len(unknown)} stages are other ones than when the grid was launched: "
+            "a model, text or plugin changed since; launch again"
+        )
+    share = Share(job.keys, launch.halvings, launch.visible_s)
+    attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
+    _say(f"job {index} of {launch.id}, attempt {attempt}: {len(job.keys)} stages")
+    global _attempt
+    _attempt = Attempt(plan, store, job, began)
+    outcome = run(grid, plan, store, Log(_attempt), launch.created, share)
+    if not (outcome.failed or outcome.blocked):
+        return {"computed": len(outcome.computed)}
+    if _ended:
+        # What breaks while the scheduler ends the job, as processes that it kills first, is no
+        # failure of the stage: the job runs again, or was cancelled. Some run on for a grace time.
+        for key in outcome.failed:
+            if (store.failure(key) or {}).get("when", 0.0) >= began:
+                store.forget_failure(key)
+        while True:
+            time.sleep(1)
+    raise BitgridError(
+        f"{len(outcome.failed)} stages failed, {len(outcome.blocked)} lack an input; "
+        "bitgrid status says which"
+    )
+
+
+@dataclass
+class Log:
+    """A line a stage in the job's log."""
+
+    attempt: Attempt
+    began: float = 0.0
+    shown: float = 0.0
+
+    def begin(self, key: str) -> None:
+        self.attempt.running = key
+        self.began = self.shown = time.monotonic()
+        _say(f"begin {self._name(key)}")
+
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if time.monotonic() - self.shown > 30:
+            self.shown = time.monotonic()
+            numbers = "".join(f" {name} {number:.4g}" for name, number in metrics.items())
+            _say(f"step {done}/{total}{numbers}")
+
+    def end(self, key: str, state: str, words: str) -> None:
+        took = f" {time.monotonic() - self.began:.1f} s" if state == "done" else f": {words}"
+        _say(f"{state} {self._name(key)}{took}")
+
+    def waiting(self, owners: list[str]) -> None:
+        if time.monotonic() - self.shown > 30:
+            self.shown = time.monotonic()
+            _say(f"waiting for {', '.join(sorted(set(owners))) or 'an input'}")
+
+    def note(self, words: str) -> None:
+        _say(f"note: {words}")
+
+    def _name(self, key: str) -> str:
+        node = self.attempt.plan.nodes[key]
+        return f"{node.kind} {node.title} ({key[:8]})"
+
+
+def _say(words: str) -> None:
+    print(time.strftime("%H:%M:%S"), words, flush=True, file=sys.stdout)

@@ -1,0 +1,256 @@
+"""What was launched: a folder per launch in the store, and what the queue says of its jobs.
+
+    <store>/launches/<id>/launch.json     jobs, arrays, profile; written before anything is submitted
+                          <grid>.yaml     the grid as it was, bases and mirror resolved
+                          submitted.jsonl SLURM's id of each array, as soon as it is known
+                          logs/<array>/   submitit's files: a job's log, arguments, result
+    <store>/code/<digest>/                the code as it was, shared by launches of the same code
+
+A job is found again by its name, `<grid>:<launch>:<array>`, and its array index, so that a launch
+whose process died between submission and note loses nothing. Imports no torch and no submitit.
+Not here: cutting a plan into jobs (`waves`), submission (`launch`), what a job does (`job`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import re
+import subprocess
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from harness.core.errors import ClusterError, StoreError
+from harness.core.store import Store, write_json
+
+SCHEMA = 1
+WAIT_S = 600.0  # for another launch into the same store
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One job of a launch: its stages, and its place in the queue."""
+
+    keys: tuple[str, ...]
+    array: int
+    task: int
+    wave: int
+    hours: float = 1.0  # its time limit
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One submission of (a part of) a grid. The index of a job in `jobs` is its argument."""
+
+    id: str
+    grid: str  # name
+    path: str  # the grid file as the user named it, absolute
+    store: str
+    code: str
+    cluster: str
+    created: float  # seconds since the epoch; failures before it are run again
+    allow_code_execution: bool
+    visible_s: float
+    jobs: tuple[Placed, ...]
+    halvings: dict[str, int] = field(default_factory=dict)  # by stage: see `Stage.leaner`
+    large: tuple[str, ...] = ()  # stages that got the profile's larger request
+    submitted: dict[int, str] = field(default_factory=dict)  # array -> SLURM's id
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.store) / "launches" / self.id
+
+    def name(self, array: int) -> str:
+        return f"{self.grid}:{self.id}:{array}"
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        facts = asdict(self)
+        del facts["submitted"]
+        write_json(self.folder / "launch.json", {"schema": SCHEMA, **facts})
+
+    def note(self, array: int, job: str) -> None:
+        """Remember that an array was submitted as SLURM job `job`."""
+        with (self.folder / "submitted.jsonl").open("a") as file:
+            file.write(json.dumps({"array": array, "job": job}) + "\n")
+        self.submitted[array] = job
+
+    def log(self, job: Placed) -> Path | None:
+        """The log of a job, once it has started."""
+        found = sorted((self.folder / "logs" / str(job.array)).glob("*_log.out"))
+        if self.cluster == "slurm":
+            found = [path for path in found if _task_of(path.name) == job.task]
+        else:  # named by processes
+            opening = f"job {self.jobs.index(job)} of {self.id},"
+            found = [path for path in found if opening in path.read_text(errors="replace")]
+        return found[-1] if found else None
+
+
+def read(folder: Path) -> Launch:
+    """Raises StoreError where the record is missing or of another version."""
+    path = folder / "launch.json"
+    try:
+        facts = json.loads(path.read_text())
+        if facts.pop("schema") != SCHEMA:
+            raise StoreError(f"{path} is of another version; remove its folder and launch again")
+        facts["jobs"] = tuple(Placed(**{**j, "keys": tuple(j["keys"])}) for j in facts["jobs"])
+        facts["large"] = tuple(facts["large"])
+        launch = Launch(**facts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} cannot be read: {error}; remove its folder") from None
+    noted = folder / "submitted.jsonl"
+    for line in noted.read_text().splitlines() if noted.exists() else ():
+        with contextlib.suppress(ValueError):  # half a line, of a launch that was killed
+            said = json.loads(line)
+            launch.submitted[said["array"]] = said["job"]
+    return launch
+
+
+def of_grid(store: Store, path: Path) -> list[Launch]:
+    """All launches of a grid file, oldest first."""
+    return [launch for launch in every(store) if launch.path == str(path.resolve())]
+
+
+def every(store: Store) -> Iterator[Launch]:
+    for place in sorted((store.root / "launches").glob("*/launch.json")):
+        yield read(place.parent)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that SLURM has not ended: its id (of the array), index, state and reason."""
+
+    job: str
+    task: int
+    state: str
+    reason: str
+    since: float = 0.0  # its launch's `created`: failures before it are run again
+
+    @property
+    def running(self) -> bool:
+        return self.state in ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING")
+
+
+Queue = dict[tuple[str, int], Queued]  # by the job's name and index
+
+
+def queue() -> Queue:
+    """This user's jobs that have not ended, from one `squeue`. Raises ClusterError."""
+    lines = slurm(
+        "squeue", f"--user={getpass.getuser()}", "-h", "-r", "-o", "%F|%K|%T|%r|%j"
+    ).splitlines()
+    found: Queue = {}
+    for line in lines:
+        job, task, state, reason, name = line.split("|", 4)
+        number = int(task) if task.isdigit() else 0
+        found[name, number] = Queued(job, number, state, reason)
+    return found
+
+
+def live(store: Store, found: Queue) -> dict[str, Queued]:
+    """Stages that jobs in the queue will compute, of any launch into this store."""
+    held: dict[str, Queued] = {}
+    for id in sorted(_launches_in(found)):
+        if not (store.root / "launches" / id / "launch.json").exists():
+            continue  # another store's
+        launch = read(store.root / "launches" / id)
+        for job in launch.jobs:
+            entry = found.get((launch.name(job.array), job.task))
+            if entry is not None:
+                held |= dict.fromkeys(job.keys, replace(entry, since=launch.created))
+    return held
+
+
+def cancel(made: Collection[Launch]) -> int:
+    """Take the jobs of these launches out of the queue; how many there were."""
+    names = {launch.name(array) for launch in made for array in {j.array for j in launch.jobs}}
+    found = [entry for (name, _), entry in queue().items() if name in names]
+    if ids := sorted({entry.job for entry in found}):
+        slurm("scancel", *ids)
+    return len(found)
+
+
+@contextlib.contextmanager
+def alone(store: Store) -> Iterator[None]:
+    """Keeps other launches into the store out while this one looks at the queue and submits.
+
+    Raises ClusterError where another one does not come to an end.
+    """
+    until = time.monotonic() + WAIT_S
+    while (claim := store.claim("launch")) is None:
+        if time.monotonic() > until:
+            owner = store.claimed("launch") or {}
+            raise ClusterError(f"{owner.get('host')}:{owner.get('pid')} is launching for too long")
+        time.sleep(0.5)
+    with claim:
+        yield
+
+
+def waste(store: Store) -> list[Path]:
+    """Launches whose grid file is gone and that have no job left, and code that no launch needs.
+
+    Where the queue is not known, launches to SLURM are kept.
+    """
+    made = list(every(store))
+    gone = [launch for launch in made if not Path(launch.path).exists()]
+    try:
+        names = queue() if any(launch.cluster == "slurm" for launch in gone) else {}
+        left = _launches_in(names)
+    except ClusterError:
+        left = {launch.id for launch in gone if launch.cluster == "slurm"}
+    doomed = [launch for launch in gone if launch.id not in left]
+    used = {Path(launch.code).name for launch in made if launch not in doomed}
+    snapshots = sorted((store.root / "code").glob("*"))
+    return [*(each.folder for each in doomed), *(p for p in snapshots if p.name not in used)]
+
+
+def _launches_in(found: Queue) -> set[str]:
+    """Ids of the launches that have jobs in the queue; jobs of other origin have other names."""
+    return {name.rsplit(":", 2)[1] for name, _ in found if name.count(":") >= 2}
+
+
+def slurm(*command: str) -> str:
+    """Standard output of one of SLURM's commands. Raises ClusterError with what it complained of."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise ClusterError(f"{command[0]}: there is no such command: no SLURM here") from None
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{command[0]} does not answer") from None
+    if done.returncode:
+        words = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise ClusterError(f"{command[0]}: {words}")
+    return done.stdout
+
+
+def end_of(log: Path | None) -> str:
+    """In a few words, why a job ended that left no value and no record: of its last attempt."""
+    if log is None:
+        return "cancelled before it started"
+    said = re.split(_BEGIN, log.read_text(errors="replace"))[-1]
+    for pattern, words in _ENDS:
+        if re.search(pattern, said):
+            return words
+    last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+    return f"ended without a record; last line: {last.strip()[:100]}"
+
+
+_BEGIN = r"Starting with \w*JobEnvironment"  # submitit's, at each attempt
+_ENDS = (  # the telling ones first: SLURM may log several for one end
+    (r"DUE TO TIME LIMIT", "time limit"),
+    (r"DUE TO PREEMPTION", "preempted"),
+    (r"DUE TO NODE FAILURE|NODE_FAIL", "node failure"),
+    (r"oom[-_ ]kill|Out Of Memory", "out of memory (of the host)"),
+    (r"timed-out too many times", "time limit, as often as the profile's requeues allow"),
+    (r"DUE TO JOB REQUEUE", "requeued"),
+    (r"CANCELLED AT", "cancelled"),
+)
+
+
+def _task_of(name: str) -> int:
+    """Index of a job within its array, from its log's name: <job>_<task>_0_log.out or <job>_0_…"""
+    parts = name.split("_")
+    return int(parts[1]) if len(parts) == 4 else 0

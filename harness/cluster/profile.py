@@ -1,0 +1,102 @@
+"""A cluster's profile: what jobs ask for, and where they go. One YAML file, shared by all grids.
+
+    partition: gpu
+    account: nlp
+    gpu: gpu:a100            # the gres of one GPU; none: jobs ask for no GPU
+    array_parallelism: 32    # of one array at once
+    gpus: 64                 # that one may hope for; evaluations are spread over so many
+    setup: [module load cuda/12.4]
+    stages:                  # by kind of stage; `bitgrid plan` names the kinds of a grid
+      Train: {hours: 12, cpus: 8}
+      LmEval: {hours: 2, memory_gib: 32}
+    large: {constraint: a100-80g, memory_gib: 128}   # for a retry after memory ran out
+
+Not here: which stages share a job (`waves`), how jobs are submitted (`launch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from harness.config.document import Document
+from harness.config.misfit import misfit
+from harness.core.errors import ClusterError, nearest
+from harness.run.plan import Node
+
+DEFAULT = Path("~/.config/bitgrid/cluster.yaml")
+
+
+class Request(pydantic.BaseModel):
+    """What a job asks for. None: what the profile says for all, or else the stage itself."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    hours: Annotated[float, Field(gt=0)] | None = None
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    cpus: Annotated[int, Field(gt=0)] | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpu: str | None = None
+    sbatch: dict[str, Any] = {}  # further parameters of sbatch, by their long names
+
+    def over(self, other: Request) -> Request:
+        """This request where it says something, `other` elsewhere."""
+        said = {k: v for k, v in self.model_dump().items() if v is not None and k != "sbatch"}
+        return other.model_copy(update={**said, "sbatch": {**other.sbatch, **self.sbatch}})
+
+
+class Profile(Request):
+    """The keys of a profile: a request for all kinds of stages, and how to submit."""
+
+    cluster: Literal["slurm", "local", "debug"] = "slurm"
+    stages: dict[str, Request] = {}
+    large: Request | None = None
+    array_parallelism: Annotated[int, Field(gt=0)] = 256
+    models_per_job: Annotated[int, Field(gt=0)] = 1
+    gpus: Annotated[int, Field(gt=0)] | None = None  # that one may hope for at once
+    max_jobs: Annotated[int, Field(gt=0)] | None = None  # submitted at once; else asked of SLURM
+    requeues: Annotated[int, Field(ge=0)] = 20  # of a job, at its time limit
+    signal_delay_s: Annotated[int, Field(ge=5)] = 90  # between the warning and the end of a job
+    visible_s: Annotated[float, Field(ge=0)] = 60.0  # how late a host may see another one's files
+    setup: list[str] = []
+
+    def request(self, kind: str, node: Node, large: bool = False) -> Request:
+        """What a stage of `kind` asks for, with nothing left open but what SLURM decides."""
+        whole = Request(**{name: getattr(self, name) for name in Request.model_fields})
+        asked = self.stages.get(kind, Request()).over(whole)
+        if large and self.large is not None:
+            asked = self.large.over(asked)
+        return asked.over(Request(hours=node.hours or 1.0, memory_gib=node.memory_gib or 4.0))
+
+
+def load(path: Path | None, kinds: Collection[str]) -> Profile:
+    """The profile in `path`, or the user's own. `kinds`: all kinds of stages that there are.
+
+    Raises ClusterError with file, line and the nearest valid key.
+    """
+    place = (path or DEFAULT).expanduser()
+    if not place.is_file():
+        raise ClusterError(
+            f"{place}: there is no such cluster profile; write one (docs/slurm.md) or name one with "
+            "--cluster"
+        )
+    document = Document(place)
+    given = {} if document.data is None else document.data
+    if not isinstance(given, dict):
+        raise ClusterError(str(document.error((), "a cluster profile is a mapping")))
+    try:
+        profile = Profile.model_validate(given)
+    except pydantic.ValidationError as error:
+        known = {"": Profile, "stages": Request, "large": Request}
+        raise ClusterError(str(document.error(*misfit(error, given, known)))) from None
+    for kind in profile.stages:
+        if kind not in kinds:
+            message = f"stages: there is no kind of stage {kind!r}; {nearest(kind, kinds)}"
+            raise ClusterError(str(document.error(("stages", kind), message)))
+    return profile

@@ -1,0 +1,164 @@
+"""How far a grid is, as the store and the queue have it: `bitgrid status`.
+
+Read from manifests, claims, progress files and one `squeue`; works on any machine that sees the
+store, whether or not the process that launched the grid is still there. A stage that was launched,
+left no value and no record, and whose job is gone, is `lost`: its job was cancelled, killed or ran
+out of time. Imports no torch. Not here: the store (`store`), launches' records (`launches`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.cluster import launches
+from harness.cluster.launches import Launch, Placed, Queued
+from harness.core.errors import ClusterError
+from harness.core.store import Store
+from harness.run import plan as plans
+from harness.run.plan import Plan
+
+STATES = ("done", "stale", "running", "failed", "lost", "blocked", "queued", "to do")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A kept stage: its state, a word of `STATES`, why or how far, and the wave of its job."""
+
+    key: str
+    state: str
+    words: str
+    wave: int | None
+
+
+@dataclass(frozen=True)
+class View:
+    """All kept stages of a plan, inputs first."""
+
+    plan: Plan
+    stages: tuple[Found, ...]
+    trouble: str | None  # why the queue is not known
+
+    def count(self, *states: str) -> int:
+        return sum(found.state in states for found in self.stages)
+
+    def of(self, *states: str) -> Iterator[Found]:
+        return (found for found in self.stages if found.state in states)
+
+
+def look(plan: Plan, store: Store) -> View:
+    """The state of every kept stage of a plan."""
+    made = launches.of_grid(store, Path(plan.path))
+    placed: dict[str, tuple[Launch, Placed]] = {}
+    for launch in made:
+        for job in launch.jobs:
+            placed |= dict.fromkeys(job.keys, (launch, job))
+    live: dict[str, Queued] = {}
+    trouble = None
+    if any(launch.cluster == "slurm" for launch in made):
+        try:
+            live = launches.live(store, launches.queue())
+        except ClusterError as error:
+            trouble = str(error)
+    known = plans.states(plan, store)
+    failed = {
+        key: (store.failure(key) or {}).get("when", 0.0)
+        for key, state in known.items()
+        if state == "failed"
+    }
+    bad: set[str] = set()  # kept stages that no job will compute
+    found = []
+    for key in plan.stored():
+        state, words, entry = known[key], "", live.get(key)
+        if state == "running":
+            words = _progress(store, key)
+        elif state not in ("done", "stale"):
+            # A job runs again what failed before its launch, and not what it has failed itself.
+            since = entry.since if entry else 0.0
+            above = plan.upstream(key)[:-1]
+            if failed.get(key, -1.0) >= since:
+                state = "failed"
+            elif any(up in bad or failed.get(up, -1.0) >= since for up in above):
+                state = "blocked"
+            elif entry:
+                state, words = "queued", "its job is running" if entry.running else entry.reason
+            elif key not in placed or placed[key][0].cluster != "slurm":
+                state = "to do"
+            elif trouble is None:
+                state, words = "lost", _end(*placed[key])
+            else:
+                state = "queued"
+            if state in ("failed", "blocked", "lost"):
+                bad.add(key)
+        found.append(Found(key, state, words, placed[key][1].wave if key in placed else None))
+    return View(plan, tuple(found), trouble)
+
+
+def table(view: View) -> list[str]:
+    """Counts of states by wave and kind of stage."""
+    rows: dict[tuple[int, str], Counter[str]] = {}
+    for found in view.stages:
+        kind = view.plan.nodes[found.key].kind
+        rows.setdefault((found.wave or 0, kind), Counter())[found.state] += 1
+    shown = [state for state in STATES if view.count(state)]
+    launched = any(found.wave for found in view.stages)
+    lines = [f"{'wave  ' if launched else ''}{'':16}" + "".join(f"{state:>9}" for state in shown)]
+    for (wave, kind), counts in sorted(rows.items(), key=lambda row: row[0][0]):
+        head = f"{wave or '·':<6}" if launched else ""
+        lines.append(f"{head}{kind:16}" + "".join(f"{counts[s] or '·':>9}" for s in shown))
+    return lines
+
+
+def details(view: View, store: Store) -> list[str]:
+    """A line for each stage that runs, is stale, was lost or failed."""
+    plan, lines = view.plan, []
+    owners = store.owners() if view.count("running") else {}
+    for found in view.stages:
+        named = f"{plan.nodes[found.key].kind} {plan.nodes[found.key].title}"
+        if found.state == "running":
+            owner = owners.get(found.key, {}).get("host", "?")
+            lines.append(f"running: {named} on {owner}{found.words and ': ' + found.words}")
+        elif found.state == "stale":
+            lines.append(f"stale: {named}: its code changed since")
+        elif found.state == "lost":
+            lines.append(f"lost: {named}: {found.words}")
+    return lines + failures(plan, store)
+
+
+def failures(plan: Plan, store: Store) -> list[str]:
+    """A line for each failure on record."""
+    lines, failed = [], store.failed()
+    for key, node in plan.nodes.items():
+        record = plans.standing_failure(node, key, store) if key in failed else None
+        if record and not store.has(key):
+            hint = f" ({record['hint']})" if record.get("hint") else ""
+            lines.append(f"failed: {node.kind} {node.title}: {record['message']}{hint}")
+    return lines
+
+
+def _end(launch: Launch, job: Placed) -> str:
+    """Why a job is gone that left no value and no record."""
+    log = launch.log(job)
+    if log is None and job.array not in launch.submitted:
+        return "it was never submitted: the launch was cut off"
+    return launches.end_of(log)
+
+
+def _progress(store: Store, key: str) -> str:
+    """Step, metrics and time left of a running stage, as it last said."""
+    said = store.progress(key)
+    if said is None:
+        return ""
+    done, total = said["done"], said["total"]
+    numbers = "".join(f" {name} {number:.4g}" for name, number in said["metrics"].items())
+    first, since = said["first"]
+    left = ""
+    if done > first and said["when"] > since:
+        gone = time.time() - said["when"]
+        rest = (said["when"] - since) / (done - first) * (total - done) - gone
+        minutes, seconds = divmod(max(0, int(rest)), 60)
+        left = f", {minutes}:{seconds:02d} left"
+    return f"step {done}/{total}{numbers}{left}"

@@ -1,0 +1,324 @@
+"""Submits a grid's jobs: the only file that imports submitit.
+
+    found = prepare(grid, plan, store, profile, keys)     # what would be submitted
+    launch(found, ...)                                    # snapshot, record, sbatch
+
+A job's arguments are (launch folder, index). Jobs import the code of a snapshot and read a copy of the
+grid, so that what is edited after the launch changes nothing of it. Arrays wait with `afterany` for
+those that compute their inputs; a job itself checks that they are there. Of two launches at once the
+second waits for the first, and leaves out what is queued.
+Not here: cutting (`waves`), records and queue (`launches`), what a job does (`job`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import re
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+import yaml
+from submitit.helpers import DelayedSubmission
+
+from harness.cluster import job, launches, waves
+from harness.cluster.launches import Launch, Placed
+from harness.cluster.profile import Profile, Request
+from harness.core import provenance
+from harness.core.errors import BitgridError, ClusterError
+from harness.core.store import Store
+from harness.data import hub
+from harness.grid.expand import Grid
+from harness.run.plan import Plan
+
+SNAPSHOT = ("harness", "methods", "results/published")
+
+
+class Work:
+    """What submitit calls in a job. At a time limit or preemption the same call is queued again,
+
+    unless the job would only meet its limit again.
+    """
+
+    def __call__(self, folder: str, index: int) -> dict[str, int]:
+        return job.work(Path(folder), index)
+
+    def checkpoint(self, folder: str, index: int) -> DelayedSubmission | None:
+        return None if job.stuck() else DelayedSubmission(self, folder, index)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is to be submitted."""
+
+    jobs: list[waves.Job]
+    arrays: list[waves.Array]
+    queued: Mapping[str, launches.Queued]  # stages that other jobs in the queue will compute
+
+    @property
+    def waves(self) -> int:
+        return max((array.wave for array in self.arrays), default=0)
+
+
+def prepare(
+    plan: Plan,
+    store: Store,
+    profile: Profile,
+    keys: Collection[str],
+    large: Collection[str] = (),
+    given_up: Collection[str] = (),
+) -> Prepared:
+    """Jobs for the kept stages `keys` that no job in the queue will compute.
+
+    given_up: stages whose jobs may still be in the queue, but have failed them or lack an input.
+    """
+    slurm = profile.cluster == "slurm"
+    queued = launches.live(store, launches.queue()) if slurm else {}
+    queued = {key: entry for key, entry in queued.items() if key not in given_up}
+    missing = [key for key in keys if key not in queued]
+    elsewhere = {key: entry.job for key, entry in queued.items()}
+    found = waves.jobs(plan, missing, profile, elsewhere, large)
+    most = profile.max_jobs or (_max_submit() if slurm else None)
+    found = waves.packed(found, profile.models_per_job)
+    if most is not None:
+        found = _within(found, most)
+    return Prepared(found, waves.arrays(found, _max_array() if slurm else 1000), queued)
+
+
+def launch(
+    prepared: Prepared,
+    grid: Grid,
+    store: Store,
+    profile: Profile,
+    allow_code_execution: bool = False,
+    halvings: Mapping[str, int] | None = None,
+    large: Collection[str] = (),
+) -> Launch:
+    """Write the launch's folder and submit its arrays; with a local cluster, wait for them too.
+
+    Raises ClusterError where SLURM refuses one, after cancelling those before it.
+    """
+    places = {
+        number: (place, task)
+        for place, array in enumerate(prepared.arrays)
+        for task, number in enumerate(array.jobs)
+    }
+    made = Launch(
+        id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+        grid=grid.name,
+        path=str(grid.path.resolve()),
+        store=str(store.root),
+        code=str(snapshot(store)),
+        cluster=profile.cluster,
+        created=time.time(),
+        allow_code_execution=allow_code_execution or grid.file.allow_code_execution,
+        visible_s=profile.visible_s,
+        jobs=tuple(
+            Placed(j.keys, *places[n], j.wave, j.request.hours or 1.0)
+            for n, j in enumerate(prepared.jobs)
+        ),
+        halvings=dict(halvings or {}),
+        large=tuple(large),
+    )
+    made.write()
+    _write_grid(grid, made.folder / f"{grid.name}.yaml")
+    try:
+        for number, array in enumerate(prepared.arrays):
+            _submit(made, number, array, profile)
+    except ClusterError as error:
+        raise ClusterError(f"{error}; {_undo(made)}") from None
+    return made
+
+
+def _undo(made: Launch) -> str:
+    """Cancel what was submitted of a launch; says what became of it."""
+    if not made.submitted:
+        shutil.rmtree(made.folder)
+        return "nothing was submitted"
+    try:
+        return f"{launches.cancel([made])} jobs that were submitted before are cancelled"
+    except ClusterError as error:
+        return f"jobs that were submitted before are still queued: {error}"
+
+
+def dry(prepared: Prepared, grid: Grid, store: Store, profile: Profile) -> Iterator[str]:
+    """The sbatch file of each array, with arrays' numbers where SLURM's ids will stand."""
+    for number, array in enumerate(prepared.arrays):
+        executor = _executor(store.root / "launches" / "ID" / "logs" / str(number), profile)
+        ids = {place: f"<array {place}>" for place in array.after}
+        asked = _parameters(array, profile, f"{grid.name}:ID:{number}", ids, store.root / "code")
+        executor.update_parameters(**asked)
+        inner = executor._executor
+        if len(array.jobs) > 1:
+            inner.parameters["map_count"] = len(array.jobs)
+        yield inner._make_submission_file_text(inner._submitit_command_str, "dry")
+
+
+def snapshot(store: Store) -> Path:
+    """A copy of the code in the store, named by its digest, so that equal code is copied once."""
+    files = [
+        path
+        for part in SNAPSHOT
+        for path in sorted((provenance.ROOT / part).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    digest, commit = hashlib.sha256(), provenance.commit() or ""
+    for path in files:
+        digest.update(f"{path.relative_to(provenance.ROOT)}\n".encode() + path.read_bytes())
+    folder = store.root / "code" / f"{digest.hexdigest()[:16]}-{commit[:8]}"
+    if folder.exists():
+        return folder
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    for path in files:
+        copy = draft / path.relative_to(provenance.ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    (draft / "COMMIT").write_text(commit + "\n")
+    try:
+        draft.rename(folder)
+    except OSError:
+        shutil.rmtree(draft)
+        if not folder.exists():
+            raise
+    return folder
+
+
+def _within(found: list[waves.Job], most: int) -> list[waves.Job]:
+    """The same work in at most `most` jobs. Raises ClusterError where that cannot be."""
+    fused = math.ceil(len(found) / most)
+    while len(made := waves.packed(found, fused)) > most:
+        if fused >= len(found):
+            raise ClusterError(
+                f"the grid needs {len(made)} jobs or more, and {most} more may be queued (max_jobs of "
+                "the profile, else SLURM's MaxSubmit): wait for others to end, or launch less"
+            )
+        fused += math.ceil(fused / 4)
+    return made
+
+
+def _write_grid(grid: Grid, path: Path) -> None:
+    """The grid as one file that needs no other: bases taken in, the mirror's place absolute."""
+    said = grid.file.model_dump(exclude_none=True)
+    if (mirror := hub.mirror()) is not None:
+        said["mirror"] = str(mirror)
+    path.write_text(f"# {grid.question}\n" + yaml.safe_dump(said, sort_keys=False))
+
+
+def _submit(made: Launch, number: int, array: waves.Array, profile: Profile) -> None:
+    executor = _executor(made.folder / "logs" / str(number), profile)
+    name, code = made.name(number), Path(made.code)
+    executor.update_parameters(**_parameters(array, profile, name, made.submitted, code))
+    folders = [str(made.folder)] * len(array.jobs)
+    try:
+        # What sbatch complains of is told once, by us.
+        with _environment(profile, code), contextlib.redirect_stderr(io.StringIO()):
+            submitted = executor.map_array(Work(), folders, list(array.jobs))
+    except submitit.core.utils.FailedJobError as error:
+        raise ClusterError(f"sbatch refuses {name}: {_complaint(error)}") from None
+    made.note(number, submitted[0].job_id.split("_")[0])
+    if profile.cluster != "slurm":  # nobody else would keep the order
+        for one in submitted:
+            with contextlib.suppress(submitit.core.utils.FailedJobError, BitgridError):
+                one.result()
+
+
+def _executor(folder: Path, profile: Profile) -> submitit.AutoExecutor:
+    options = {"slurm_max_num_timeout": profile.requeues} if profile.cluster == "slurm" else {}
+    try:
+        return submitit.AutoExecutor(folder, cluster=profile.cluster, **options)
+    except RuntimeError as error:
+        raise ClusterError(f"cluster: {profile.cluster}: {error}") from None
+
+
+def _parameters(
+    array: waves.Array, profile: Profile, name: str, submitted: Mapping[int, str], code: Path
+) -> dict[str, Any]:
+    """submitit's parameters of an array; `submitted` are the ids of those before it."""
+    asked: Request = array.request
+    minutes = math.ceil(60 * (asked.hours or 1.0))
+    shared = {"name": name, "timeout_min": minutes, "stderr_to_stdout": True}
+    if profile.cluster != "slurm":
+        return shared
+    after = sorted({*(submitted[place] for place in array.after), *array.outside})
+    slurm = {
+        "mem_gb": asked.memory_gib,
+        "cpus_per_task": asked.cpus,
+        "slurm_partition": asked.partition,
+        "slurm_account": asked.account,
+        "slurm_qos": asked.qos,
+        "slurm_constraint": asked.constraint,
+        "slurm_gres": _gres(asked.gpu, array.gpus),
+        "slurm_array_parallelism": profile.array_parallelism,
+        "slurm_signal_delay_s": profile.signal_delay_s,
+        "slurm_dependency": f"afterany:{':'.join(after)}" if after else None,
+        "slurm_setup": [*profile.setup, *_exports(code)],
+        "slurm_additional_parameters": {"requeue": True, **asked.sbatch},
+    }
+    return shared | {key: given for key, given in slurm.items() if given is not None}
+
+
+def _gres(gpu: str | None, count: int) -> str | None:
+    return None if gpu == "none" or not count else f"{gpu or 'gpu'}:{count}"
+
+
+def _exports(code: Path) -> list[str]:
+    """Shell lines: the snapshot's code, not that of the folder one is in; and the CPUs asked for,
+    which srun no longer takes over by itself."""
+    return [
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
+        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
+    ]
+
+
+@contextlib.contextmanager
+def _environment(profile: Profile, code: Path) -> Iterator[None]:
+    """The snapshot's code for jobs that are started without a shell."""
+    if profile.cluster != "local":
+        yield
+        return
+    before = dict(os.environ)
+    others = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{code}:{others}" if others else str(code)
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _complaint(error: Exception) -> str:
+    found = re.findall(r"(?:sbatch: )?error: (.+)", str(error))
+    return "; ".join(found) or str(error).strip().rpartition("\n")[2] or "it does not say why"
+
+
+def _max_array() -> int:
+    found = re.search(
+        r"^MaxArraySize\s*=\s*(\d+)", launches.slurm("scontrol", "show", "config"), re.M
+    )
+    return int(found[1]) if found else 1000
+
+
+def _max_submit() -> int | None:
+    """How many jobs this user may have in the queue, less those that are there; None: no limit."""
+    import getpass
+
+    try:
+        said = launches.slurm(
+            *("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmit")
+        )
+    except ClusterError:  # no accounting
+        return None
+    limits = [int(word) for word in said.split() if word.isdigit()]
+    return max(1, min(limits) - len(launches.queue())) if limits else None

@@ -1,0 +1,125 @@
+"""What does not fit a type, in the words of who wrote it instead of the validator's.
+
+    except pydantic.ValidationError as error:
+        where, message = misfit(error, data)
+
+Of a field that may be one of several types the validator complains once for each, under names of its
+own (`seed.int`, `seed.list[int]`); here that is one complaint about what was given. Not here: what
+may be given (`gridfile`, `cluster`, a method's fields).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pydantic
+
+from harness.config.document import Path_
+from harness.core.errors import nearest
+
+# What was asked for, by the start of the validator's name of the complaint.
+_WANTED = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "finite_number": "a finite number",
+    "bool_": "true or false",
+    "string_": "text",
+    "list_": "a list",
+    "tuple_": "a list",
+    "dict_": "a mapping",
+    "model_": "a mapping",
+    "dataclass_": "a mapping",
+    "none_required": "null",
+    "missing": "longer",
+    "too_long": "shorter",
+}
+_LIMITS = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "literal_error": "{expected}",
+}
+
+
+class Misfit(NamedTuple):
+    """The place in what was given, and the complaint in one line."""
+
+    where: Path_
+    message: str
+
+
+def misfit(
+    error: pydantic.ValidationError,
+    data: Any,
+    known: Mapping[str, type[pydantic.BaseModel]] | None = None,
+    prefix: str = "",
+) -> Misfit:
+    """The one complaint about `data` that explains most.
+
+    `known`: the models whose keys may be given, under the top-level key that holds them ("" for the
+    top); `prefix`: the dotted path of `data` itself. A key that is unknown goes before one that is
+    missing, since it may be the same one misspelt.
+    """
+    found = [(_place(each, data), each) for each in error.errors()]
+    for place, each in found:
+        if each["type"] == "extra_forbidden":
+            model = (known or {}).get(str(place[0]) if len(place) > 1 else "")
+            names = model.model_fields if model else ()
+            return Misfit(place, f"key {place[-1]!r} is unknown; {nearest(place[-1], names)}")
+    # Of one field the deepest complaint is of the type that what was given looks like.
+    field = found[0][0][:1]
+    place, first = max((pair for pair in found if pair[0][: len(field)] == field), key=_depth)
+    given, kind = said(first["input"]), first["type"]
+    if kind == "missing" and isinstance(place[-1], str):
+        return Misfit(place, f"key {place[-1]!r} is missing")
+    is_key = kind == "invalid_key" or "[key]" in first["loc"]
+    steps = [step for step in place if isinstance(step, str)][: -1 if is_key else None]
+    path = "".join(f"{step}: " for step in [".".join([*filter(None, [prefix]), *steps])] if step)
+    if is_key:
+        return Misfit(place, f"{path}key {given} should be text")
+    same = [each for where, each in found if where == place]
+    limits = [each for each in same if each["type"] in _LIMITS]
+    wanted = " or ".join(dict.fromkeys(map(_wanted, limits or same)))
+    return Misfit(place, f"{path}{given} should be {wanted}")
+
+
+def said(given: object) -> str:
+    """A value as a YAML file would say it, or the beginning of it."""
+    if given is None or isinstance(given, bool):
+        return {None: "null", True: "true", False: "false"}[given]
+    if isinstance(given, float) and not math.isfinite(given):
+        return f".{given}".replace(".-", "-.")
+    text = repr(given)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _wanted(each: Mapping[str, Any]) -> str:
+    kind = str(each["type"])
+    if kind in _LIMITS:
+        limits = {name: f"{v:g}" if isinstance(v, float) else v for name, v in each["ctx"].items()}
+        return _LIMITS[kind].format(**limits)
+    for start, words in _WANTED.items():
+        if kind.startswith(start):
+            return words
+    message = str(each["msg"])
+    return message.removeprefix("Input should be ").removeprefix("Value error, ").lower()
+
+
+def _place(each: Mapping[str, Any], data: Any) -> Path_:
+    """Where a complaint is in `data`: its location without the validator's names of types."""
+    place: list[str | int] = []
+    for step in each["loc"]:
+        if isinstance(data, Mapping) and step in data:
+            data = data[step]
+            place.append(str(step))
+        elif isinstance(data, Sequence) and isinstance(step, int) and step < len(data):
+            data = data[step]
+            place.append(step)
+    return (*place, each["loc"][-1]) if each["type"] == "missing" else tuple(place)
+
+
+def _depth(pair: tuple[Path_, Any]) -> int:
+    return len(pair[0])

@@ -1,0 +1,77 @@
+"""The errors that Bitgrid raises on purpose. Each message is one line that says what to do.
+
+Printed once, at the top, by `harness.cli.main`; anything else that reaches the top is a bug.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BitgridError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+
+class GridError(BitgridError):
+    """A grid file that cannot be run: names the file, the line, what was given, the nearest name."""
+
+
+class SettingError(BitgridError):
+    """A setting that a method has not, or a value that it does not take; `path` is the dotted path."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class ModelError(BitgridError):
+    """A model that cannot be loaded, or that a method cannot handle."""
+
+
+class TextError(BitgridError):
+    """A text source that is unknown, missing or empty."""
+
+
+class FormatError(BitgridError):
+    """A number format that does not fit a layer, or whose parameters make no sense."""
+
+
+class TrainingError(BitgridError):
+    """Training that met NaN or Inf, or diverged: names the step, a layer, the last checkpoint."""
+
+
+class StoreError(BitgridError):
+    """A store that cannot be written, or holds something unreadable."""
+
+
+class ClusterError(BitgridError):
+    """A cluster profile that makes no sense, or a scheduler that refuses or does not answer."""
+
+
+class ReportError(BitgridError):
+    """Rows that cannot be turned into a report."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, as far as one line goes."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+
+
+def nearest(given: object, choices: Iterable[str], prefix: str = "") -> str:
+    """A phrase for the end of an error: the nearest valid name, or the list where none is near.
+
+    `prefix` stands before each name that is shown: the part of a dotted path that was right.
+    """
+    names = sorted(choices)
+    close = close_to(given, names)
+    if close is not None:
+        return f"did you mean {prefix + close!r}?"
+    shown = ", ".join(prefix + name for name in names[:12]) + (", …" if len(names) > 12 else "")
+    return f"choices: {shown}" if names else "there are no choices"
+
+
+def close_to(given: object, choices: Iterable[str]) -> str | None:
+    """The nearest valid name; None where none is near."""
+    close = difflib.get_close_matches(str(given), list(choices), n=1, cutoff=0.5)
+    return close[0] if close else None

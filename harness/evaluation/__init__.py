@@ -1,0 +1,1 @@
+"""From a model to rows and items: perplexity, lm-eval's tasks, diagnostics, the sandbox."""

@@ -1,0 +1,139 @@
+"""Computes one stage: its inputs, a clean state, then a value with its manifest, or a record.
+
+Not here: which stage and when (`run`), several processes for one stage (`processes`, `worker`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.core import provenance
+from harness.core.errors import BitgridError
+from harness.core.stage import Stage, description, execute, modules
+from harness.core.store import Store
+
+
+class Failed(BitgridError):
+    """The stage `key`, or an input of it that is rebuilt, failed; its record is in the store."""
+
+    def __init__(self, key: str, words: str) -> None:
+        super().__init__(words)
+        self.key = key
+
+
+@dataclass
+class Values:
+    """Values of stages by key: at hand, in the store, or rebuilt.
+
+    `users`: by key, the stages still to come that take its value. A value stays at hand while one of
+    them lacks it; what a rebuilt value was made from is let go unless another one does. A value
+    whose users nobody counts stays.
+    """
+
+    store: Store
+    users: dict[str, dict[str, Stage[Any]]] = field(default_factory=dict)
+    held: dict[str, Any] = field(default_factory=dict)
+
+    def count(self, stages: Iterable[Stage[Any]]) -> None:
+        """Stages that are to be computed or rebuilt here are users of their inputs."""
+        for stage in stages:
+            self.users.setdefault(stage.key, {})
+            for above in stage.inputs:
+                self.users.setdefault(above.key, {})[stage.key] = stage
+
+    def of(self, stage: Stage[Any]) -> Any:
+        """Raises Failed where it had to be rebuilt and could not."""
+        if stage.key in self.held:
+            return self.held[stage.key]
+        made = self.store.load(stage) if stage.stored else self._rebuilt(stage)
+        self.hold(stage, made)
+        return made
+
+    def hold(self, stage: Stage[Any], made: Any) -> None:
+        """Have a value at hand, if somebody will take it."""
+        self.held[stage.key] = made
+        self._tidy()
+
+    def release(self, stage: Stage[Any]) -> None:
+        """A stage is computed or given up, and takes no more values."""
+        for above in stage.inputs:
+            self.users.get(above.key, {}).pop(stage.key, None)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        for key in [key for key in self.held if key in self.users and not self._lacked(key)]:
+            del self.held[key]
+
+    def _lacked(self, key: str) -> bool:
+        """Whether a stage will take the value: one that is kept, or that is to be rebuilt first."""
+        return any(
+            user.stored or (user.key not in self.held and self._lacked(user.key))
+            for user in self.users.get(key, {}).values()
+        )
+
+    def inputs(self, stage: Stage[Any]) -> dict[str, Any]:
+        return {above.key: self.of(above) for above in stage.inputs}
+
+    def _rebuilt(self, stage: Stage[Any]) -> Any:
+        inputs = self.inputs(stage)
+        try:
+            with tempfile.TemporaryDirectory() as work:
+                return execute(stage, inputs, Path(work))
+        except Exception as error:
+            fail(stage, error, self.store)
+            said = f"{type(stage).__name__} failed: {words(error)}"
+            raise Failed(stage.key, said) from error
+
+
+def compute(stage: Stage[Any], values: Values, keeps: bool = True) -> Any:
+    """The value of a stored stage; with `keeps` it is committed to the store."""
+    store, inputs = values.store, values.inputs(stage)
+    with provenance.measured() as measured:
+        result = execute(stage, inputs, store.work(stage.key))
+    if keeps:
+        facts = {"stage": description(stage), "code": _code(stage), **measured.facts}
+        store.commit(stage, result, facts)
+    return result
+
+
+def fail(stage: Stage[Any], error: Exception, store: Store) -> None:
+    """Keep the record of a failure."""
+    record = {
+        "stage": description(stage),
+        "code": _code(stage),
+        "exception": type(error).__name__,
+        "message": words(error),
+        "hint": _hint(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "when": round(time.time(), 3),
+        **provenance.environment(),
+    }
+    store.fail(stage.key, record)
+
+
+def words(error: Exception) -> str:
+    """An error in one line; one of the project's own needs no class before it."""
+    text = str(error).strip() or type(error).__name__
+    return (
+        text
+        if isinstance(error, BitgridError)
+        else f"{type(error).__name__}: {text.splitlines()[0]}"
+    )
+
+
+def _code(stage: Stage[Any]) -> str:
+    return provenance.code_digest(frozenset(modules(stage)))
+
+
+def _hint(error: Exception) -> str | None:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "out of memory: halve train.micro_batch (the global batch stays), or ask for more"
+    return None

@@ -1,0 +1,118 @@
+"""Runs one stage in several processes on this machine, started by torchrun.
+
+This process keeps the claim and shows the progress; the others (`worker`) compute, and the first of
+them commits the value. They end when this process does, however it ends: they watch their standard
+input, which nobody else holds open. What the first wrote for all to read is removed once they have
+ended. Not here: several machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from harness.core.errors import BitgridError
+from harness.core.stage import Reporter, Stage, closure
+from harness.core.store import Store
+from harness.models.model import device
+from harness.run.compute import Failed
+
+PATIENCE_S = 20.0
+INPUTS = "inputs"  # in a stage's scratch folder: the copies of inputs that processes share
+
+
+def check(stage: Stage[Any]) -> None:
+    """Raise BitgridError where a stage asks for more GPUs than there are. Of CPUs there are enough."""
+    asked, there = stage.resources.gpus, torch.cuda.device_count()
+    if asked > 1 and device().type == "cuda" and asked > there:
+        raise BitgridError(f"{stage} asks for {asked} GPUs and this machine has {there}: set gpus")
+
+
+def together(
+    stage: Stage[Any],
+    grid: Path,
+    store: Store,
+    step: Reporter,
+    note: Callable[[str], None],
+    halvings: int = 0,
+) -> None:
+    """Compute a stage into the store, in as many processes as it asks for GPUs.
+
+    `note` is told what a user should know of the inputs. `halvings` is how often the grid's stage
+    was made leaner: the processes find it by its key.
+
+    Raises Failed where a process left a record, BitgridError where it was killed.
+    """
+    count, log = stage.resources.gpus, store.work(stage.key) / "processes.log"
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    command += ["--standalone", "--nproc-per-node", str(count)]
+    command += ["-m", "harness.run.worker", "--attached", "--halvings", str(halvings)]
+    command += [str(store.root), str(grid), stage.key]
+    # Else torchrun allows one thread a process, and nothing would use the other cores.
+    threads = max(1, torch.get_num_threads() // count)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            text=True,
+            start_new_session=True,  # Ctrl-C comes to this process alone, which ends the others
+        )
+        assert process.stdin and process.stdout
+        try:
+            _follow(process.stdout, step, note)
+            process.wait()
+        finally:
+            process.stdin.close()
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(PATIENCE_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+            # Here, since a process that fails has the others ended before they could clean up.
+            shutil.rmtree(log.parent / INPUTS, ignore_errors=True)
+    if not store.has(stage.key):
+        raise _cause(stage, store, log.read_text())
+
+
+def _follow(lines: IO[str], step: Reporter, note: Callable[[str], None]) -> None:
+    """Pass on what the first process reports, a JSON object a line; a library may print others."""
+    for line in lines:
+        if line.startswith('{"done":'):
+            said = json.loads(line)
+            step(said["done"], said["total"], said["metrics"])
+        elif line.startswith('{"note":'):
+            note(json.loads(line)["note"])
+
+
+def _cause(stage: Stage[Any], store: Store, log: str) -> BitgridError:
+    """Why the processes ended: one that was killed explains what the others then met."""
+    ended = re.findall(r"rank +: (\d+) .*\n +exitcode +: -(\d+)", log)
+    # Not torchrun's SIGTERM, nor the SIGABRT by which a backend follows another process's error.
+    killed = [(rank, signal) for rank, signal in ended if signal in ("4", "7", "9", "11")]
+    if killed:
+        rank, signal = killed[0]
+        memory = ", as the system does where memory runs out" if signal == "9" else ""
+        return BitgridError(f"process {rank} was killed by signal {signal}{memory}")
+    for above in closure([stage]):
+        record = store.failure(above.key)
+        if record is not None and not store.has(above.key):
+            own = above.key == stage.key
+            words = record["message"]
+            return Failed(above.key, words if own else f"{type(above).__name__} failed: {words}")
+    said = re.search(r"^(?:\[rank\d+\]: )?([\w.]+(?:Error|Exception)\b.*)$", log, re.MULTILINE)
+    why = said[1] if said else "they do not say why"
+    return BitgridError(f"the processes ended without a value: {why}")

@@ -1,0 +1,245 @@
+"""Runs a plan, or a job's part of it, in this process: what is missing, inputs first, each stage once.
+
+A stored stage is claimed, computed from a clean state and committed, by several processes where it
+asks for several GPUs; an unstored one is rebuilt when something needs it. A failure becomes a record
+and does not stop the other cells. Stopping at any moment loses at most the stage under way, and a
+training stage not even that.
+Not here: how one stage is computed (`compute`, `processes`), SLURM (`launch`), what it looks like
+(`progress`).
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.core.stage import Stage, closure, listening
+from harness.core.store import Store
+from harness.data.text import Packed
+from harness.grid.expand import Grid
+from harness.run import processes
+from harness.run.compute import Failed, Values, compute, fail, words
+from harness.run.plan import Plan, needed, standing_failure
+
+POLL_S = 1.0
+PROGRESS_S = 5.0
+
+
+def _give_back() -> None:
+    """Return to the device what torch's allocator keeps of values that are gone."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+class Watcher(Protocol):
+    """Told what happens, to show it."""
+
+    def begin(self, key: str) -> None: ...
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None: ...
+    def end(self, key: str, state: str, words: str) -> None: ...
+    def waiting(self, owners: list[str]) -> None: ...
+    def note(self, words: str) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What a run did: keys by what became of them."""
+
+    computed: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    blocked: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a plan that one job computes; what it needs beside is computed by other jobs."""
+
+    keys: tuple[str, ...]
+    halvings: Mapping[str, int] = field(default_factory=dict)  # how often a stage is made leaner
+    patience_s: float = 60.0  # how late a file may appear that another host wrote
+
+
+def run(
+    grid: Grid,
+    plan: Plan,
+    store: Store,
+    watcher: Watcher,
+    retry_before: float = 0.0,
+    share: Share | None = None,
+) -> Outcome:
+    """Compute what the grid's scores still need. Others may run the same grid at the same time.
+
+    Failures on record before `retry_before` (seconds since the epoch) are run again, and those
+    of stages that are not kept in any case: what made them fail may lie outside of the key. Raises
+    BitgridError, before anything is computed, where this machine lacks what a stage needs.
+    """
+    roots = [stage for cell in grid.cells for stage in cell.roots]
+    stages = {stage.key: stage for stage in closure(list(roots))}
+    wanted = needed(plan, store, None if share is None else share.keys)
+    own = {key for key in wanted if share is None or key in share.keys or not stages[key].stored}
+    share = share or Share(())
+    for key, times in share.halvings.items():
+        for _ in range(times):
+            stages[key] = stages[key].leaner()
+    runner = _Runner(
+        grid.path, plan, store, watcher, Values(store), stages, set(wanted), own, share
+    )
+    for key in wanted:
+        stands = stages[key].stored and standing_failure(plan.nodes[key], key, store)
+        if stands and not (key in own and stands.get("when", 0.0) < retry_before):
+            runner.bad[key] = "failed"
+        elif key in own:
+            store.forget_failure(key)
+            stages[key].preflight()
+            processes.check(stages[key])
+    return runner.run([key for key in wanted if key in own and stages[key].stored])
+
+
+@dataclass
+class _Progress:
+    """Writes how far a stage is beside its scratch, for `status` on other machines."""
+
+    store: Store
+    key: str
+    written: float = -math.inf
+    first: tuple[int, float] | None = (
+        None  # what was done, and when, as this attempt began to speak
+    )
+
+    def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.first = self.first or (done, time.time())
+        now = time.monotonic()
+        if now - self.written >= PROGRESS_S:
+            self.written = now
+            facts = {"done": done, "total": total, "metrics": dict(metrics), "first": self.first}
+            self.store.say_progress(self.key, facts)
+
+
+@dataclass
+class _Runner:
+    path: Path
+    plan: Plan
+    store: Store
+    watcher: Watcher
+    values: Values
+    stages: dict[str, Stage[Any]]
+    wanted: set[str]
+    own: set[str]
+    share: Share
+    bad: dict[str, str] = field(default_factory=dict)  # key -> failed | blocked
+    outcome: Outcome = field(default_factory=Outcome)
+    missed: dict[str, float] = field(default_factory=dict)  # since when nobody has made an input
+    noted: set[str] = field(default_factory=set)
+
+    def run(self, pending: list[str]) -> Outcome:
+        self.values.count(self.stages[key] for key in self.own)
+        while pending:
+            left = [key for key in pending if not self._settle(key)]
+            if len(left) == len(pending):
+                owners = [self.store.claimed(key) for key in left]
+                self.watcher.waiting([f"{o['host']}:{o['pid']}" for o in owners if o])
+                time.sleep(POLL_S)
+            pending = left
+        return self.outcome
+
+    def _settle(self, key: str) -> bool:
+        """Whether a stored stage is done with: computed here or elsewhere, failed, or blocked."""
+        stage = self.stages[key]
+        if self.store.has(key):
+            self.values.release(stage)
+            return True
+        above = self.plan.upstream(key)[:-1]
+        if self.bad.get(key) == "failed":
+            words = "failed before with this code; --retry failed runs it again"
+            return self._give_up(key, "failed", words)
+        lacking = [
+            up
+            for up in above
+            if up in self.wanted and not (self.stages[up].stored and self.store.has(up))
+        ]
+        if any(self.bad.get(up) for up in lacking):
+            words = "an input failed; --retry failed runs it again"
+            return self._give_up(key, "blocked", words)
+        if stored := [up for up in lacking if self.stages[up].stored]:
+            # An input is being computed elsewhere, or is itself still to come.
+            for up in stored:
+                if why := self._hopeless(up):
+                    return self._give_up(key, "blocked", why)
+            return False
+        claim = self.store.claim(key)
+        if claim is None:
+            return False
+        with claim:
+            self._compute(stage)
+        self.values.release(stage)
+        return True
+
+    def _compute(self, stage: Stage[Any]) -> None:
+        key, store = stage.key, self.store
+        self.watcher.begin(key)
+        progress = _Progress(store, key)
+
+        def step(done: int, total: int, metrics: Mapping[str, float]) -> None:
+            progress(done, total, metrics)
+            self.watcher.step(done, total, metrics)
+
+        try:
+            if stage.resources.gpus > 1:
+                self.values.held.clear()  # the processes need the memory
+                _give_back()
+                halvings = self.share.halvings.get(key, 0)
+                processes.together(stage, self.path, store, step, self._note, halvings)
+            else:
+                for above in stage.inputs:
+                    # Computing the stage takes it too, and does not make it again.
+                    if isinstance(above, Packed) and (said := above.lacking(self.values.of(above))):
+                        self._note(said)
+                with listening(step):
+                    result = compute(stage, self.values)
+                self.values.hold(stage, result)
+        except Failed as error:
+            self.bad[error.key] = "failed"
+            self._give_up(key, "failed" if error.key == key else "blocked", str(error))
+            return
+        except Exception as error:
+            fail(stage, error, store)
+            self._give_up(key, "failed", words(error))
+            return
+        self.outcome.computed.append(key)
+        self.watcher.end(key, "done", "")
+
+    def _note(self, words: str) -> None:
+        """Say it, once however many stages it is true of."""
+        if words not in self.noted:
+            self.noted.add(words)
+            self.watcher.note(words)
+
+    def _hopeless(self, key: str) -> str | None:
+        """Why an input that is another job's to compute will not come, if so."""
+        if key in self.own:
+            return None
+        kind = self.plan.nodes[key].kind
+        if record := standing_failure(self.plan.nodes[key], key, self.store):
+            return f"an input failed: {kind}: {record['message']}"
+        if self.store.claimed(key) or self.store.has(key):
+            self.missed.pop(key, None)
+            return None
+        since = self.missed.setdefault(key, time.monotonic())
+        if time.monotonic() - since < self.share.patience_s:
+            return None
+        return f"an input is missing: {kind} {key[:8]}, and nobody is computing it"
+
+    def _give_up(self, key: str, state: str, words: str) -> bool:
+        self.bad[key] = state
+        (self.outcome.failed if state == "failed" else self.outcome.blocked).append(key)
+        self.watcher.end(key, state, words)
+        self.values.release(self.stages[key])
+        return True

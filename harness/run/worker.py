@@ -1,0 +1,175 @@
+"""One of the processes that compute a stage together: `python -m harness.run.worker STORE GRID KEY`.
+
+Whoever starts them (torchrun for `processes`, srun) sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR
+and MASTER_PORT. Each loads the grid, finds the stage by its key, loads the inputs, which the first
+rebuilds for all, and runs it; the first keeps the value and writes its progress, and what a user
+should know of the inputs, to standard output, a JSON object a line. The first failure is kept as
+the stage's record. Claims, and what is left in the stage's scratch folder, are the business of
+whoever starts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torch.distributed as dist
+
+from harness.core.errors import GridError
+from harness.core.stage import Stage, closure, listening
+from harness.core.store import Store
+from harness.data.text import Packed
+from harness.grid import expand as grids
+from harness.models.model import Pretrained, device, is_mapped
+from harness.run.compute import Failed, Values, compute, fail
+from harness.run.processes import INPUTS
+
+# Longer than it takes the first to write a large checkpoint while the others wait for it.
+TIMEOUT = datetime.timedelta(hours=2)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    if given.attached:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    progress, leads = _own_stdout(), os.environ["RANK"] == "0"
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a scheduler's, for whoever started this one
+    stage, store = _find(given.grid, given.key), Store(given.store)
+    for _ in range(given.halvings):
+        stage = stage.leaner()
+    try:
+        _join()
+        with _reporting(progress) if leads else contextlib.nullcontext():
+            shared = _shared(stage, store, lambda words: _tell(progress, {"note": words}))
+            compute(stage, shared, keeps=leads)
+    except Failed as failed:
+        print(f"{failed.key}: {failed}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        # What breaks in one process breaks the others' connections to it, a moment later.
+        if store.failure(stage.key) is None:
+            fail(stage, error, store)
+        traceback.print_exc()
+        return 1
+    dist.destroy_process_group()
+    return 0
+
+
+def _find(path: Path, key: str) -> Stage[Any]:
+    grid = grids.load(path, allow_code_execution=True)
+    for stage in closure([root for cell in grid.cells for root in cell.roots]):
+        if stage.key == key:
+            return stage
+    raise GridError(f"{path} has no stage {key}: it changed since the run began")
+
+
+def _shared(stage: Stage[Any], store: Store, note: Callable[[str], None]) -> Values:
+    """The stage's inputs, of which those that are not kept are made by the first process.
+
+    It writes them beside the stage's checkpoint and all read them from there, mapped, so that a
+    machine holds a model once however many processes share it. A published model whose own files
+    are mapped needs no copy: each process reads those.
+
+    The copies stay as long as the processes do. A mapping holds no open file, so whether it outlives
+    its file's name is up to the file system; whoever started the processes removes them.
+    """
+    folder, values = store.work(stage.key) / INPUTS, Values(store)
+    leads = dist.get_rank() == 0
+    if leads:
+        shutil.rmtree(folder, ignore_errors=True)
+    for above in (above for above in stage.inputs if not above.stored):
+        own_files = [False]
+        if leads:
+            made = Values(store).of(above)
+            if isinstance(above, Packed) and (words := above.lacking(made)):
+                note(words)
+            own_files = [isinstance(above, Pretrained) and is_mapped(made.network)]
+            if not own_files[0]:
+                Store(folder).commit(above, made, {})
+            del made  # what all hold is the copy
+        dist.broadcast_object_list(own_files)  # the others wait here until it is written
+        if own_files[0]:
+            values.of(above)
+        else:
+            values.held[above.key] = Store(folder).load(above)
+    return values
+
+
+def _join() -> None:
+    """One process, one device; and the group of all of them."""
+    named = os.environ.get("BITGRID_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not named.startswith("cuda"):
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+        return
+    # First of all: whatever touches CUDA before would make a context on the first GPU as well. A
+    # scheduler may show each process its own GPU alone, which is number 0 whatever LOCAL_RANK is.
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    os.environ["BITGRID_DEVICE"] = f"cuda:{torch.cuda.current_device()}"
+    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT, device_id=device())
+
+
+@contextlib.contextmanager
+def _reporting(progress: TextIO) -> Iterator[None]:
+    def say(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        _tell(progress, {"done": done, "total": total, "metrics": metrics})
+
+    with listening(say):
+        yield
+
+
+def _tell(progress: TextIO, said: Mapping[str, Any]) -> None:
+    print(json.dumps(said), file=progress, flush=True)
+
+
+def _own_stdout() -> TextIO:
+    """Standard output for progress alone: what libraries print there goes to standard error."""
+    progress = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return progress
+
+
+def _leave(code: int) -> None:
+    """End with `code`; after a failure at once.
+
+    NCCL, taken down in order, waits for processes that wait for this one. Once it is gone, whoever
+    started them ends them.
+    """
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit()
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="harness.run.worker", description=__doc__)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("key")
+    parser.add_argument(
+        "--attached", action="store_true", help="end as soon as standard input is closed"
+    )
+    parser.add_argument("--halvings", type=int, default=0, help="how often to make it leaner")
+    return parser
+
+
+if __name__ == "__main__":
+    _leave(main())

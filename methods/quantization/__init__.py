@@ -1,0 +1,1 @@
+"""Formats, inits and the searches of ranges and scales."""

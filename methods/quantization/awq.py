@@ -1,0 +1,311 @@
+"""AWQ: channels that see large activations are scaled up before rounding, so that they keep more of it.
+
+    start = AWQ().build(base, IntAsym(bits=3))          # Stage[Model] -> Stage[Model]
+
+Input channel j of a layer is multiplied by s_j, and the operation that writes the channel is divided
+by s_j: the model computes the same, but rounding to groups now hurts the channel s_j times less
+(arXiv 2306.00978, section 3.2). s = mean|x|^alpha, and alpha is searched for all layers that share an
+input. In this file: the init, its two stages and the value between them, the search, and where scales
+can be folded (`foldable`). Not here: how layers are observed (`clip`), rounding (`formats`).
+
+As published but for one thing: a layer's error is that of its own output, where the published code
+takes that of the attention or feed-forward module around query, key, value, gate and up projections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from harness.core.errors import BitgridError, ModelError
+from harness.core.stage import Input, Resources, Stage, report, value
+from harness.data.text import Tokens, calibration
+from harness.models.model import Model, blocks, host_gib, linears
+from methods.quantization import clip
+from methods.quantization.formats import Format, Grouped
+from methods.quantization.inits import Clip, Init
+
+# What models call the layers of a gated feed-forward module: down(f(gate(x)) * up(x)).
+_GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+
+_SMALLEST = 1e-4  # of mean|x|^alpha, as published: a channel that is never used would divide by 0
+
+
+@dataclass(frozen=True)
+class AWQ(Init):
+    """AWQ's scales, searched on `sequences` blocks of `length` tokens of `text`.
+
+    alpha is tried at i/grid for i < grid; the output error is measured on `tokens` of the tokens.
+    `clip` searches ranges for the scaled weights after that, as AWQ does, but with the asymmetric
+    search of `Clip`. A format without groups leaves nothing to scale.
+    """
+
+    name = "awq"
+    grid: int = 20
+    text: str = "pile-val"
+    sequences: int = 128
+    length: int = 512
+    tokens: int = 512
+    clip: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("grid", "sequences", "length", "tokens"):
+            if getattr(self, name) < 1:
+                raise BitgridError(f"awq needs {name} >= 1, not {getattr(self, name)}")
+
+    def origin(self, base: Stage[Model], format: Format) -> Stage[Model]:
+        if not isinstance(format, Grouped):
+            return base
+        tokens = calibration(base, self.text, self.sequences, self.length)
+        return Scaled(base, ScaleSearch(base, tokens, format, self.grid, self.tokens))
+
+    def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
+        scaled = self.origin(base, format)
+        if not self.clip:
+            return scaled
+        ranges = Clip(
+            text=self.text, sequences=self.sequences, length=self.length, tokens=self.tokens
+        )
+        return ranges.build(scaled, format)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales found by a search, by the operation that writes the scaled channels.
+
+    layers: the linear layers that read them. scales: (I,) float32. exponents: alpha. errors: the
+    squared output error of those layers together on the sampled tokens, unscaled and scaled.
+    """
+
+    layers: dict[str, list[str]]
+    scales: dict[str, Tensor]
+    exponents: dict[str, float]
+    errors: dict[str, tuple[float, float]]
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        save_file(self.scales, folder / "scales.safetensors")
+        errors = {name: list(pair) for name, pair in self.errors.items()}
+        return {"layers": self.layers, "exponents": self.exponents, "errors": errors}
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any]) -> Scales:
+        scales = load_file(folder / "scales.safetensors")
+        errors = {name: (before, after) for name, (before, after) in facts["errors"].items()}
+        return cls(facts["layers"], scales, facts["exponents"], errors)
+
+
+@dataclass(frozen=True)
+class ScaleSearch(Stage[Scales]):
+    """The best scales of every input that some layers share (see `foldable`).
+
+    Holds, beside the model, what its layers see: 4 * tokens bytes an input channel.
+    """
+
+    model: Input[Model]
+    calibration: Input[Tokens]
+    format: Grouped
+    grid: int
+    tokens: int
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, memory_gib=host_gib(self.model, 16.0), hours=1.0)
+
+    def run(self, work: Path) -> Scales:
+        model = value(self.model).fork()
+        model.network.eval()
+        readers, layers = foldable(model), linears(model.network)
+        for name in (name for group in readers.values() for name in group):
+            self.format.check(name, layers[name].in_features)
+            if not bool(layers[name].weight.isfinite().all()):
+                raise ModelError(f"layer {name}: its weight has NaN or Inf")
+        # One group a row, whatever the format's: channels of all groups add up to an output.
+        rows = dataclasses.replace(self.format, group_size=0)
+        first = {group[0]: layers[group[0]] for group in readers.values()}
+        observed = {
+            seen.layers[0]: seen
+            for seen in clip.observe(model, first, value(self.calibration), rows, self.tokens)
+        }
+        found = Scales(readers, {}, {}, {})
+        for writer, group in readers.items():
+            seen, weights = observed[group[0]], [layers[name].weight for name in group]
+            (root,) = seen.roots()
+            sizes = seen.sizes / max(1, seen.seen)
+            exponent, before, after = search(weights, sizes, root[0], self.format, self.grid)
+            if not math.isfinite(before):
+                raise ModelError(f"layer {group[0]}: its output error on the text overflows")
+            found.exponents[writer], found.errors[writer] = exponent, (before, after)
+            found.scales[writer] = balanced(sizes, exponent)
+            report(len(found.scales), len(readers), error=after / before if before else 1.0)
+        return found
+
+
+@dataclass(frozen=True)
+class Scaled(Stage[Model]):
+    """The model with scales folded in. Latent, as a clipped one: nothing is rounded yet.
+
+    It computes what the model did up to the rounding of its own dtype, in which it is kept.
+    """
+
+    stored: ClassVar[bool] = False
+    model: Input[Model]
+    scales: Input[Scales]
+
+    def run(self, work: Path) -> Model:
+        found = value(self.scales)
+        return fold(value(self.model), found.layers, found.scales)
+
+
+@torch.no_grad()
+def search(
+    weights: Sequence[Tensor], sizes: Tensor, root: Tensor, format: Grouped, grid: int
+) -> tuple[float, float, float]:
+    """The best exponent for layers that share an input; of equal errors the smallest.
+
+    weights: (O, I) each; sizes: mean|x| (I,); root: (k, I), R with R'R = X'X. Also returns the
+    squared output error of the layers together, unscaled (exponent 0) and with that exponent.
+    """
+    device = weights[0].device
+    project = root.mT.contiguous().to(device)
+    jobs = [
+        partial(_error, weights, balanced(sizes, step / grid).to(device), project, format)
+        for step in range(grid)
+    ]
+    errors = list(clip.each(jobs, device))
+    best = min(range(grid), key=errors.__getitem__)
+    return best / grid, errors[0], errors[best]
+
+
+def balanced(sizes: Tensor, exponent: float) -> Tensor:
+    """Scales sizes^exponent (I,), over the root of the largest times the smallest; float32."""
+    scales = sizes.double().pow(exponent).clamp(min=_SMALLEST)
+    return (scales / (scales.max() * scales.min()).sqrt()).float()
+
+
+@torch.no_grad()  # of its own: grad mode does not reach other threads
+def _error(weights: Sequence[Tensor], scales: Tensor, project: Tensor, format: Grouped) -> float:
+    """|(Q(W s)/s - W) X'|^2, summed over the layers; W s as the weight's dtype will hold it."""
+    total = 0.0
+    for weight in weights:
+        for rows in weight.split(max(1, clip.at_once(weight.device.type) // weight.shape[1])):
+            rounded = format.quantize((rows.float() * scales).to(rows.dtype)).float()
+            total += float(((rounded / scales - rows) @ project).square_().sum())
+    return total
+
+
+@torch.no_grad()
+def fold(model: Model, layers: Mapping[str, Sequence[str]], scales: Mapping[str, Tensor]) -> Model:
+    """A fork whose `layers` are multiplied, and the operations that they read from divided."""
+    fork = model.fork(latent=True)
+    multiplied = {name: scales[writer] for writer, names in layers.items() for name in names}
+    for name in {**multiplied, **layers}:  # up projections are both: once, so as to round once
+        module = fork.network.get_submodule(name)
+        for part, old in list(module.named_parameters(recurse=False)):
+            new = old.float()
+            if part == "weight" and name in multiplied:
+                new = new * multiplied[name].to(old.device)
+            if name in layers:
+                new = new / scales[name].to(old.device).view(-1, *[1] * (old.dim() - 1))
+            new = new.to(old.dtype)
+            if not bool(new.isfinite().all()):
+                raise ModelError(f"layer {name}: scaled, it has NaN or Inf in {old.dtype}")
+            setattr(module, part, nn.Parameter(new, requires_grad=False))
+    return fork
+
+
+def foldable(model: Model) -> dict[str, list[str]]:
+    """Operations whose output channels can be scaled -> the linear layers that read them.
+
+    A norm, if what a layer reads is the very tensor that it wrote; the up projection of a gated
+    feed-forward module; the value projection of an attention module where each of its heads has one
+    reader, that is without grouped queries. Raises ModelError, naming the class, where there are
+    none, and where scaling one changes what the model computes: its norm may not multiply by its
+    weight, or something other than a linear layer may read it.
+    """
+    layers = linears(model.network)
+    found = _normed(model, layers)
+    taken = {name for group in found.values() for name in group}
+    for writer, reader in _written(layers):
+        if reader not in taken and layers[writer].out_features == layers[reader].in_features:
+            found[writer] = [reader]
+    kind = type(model.network).__name__
+    if not found:
+        raise ModelError(f"{kind}: no operation found that awq could fold scales into")
+    if not _preserved(model, found):
+        wrong = next((one for one in found.items() if not _preserved(model, dict([one]))), None)
+        where = "them" if wrong is None else f"{wrong[0]} against {', '.join(wrong[1])}"
+        raise ModelError(f"{kind}: scaling {where} changes what it computes, so awq cannot do that")
+    return found
+
+
+def _written(layers: Mapping[str, nn.Linear]) -> Iterator[tuple[str, str]]:
+    """Linear layers whose output channels reach another one unmixed, by name."""
+    for children in clip.siblings(layers):
+        names = clip.separate(children)
+        others = children.keys() - set(names or ())
+        if names is not None and len(others) == 1:  # the output projection, whatever its name
+            yield children[names[2]], children[others.pop()]
+        for gate, up, down in _GATED:
+            if {gate, up, down} <= children.keys():
+                yield children[up], children[down]
+
+
+@torch.no_grad()
+def _normed(model: Model, layers: Mapping[str, nn.Linear]) -> dict[str, list[str]]:
+    """The norms inside the blocks, and the linear layers that read what they write."""
+    written: dict[int, tuple[str, Tensor]] = {}  # by id; held, so that no id is used twice
+    found: dict[str, list[str]] = {}
+
+    def write(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            written[id(output)] = name, output
+
+    def read(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and id(inputs[0]) in written:
+            found.setdefault(written[id(inputs[0])][0], []).append(name)
+
+    with ExitStack() as hooks:
+        for prefix, block in blocks(model.network).items():
+            for name, module in block.named_modules():
+                weight = getattr(module, "weight", None)
+                if isinstance(weight, Tensor) and weight.dim() == 1:
+                    hook = module.register_forward_hook(partial(write, f"{prefix}.{name}"))
+                    hooks.enter_context(hook)
+        for name, linear in layers.items():
+            hooks.enter_context(linear.register_forward_pre_hook(partial(read, name)))
+        _logits(model)
+    return found
+
+
+def _preserved(model: Model, layers: Mapping[str, Sequence[str]]) -> bool:
+    """Whether the model computes the same with scales folded in.
+
+    Tried with powers of two: they change no digit of a float, whatever the dtype, so what differs is
+    an error and not rounding.
+    """
+    generator, linear = torch.Generator().manual_seed(0), linears(model.network)
+    scales = {
+        writer: 2.0 ** torch.randint(-2, 3, (linear[names[0]].in_features,), generator=generator)
+        for writer, names in layers.items()
+    }
+    plain, scaled = _logits(model), _logits(fold(model, layers, scales))
+    tolerance = 1e-3 * float(plain.abs().max())
+    return torch.allclose(scaled, plain, rtol=0, atol=tolerance, equal_nan=True)
+
+
+@torch.no_grad()
+def _logits(model: Model) -> Tensor:
+    """The logits of a few tokens: (1, T, V) float32."""
+    ids = torch.arange(8, device=model.device)[None] % model.network.config.vocab_size
+    logits: Tensor = model.network(input_ids=ids, use_cache=False).logits
+    return logits.float()

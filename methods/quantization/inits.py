@@ -1,0 +1,176 @@
+"""Inits: what is done to the weights before training and rounding.
+
+    start = Clip().build(base, IntAsym(bits=2))         # Stage[Model] -> Stage[Model]
+
+`Clip` is two stages: a search that is stored, small, and shared by every cell that asks for the same
+format on the same model, and a clamping of the weights that is redone in memory.
+
+In this file: the inits as components of a recipe, their stages, and `Ranges`, the value of a search.
+Not here: the search itself (`clip`), scaling (`awq`), rounding (`formats`).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harness.core.errors import BitgridError, ModelError
+from harness.core.stage import Input, Resources, Stage, report, value
+from harness.data.text import Tokens, calibration
+from harness.method import Component
+from harness.models.model import Model, host_gib, linears, replace_weight
+from methods.quantization import clip
+from methods.quantization.formats import Format, Grouped
+
+
+@dataclass(frozen=True)
+class Init(Component):
+    """How a model is prepared before it is trained and rounded."""
+
+    @abstractmethod
+    def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
+        """The graph from `base` to the prepared model, whose weights are not rounded yet."""
+
+    def origin(self, base: Stage[Model], format: Format) -> Stage[Model]:
+        """The model whose weights the prepared ones stand for: `base`, unless they are rescaled."""
+        return base
+
+
+@dataclass(frozen=True)
+class NoInit(Init):
+    """The weights as they are."""
+
+    name = "none"
+
+    def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
+        return base
+
+
+@dataclass(frozen=True)
+class Clip(Init):
+    """BitDistiller's asymmetric clip search, on `sequences` blocks of `length` tokens of `text`.
+
+    Max and min of a group shrink independently, each to 1 - i/grid of its size for i/grid < shrink;
+    the output error is measured on `tokens` of the tokens. A format without ranges leaves nothing to
+    clip.
+    """
+
+    name = "clip"
+    grid: int = 20
+    shrink: float = 0.5
+    text: str = "pile-val"
+    sequences: int = 128
+    length: int = 512
+    tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.grid < 1 or not 0 < self.shrink <= 1:
+            raise BitgridError(
+                f"clip needs grid >= 1 and 0 < shrink <= 1, not {self.grid} and {self.shrink}"
+            )
+        for name in ("sequences", "length", "tokens"):
+            if getattr(self, name) < 1:
+                raise BitgridError(f"clip needs {name} >= 1, not {getattr(self, name)}")
+
+    def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
+        if not isinstance(format, Grouped):
+            return base
+        tokens = calibration(base, self.text, self.sequences, self.length)
+        steps = max(1, math.floor(self.shrink * self.grid + 1e-9))  # 0.55 * 20 is below 11 or not
+        ranges = ClipSearch(base, tokens, format, self.grid, steps, self.tokens)
+        return Clipped(base, ranges, format)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The ranges found by a search, by layer; layers that were left out are missing.
+
+    low, high: (O, G) in the weight's dtype, low <= 0 <= high. errors: the squared output error of
+    each layer on the sampled tokens, with the full ranges and with these.
+    """
+
+    low: dict[str, Tensor]
+    high: dict[str, Tensor]
+    errors: dict[str, tuple[float, float]]
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        tensors = {f"{name}.low": tensor.contiguous() for name, tensor in self.low.items()}
+        tensors |= {f"{name}.high": tensor.contiguous() for name, tensor in self.high.items()}
+        save_file(tensors, folder / "ranges.safetensors")
+        return {"errors": {name: list(pair) for name, pair in self.errors.items()}}
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any]) -> Ranges:
+        tensors = load_file(folder / "ranges.safetensors")
+        errors = {name: (before, after) for name, (before, after) in facts["errors"].items()}
+        low = {name: tensors[f"{name}.low"] for name in errors}
+        return cls(low, {name: tensors[f"{name}.high"] for name in errors}, errors)
+
+
+@dataclass(frozen=True)
+class ClipSearch(Stage[Ranges]):
+    """The best range of every group of every layer that is searched (see `clip.searchable`).
+
+    Holds, beside the model, what its layers see: g x g numbers a group in float64, 8 * g bytes an
+    input channel and layer (4 * tokens where the tokens are fewer than a group is wide).
+    """
+
+    model: Input[Model]
+    calibration: Input[Tokens]
+    format: Grouped
+    grid: int
+    steps: int
+    tokens: int
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, memory_gib=host_gib(self.model, 16.0), hours=1.0)
+
+    def run(self, work: Path) -> Ranges:
+        model = value(self.model).fork()
+        model.network.eval()
+        layers = clip.searchable(model)
+        for name, linear in layers.items():
+            self.format.check(name, linear.in_features)
+            if not bool(linear.weight.isfinite().all()):
+                raise ModelError(f"layer {name}: its weight has NaN or Inf")
+        found = Ranges({}, {}, {})
+        observed = clip.observe(model, layers, value(self.calibration), self.format, self.tokens)
+        for group in observed:
+            roots = group.roots()
+            for name in group.layers:
+                weight = layers[name].weight
+                low, high, before, after = clip.search(
+                    weight, roots, self.format, self.grid, self.steps
+                )
+                if not math.isfinite(before):
+                    raise ModelError(f"layer {name}: its output error on the text overflows")
+                found.low[name], found.high[name] = low.cpu(), high.cpu()
+                found.errors[name] = (before, after)
+                report(len(found.errors), len(layers), error=after / before if before else 1.0)
+        return found
+
+
+@dataclass(frozen=True)
+class Clipped(Stage[Model]):
+    """The model with its weights clamped to the ranges found. Latent: nothing is rounded yet."""
+
+    stored: ClassVar[bool] = False
+    model: Input[Model]
+    ranges: Input[Ranges]
+    format: Grouped
+
+    def run(self, work: Path) -> Model:
+        model, ranges = value(self.model).fork(latent=True), value(self.ranges)
+        layers = linears(model.network)
+        for name in ranges.low:
+            weight = layers[name].weight
+            low, high = (side[name].to(weight.device) for side in (ranges.low, ranges.high))
+            replace_weight(layers[name], clip.clamp(weight.detach(), self.format, low, high))
+        return model

@@ -1,0 +1,1 @@
+"""Objectives, data, the training loop and what it shares over processes."""

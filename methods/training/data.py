@@ -1,0 +1,292 @@
+"""Training data: text as it is, or text that the full-precision teacher writes.
+
+    tokens = Generated(text="wikitext2", sequences=3000).build(teacher)       # a Stage[Tokens]
+
+A data source has a seed of its own, apart from the cell's, so that all cells of a grid train on the
+same sequences, made once.
+
+Every sequence is a row of `length` ids, padded on the right; the mask is True where a token is to be
+learnt. Not here: text sources and packing (`harness.data.text`), how a model writes (`generation`),
+training (`train`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import cycle, islice
+from pathlib import Path
+from typing import ClassVar, TypeAlias
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from harness.core.errors import BitgridError, TextError
+from harness.core.stage import Input, Resources, Stage, report, value
+from harness.data.text import Documents, Tokens, gives_whole_prompts, packed, texts
+from harness.method import Component
+from harness.models.model import Model, Pretrained, host_gib
+from methods.training import generation
+
+Prompt: TypeAlias = list[int]  # token ids
+
+
+@dataclass(frozen=True)
+class Data(Component):
+    """Where training sequences come from. `sequences` of `length` tokens."""
+
+    sequences: int = 8000
+    length: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.sequences < 1 or self.length < 2:
+            raise BitgridError(
+                f"{self.sequences} sequences of {self.length} tokens: nothing to learn from"
+            )
+
+    @abstractmethod
+    def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
+        """The stage that makes them; `teacher` gives the tokenizer, and writes where one writes."""
+
+
+@dataclass(frozen=True)
+class GroundTruth(Data):
+    """Documents of a text, joined end to end and cut; every token is learnt."""
+
+    name = "ground-truth"
+    text: str = "wikitext2"
+
+    def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
+        return packed(texts(self.text, "train"), teacher, self.length, self.sequences)
+
+
+@dataclass(frozen=True)
+class Generated(Data):
+    """The teacher continues the openings of a text's documents. BitDistiller sec. 3.3.
+
+    `text` may be several, with the number of sequences of each: {wikitext2: 3000, alpaca: 5000};
+    `sequences` then says nothing. An opening is the first `prompt_chars` characters of a document longer than `min_chars`, as
+    published for WikiText-2; instructions and the testbed's prompts are used whole. Openings are
+    learnt too by default: the published code has the lines that would mask them commented out.
+    """
+
+    name = "generated"
+    text: str | dict[str, int] = "wikitext2"
+    prompt_chars: int = 128
+    min_chars: int = 512
+    temperature: float = 0.7  # 0: greedy
+    top_p: float = 1.0
+    learn_prompt: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sampling(self.temperature, self.top_p)
+        if isinstance(self.text, dict) and (not self.text or min(self.text.values()) < 1):
+            raise BitgridError(f"text {self.text}: each text needs a number of sequences")
+
+    def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
+        counts = self.text if isinstance(self.text, dict) else {self.text: self.sequences}
+        parts = tuple(self._of(teacher, text, count) for text, count in counts.items())
+        return parts[0] if len(parts) == 1 else Joined(parts)
+
+    def _of(self, teacher: Stage[Model], text: str, count: int) -> Stage[Tokens]:
+        whole = gives_whole_prompts(text)
+        documents = texts(text, "train", prompts=True)
+        made = Generate(
+            teacher,
+            documents,
+            count,
+            self.length,
+            prompt_chars=None if whole else self.prompt_chars,
+            min_chars=0 if whole else self.min_chars,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            learn_prompt=self.learn_prompt,
+            seed=self.seed,
+        )
+        if isinstance(teacher, Pretrained):
+            _check_prompts(made, documents, teacher)
+        return made
+
+
+@dataclass(frozen=True)
+class SelfGenerated(Data):
+    """The teacher writes alone, from a random first token. LLM-QAT sec. 2.1.
+
+    Its likeliest next tokens first, for as many positions as drawn from `greedy` (inclusive) for
+    each sequence, then samples: greedy throughout repeats itself, sampling throughout wanders off.
+    """
+
+    name = "self-generated"
+    greedy: tuple[int, int] = (3, 5)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sampling(self.temperature, self.top_p)
+        if not 0 <= self.greedy[0] <= self.greedy[1]:
+            raise BitgridError(f"greedy {self.greedy} is no range of token counts")
+
+    def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
+        return Generate(
+            teacher,
+            None,
+            self.sequences,
+            self.length,
+            greedy=self.greedy,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Joined(Stage[Tokens]):
+    """Sequences of several sources, all of one length, one source after the other."""
+
+    stored: ClassVar[bool] = False
+    parts: tuple[Input[Tokens], ...]
+
+    def run(self, work: Path) -> Tokens:
+        parts = [value(part) for part in self.parts]
+        return Tokens(
+            torch.cat([part.ids for part in parts]), torch.cat([part.mask for part in parts])
+        )
+
+
+@dataclass(frozen=True)
+class Generate(Stage[Tokens]):
+    """Sequences that a model writes, from documents' openings or, without, from a random token.
+
+    A sequence ends with the model's EOS, which is learnt, or at `length`.
+    """
+
+    teacher: Input[Model]
+    documents: Input[list[str]] | None
+    count: int
+    length: int
+    prompt_chars: int | None = None
+    min_chars: int = 0
+    greedy: tuple[int, int] = (0, 0)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    learn_prompt: bool = True
+    seed: int = 0
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, memory_gib=host_gib(self.teacher, 16.0), hours=8.0)
+
+    def run(self, work: Path) -> Tokens:
+        """Raises TextError where no prompt can be made, or the teacher writes nothing."""
+        teacher = value(self.teacher)
+        if self.length > teacher.context:
+            raise TextError(
+                f"sequences of {self.length} tokens: the model's context is {teacher.context}"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        prompts = self._prompts(teacher, generator)
+        low, high = self.greedy
+        greedy = torch.randint(low, high + 1, (self.count,), generator=generator)
+        chances = torch.rand(self.count, self.length, generator=generator)
+        pad = generation.padding(teacher)
+        ids = torch.full((self.count, self.length), pad)
+        ends = torch.zeros(self.count, dtype=torch.int64)
+        begins = torch.tensor([len(prompt) for prompt in prompts])
+        # Prompts of like length together, so that little of a batch is padding.
+        places = begins.argsort(stable=True)
+        done = 0
+        at_once = generation.rows_at_once(teacher, self.length, teacher.device.type)
+        for rows in places.split(at_once):
+            part = work / f"part-{done}-{done + len(rows)}.safetensors"
+            if part.exists():
+                found = load_file(part)
+            else:
+                written, lengths = generation.write(
+                    teacher,
+                    [prompts[row] for row in rows],
+                    greedy[rows],
+                    chances[rows],
+                    self.temperature,
+                    self.top_p,
+                    tell=lambda some, done=done: report(done + some, self.count),  # type: ignore[misc]
+                )
+                found = {"ids": written, "ends": lengths}
+                draft = part.with_suffix(".draft")
+                save_file(found, draft)
+                draft.replace(part)
+            ids[rows, : found["ids"].shape[1]] = found["ids"]
+            ends[rows] = found["ends"]
+            done += len(rows)
+            report(done, self.count)
+        return self._tokens(ids, begins, ends, pad, generation.stops(teacher))
+
+    def _tokens(self, ids: Tensor, begins: Tensor, ends: Tensor, pad: int, stops: Tensor) -> Tokens:
+        """Padding and mask around ids (B, T) that begin after the prompt and end before padding."""
+        positions = torch.arange(self.length)
+        written = (positions >= begins[:, None]) & (positions < ends[:, None])
+        if not bool((written & ~torch.isin(ids, stops)).any()):
+            raise TextError("the generation produced nothing: the teacher ends every text at once")
+        kept = positions < ends[:, None]
+        learnt = (kept & (positions > 0)) if self.learn_prompt else written
+        return Tokens(ids.masked_fill(~kept, pad), learnt)
+
+    def _prompts(self, teacher: Model, generator: torch.Generator) -> list[Prompt]:
+        """`count` beginnings as token ids, in an order drawn from the generator."""
+        if self.documents is None:
+            special = set(teacher.tokenizer.all_special_ids)
+            vocabulary = min(len(teacher.tokenizer), teacher.network.config.vocab_size)
+            plain = torch.tensor([i for i in range(vocabulary) if i not in special])
+            drawn = torch.randint(len(plain), (self.count,), generator=generator)
+            return [[int(token)] for token in plain[drawn]]
+        openings = self.openings(value(self.documents))
+        order = torch.randperm(len(openings), generator=generator)[: self.count]
+        fitting = list(self.fitting([openings[i] for i in order], teacher.tokenizer))
+        return list(islice(cycle(fitting), self.count))
+
+    def openings(self, documents: list[str]) -> list[str]:
+        """What of the documents the teacher may continue. Raises TextError where that is nothing."""
+        found = [
+            text[: self.prompt_chars]
+            for text in documents
+            if len(text) > self.min_chars and text.strip()
+        ]
+        if not found:
+            raise TextError(f"no document is longer than min_chars: {self.min_chars} characters")
+        return found
+
+    def fitting(self, openings: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
+        """Those that leave room to write, as token ids. Raises TextError at the end where none does."""
+        first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        fits = False
+        for text in openings:
+            prompt = first + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            if 0 < len(prompt) < self.length:
+                fits = True
+                yield prompt
+        if not fits:
+            raise TextError(f"every prompt fills the whole length of {self.length} tokens")
+
+
+@cache
+def _check_prompts(stage: Generate, documents: Documents, teacher: Pretrained) -> None:
+    """Raise TextError where a user's file has no prompt; other texts take seconds to read."""
+    if documents.source.startswith("file:"):
+        try:
+            next(stage.fitting(stage.openings(documents.run(Path())), teacher.tokenizer()))
+        except TextError as error:
+            raise TextError(f"text {documents.source!r}: {error}") from error
+
+
+def _check_sampling(temperature: float, top_p: float) -> None:
+    if temperature < 0:
+        raise BitgridError(f"temperature {temperature} is negative")
+    if not 0 < top_p <= 1:
+        raise BitgridError(f"top_p {top_p} is no share between 0 and 1")

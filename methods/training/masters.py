@@ -1,0 +1,180 @@
+"""The weights that training moves: float32 masters, and the network that computes with them.
+
+    masters = Masters.of(student, format, "body", torch.bfloat16)
+    masters.refresh()                    # once a step: network's weights = format(masters)
+    loss.backward(); masters.gather()    # once a micro-batch
+    norm = masters.settle(scale)         # gradients of the masters, and their norm
+
+The network holds plain parameters in the compute dtype; those of quantised layers are overwritten
+by the rounded masters. So a weight is rounded once a step however many micro-batches there are, the
+forward pass is the model's own, and gradients are added up in float32.
+
+Where several processes train together the network is sharded by rows (`shards`) and the masters are
+this process's rows as plain tensors: a format is applied row by row, and so is the optimizer.
+
+Not here: the optimizer and its state (`train`, `checkpoint`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from transformers import PreTrainedModel
+
+from harness.models.model import Model, linears
+from methods.quantization.formats import Format, FullPrecision
+from methods.training.forward import move_buffers, replace_parameters
+from methods.training.shards import ALONE, Shards, local, rows
+
+Trained: TypeAlias = Literal["body", "linears", "all"]
+
+
+@dataclass
+class Masters:
+    """Trained parameters by name, in float32, in the order of the network."""
+
+    student: Model
+    format: Format
+    network: PreTrainedModel
+    weights: dict[str, nn.Parameter]
+    quantized: frozenset[str]
+    shards: Shards
+    _edges: dict[str, GradientEdge] = field(default_factory=dict)
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        student: Model,
+        format: Format,
+        trained: Trained,
+        dtype: torch.dtype,
+        shards: Shards = ALONE,
+    ) -> Masters:
+        """A network of its own in `dtype`; `student` is left as it is.
+
+        Raises FormatError where the format does not fit a layer.
+        """
+        for layer, linear in linears(student.network).items():
+            format.check(layer, linear.in_features)
+        quantized = frozenset(f"{layer}.weight" for layer in linears(student.network))
+        chosen = _chosen(student.network, trained, quantized)
+
+        network = shards.split(student, dtype, chosen).network.eval()
+        places = dict(network.named_parameters())
+        masters = {}
+        for name, old in student.network.named_parameters():
+            if name in chosen:
+                part = _part(old, place := places[name])
+                masters[name] = nn.Parameter(part.to(place.device, torch.float32, copy=True))
+        return cls(student, format, network, masters, quantized & masters.keys(), shards)
+
+    @property
+    def places(self) -> dict[str, nn.Parameter]:
+        """The network's parameters that the masters are written to, by name."""
+        return {name: p for name, p in self.network.named_parameters() if name in self.weights}
+
+    def refresh(self) -> None:
+        """Write the masters, rounded where the format applies, into the network."""
+        self._edges.clear()
+        for name, place in self.places.items():
+            rounded: Tensor = self.weights[name]
+            if name in self.quantized and not isinstance(self.format, FullPrecision):
+                rounded = self.format.straight_through(rounded)
+                self._edges[name] = get_gradient_edge(rounded)
+            with torch.no_grad():
+                local(place).copy_(rounded)
+
+    def gather(self) -> None:
+        """Add the network's gradients to the step's sums, in float32, and clear them."""
+        for name, place in self.network.named_parameters():
+            if place.grad is None:
+                continue
+            gradient = local(place.grad)
+            if name in self._sums:
+                self._sums[name].add_(gradient)
+            else:
+                self._sums[name] = gradient.float()
+            place.grad = None
+
+    def settle(self, scale: float) -> Tensor:
+        """Turn the sums, times `scale`, into the masters' gradients; returns their norm, a scalar."""
+        places = self.places
+        for name in self.shards.copied(places) if self._sums else ():
+            # A process without label tokens in this step has none for the head.
+            own = self._sums.get(name)
+            self._sums[name] = self.shards.sum(
+                torch.zeros_like(self.weights[name]) if own is None else own
+            )
+        for name in list(self._sums):  # one by one, so that no two sets of gradients stand
+            total = self._sums.pop(name).mul_(scale)
+            if name in self._edges:
+                torch.autograd.backward([self._edges[name]], [total])
+            else:
+                self.weights[name].grad = total
+        gradients = {n: w.grad for n, w in self.weights.items() if w.grad is not None}
+        return self.shards.norm(gradients, places)
+
+    def finite(self) -> bool:
+        """Whether all weights are, those of the other processes too."""
+        broken = torch.stack([~weight.isfinite().all() for weight in self.weights.values()])
+        return not bool(self.shards.sum(broken.sum()))
+
+    @torch.no_grad()
+    def furthest(self) -> tuple[str, float]:
+        """The quantised layer that moved most since training began, and how far: its weights'
+        distance from where they were, over their norm there."""
+        began, places = dict(self.student.network.named_parameters()), self.places
+        moved: dict[str, float] = {}
+        for name, weight in self.weights.items():
+            if name in self.quantized:
+                start = _part(began[name], places[name]).to(weight)
+                pair = ({name: weight - start}, {name: start})
+                far, size = (float(self.shards.norm(each, places)) for each in pair)
+                moved[name.removesuffix(".weight")] = far / size if size else math.inf
+        layer = max(moved, key=lambda name: moved[name])
+        return layer, moved[layer]
+
+    def model(self) -> Model:
+        """The student with the masters in place: float32 throughout, since a model is stored in one
+        dtype, and latent, since neither the format nor the student's dtype holds these weights.
+
+        It lies on the host, twice as large as a model that is evaluated. Of several processes the
+        leading one gets it; to the others the student comes back.
+        """
+        result, places = self.student.fork(quantized={}, latent=True), self.places
+
+        def make(name: str, old: nn.Parameter) -> nn.Parameter:
+            trained: Tensor | None = old
+            if name in places:
+                trained = self.shards.gathered(self.weights[name], places[name])
+            if trained is None or not self.shards.leads:
+                return old
+            return nn.Parameter(trained.detach().cpu().float(), requires_grad=False)
+
+        replace_parameters(result.network, make)
+        move_buffers(result.network, torch.device("cpu"))
+        return result
+
+
+def _part(whole: Tensor, place: Tensor) -> Tensor:
+    """The rows of a whole weight that this process holds at `place`."""
+    mine = rows(place)
+    return whole.detach() if mine is None else whole.detach()[mine]
+
+
+def _chosen(network: PreTrainedModel, trained: Trained, quantized: frozenset[str]) -> set[str]:
+    if trained == "linears":
+        return set(quantized)
+    ends = [network.get_input_embeddings(), network.get_output_embeddings()]
+    outside = {id(tensor) for module in ends for tensor in module.parameters()}
+    return {
+        name
+        for name, tensor in network.named_parameters()
+        if trained == "all" or id(tensor) not in outside
+    }

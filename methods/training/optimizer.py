@@ -1,0 +1,105 @@
+"""AdamW with moments in 32 or in 8 bits, and its moments as the plain tensors of a checkpoint.
+
+Eight-bit moments are torchao's, which is no dependency of the project: `require` says what is
+missing. Not here: rates and clipping (`train`), the file (`checkpoint`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+from collections.abc import Iterable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from harness.core.errors import BitgridError
+
+Optimizer: TypeAlias = Literal["adamw", "adamw-8bit"]
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def require(kind: Optimizer) -> None:
+    """Raise BitgridError where the optimizer is not installed."""
+    if kind == "adamw":
+        return
+    if importlib.util.find_spec("torchao") is None:
+        raise BitgridError(f"optimizer {kind!r} needs torchao: pip install torchao")
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise BitgridError(
+            f"optimizer {kind!r} compiles its step and finds no C++ compiler: install g++"
+        )
+
+
+def adamw(
+    kind: Optimizer,
+    weights: Iterable[nn.Parameter],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """AdamW whose weight decay touches matrices only."""
+    weights = list(weights)
+    groups: list[dict[str, Any]] = [
+        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    made: torch.optim.Optimizer = importlib.import_module("torchao.optim").AdamW8bit(
+        groups, lr=lr, betas=betas
+    )
+    return made
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # torchao's, which compiled code reads
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def plain(moment: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A moment as float32 and, where it is held in 8 bits, the scales of its blocks.
+
+    The scales come in rows as the moment does, where no block runs over the end of a row; else they
+    are flat, and of use only to a process that holds the very same rows.
+    """
+    if not hasattr(moment, "codes"):
+        return moment, None
+    values: Tensor = moment.dequantize()
+    scale: Tensor = moment.scale  # type: ignore[attr-defined]
+    in_rows = moment.ndim > 1 and len(scale) % len(moment) == 0
+    return values, scale.view(len(moment), -1) if in_rows else scale
+
+
+def restore(
+    optimizer: torch.optim.Optimizer,
+    weight: nn.Parameter,
+    name: str,
+    values: Tensor,
+    scale: Tensor | None,
+) -> None:
+    """Give `weight` its number of steps, or a moment as `plain` gave it: bit for bit where the
+    scales fit, else an 8-bit moment is rounded anew."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.state[weight][name] = values.to(weight.device, copy=True)
+        return
+    if name == "step":  # which the library counts on the CPU
+        optimizer.state[weight][name] = values
+        return
+    values = values.to(weight.device)
+    # The library itself decides, by size, which moments it holds in 8 bits.
+    moment: Any = optimizer._new_buffer(weight, name == "exp_avg")  # type: ignore[attr-defined]
+    optimizer.state[weight][name] = moment
+    if scale is None or not hasattr(moment, "codes") or scale.numel() != len(moment.scale):
+        moment.copy_(values)
+        return
+    moment.scale.copy_(scale.flatten())
+    levels = values.view(len(moment.scale), -1) / moment.scale[:, None].clamp(min=1e-12)
+    codes = torch.bucketize(levels, (moment.qmap[1:] + moment.qmap[:-1]) / 2)
+    moment.codes.copy_(codes.view(moment.shape))

@@ -1,0 +1,232 @@
+"""The numbers of the table: one entry a row and column, with its spread and its marks.
+
+An entry is the mean (or the median, where the grid asks) over *distinct models*: cells whose
+`model_key` is equal are one model, so a deterministic method has no ±, whatever number of seeds was
+listed. NaN is never skipped. Not here: which of them stand out (`ranking`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.numbers import stats
+from reports.numbers.columns import Column, protocol_of
+from reports.numbers.naming import setting
+from reports.reading.items import Index, Items, behind
+from reports.reading.rows import PROTOCOL, Spec
+
+REFERENCE_BITS = 16
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A number of the table, in the rows' units; NaN is a value, a missing entry is None."""
+
+    mean: float  # or the median over models, where the grid asks
+    sd: float | None = None  # over models; None for one model, and beside a median
+    spread: float | None = None  # what stands behind ±: `sd`, or as `report.spread` says
+    se: float | None = None  # over items, mean over models
+    n: int = 1  # distinct models
+    marks: tuple[str, ...] = ()
+    best: bool = False  # of its group
+    second: bool = False
+    tied: bool = False  # not distinguishable from the best
+    p: float | None = None  # of being as good as the best, corrected; None where not compared
+    interval: tuple[float, float] | None = None  # 95 % over items
+    items: tuple[Items, ...] = field(default=(), compare=False, repr=False)  # mean over models
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    label: str
+    bits: float
+    bits_per_weight: float | None
+    models: int
+    entries: tuple[Entry | None, ...]
+    device_hours: float | None = None  # of training, mean over models; None where not asked for
+
+    @property
+    def reference(self) -> bool:
+        return self.bits >= REFERENCE_BITS
+
+
+class Notes:
+    """Marks a, b, … for what must be said of a number, one mark for the same words."""
+
+    def __init__(self) -> None:
+        self.marks: dict[str, str] = {}
+        self.unlike: set[str] = set()  # marks of numbers that cannot be compared
+
+    def mark(self, words: str, unlike: bool) -> str:
+        words = " ".join(words.split())
+        index = len(self.marks)
+        letters = chr(ord("a") + index % 26) * (index // 26 + 1)
+        mark = self.marks.setdefault(words, letters)
+        if unlike:
+            self.unlike.add(mark)
+        return mark
+
+
+def make_rows(
+    shown: pd.DataFrame,
+    columns: tuple[Column, ...],
+    usual: list[dict[str, Any]],
+    notes: Notes,
+    index: Index,
+    spec: Spec,
+) -> list[Row]:
+    """Rows by falling bits, of one width in the order of the labels; `usual` is a protocol a task."""
+    labels, names = list(dict.fromkeys(shown["label"])), list(dict.fromkeys(shown["name"]))
+    keys = sorted(
+        set(zip(shown["bits"], shown["name"], shown["label"], strict=True)),
+        key=lambda key: (-key[0], labels.index(key[2]), names.index(key[1])),
+    )
+    table = []
+    for bits, name, label in keys:
+        cells = shown[(shown["bits"] == bits) & (shown["name"] == name)]
+        entries: list[Entry | None] = []
+        for column, protocol in zip(columns, [*usual, {}], strict=False):
+            if column.task is None:
+                entries.append(_average(cells, column, columns, entries, notes, index, spec))
+                continue
+            rows = cells[(cells["task"] == column.task) & (cells["metric"] == column.metric)]
+            marks = _marks(rows, protocol, notes)
+            models = [[record] for record in _distinct(rows)]
+            entries.append(_entry(models, marks, index, spec) if models else None)
+        weight = cells.drop_duplicates("model_key")["bits_per_weight"].mean()
+        table.append(
+            Row(
+                name=name,
+                label=label,
+                bits=float(bits),
+                bits_per_weight=None if pd.isna(weight) else float(weight),
+                models=int(cells["model_key"].nunique()),
+                entries=tuple(entries),
+            )
+        )
+    return table
+
+
+_Record = dict[Any, Any]
+
+
+def _distinct(rows: pd.DataFrame) -> list[_Record]:
+    """One row a model."""
+    return list(rows.drop_duplicates("model_key").to_dict("records"))
+
+
+def _average(
+    cells: pd.DataFrame,
+    column: Column,
+    columns: Sequence[Column],
+    entries: Sequence[Entry | None],
+    notes: Notes,
+    index: Index,
+    spec: Spec,
+) -> Entry | None:
+    """Over a model's tasks first, then over models, and only over models that have every task."""
+    parts = [c for c in columns if c.task in column.tasks and c.higher]
+    if {part.task for part in parts} != set(column.tasks):
+        return None
+    models: dict[str, list[_Record]] = {}
+    for part in parts:
+        rows = cells[(cells["task"] == part.task) & (cells["metric"] == part.metric)]
+        for record in _distinct(rows):
+            models.setdefault(record["model_key"], []).append(record)
+    complete = [records for records in models.values() if len(records) == len(parts)]
+    if not complete:
+        return None
+    marks = sorted(
+        {
+            mark
+            for c, entry in zip(columns, entries, strict=False)
+            if entry and c in parts
+            for mark in entry.marks
+            if mark in notes.unlike
+        }
+    )
+    return _entry(complete, marks, index, spec)
+
+
+def _entry(models: list[list[_Record]], marks: Sequence[str], index: Index, spec: Spec) -> Entry:
+    """Of one row a task for each model."""
+    values = [math.fsum(record["value"] for record in rows) / len(rows) for rows in models]
+    median = spec.aggregate == "median"
+    items = _together(models, index) if not median or len(models) == 1 else ()
+    given = [record["stderr"] for rows in models for record in rows]
+    error = math.fsum(given) / len(given) if len(given) == len(models) else math.nan
+    error = _error(items) if math.isnan(error) else error
+    over = stats.t_interval(values)
+    several = len(models) > 1 and not median
+    sd = float(np.std(values, ddof=1)) if several else None
+    return Entry(
+        mean=float(np.median(values)) if median else over.mean,
+        sd=sd,
+        spread=(over.high - over.low) / 2 if several and spec.spread == "interval" else sd,
+        se=None if math.isnan(error) else error,
+        n=len(models),
+        marks=tuple(marks),
+        interval=_interval(models, items),
+        items=items,
+    )
+
+
+def _together(models: list[list[_Record]], index: Index) -> tuple[Items, ...]:
+    """Each item's mean over models; none where a model's are missing or are other items."""
+    found = []
+    for rows in models:
+        parts = [behind(index, record) for record in rows]
+        found.append([i.weighted(1 / len(rows)) for part in parts if part for i in part])
+        if not all(parts) or not all(map(Items.alike, found[-1], found[0])):
+            return ()
+        if len(found[-1]) != len(found[0]):
+            return ()
+    return tuple(
+        Items(same[0].task, same[0].numbers, np.mean([i.scores for i in same], 0), same[0].weight)
+        for same in zip(*found, strict=True)
+    )
+
+
+def _error(items: Sequence[Items]) -> float:
+    """The standard error of a weighted mean of tasks; NaN where there are no items."""
+    errors = [part.weight * stats.standard_error(part.scores) for part in items]
+    return math.hypot(*errors) if errors else math.nan
+
+
+def _interval(models: list[list[_Record]], items: Sequence[Items]) -> tuple[float, float] | None:
+    if not items:
+        return None
+    several = len(items) > 1
+    found = stats.bootstrap(items) if several else stats.task_interval(items[0].scores)
+    if models[0][0]["metric"] != "ppl":
+        return found.low, found.high
+    # exp is monotonic, but the mean of several models' perplexities is not exp of their mean.
+    return (math.exp(found.low), math.exp(found.high)) if len(models) == 1 else None
+
+
+def _marks(rows: pd.DataFrame, usual: dict[str, Any], notes: Notes) -> list[str]:
+    found = [protocol_of(record) for record in rows[PROTOCOL].to_dict("records")]
+    unlike = [protocol for protocol in found if protocol != usual]
+    marks = []
+    for protocol in unlike:
+        words = _difference(protocol, usual)
+        if len(unlike) < len(found):
+            words = f"some of its seeds with {words}"
+        marks.append(notes.mark(f"measured otherwise than its column: {words}", unlike=True))
+    for reason in sorted(set(rows["stale"].dropna())):
+        marks.append(notes.mark(f"stale: {reason}", unlike=False))
+    return list(dict.fromkeys(marks))
+
+
+def _difference(protocol: dict[str, Any], usual: dict[str, Any]) -> str:
+    differing = [key for key in PROTOCOL if protocol[key] != usual[key]]
+    return ", ".join(
+        f"{key} {setting(protocol[key])} (column: {setting(usual[key])})" for key in differing
+    )

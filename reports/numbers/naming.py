@@ -1,0 +1,90 @@
+"""What a row is called: its label, and `key=value` for what tells it from others of that label.
+
+Two cells have one name only when they differ in nothing but the axis that is averaged over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from reports.reading.rows import Spec
+
+
+def setting(value: object, path: str = "") -> str:
+    """A setting as a reader would write it: strings bare, the rest as JSON.
+
+    A group size of 0 is no number of weights: the group is a whole channel.
+    """
+    if value == 0 and path.rpartition(".")[2] == "group_size":
+        return "channel"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def name_cells(frames: Sequence[pd.DataFrame], spec: Spec) -> dict[str, str]:
+    """Cell -> name of its row: the label and, where it needs them, `key=value`."""
+    cells: dict[str, dict[Any, Any]] = {}
+    for frame in frames:
+        for record in frame.drop_duplicates("cell").to_dict("records"):
+            cells.setdefault(record["cell"], record)
+    settings: dict[str, dict[str, Any]] = {
+        cell: {
+            **record["axes"],
+            **({} if pd.isna(record["seed"]) else {"seed": int(record["seed"])}),
+        }
+        for cell, record in cells.items()
+    }
+    over = {cell: axes.pop(spec.over, None) for cell, axes in settings.items() if spec.over}
+
+    telling: dict[str, list[str]] = {}
+    for group in _groups(cells, lambda c: (cells[c]["label"], cells[c]["bits"])):
+        keys = telling.setdefault(cells[group[0]]["label"], [])
+        keys += [key for key in _varying(group, settings) if key not in keys]
+    names = {}
+    for cell, record in cells.items():
+        keys = [*(key for key in spec.rows if key != "label"), *telling[record["label"]]]
+        names[cell] = _named(record["label"], settings[cell], keys)
+
+    # What the axes do not tell apart and would be averaged as if it were another seed.
+    def same(cell: str) -> tuple[Any, ...]:
+        return names[cell], cells[cell]["bits"], setting(over.get(cell))
+
+    extras = ["method", "model", "format", "group_size"]
+    facts: dict[str, dict[str, Any]] = {
+        cell: {key: record.get(key) for key in extras if pd.notna(record.get(key))}
+        for cell, record in cells.items()
+    }
+    for group in [group for group in _groups(cells, same) if len(group) > 1]:
+        keys = _varying(group, facts)
+        for cell in group:
+            names[cell] = _named(names[cell], facts[cell], keys)
+    for group in [group for group in _groups(cells, same) if len(group) > 1]:
+        for cell in group:
+            names[cell] = f"{names[cell]} cell={cell}"
+    return names
+
+
+def _groups(cells: Iterable[str], key: Callable[[str], Any]) -> list[list[str]]:
+    groups: dict[Any, list[str]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
+    return list(groups.values())
+
+
+def _varying(group: list[str], settings: dict[str, dict[str, Any]]) -> list[str]:
+    keys = sorted({key for cell in group for key in settings[cell]})
+    found = {
+        key: {setting(settings[c][key]) if key in settings[c] else None for c in group}
+        for key in keys
+    }
+    return [key for key in keys if len(found[key]) > 1]
+
+
+def _named(name: str, settings: dict[str, Any], keys: Iterable[str]) -> str:
+    told = [
+        f"{key}={setting(settings[key], key)}" for key in dict.fromkeys(keys) if key in settings
+    ]
+    return " ".join([name, *told])

@@ -1,0 +1,1 @@
+"""From numbers to words: tables in every form, the page of a grid, published figures."""

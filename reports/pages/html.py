@@ -1,0 +1,206 @@
+"""The page of a grid: `index.html` beside its tables and plots, and nothing from anywhere else.
+
+Tables that sort and filter, and for every number what stood behind it. The file holds its style,
+its script and its data, so that it works from a disk; a policy in it forbids any other script, and
+whatever came from a grid reaches the page as text. The template, the style and the script are in
+`assets`. Not here: the data behind the numbers (`html_provenance`), the Markdown page (`page`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from reports.numbers.columns import Column, number, number_of_bits
+from reports.numbers.entries import Entry, Row
+from reports.numbers.summary import Summary
+from reports.pages import figures
+from reports.pages import html_provenance as provenance
+from reports.pages.page import open_cells, progress, protocols
+from reports.pages.sheet import Cell, Sheet
+from reports.pages.table import TESTBED, explanations, sheet
+from reports.reading import rows as exported
+
+ASSETS = Path(__file__).parent / "assets"
+_DOWNLOADS = {
+    "table.csv": "table, unrounded",
+    "table.tex": "table for LaTeX",
+    "table.md": "table in Markdown",
+    "rows.jsonl": "every measurement",
+    "items.jsonl.gz": "every item",
+    "provenance.jsonl": "every stage",
+    "curves.jsonl": "training curves",
+    "diagnostics.jsonl": "diagnostics",
+    "grid.json": "the grid",
+}
+
+
+_Record = dict[str, Any]  # as `html_provenance.measurements` gives it
+
+
+def page(
+    folder: Path,
+    summary: Summary,
+    plots: Mapping[str, Mapping[str, bytes]],
+    sheets: Sequence[tuple[str, Sheet]] = (),
+) -> str:
+    """The whole file.
+
+    `plots` are the figures that lie in `folder`/plots, by name and suffix; `sheets` further tables,
+    each with its heading.
+    """
+    stages = exported.load_provenance(folder)
+    found = provenance.measurements(exported.load(folder), summary)
+    style, script = _asset("page.css"), _asset("page.js")
+    grid, table = summary.grid, sheet(summary)
+    rows = zip(summary.rows, table.rows, strict=True)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            style=style,
+            script=script,
+            policy=_policy(style, script),
+            data=provenance.embedded(provenance.data(summary, found, stages)),
+            grid=grid,
+            title=grid.spec.title or grid.name,
+            warning=TESTBED if summary.testbed else None,
+            progress=progress(summary),
+            made=provenance.made(stages),
+            head=_head(table, summary.columns),
+            rows=[_row(row, cells, summary, found) for row, cells in rows],
+            notes=table.notes,
+            sheets=sheets,
+            explanations=explanations(summary),
+            measurements=found,
+            plots=[_plot(name, plots[name]) for name in figures.FIGURES if name in plots],
+            protocols=protocols(summary),
+            open_cells=_open_cells(summary, found),
+            stale=summary.stale,
+            downloads={n: words for n, words in _DOWNLOADS.items() if _exists(folder, n)},
+        )
+    )
+
+
+def _exists(folder: Path, name: str) -> bool:
+    """Tables are written beside this page."""
+    return name.startswith("table.") or (folder / name).is_file()
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """No script and no style but these two, images of this folder, and no request to anywhere."""
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {digest(script)}",
+            f"style-src {digest(style)}",
+            "img-src 'self' file: data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+
+
+def _head(table: Sheet, columns: Sequence[Column]) -> list[tuple[str, bool, str]]:
+    """Of each column its title, whether it holds numbers, and which way it sorts first."""
+    words = table.head[: len(table.head) - len(columns)]
+    ways = {"Bits": "descending", "n": "descending"}
+    head = [(title, title != "Method", ways.get(title, "ascending")) for title in words]
+    titles = table.head[len(words) :]
+    return head + [
+        (title, True, "descending" if column.higher else "ascending")
+        for title, column in zip(titles, columns, strict=True)
+    ]
+
+
+def _plot(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    width, height = struct.unpack(">II", files["png"][16:24])  # of the PNG header
+    title = figures.title(name)
+    words = figures.FIGURES[name].removeprefix(f"{title}.").strip()
+    return {"name": name, "title": title, "words": words, "width": width, "height": height}
+
+
+def _row(row: Row, cells: Sequence[Cell], summary: Summary, found: list[_Record]) -> dict[str, Any]:
+    """A row of the table: words first, then the numbers with what stands behind them."""
+    words = len(cells) - len(summary.columns)
+    own = [
+        (index, each)
+        for index, each in enumerate(found)
+        if each["name"] == row.name and each["record"]["bits"] == row.bits
+    ]
+    return {
+        "row": row,
+        "bits": number_of_bits(row.bits),
+        "words": [cell.text for cell in cells[:words]],
+        "numbers": [
+            {"cell": cell, "column": column, **_behind(column, entry, own, summary.decimals)}
+            for cell, column, entry in zip(cells[words:], summary.columns, row.entries, strict=True)
+        ],
+    }
+
+
+def _behind(
+    column: Column, entry: Entry | None, own: list[tuple[int, _Record]], decimals: int
+) -> dict[str, Any]:
+    """What a number sorts by, the measurements it is made of, and what its statistics say."""
+    if entry is None:
+        return {"value": None, "behind": None}
+    tasks = column.tasks if column.task is None else (column.task,)
+    behind = [
+        index
+        for index, each in own
+        if each["record"]["primary"]
+        and each["record"]["task"] in tasks
+        and (column.task is None or each["record"]["metric"] == column.metric)
+    ]
+    about = []
+    if entry.interval is not None:
+        low, high = (number(end, column, decimals) for end in entry.interval)
+        about.append(f"95 % interval over items: {low} to {high}.")
+    if entry.p is not None:
+        about.append(f"Holm-corrected p of being as good as the best of its group: {entry.p:.2g}.")
+    return {
+        "value": entry.mean if math.isfinite(entry.mean) else None,
+        "behind": " ".join(map(str, behind)),
+        "about": " ".join(about),
+    }
+
+
+def _open_cells(summary: Summary, found: list[_Record]) -> list[dict[str, Any]]:
+    """Cells that lack scores, what failed first, each with how much of it is there already."""
+    listed = []
+    for hole, words in zip(summary.grid.holes, open_cells(summary), strict=True):
+        done = {
+            (each["record"]["task"], each["record"]["metric"])
+            for each in found
+            if each["record"]["cell"] == hole.get("cell") and each["record"]["primary"]
+        }
+        failed = words["reason"] != "not run yet"
+        listed.append({**words, "failed": failed, "done": len(done)})
+    return sorted(listed, key=lambda each: not each["failed"])

@@ -1,0 +1,279 @@
+"""What stands behind every number of the page, as JSON for its script.
+
+    labels    what the facts of a row are called
+    rows      one a measurement: its title, its value as shown, its facts, the key of its stage
+    stages    by key: name, facts (commit, device, time, memory …), settings, keys of its inputs
+    file      the grid's file, for the command
+
+Joined from rows.jsonl and provenance.jsonl by key; a fact that neither has is left out, and a chain
+that the export lacks is said to be missing. Not here: the page (`html`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from reports.numbers.columns import Column, number, number_of_bits
+from reports.numbers.naming import setting
+from reports.numbers.summary import Summary
+from reports.reading.rows import Stages, inputs
+
+FACTS = {
+    "value": "Value, unrounded",
+    "stderr": "Standard error over items",
+    "n": "Items",
+    "task": "Task",
+    "metric": "Metric",
+    "num_fewshot": "Few-shot examples",
+    "bos": "Prompt begins with BOS",
+    "chat_template": "Prompt in a chat template",
+    "limit": "Items asked for",
+    "protocol": "Protocol",
+    "tokenizer": "Tokenizer",
+    "task_version": "Version of the task",
+    "lm_eval": "lm-eval",
+    "seed": "Seed",
+    "axes": "Varied settings",
+    "method": "Method",
+    "format": "Number format",
+    "group_size": "Group size",
+    "bits_per_weight": "Bits per weight",
+    "model": "Model",
+    "revision": "Model revision",
+    "total": "Wall time of all stages behind it",
+    "cell": "Cell",
+    "key": "Key of the evaluation",
+    "model_key": "Key of the quantised model",
+}
+"""What the panel says of a measurement: field of the row -> label."""
+
+_RECORDED = ("schema", "key", "stage", "value")  # not facts of how a stage was computed
+
+
+def measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
+    """The rows of the export as a reader wants them: those that the table shows, then the rest."""
+    columns = {(column.task, column.metric): column for column in summary.columns}
+    found = []
+    for record in frame.to_dict("records"):
+        task, metric = record["task"], record["metric"]
+        column = columns.get((task, metric)) or Column(
+            task, metric, f"{task} ({metric})", bool(record["higher_is_better"])
+        )
+        found.append(
+            {
+                "record": record,
+                "name": summary.names[record["cell"]],
+                "bits": number_of_bits(record["bits"]),
+                "seed": "–" if pd.isna(record["seed"]) else str(record["seed"]),
+                "column": column,
+                "value": _finite(record["value"]),
+                "shown": number(record["value"], column, summary.decimals),
+                "error": _error(record, column, summary.decimals),
+                "stale": not pd.isna(record["stale"]),
+            }
+        )
+    return sorted(found, key=lambda each: not each["record"]["primary"])
+
+
+def data(summary: Summary, found: list[dict[str, Any]], stages: Stages) -> dict[str, Any]:
+    """The block that the page's script reads; `found` as `measurements` gives it."""
+    file = summary.grid.file
+    return {
+        "labels": list(FACTS.values()),
+        "rows": [_row(each, stages) for each in found],
+        "stages": {key: _stage(line, file) for key, line in stages.items()},
+        "file": file,
+    }
+
+
+def made(stages: Stages) -> dict[str, str]:
+    """What all stages have to say together: commits, devices, time."""
+    kept = [line for line in stages.values() if line.get("wall_s") is not None]
+    facts = {
+        "Computed": f"{len(kept)} stages in {duration(sum(line['wall_s'] for line in kept))}",
+        "Commit": _listed(_commit(line, 12) for line in kept if line.get("commit")),
+        "Device": _listed(_device(line) for line in kept),
+        "Python": _listed(str(line["python"]) for line in kept if line.get("python")),
+        "torch": _listed(
+            line["packages"]["torch"]
+            for line in kept
+            if isinstance(line.get("packages"), dict) and "torch" in line["packages"]
+        ),
+    }
+    return {label: words for label, words in facts.items() if words} if kept else {}
+
+
+def embedded(content: object) -> str:
+    """JSON that may stand inside a script element, whatever the strings in it."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def duration(seconds: float) -> str:
+    """0.42 s, 12.5 s, 7 min 36 s, 3 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if seconds < 3600:
+        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _row(each: dict[str, Any], stages: Stages) -> dict[str, Any]:
+    record = each["record"]
+    known = {field: record[field] for field in [*FACTS, "stale"] if _given(record, field)}
+    known |= _of_the_chain(record["key"], stages)
+    seed = "" if each["seed"] == "–" else f", seed {each['seed']}"
+    return {
+        "title": f"{each['name']}, {each['bits']} bits{seed} · {each['column'].title}",
+        "shown": each["shown"] + (f" ± {each['error']}" if each["error"] else ""),
+        "seed": each["seed"],
+        "stale": _said(known.get("stale")),
+        "key": record["key"],
+        "task": f"{record['task']} {record['metric']}",
+        "facts": [_said(known.get(field)) for field in FACTS],
+    }
+
+
+def _given(record: dict[Any, Any], field: str) -> bool:
+    """A value is always there, as NaN if need be; elsewhere NaN stands for nothing."""
+    held = record.get(field)
+    return field == "value" or isinstance(held, dict) or not pd.isna(held)
+
+
+def _error(record: dict[Any, Any], column: Column, decimals: int) -> str:
+    error = record["stderr"]
+    return "" if pd.isna(error) else number(error, column, decimals)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _said(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={setting(each)}" for key, each in value.items()) or None
+    if value is None or value is pd.NA:
+        return None
+    if isinstance(value, float):
+        return "NaN" if math.isnan(value) else repr(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _of_the_chain(key: str, stages: Stages) -> dict[str, str]:
+    """What pins the published models behind a number, and the time of all its stages."""
+    found: dict[str, dict[str, Any]] = {}
+    queue = [key]
+    while queue:
+        at = queue.pop()
+        if at not in stages:
+            return {"revision": "not in this export: export the grid again from its store"}
+        if at not in found:
+            found[at] = stages[at]
+            queue += inputs(stages[at]["stage"])
+    models = set()
+    for stage in (line["stage"] for line in found.values()):
+        if _name(stage) == "Pretrained":
+            models.add(f"{stage.get('source')} at {stage.get('digest')}")
+    seconds = [line["wall_s"] for line in found.values() if line.get("wall_s") is not None]
+    return {"revision": "; ".join(sorted(models)), "total": duration(sum(seconds))}
+
+
+def _name(stage: dict[str, Any]) -> str:
+    """The stage's class without its module."""
+    return str(stage.get("class", "?")).rpartition(".")[2]
+
+
+def _stage(line: dict[str, Any], file: str | None) -> dict[str, Any]:
+    stage = line["stage"]
+    wall = None if line.get("wall_s") is None else duration(line["wall_s"])
+    facts: dict[str, str | None] = {
+        "Commit": _commit(line) if line.get("commit") else None,
+        "Computed": _when(line.get("started")),
+        "Wall time": wall,
+        "Peak memory": _gib(line.get("peak_rss_gib")),
+        "Peak memory of the GPU": _gib(line.get("peak_gpu_gib")),
+        "Device": _device(line) if line.get("device") else None,
+        "Versions": _versions(line),
+        "Digest of the code": line.get("code"),
+    }
+    told = {"commit", "started", "wall_s", "peak_rss_gib", "peak_gpu_gib", "code", "packages"}
+    told |= {"device", "device_name", "threads", "host", "python", *_RECORDED}
+    facts |= {name: _said(fact) for name, fact in line.items() if name not in told}
+    return {
+        "name": _name(stage),
+        "facts": [[label, words] for label, words in facts.items() if words is not None],
+        "settings": [[path, words] for path, words in _settings(stage)],
+        "inputs": list(dict.fromkeys(inputs(stage))),
+        "time": wall,
+        "memory": _gib(line.get("peak_gpu_gib") or line.get("peak_rss_gib")),
+        "commit": _commit(line, 8) if line.get("commit") else None,
+        "command": _command(line, file),
+    }
+
+
+def _settings(stage: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Every field by its dotted path; inputs by name of the field and key."""
+    for name, held in stage.items():
+        path = f"{above}{name}"
+        if isinstance(held, dict) and set(held) != {"stage"}:
+            yield from _settings(held, f"{path}.")
+        elif isinstance(held, dict):
+            yield path, f"← {held['stage']}"
+        else:
+            yield path, setting(held)
+
+
+def _command(line: dict[str, Any], file: str | None) -> str | None:
+    """How to compute it again; None where the rows do not say which file asked for it."""
+    if file is None:
+        return None
+    steps = [f"bitgrid run {shlex.quote(file)}"]
+    if commit := line.get("commit"):
+        steps.insert(0, f"git checkout {shlex.quote(commit.rstrip('+'))}")
+        if commit.endswith("+"):
+            steps.insert(0, "# the code had changes that this commit has not")
+    return "\n".join(steps)
+
+
+def _commit(line: dict[str, Any], digits: int = 40) -> str:
+    commit, more = line["commit"].rstrip("+"), line["commit"].endswith("+")
+    return commit[:digits] + (" with uncommitted changes" if more else "")
+
+
+def _device(line: dict[str, Any]) -> str:
+    threads = f", {line['threads']} threads" if line.get("threads") else ""
+    host = f", host {line['host']}" if line.get("host") else ""
+    return f"{line.get('device')} ({line.get('device_name')}){threads}{host}"
+
+
+def _versions(line: dict[str, Any]) -> str | None:
+    packages = line.get("packages")
+    versions = {"Python": line["python"]} if line.get("python") else {}
+    versions |= packages if isinstance(packages, dict) else {}
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or None
+
+
+def _when(started: object) -> str | None:
+    if not isinstance(started, int | float):
+        return None
+    return datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _gib(size: object) -> str | None:
+    return f"{size:.2f} GiB" if isinstance(size, int | float) else None
+
+
+def _listed(words: Iterator[str]) -> str:
+    return "; ".join(dict.fromkeys(words))

@@ -1,0 +1,198 @@
+"""The page of a grid, as Markdown and for a terminal: its question, its table, how each number was
+measured, and what is missing.
+
+Not here: HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from reports.numbers import effects
+from reports.numbers.effects import Effect
+from reports.numbers.naming import setting
+from reports.numbers.summary import Summary
+from reports.pages import figures, published
+from reports.pages.sheet import Sheet, escape_markdown, markdown, plain, wrap
+from reports.pages.table import TESTBED, explanations, sheet
+
+_TITLES = {
+    "num_fewshot": "Few-shot",
+    "bos": "BOS",
+    "chat_template": "Chat template",
+    "n": "Items",
+    "limit": "Limit",
+    "protocol": "Protocol",
+    "tokenizer": "Tokenizer",
+    "task_version": "Task version",
+    "lm_eval": "lm-eval",
+}
+"""What the fields of a protocol are called, in their order."""
+
+_LATER = ("chat_template", "tokenizer")  # which rows of older exports do not have
+
+
+def page(
+    summary: Summary,
+    plots: Sequence[str],
+    beside: Sheet | None = None,
+    found: Sequence[Effect] = (),
+) -> str:
+    """report.md; `plots` are the names of the figures that were drawn."""
+    grid = summary.grid
+    parts = [f"# {escape_markdown(grid.spec.title or grid.name)}"]
+    if grid.question:
+        parts.append(escape_markdown(grid.question))
+    if summary.testbed:
+        parts.append(f"> **{TESTBED}.**")
+    parts.append(f"Model: `{grid.model}`. {progress(summary)}")
+    if grid.spec.caption:
+        parts.append(escape_markdown(grid.spec.caption))
+    parts.append(markdown(sheet(summary)).rstrip())
+    parts.append(" ".join(explanations(summary)))
+    if grid.spec.note:
+        parts.append(f"Note: {escape_markdown(grid.spec.note)}")
+    parts.append(
+        "The same table as [LaTeX](table.tex), [HTML](table.html) and, unrounded, as [CSV](table.csv)."
+    )
+    if grid.published:
+        parts += _published(summary, beside)
+    if found:
+        table = effects.sheet(found, summary.decimals)
+        parts += [f"## The effect of {escape_markdown(found[0].axis)}"]
+        parts += [escape_markdown(table.caption), markdown(table).rstrip()]
+    for name in [name for name in figures.FIGURES if name in plots]:
+        parts.append(f"## {figures.title(name)}")
+        parts.append(f"![{figures.title(name)}](plots/{name}.png)")
+        parts.append(f"{figures.FIGURES[name]} [PDF](plots/{name}.pdf)")
+    parts += ["## How each column was measured", _protocols(summary)]
+    if grid.holes:
+        parts += ["## Not finished", _holes(summary)]
+    if summary.stale:
+        words = "These numbers are older than the code, or the settings, behind them:"
+        listed = "\n".join(f"- {escape_markdown(line)}" for line in summary.stale)
+        parts += ["## Stale", words, listed]
+    return "\n\n".join(parts) + "\n"
+
+
+def _published(summary: Summary, beside: Sheet | None) -> list[str]:
+    parts = []
+    if beside is not None:
+        parts += ["## Beside the published figures", escape_markdown(beside.caption)]
+        parts += [markdown(beside).rstrip()]
+    parts.append("## As published")
+    if beside is None:
+        parts.append(escape_markdown(published.silence(summary) or ""))
+    for each in published.sheets(summary.grid.published):
+        parts += [escape_markdown(f"{each.caption} {published.BEST}"), markdown(each).rstrip()]
+    return parts
+
+
+def further(
+    summary: Summary, beside: Sheet | None, found: Sequence[Effect]
+) -> list[tuple[str, Sheet]]:
+    """The tables after the comparison, each with its heading, for other pages than this."""
+    title = "Beside the published figures"
+    sheets = [] if beside is None else [(title, beside)]
+    if beside is None and (words := published.silence(summary)):
+        sheets.append((title, Sheet("published", words, head=(), groups=())))
+    sheets += [("As published", each) for each in published.sheets(summary.grid.published)]
+    if found:
+        sheets.append((f"The effect of {found[0].axis}", effects.sheet(found, summary.decimals)))
+    return sheets
+
+
+def terminal(summary: Summary, width: int) -> str:
+    """What a run ends with: question, table, and what is open, wrapped to `width`."""
+    grid = summary.grid
+    lines = wrap(f"{grid.spec.title or grid.name}: {grid.question}".rstrip(": "), width)
+    lines += ["", plain(sheet(summary), width), ""]
+    lines += wrap(" ".join(explanations(summary, terminal=True)), width)
+    if grid.spec.note:
+        lines += wrap(f"Note: {grid.spec.note}", width)
+    if summary.testbed:
+        lines += wrap(f"{TESTBED}.", width)
+    if grid.holes or summary.stale:
+        lines += ["", *wrap(progress(summary), width)]
+    for hole in [hole for hole in open_cells(summary) if hole["reason"] != "not run yet"][:10]:
+        words = wrap(f"{_cell(hole)}: {hole['reason']}", width - 2)
+        lines += [f"  {part}" for part in words]
+    return "\n".join(lines) + "\n"
+
+
+def progress(summary: Summary) -> str:
+    """How far the grid is, in one sentence."""
+    grid = summary.grid
+    finished = grid.cells - len(grid.holes)
+    waiting = sum(hole["reason"] == "not run yet" for hole in open_cells(summary))
+    words = f"{finished} of {grid.cells} cells finished"
+    if len(grid.holes) > waiting:
+        words += f", {len(grid.holes) - waiting} failed"
+    if waiting:
+        words += f", {waiting} not run yet"
+    if summary.stale:
+        words += f"; numbers that are stale: {len(summary.stale)}"
+    return words + "."
+
+
+def protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """How each column was measured: titles, and a line a column."""
+    columns = [column for column in summary.columns if column.task is not None]
+    told = {k for usual in summary.protocols for k in usual if usual[k] is not None}
+    keys = [key for key in _TITLES if key in told or key not in _LATER]
+    lines = [
+        [column.title, str(column.task), column.metric, *(said(usual[k]) for k in keys)]
+        for column, usual in zip(columns, summary.protocols, strict=True)
+    ]
+    return ["Column", "Task", "Metric", *(_TITLES[key] for key in keys)], lines
+
+
+def _protocols(summary: Summary) -> str:
+    head, lines = protocols(summary)
+    table = [
+        head,
+        [":--"] * len(head),
+        *([escape_markdown(cell) for cell in line] for line in lines),
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
+
+
+def said(value: object) -> str:
+    """A setting of a protocol in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else str(value)
+
+
+def _holes(summary: Summary) -> str:
+    lines = ["| Method | Settings | Seed | Why |", "| :-- | :-- | :-- | :-- |"]
+    for hole in open_cells(summary):
+        cells = [hole["label"], hole["axes"], hole["seed"], hole["reason"]]
+        lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(hole: dict[str, str]) -> str:
+    seed = f"seed {hole['seed']}" if hole["seed"] != "–" else ""
+    return ", ".join(part for part in [hole["label"], hole["axes"], seed] if part)
+
+
+def open_cells(summary: Summary) -> list[dict[str, str]]:
+    """The cells without a full set of scores, as words, in the grid's order."""
+    return [
+        {
+            "label": str(hole.get("label", hole.get("cell", "?"))),
+            "axes": ", ".join(
+                f"{key}={setting(value)}" for key, value in _axes(hole).items() if key != "seed"
+            ),
+            "seed": said(hole.get("seed")),
+            "reason": str(hole.get("reason", "unknown")),
+        }
+        for hole in summary.grid.holes
+    ]
+
+
+def _axes(hole: dict[str, Any]) -> dict[str, Any]:
+    axes = hole.get("axes")
+    return axes if isinstance(axes, dict) else {}

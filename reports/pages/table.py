@@ -1,0 +1,186 @@
+"""A summary written down: as a sheet, for every form of text, and as CSV.
+
+CSV has the numbers unrounded and in the rows' units, the sheet as a reader wants them. Not here:
+which numbers (`summary`), how a sheet is written (`sheet`, `latex`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+
+from reports.numbers.columns import DEVICE_HOURS, Column, number, number_of_bits, task_title
+from reports.numbers.entries import Row
+from reports.numbers.ranking import ALPHA
+from reports.numbers.summary import Summary
+from reports.pages.published import Theirs
+from reports.pages.sheet import MISSING, Cell, Sheet
+
+TESTBED = (
+    "Testbed rows: an invented miniature world; they rank methods and say nothing about a real LLM"
+)
+TIED = "†"
+
+
+def sheet(summary: Summary) -> Sheet:
+    """Methods grouped by bits, tasks as columns."""
+    groups = [
+        tuple((*_stub(summary, row), *_numbers(summary, row)) for row in group)
+        for group in summary.groups()
+    ]
+    tied = any(e is not None and e.tied for row in summary.rows for e in row.entries)
+    note = (TIED, f"not distinguishable from the best of its group (p ≥ {ALPHA})")
+    return Sheet(
+        name=summary.grid.name,
+        caption=caption(summary),
+        head=tuple(_head(summary)),
+        groups=tuple(groups),
+        notes=(*summary.notes, *([note] if tied else [])),
+    )
+
+
+def tidy_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None = None) -> str:
+    """One line a row of the table.
+
+    Of each column the number; `.sd` over models, `.se` over items, `.low` and `.high` of the 95 %
+    interval over items, `.n` models, `.p` of being as good as the best, corrected, and `.note`;
+    where a paper prints figures `.published` and `.difference`, in the printed unit.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["bits", "method", "label", "bits_per_weight", "models"]
+    head += [] if summary.device_hours is None else [DEVICE_HOURS]
+    words = dict(summary.notes)
+    for column in summary.columns:
+        name = _name(column)
+        head += [
+            name,
+            *(f"{name}.{part}" for part in ("sd", "se", "low", "high", "n", "p", "note")),
+        ]
+        head += [f"{name}.published", f"{name}.difference"] if theirs else []
+    writer.writerow(head)
+    for at, row in enumerate(summary.rows):
+        name, label = " ".join(row.name.split()), " ".join(row.label.split())
+        cells = [number_of_bits(row.bits), name, label, row.bits_per_weight, row.models]
+        cells += [] if summary.device_hours is None else [_exact(row.device_hours)]
+        for place, entry in enumerate(row.entries):
+            if entry is None:
+                cells += ["", "", "", "", "", 0, "", ""]
+            else:
+                low, high = entry.interval or (None, None)
+                cells += [_exact(value) for value in (entry.mean, entry.sd, entry.se, low, high)]
+                cells += [entry.n, _exact(entry.p), "; ".join(words[mark] for mark in entry.marks)]
+            if theirs:
+                printed = theirs.get((at, place))
+                cells += [printed.printed, _exact(printed.difference)] if printed else ["", ""]
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+def caption(summary: Summary) -> str:
+    """The grid's caption, or one that explains the table; testbed rows always say what they are."""
+    title = summary.grid.spec.caption or f"{summary.grid.model}: methods grouped by bits."
+    note = [summary.grid.spec.note] if summary.grid.spec.note else []
+    testbed = [TESTBED + "."] if summary.testbed else []
+    return " ".join([title, *explanations(summary), *note, *testbed])
+
+
+def explanations(summary: Summary, terminal: bool = False) -> list[str]:
+    """What a reader must know to read the numbers."""
+    entries = [entry for row in summary.rows for entry in row.entries if entry is not None]
+    words = []
+    if any(column.percent for column in summary.columns):
+        words.append("Scores in percent.")
+    best = "Best of each group *" if terminal else "Best of each group in bold"
+    if any(entry.second for entry in entries) and not terminal:
+        best += ", second underlined"
+    words.append(f"{best}; bpw: bits per weight, scales and zero points counted.")
+    if summary.device_hours is not None:
+        words.append(
+            "Device-h: device-hours of training, its time by the GPUs (on CPUs: the processes) that "
+            f"shared it ({', '.join(summary.devices) or 'devices not recorded'}), mean over models."
+        )
+    average = next((column for column in summary.columns if column.task is None), None)
+    scores = [column for column in summary.columns if column.higher and column.task is not None]
+    if average is not None and {column.task for column in scores} != set(average.tasks):
+        words.append(f"Average over {', '.join(task_title(task) for task in average.tasks)}.")
+    words += _spreads(summary)
+    if summary.comparisons:
+        seeds = "an item's score is its mean over models, " if summary.several else ""
+        words.append(
+            f"Each number was compared with the best of its group on the same items by "
+            f"{' or '.join(summary.tests)}; {seeds}Holm-corrected for {summary.comparisons} "
+            "comparisons."
+        )
+    if any(entry.se is not None for entry in entries):
+        words.append("Standard errors over items are in the CSV (.se).")
+    if any(None in row.entries for row in summary.rows):
+        words.append("– is not measured; an average needs every task.")
+    return words
+
+
+def _spreads(summary: Summary) -> list[str]:
+    """What ± is, and that a median has none."""
+    spec = summary.grid.spec
+    if not summary.several:
+        return []
+    if spec.aggregate == "median":
+        return ["Medians over models (column n) of different seeds."]
+    if spec.spread == "interval":
+        return ["± is half of Student's 95 % interval over models (column n) of different seeds."]
+    return ["± is the standard deviation over models (column n) of different seeds."]
+
+
+def _head(summary: Summary) -> list[str]:
+    arrows = [f"{column.title} {'↑' if column.higher else '↓'}" for column in summary.columns]
+    hours = [] if summary.device_hours is None else ["Device-h"]
+    return ["Bits", "Method", "bpw", *(["n"] if summary.several else []), *hours, *arrows]
+
+
+def _stub(summary: Summary, row: Row) -> list[Cell]:
+    weight = MISSING if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}"
+    words = [number_of_bits(row.bits), row.name, weight]
+    words += [_models(row)] if summary.several else []
+    if summary.device_hours is not None:
+        words.append(MISSING if row.device_hours is None else _hours(row.device_hours))
+    return [Cell(text) for text in words]
+
+
+def _hours(given: float) -> str:
+    """0.078, 8.25, 420."""
+    return f"{given:.{3 if given < 1 else 2 if given < 100 else 0}f}"
+
+
+def _models(row: Row) -> str:
+    """How many models stand behind the row's numbers: 3, or 2–3 where some are still open."""
+    counts = sorted({entry.n for entry in row.entries if entry is not None}) or [row.models]
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+
+
+def _numbers(summary: Summary, row: Row) -> list[Cell]:
+    cells = []
+    for column, entry in zip(summary.columns, row.entries, strict=True):
+        if entry is None:
+            cells.append(Cell())
+            continue
+        known = entry.spread is not None and entry.spread == entry.spread
+        spread = number(entry.spread or 0.0, column, summary.decimals)
+        cells.append(
+            Cell(
+                text=number(entry.mean, column, summary.decimals),
+                after=f"± {spread}" if known else "",
+                best=entry.best,
+                second=entry.second,
+                marks=(*entry.marks, *([TIED] if entry.tied else [])),
+            )
+        )
+    return cells
+
+
+def _name(column: Column) -> str:
+    return "average" if column.task is None else f"{column.task}.{column.metric}"
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else "NaN" if value != value else repr(value)

@@ -1,0 +1,1 @@
+"""What a run exported, read and checked."""

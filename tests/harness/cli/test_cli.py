@@ -1,0 +1,308 @@
+"""The command, as a user meets it: end to end on the testbed, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import reports
+
+ROOT = Path(__file__).parents[3]
+VERBS = ("run", "status", "report", "methods", "tasks", "plan", "gc")
+
+
+def _bitgrid(
+    *words: str | Path, cwd: Path = ROOT, code: int = 0, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness.cli.main", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, **options
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the quickstart grid in a reduced form."""
+    folder = tmp_path_factory.mktemp("place")
+    grid = yaml.safe_load((ROOT / "experiments/quickstart.yaml").read_text())
+    grid["vary"] = {"format.bits": [2]}
+    grid["defaults"] |= {
+        "train.steps": 2,
+        "data.sequences": 16,
+        "data.length": 64,
+        "init.sequences": 8,
+    }
+    kept = ("testbed-ppl", "testbed_knowledge", "testbed_arithmetic", "testbed_code")
+    grid["evaluate"] = [{name: {"limit": 4}} for name in kept]
+    grid["report"] = {"average": ["testbed_knowledge"]}
+    (folder / "quick.yaml").write_text("# Does it run?\n" + yaml.safe_dump(grid))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> subprocess.CompletedProcess[str]:
+    return _bitgrid("run", "quick.yaml", cwd=place)
+
+
+def test_the_reduced_quickstart_runs_end_to_end(
+    place: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    rows = [json.loads(line) for line in (place / "results/quick/rows.jsonl").open()]
+    assert {row["label"] for row in rows} == {"BF16", "RTN", "AWQ-clip", "LLM-QAT", "BitDistiller"}
+    assert sum(row["primary"] for row in rows) == 5 * 4
+    assert all(row["testbed"] and row["n"] > 0 and row["stale"] is None for row in rows)
+    by_label = {row["label"]: row["value"] for row in rows if row["task"] == "testbed-ppl"}
+    assert by_label["BF16"] < by_label["BitDistiller"]
+    assert by_label["BF16"] * 1.5 < by_label["RTN"]
+    items = reports.load_items(place / "results/quick").groupby(["key", "task", "metric"])["score"]
+    for row in rows:
+        mean = items.get_group((row["key"], row["task"], row["metric"])).mean()
+        given = math.exp(mean) if row["metric"] == "ppl" else mean
+        assert given == pytest.approx(row["value"])
+    for row in rows:
+        assert row["bits"] == (16 if row["label"] == "BF16" else 2)
+    for label in by_label:
+        assert label in finished.stdout
+    for name in ("report.md", "table.md", "table.tex", "table.csv"):
+        assert (place / "results/quick" / name).stat().st_size > 0
+        assert name in finished.stdout
+    pictures = {path.suffix for path in (place / "results/quick/plots").iterdir()}
+    assert pictures == {".png", ".pdf"}
+    curves = [json.loads(line) for line in (place / "results/quick/curves.jsonl").open()]
+    assert sorted((c["label"], c["step"]) for c in curves) == [
+        (label, step) for label in ("BitDistiller", "LLM-QAT") for step in (1, 2)
+    ]
+
+
+def test_a_second_run_computes_nothing_and_is_quick(
+    place: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    before = (place / "results/quick/rows.jsonl").read_bytes()
+    again = _bitgrid("run", "quick.yaml", cwd=place)
+    assert "done already" in again.stderr
+    assert again.stdout == finished.stdout
+    assert (place / "results/quick/rows.jsonl").read_bytes() == before
+
+
+def test_status_report_and_plan_of_a_finished_grid(
+    place: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    status = _bitgrid("status", "quick.yaml", cwd=place).stdout
+    assert "5 cells, 5 models" in status
+    assert "queued" not in status
+    assert "stages to compute   0" in _bitgrid("plan", "quick.yaml", cwd=place).stdout
+    latex = _bitgrid("report", "quick.yaml", "--format", "latex", cwd=place).stdout
+    assert "\\toprule" in latex
+    assert "index.html" not in _bitgrid("report", place / "results/quick", cwd=place).stdout
+    assert "index.html" in _bitgrid("report", "quick.yaml", "--html", cwd=place).stdout
+    page = (place / "results/quick/index.html").read_text()
+    assert "bitgrid run quick.yaml" in page
+    assert "export the grid again" not in page  # every number leads to its model's revision
+
+
+def test_a_table_is_written_to_a_file(
+    place: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    for form, start in (("latex", "% needs"), ("html", "<table"), ("markdown", "| Bits")):
+        _bitgrid("report", "quick.yaml", "--format", form, "--out", f"table.{form}", cwd=place)
+        assert (place / f"table.{form}").read_text().startswith(start)
+    nowhere = ["report", "quick.yaml", "--format", "csv", "--out", "no/table.csv"]
+    words = _bitgrid(*nowhere, cwd=place, code=2).stderr
+    assert words == "bitgrid: no/table.csv: cannot be written: No such file or directory\n"
+
+
+def test_published_figures_alone(tmp_path: Path) -> None:
+    file = ROOT / "results/published/bitdistiller-2402.10631.csv"
+    assert "3453" in _bitgrid("report", file).stdout
+    assert _bitgrid("report", file, "--format", "latex").stdout.count(r"\toprule") == 3
+    good = file.read_text()
+    head, first, *_ = good.splitlines()
+    for text, words in (
+        (
+            good.replace("num_fewshot", "num_fewshots", 1),
+            "column 'num_fewshots' is unknown; did you",
+        ),
+        (good.replace(",value", "", 1), "column 'value' is missing"),
+        (f"{head},value\n", "column 'value' is there twice"),
+        (f"{head}\n{first.replace('5.47', 'five')}\n", "bad.csv:2: value 'five' is no number"),
+        (f"{head}\n{first},1\n", "bad.csv:2: not 11 fields"),
+        (f"{head}\n", "there is no published figure to show"),
+    ):
+        (tmp_path / "bad.csv").write_text(text)
+        stderr = _bitgrid("report", tmp_path / "bad.csv", code=2).stderr
+        assert words in stderr and stderr.count("\n") == 1
+
+
+def test_gc_keeps_what_a_grid_needs(
+    place: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    assert "0 entries" in _bitgrid("gc", cwd=place).stdout
+    extra = place / ".bitgrid/values/unknown"
+    extra.mkdir()
+    (extra / "manifest.json").write_text("{}")
+    assert "values/unknown" in _bitgrid("gc", cwd=place).stdout
+    assert extra.exists()
+    _bitgrid("gc", "--yes", cwd=place)
+    assert not extra.exists()
+    assert "stages to compute   0" in _bitgrid("plan", "quick.yaml", cwd=place).stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb: str) -> None:
+    assert f"bitgrid {verb}" in _bitgrid(verb, "--help").stdout.split("example:")[1]
+
+
+def test_status_without_torch(place: Path, finished: subprocess.CompletedProcess[str]) -> None:
+    """The remembered plan serves: nothing heavy is imported to read rows."""
+    code = (
+        "import sys; from harness.cli.main import main; main(['status', 'quick.yaml']);"
+        "assert not {'torch', 'transformers', 'lm_eval', 'pandas'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=place, env=environment, check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "zzz/qqq"), "zzz/qqq: there is no such file\n"),
+        (("run", "experiments/quickstrt.yaml"), "did you mean 'experiments/quickstart.yaml'?"),
+        (
+            ("run", "experiments/quickstart.yaml", "--store", "/nowhere", "--device", "cudda"),
+            "device 'cudda' is not there",
+        ),
+        (("methods", "bitdistil"), "did you mean 'bitdistiller'?"),
+        (("status", "README.md"), "README.md:"),
+        (("report", "tests"), "tests"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(words: tuple[str, ...], message: str) -> None:
+    done = _bitgrid(*words, code=2)
+    assert done.stderr.startswith("bitgrid: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert message in done.stderr
+
+
+def _without_roots_privilege() -> None:
+    """Has permissions of files hold for root too, from the next exec on."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+
+
+def test_a_store_that_can_only_be_read(
+    place: Path, finished: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    shutil.copytree(place / ".bitgrid", tmp_path / "kept")
+    shutil.copy(place / "quick.yaml", tmp_path)
+    # A claim of another host, whose age the file system's clock tells where it can be asked.
+    (tmp_path / "kept/claims").mkdir(exist_ok=True)
+    owner = {"host": "other", "place": "elsewhere", "pid": 1, "started": 0.0}
+    (tmp_path / "kept/claims/launch.0").write_text(json.dumps(owner))
+    for path in [tmp_path / "kept", *(tmp_path / "kept").rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+    def bitgrid(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        whole = (*words, "--store", "kept")
+        return _bitgrid(*whole, cwd=tmp_path, code=code, preexec_fn=_without_roots_privilege)
+
+    assert "done" in bitgrid("status", "quick.yaml").stdout
+    assert "stages to compute   0" in bitgrid("plan", "quick.yaml").stdout
+    assert "BitDistiller" in bitgrid("report", "quick.yaml").stdout
+    assert "to remove" in bitgrid("gc").stdout
+    for verb in ("run", "launch"):
+        more = tmp_path / "quick.yaml"
+        more.write_text(more.read_text().replace("limit: 4", "limit: 3"))
+        done = bitgrid(verb, "quick.yaml", code=2)
+        assert re.fullmatch(r"bitgrid: the store .*/kept cannot be written: .*\n", done.stderr)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(
+    place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for words, problem in (
+        (("--store", "file"), "read"),
+        (("--store", "file/store"), "read"),
+        (("--store", "/proc/store"), "written"),
+        (("--store", "new", "--out", "file/out"), "written"),
+    ):
+        command = ("run", place / "quick.yaml", *words)
+        said = _bitgrid(*command, cwd=tmp_path, code=2).stderr
+        assert re.fullmatch(rf"bitgrid: [^\n]*{words[-1]} cannot be {problem}: [^\n]*\n", said)
+    assert not (tmp_path / "new/values").exists()
+    said = _bitgrid("status", place / "quick.yaml", "--store", "file", cwd=tmp_path, code=2).stderr
+    assert said.endswith("/file cannot be read: Not a directory\n")
+
+
+def test_ctrl_c_says_that_nothing_is_lost_and_the_next_run_goes_on(place: Path) -> None:
+    command = [sys.executable, "-m", "harness.cli.main", "run", "quick.yaml", "--store", "stopped"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(
+        [*command, "--out", "stopped-out"],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored in background jobs
+    )
+    deadline = time.monotonic() + 120
+    while not list((place / "stopped/values").glob("*/manifest.json")):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "finished stages are kept" in said
+    assert "Traceback" not in said
+    kept = {path.parent.name for path in (place / "stopped/values").glob("*/manifest.json")}
+    status = _bitgrid("status", "quick.yaml", "--store", "stopped", cwd=place).stdout
+    assert "done" in status
+    assert "running" not in status
+    assert kept
+
+
+def test_a_failing_cell_exits_1_and_shows_the_hole(place: Path, tmp_path: Path) -> None:
+    text = (place / "quick.yaml").read_text()
+    grid = yaml.safe_load(text)
+    grid |= {"compare": ["rtn"], "evaluate": [{"testbed-ppl": {"limit": 2}}], "report": {}}
+    grid["defaults"]["train.lr"] = 1e30  # NaN within two steps
+    (tmp_path / "nan.yaml").write_text(
+        "# Does a failing cell stand alone?\n" + yaml.safe_dump(grid)
+    )
+    done = _bitgrid("run", "nan.yaml", cwd=tmp_path, code=1)
+    assert "RTN" in done.stdout
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: Train")]
+    assert len(failed) == 1
+    assert "step" in failed[0]
+    report = (tmp_path / "results/nan/report.md").read_text()
+    assert "BitDistiller" in report
+
+
+def test_where_every_cell_fails_the_failures_are_listed(place: Path, tmp_path: Path) -> None:
+    grid = yaml.safe_load((place / "quick.yaml").read_text())
+    grid |= {"compare": [], "evaluate": [{"testbed-ppl": {"limit": 2}}], "report": {}}
+    grid["defaults"]["train.lr"] = 1e30
+    (tmp_path / "nan.yaml").write_text("# Does nothing work?\n" + yaml.safe_dump(grid))
+    for _ in range(2):  # and of a failure that stands
+        done = _bitgrid("run", "nan.yaml", cwd=tmp_path, code=1)
+        assert "Traceback" not in done.stderr
+        assert [line for line in done.stderr.splitlines() if line.startswith("failed: Train")]

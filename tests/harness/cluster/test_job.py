@@ -1,0 +1,252 @@
+"""A job's share of a plan: only its own stages, inputs waited for, ends by the scheduler no failures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.harness.test_run import Silent
+
+from harness.cluster import job
+from harness.cluster.launches import Launch
+from harness.core.errors import BitgridError
+from harness.core.store import Store
+from harness.grid.expand import Grid
+from harness.run import runner as running
+from harness.run.plan import Plan
+from harness.run.runner import Outcome, Share, run
+from tests.support.fakeslurm import launched
+from tests.support.toys import Made, toy_plan
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Grid, Plan]:
+    monkeypatch.setattr(running, "POLL_S", 0.05)
+    return toy_plan(tmp_path / "toy.yaml")
+
+
+def share(
+    made: tuple[Grid, Plan], store: Store, keys: tuple[str, ...], since: float = 0.0, **more: Any
+) -> tuple[Outcome, Silent]:
+    watcher = Silent()
+    return run(*made, store, watcher, since, Share(keys, **more)), watcher
+
+
+def cell(made: tuple[Grid, Plan]) -> tuple[Made, str, tuple[str, ...]]:
+    """Of the first cell: its kept model, the key of what is rebuilt from it, its scores."""
+    first = made[0].cells[0]
+    return first.model.model, first.model.key, made[1].cells[0].scores  # type: ignore[attr-defined]
+
+
+def record(made: tuple[Grid, Plan], key: str, when: float = 0.0) -> dict[str, Any]:
+    return {"code": made[1].nodes[key].code, "when": when, "message": "planted before"}
+
+
+# Shares
+
+
+def test_only_a_job_s_own_stages_are_computed(made: tuple[Grid, Plan], store: Store) -> None:
+    model, _, scores = cell(made)
+    assert share(made, store, (model.key,))[0].computed == [model.key]
+    assert share(made, store, scores[:1])[0].computed == [scores[0]]
+    assert store.keys() == sorted([model.key, scores[0]])
+    assert share(made, store, (model.key, scores[0]))[0] == Outcome()
+
+
+def test_an_input_that_nobody_makes_is_reported(made: tuple[Grid, Plan], store: Store) -> None:
+    model, _, scores = cell(made)
+    began = time.monotonic()
+    outcome, watcher = share(made, store, scores, patience_s=0.3)
+    assert 0.3 <= time.monotonic() - began < 20
+    assert outcome == Outcome(blocked=list(scores))
+    words = f"blocked an input is missing: Made {model.key[:8]}, and nobody is computing it"
+    assert words in watcher.heard
+    assert store.keys() == [] and store.failure(scores[0]) is None
+
+
+def test_an_input_is_waited_for_while_somebody_makes_it(
+    made: tuple[Grid, Plan], store: Store
+) -> None:
+    model, _, scores = cell(made)
+    with _Elsewhere(store, model, lambda: store.commit(model, {"bits": 2}, {})):
+        outcome, watcher = share(made, store, scores, patience_s=0.1)
+    assert sorted(outcome.computed) == sorted(scores) and "waiting" in watcher.heard
+
+
+def test_an_input_that_fails_Elsewhere_blocks(made: tuple[Grid, Plan], store: Store) -> None:
+    model, _, scores = cell(made)
+    with _Elsewhere(store, model, lambda: store.fail(model.key, record(made, model.key))):
+        outcome, watcher = share(made, store, scores, patience_s=30.0)
+    assert outcome == Outcome(blocked=list(scores))
+    assert "blocked an input failed: Made: planted before" in watcher.heard
+
+
+def test_what_failed_before_the_launch_is_run_again_by_its_own_job_alone(
+    made: tuple[Grid, Plan], store: Store
+) -> None:
+    model, rebuilt, scores = cell(made)
+    store.fail(model.key, record(made, model.key, when=10.0))
+    assert share(made, store, scores, since=20.0)[0] == Outcome(blocked=list(scores))
+    assert share(made, store, (model.key,), since=5.0)[0] == Outcome(failed=[model.key])
+    assert share(made, store, (model.key,), since=20.0)[0] == Outcome(computed=[model.key])
+    assert store.failure(model.key) is None
+    # What is not kept is each job's own to rebuild.
+    store.fail(rebuilt, record(made, rebuilt, when=10.0))
+    assert sorted(share(made, store, scores, since=5.0)[0].computed) == sorted(scores)
+
+
+def test_a_stage_is_made_leaner_as_often_as_asked(
+    made: tuple[Grid, Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, _ = cell(made)
+    halved: list[str] = []
+    monkeypatch.setattr(Made, "leaner", lambda self: halved.append(self.key) or self)
+    share(made, store, (model.key,), halvings={model.key: 2})
+    assert halved == [model.key] * 2
+
+
+# Whole jobs
+
+
+@pytest.fixture
+def launch(
+    made: tuple[Grid, Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Launch]:
+    """A job for each of the first two cells, of the toys' grid."""
+    monkeypatch.setattr(job.grids, "load", lambda path, allow: made[0])
+    before = signal.getsignal(signal.SIGTERM)
+    yield _launch(made, store)
+    signal.signal(signal.SIGTERM, before)
+
+
+def _launch(made: tuple[Grid, Plan], store: Store) -> Launch:
+    keys = [
+        (c.model.model.key, *(s.key for s in c.scores))  # type: ignore[attr-defined]
+        for c in made[0].cells[:2]
+    ]
+    return replace(launched(store.root, made[0].path, keys), visible_s=0.1)
+
+
+def test_a_job_computes_its_stages_and_says_so(
+    launch: Launch, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.work(launch.folder, 1) == {"computed": 3}
+    assert store.keys() == sorted(launch.jobs[1].keys)
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == f"job 1 of {launch.id}, attempt 0: 3 stages"
+    key = launch.jobs[1].keys[0]
+    assert lines[1] == f"begin Made A bits=3 seed=0 ({key[:8]})"
+    assert lines[2].startswith(f"done Made A bits=3 seed=0 ({key[:8]}) 0.")
+    assert job.work(launch.folder, 1) == {"computed": 0}  # a requeued job finds it done
+
+
+def test_a_job_with_a_failure_says_so_to_the_scheduler(
+    launch: Launch, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_FAIL", "A")
+    with pytest.raises(BitgridError, match="1 stages failed, 2 lack an input"):
+        job.work(launch.folder, 0)
+    assert (store.failure(launch.jobs[0].keys[0]) or {})["message"] == "ValueError: planted"
+
+
+def test_a_grid_that_means_something_else_by_now_is_refused(launch: Launch, store: Store) -> None:
+    replace(launch, jobs=(replace(launch.jobs[0], keys=("gone", "gone too")),)).write()
+    with pytest.raises(BitgridError, match="2 stages are other ones than when the grid was laun"):
+        job.work(launch.folder, 0)
+    assert store.keys() == []
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_breaks_while_the_scheduler_ends_a_job_is_no_failure(
+    made: tuple[Grid, Plan], store: Store, tmp_path: Path, ended: bool
+) -> None:
+    launch = _launch(made, store)
+    launch.write()
+    code = f"""
+import time
+from pathlib import Path
+from harness.cluster import job
+from tests.support import toys
+def breaks(self, work):
+    Path({str(tmp_path / "begun")!r}).touch()
+    while not Path({str(tmp_path / "break")!r}).exists():
+        time.sleep(0.02)
+    raise RuntimeError("a process was killed")
+toys.Made.run = breaks
+grid = toys.toy_grid(Path({str(made[0].path)!r}))
+job.grids.load = lambda path, allow: grid
+job.work(Path({str(launch.folder)!r}), 0)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    assert child.stdout
+    try:
+        _until((tmp_path / "begun").exists)
+        if ended:
+            child.send_signal(signal.SIGTERM)
+        (tmp_path / "break").touch()
+        for line in child.stdout:
+            if "failed Made" in line:
+                break
+        key = launch.jobs[0].keys[0]
+        if ended:
+            _until(lambda: store.failure(key) is None)
+            assert child.poll() is None  # the scheduler's to end
+        else:
+            assert child.wait(60) != 0
+            assert store.failure(key) is not None
+    finally:
+        child.kill()
+        child.wait()
+
+
+class _Elsewhere:
+    """Another process that claims a stage and half a second later has done `then`."""
+
+    def __init__(self, store: Store, stage: Made, then: Callable[[], None]) -> None:
+        self.claimed = threading.Event()
+        self.thread = threading.Thread(target=self._work, args=(store, stage, then))
+
+    def _work(self, store: Store, stage: Made, then: Callable[[], None]) -> None:
+        claim = store.claim(stage.key)
+        assert claim is not None
+        with claim:
+            self.claimed.set()
+            time.sleep(0.5)
+            then()
+
+    def __enter__(self) -> None:
+        self.thread.start()
+        assert self.claimed.wait(10)
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.join()
+
+
+def _until(true: Callable[[], bool], limit: float = 60.0) -> None:
+    deadline = time.monotonic() + limit
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

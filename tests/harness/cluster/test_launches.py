@@ -1,0 +1,200 @@
+"""Records of launches, and what a queue and logs say of their jobs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.cluster import launches
+from harness.core.errors import ClusterError, StoreError
+from harness.core.store import Store
+from tests.support import fakeslurm
+from tests.support.fakeslurm import Slurm, launched
+
+BEGIN = "submitit INFO (2026-11-23 06:00:00,123) - Starting with JobEnvironment(job_id=7_1)\n"
+TORN = "slurmstepd: error: *** STEP 7.0 ON node1 CANCELLED AT 2026-11-23T07:00:00"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    path = tmp_path / "toy.yaml"
+    path.write_text("# Do toys work?\n")
+    return path
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    return fakeslurm.install(tmp_path / "lab", monkeypatch)
+
+
+def test_a_record_comes_back(store: Store, grid: Path) -> None:
+    made = replace(
+        launched(store.root, grid, [("a", "b"), ("c",)]), halvings={"a": 2}, large=("c",)
+    )
+    made.write()
+    assert launches.read(made.folder) == made
+    assert launches.read(made.folder).submitted == {0: "7"}
+    with (made.folder / "submitted.jsonl").open("a") as file:
+        file.write('{"array": 1, "jo')  # killed while it wrote
+    assert launches.read(made.folder).submitted == {0: "7"}
+    assert launches.of_grid(store, grid) == [made]
+    assert launches.of_grid(store, grid.with_name("other.yaml")) == []
+
+
+def test_a_record_that_is_broken_or_of_another_version(store: Store, grid: Path) -> None:
+    path = launched(store.root, grid, [("a",)]).folder / "launch.json"
+    for text, words in (('{"schema": 0}', "is of another version"), ("{", "cannot be read")):
+        path.write_text(text)
+        with pytest.raises(StoreError, match=words) as caught:
+            launches.read(path.parent)
+        assert str(path) in str(caught.value) and "remove its folder" in str(caught.value)
+
+
+def test_logs_are_found_by_array_and_index(store: Store, grid: Path) -> None:
+    made = launched(store.root, grid, [(f"k{n}",) for n in range(12)])
+    logs = made.folder / "logs" / "0"
+    logs.mkdir(parents=True)
+    for name in ("7_1_0_log.out", "7_11_0_log.out", "7_1_0_log.err", "7_1_submission.sh"):
+        (logs / name).write_text("")
+    assert made.log(made.jobs[1]) == logs / "7_1_0_log.out"
+    assert made.log(made.jobs[11]) == logs / "7_11_0_log.out"
+    assert made.log(made.jobs[2]) is None
+
+
+def test_a_job_alone_has_no_index_in_its_log_s_name(store: Store, grid: Path) -> None:
+    made = launched(store.root, grid, [("a",)])
+    (made.folder / "logs" / "0").mkdir(parents=True)
+    (made.folder / "logs" / "0" / "7_0_log.out").write_text("")
+    assert made.log(made.jobs[0]) == made.folder / "logs" / "0" / "7_0_log.out"
+
+
+def test_logs_of_a_local_cluster_are_found_by_what_they_say(store: Store, grid: Path) -> None:
+    made = replace(launched(store.root, grid, [("a",), ("b",)]), cluster="local")
+    logs = made.folder / "logs" / "0"
+    logs.mkdir(parents=True)
+    for task, pid in enumerate((900, 17)):
+        (logs / f"{pid}_0_log.out").write_text(f"06:00:00 job {task} of {made.id}, attempt 0: 1\n")
+    assert [made.log(job) for job in made.jobs] == [logs / "900_0_log.out", logs / "17_0_log.out"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"{BEGIN}{TORN} DUE TO TIME LIMIT ***\n", "time limit"),
+        (f"{BEGIN}{TORN} DUE TO PREEMPTION ***\n", "preempted"),
+        (f"{BEGIN}{TORN} DUE TO JOB REQUEUE ***\n", "requeued"),
+        (f"{BEGIN}{TORN} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***\n", "node failure"),
+        (f"{BEGIN}{TORN} ***\nsrun: error: node1: task 0: Terminated\n", "cancelled"),
+        (
+            f"{BEGIN}{TORN.replace('STEP 7.0', 'JOB 7')} DUE TO TIME LIMIT ***\n{TORN} ***\n",
+            "time limit",
+        ),
+        (
+            f"{BEGIN}slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step "
+            "tasks have been OOM Killed.\nsrun: error: node1: task 0: Out Of Memory\n",
+            "out of memory (of the host)",
+        ),
+        (f"{BEGIN}{TORN} DUE TO PREEMPTION ***\n{BEGIN}{TORN} ***\n", "cancelled"),
+        (
+            f"{BEGIN}{TORN} DUE TO TIME LIMIT ***\n{BEGIN}Bus error\n\n",
+            "ended without a record; last line: Bus error",
+        ),
+    ],
+)
+def test_why_a_job_ended_is_read_from_the_log_of_its_last_attempt(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / "log").write_text(text)
+    assert launches.end_of(tmp_path / "log") == words
+
+
+def test_the_queue_by_name_and_index(slurm: Slurm) -> None:
+    slurm.queue(
+        "7|0|RUNNING|None|toy:20261123-061917-ab12:0",
+        "7|11|PENDING|Resources|toy:20261123-061917-ab12:0",
+        "9|N/A|PENDING|Dependency|a|b:20261123-061917-ab12:1",
+        "11|N/A|RUNNING|None|bash",
+    )
+    found = launches.queue()
+    running = found["toy:20261123-061917-ab12:0", 0]
+    assert (running.job, running.state, running.running) == ("7", "RUNNING", True)
+    assert found["toy:20261123-061917-ab12:0", 11].reason == "Resources"
+    assert found["a|b:20261123-061917-ab12:1", 0].running is False
+    assert len(found) == 4 and len(slurm.said("asked")) == 1
+
+
+def test_stages_that_the_queue_will_compute(slurm: Slurm, store: Store, grid: Path) -> None:
+    launched(store.root, grid, [("a", "b"), ("c",), ("d",)])
+    slurm.queue(
+        "7|0|RUNNING|None|toy:20261123-061917-ab12:0",
+        "7|2|PENDING|Priority|toy:20261123-061917-ab12:0",
+        "8|0|PENDING|Priority|toy:20261123-000000-ffff:0",  # of another store
+        "9|N/A|RUNNING|None|a:b",
+    )
+    live = launches.live(store, launches.queue())
+    assert {key: entry.task for key, entry in live.items()} == {"a": 0, "b": 0, "d": 2}
+    assert live["a"].since == 1000.0
+
+
+def test_cancel_takes_out_what_the_grid_has_left(slurm: Slurm, store: Store, grid: Path) -> None:
+    made = launched(store.root, grid, [("a",), ("b",)])
+    assert launches.cancel([made]) == 0 and slurm.said("cancelled") == []
+    slurm.queue(
+        f"7|0|RUNNING|None|{made.name(0)}",
+        f"7|1|PENDING|None|{made.name(0)}",
+        "8|N/A|RUNNING|None|toy:20261123-000000-ffff:0",
+    )
+    assert launches.cancel([made]) == 2
+    assert slurm.said("cancelled") == ["7"]
+
+
+def test_without_slurm_or_its_controller_there_is_one_line(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.down()
+    with pytest.raises(ClusterError) as caught:
+        launches.queue()
+    assert str(caught.value) == (
+        "squeue: slurm_load_jobs error: Unable to contact slurm controller"
+    )
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ClusterError, match="no such command: no SLURM here"):
+        launches.queue()
+
+
+def test_waste_is_launches_of_grids_that_are_gone_and_unused_code(
+    slurm: Slurm, store: Store, grid: Path
+) -> None:
+    made = launched(store.root, grid, [("a",)])
+    for name in ("abc", "old", ".draft.1234"):
+        (store.root / "code" / name).mkdir(parents=True)
+    code = store.root / "code"
+    assert launches.waste(store) == [code / ".draft.1234", code / "old"]
+    grid.unlink()
+    assert set(launches.waste(store)) == {
+        made.folder,
+        code / "abc",
+        code / "old",
+        code / ".draft.1234",
+    }
+    slurm.queue(f"7|0|PENDING|Priority|{made.name(0)}")
+    assert made.folder not in launches.waste(store) and code / "abc" not in launches.waste(store)
+    slurm.queue()
+    slurm.down()
+    assert made.folder not in launches.waste(store)  # who knows
+
+
+def test_of_two_launches_one_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launches, "WAIT_S", 0.0)
+    other = launches.alone(store)
+    with launches.alone(store), pytest.raises(ClusterError, match="is launching for too long"):
+        other.__enter__()
+    with launches.alone(store):
+        pass

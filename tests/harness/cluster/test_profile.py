@@ -1,0 +1,93 @@
+"""Profiles: what jobs ask for, merged from three places; errors that name file, line and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.cluster import profile as cluster
+from harness.cluster.profile import Profile, Request
+from harness.core.errors import BitgridError, ClusterError
+from harness.run.plan import Node
+
+KINDS = ("Train", "LmEval", "Perplexity")
+NODE = Node("Train", "t", True, (), "code", {}, gpus=8, memory_gib=23.0, hours=6.0)
+
+
+def load(tmp_path: Path, text: str) -> Profile:
+    (tmp_path / "c.yaml").write_text(text)
+    return cluster.load(tmp_path / "c.yaml", KINDS)
+
+
+def test_a_profile_says_for_all_for_a_kind_and_for_a_retry(tmp_path: Path) -> None:
+    profile = load(
+        tmp_path,
+        """
+partition: gpu
+hours: 4
+sbatch: {mail-type: FAIL, nice: 10}
+stages:
+  Train: {hours: 12, cpus: 8, sbatch: {nice: 0}}
+large: {constraint: a100-80g, memory_gib: 128}
+""",
+    )
+    asked = profile.request("Train", NODE)
+    assert (asked.partition, asked.hours, asked.memory_gib, asked.cpus) == ("gpu", 12, 23.0, 8)
+    assert asked.sbatch == {"mail-type": "FAIL", "nice": 0}
+    asked = profile.request("Train", NODE, large=True)
+    assert (asked.hours, asked.memory_gib, asked.constraint) == (12, 128, "a100-80g")
+    asked = profile.request("LmEval", NODE)
+    assert (asked.hours, asked.cpus, asked.sbatch["nice"]) == (4, None, 10)
+    assert profile.large is not None and profile.array_parallelism == 256
+
+
+def test_an_empty_profile_asks_for_what_the_stage_says(tmp_path: Path) -> None:
+    asked = load(tmp_path, "").request("Train", NODE, large=True)
+    assert asked == Request(hours=6.0, memory_gib=23.0)
+
+
+def test_a_profile_may_build_on_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("account: nlp\npartition: gpu\n")
+    profile = load(tmp_path, "base: base.yaml\npartition: long\n")
+    assert (profile.account, profile.partition) == ("nlp", "long")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("account: a\npartitoin: gpu\n", 2, "key 'partitoin' is unknown; did you mean 'partition'"),
+        ("stages:\n  Train:\n    hour: 3\n", 3, "key 'hour' is unknown; did you mean 'hours'"),
+        ("large: {memory: 3}\n", 1, "key 'memory' is unknown; did you mean 'memory_gib'"),
+        ("\nstages:\n  Trian: {hours: 3}\n", 3, "no kind of stage 'Trian'; did you mean 'Train'"),
+        ("hours: soon\n", 1, "hours: 'soon' should be a number"),
+        ("hours: 0\n", 1, "hours: 0 should be more than 0"),
+        ("cluster: slrum\n", 1, "cluster: 'slrum' should be 'slurm', 'local' or 'debug'"),
+        ("setup: module load cuda\n", 1, "setup: 'module load cuda' should be a list"),
+        ("stages: {Train: 3}\n", 1, "stages.Train: 3 should be a mapping"),
+        ("- partition\n", 1, "a cluster profile is a mapping"),
+        ("partition: [gpu\n", 2, "not YAML"),
+        ("hours: 1\nhours: 2\n", 2, "key 'hours' is given twice"),
+    ],
+)
+def test_errors_name_file_line_and_the_nearest_key(
+    tmp_path: Path, text: str, line: int, message: str
+) -> None:
+    with pytest.raises(BitgridError) as caught:
+        load(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'c.yaml'}:{line}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_profile_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ClusterError, match=r"nowhere.yaml: there is no such cluster profile"):
+        cluster.load(tmp_path / "nowhere.yaml", KINDS)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ClusterError, match=r"\.config/bitgrid/cluster\.yaml: there is no such"):
+        cluster.load(None, KINDS)
+
+
+def test_each_key_is_explained() -> None:
+    text = (Path(__file__).parents[3] / "docs/slurm.md").read_text()
+    assert {name for name in Profile.model_fields if f"`{name}`" not in text} == set()

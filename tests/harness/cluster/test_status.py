@@ -1,0 +1,152 @@
+"""How far a grid is: from values, claims, failures, progress, the queue and logs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from tests.harness.test_run import Silent
+
+from harness.cluster import status as watch
+from harness.cluster.launches import Launch
+from harness.core.store import Store
+from harness.run import plan as plans
+from harness.run.plan import Plan
+from harness.run.runner import run
+from tests.support import fakeslurm
+from tests.support.fakeslurm import Slurm, launched
+from tests.support.toys import toy_plan
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    return fakeslurm.install(tmp_path / "lab", monkeypatch)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return toy_plan(tmp_path / "toy.yaml")[1]
+
+
+def job(plan: Plan, cell: int) -> tuple[str, ...]:
+    """Keys of a cell's job: its model, then its two scores."""
+    made, _ = plan.upstream(plan.cells[cell].model)
+    return made, *plan.cells[cell].scores
+
+
+def launch(plan: Plan, store: Store) -> Launch:
+    """All four cells, a job each."""
+    return launched(store.root, Path(plan.path), [job(plan, cell) for cell in range(4)])
+
+
+def states(plan: Plan, store: Store, cell: int) -> list[str]:
+    found = {stage.key: stage.state for stage in watch.look(plan, store).stages}
+    return [found[key] for key in job(plan, cell)]
+
+
+def fail(plan: Plan, store: Store, key: str, when: float) -> None:
+    store.fail(key, {"code": plan.nodes[key].code, "when": when, "message": "planted"})
+
+
+def test_what_was_never_launched_is_to_do_and_asks_no_queue(plan: Plan, store: Store) -> None:
+    view = watch.look(plan, store)
+    assert {stage.state for stage in view.stages} == {"to do"} and view.trouble is None
+    assert watch.table(view)[0].split() == ["to", "do"]
+
+
+def test_queued_running_done_and_lost(plan: Plan, store: Store, slurm: Slurm) -> None:
+    made = launch(plan, store)
+    slurm.queue(
+        f"7|0|RUNNING|None|{made.name(0)}",
+        f"7|1|PENDING|Resources|{made.name(0)}",
+    )
+    log = made.folder / "logs" / "0" / "7_2_0_log.out"
+    log.parent.mkdir(parents=True)
+    log.write_text("slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***\n")
+    model, score, _ = job(plan, 0)
+    claim = store.claim(model)
+    assert claim is not None
+    with claim:
+        when = time.time()
+        facts = {"total": 100, "metrics": {"loss": 2.31}, "first": [20, when - 60.0]}
+        store.say_progress(model, {"done": 50, **facts})
+        view = watch.look(plan, store)
+    found = {stage.key: stage for stage in view.stages}
+    assert found[model].state == "running"
+    # 30 steps in 60 s: 50 more take 100 s; a second may have gone by since.
+    assert found[model].words in {f"step 50/100 loss 2.31, 1:{s} left" for s in (38, 39, 40)}
+    assert (found[score].state, found[score].words) == ("queued", "its job is running")
+    assert {found[key].words for key in job(plan, 1)} == {"Resources"}
+    lost = [found[key] for key in job(plan, 2)]
+    assert [(stage.state, stage.words) for stage in lost[:1]] == [("lost", "time limit")]
+    assert [stage.state for stage in lost[1:]] == ["blocked", "blocked"]
+    assert found[job(plan, 3)[0]].words == "cancelled before it started"
+    assert len(slurm.said("asked")) == 1
+    lines = watch.table(view)
+    assert lines[0].split() == ["wave", "running", "lost", "blocked", "queued"]
+    assert lines[1].split() == ["1", "Made", "1", "2", "·", "1"]
+    assert lines[2].split() == ["1", "Scored", "·", "·", "4", "4"]
+    assert "lost: Made A bits=3 seed=0: time limit" not in watch.details(view, store)
+    assert "lost: Made B bits=2 seed=0: time limit" in watch.details(view, store)
+
+
+def test_finished_cells_are_done(plan: Plan, store: Store, slurm: Slurm, tmp_path: Path) -> None:
+    launch(plan, store)
+    grid, _ = toy_plan(tmp_path / "toy.yaml")
+    run(grid, plan, store, Silent())
+    view = watch.look(plan, store)
+    assert view.count("done") == len(view.stages) == 12
+    assert watch.details(view, store) == []
+
+
+def test_what_a_job_has_failed_it_will_not_run_again(
+    plan: Plan, store: Store, slurm: Slurm
+) -> None:
+    made = launch(plan, store)
+    slurm.queue(f"7|0|RUNNING|None|{made.name(0)}")
+    fail(plan, store, job(plan, 0)[0], when=1001.0)  # after the launch
+    assert states(plan, store, 0) == ["failed", "blocked", "blocked"]
+    fail(plan, store, job(plan, 0)[0], when=999.0)  # before: the job is the retry
+    assert states(plan, store, 0) == ["queued", "queued", "queued"]
+    slurm.queue()
+    assert states(plan, store, 0) == ["failed", "blocked", "blocked"]
+
+
+def test_a_failed_rebuild_blocks_what_needs_it(plan: Plan, store: Store, slurm: Slurm) -> None:
+    made = launch(plan, store)
+    slurm.queue(f"7|0|RUNNING|None|{made.name(0)}")
+    fail(plan, store, plan.cells[0].model, when=1001.0)  # it is rebuilt, never kept
+    assert states(plan, store, 0) == ["queued", "blocked", "blocked"]
+    fail(plan, store, plan.cells[0].model, when=999.0)
+    assert states(plan, store, 0) == ["queued", "queued", "queued"]
+
+
+def test_a_launch_that_was_cut_off(plan: Plan, store: Store, slurm: Slurm) -> None:
+    made = launch(plan, store)
+    (made.folder / "submitted.jsonl").unlink()
+    words = {stage.words for stage in watch.look(plan, store).of("lost")}
+    assert words == {"it was never submitted: the launch was cut off"}
+
+
+def test_without_a_queue_the_rest_is_shown(plan: Plan, store: Store, slurm: Slurm) -> None:
+    launch(plan, store)
+    slurm.down("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    view = watch.look(plan, store)
+    assert view.trouble is not None and "Unable to contact slurm controller" in view.trouble
+    assert {stage.state for stage in view.stages} == {"queued"}  # not lost: nobody knows
+
+
+def test_a_failure_is_told_with_its_hint(plan: Plan, store: Store) -> None:
+    key = job(plan, 0)[0]
+    record = {"code": plan.nodes[key].code, "message": "no memory", "hint": "halve it"}
+    store.fail(key, record)
+    assert watch.failures(plan, store) == ["failed: Made A bits=2 seed=0: no memory (halve it)"]
+    store.fail(key, {**record, "code": "as it was before"})
+    assert watch.failures(plan, store) == []
+    assert plans.states(plan, store)[key] == "queued"

@@ -1,0 +1,331 @@
+"""The store: complete or absent, one computation a key, and nothing lost to a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.core import store as stores
+from harness.core.errors import StoreError
+from harness.core.stage import Stage
+from harness.core.store import Store
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Number(Stage[dict]):
+    of: int
+
+    def run(self, work: Path) -> dict[str, Any]:
+        return {"square": self.of**2}
+
+
+@dataclass(frozen=True)
+class Heavy:
+    """A value with files of its own."""
+
+    text: str
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        (folder / "text.txt").write_text(self.text)
+        return {"length": len(self.text)}
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any]) -> Heavy:
+        found = cls((folder / "text.txt").read_text())
+        assert facts == {"length": len(found.text)}
+        return found
+
+
+@dataclass(frozen=True)
+class Writes(Stage[Heavy]):
+    text: str
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_a_value_comes_back(store: Store) -> None:
+    stage = Number(3)
+    assert not store.has(stage.key)
+    store.commit(stage, {"square": 9}, {"code": "abc"})
+    assert store.load(stage) == {"square": 9}
+    assert store.manifest(stage.key)["code"] == "abc"
+    assert store.keys() == [stage.key]
+
+
+def test_a_value_with_files_and_metrics_comes_back(store: Store) -> None:
+    stage = Writes("words")
+    (store.work(stage.key) / "metrics.jsonl").write_text('{"step": 1}\n')
+    store.commit(stage, Heavy("words"), {})
+    assert store.load(stage) == Heavy("words")
+    assert (store.path(stage.key) / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    assert not (store.root / "work" / stage.key).exists()
+
+
+def test_without_a_manifest_there_is_no_value(store: Store) -> None:
+    stage = Writes("words")
+    store.commit(stage, Heavy("words"), {})
+    (store.path(stage.key) / "manifest.json").unlink()
+    assert not store.has(stage.key)
+    with pytest.raises(StoreError, match="nothing is stored"):
+        store.load(stage)
+
+
+def test_a_value_that_cannot_be_saved_leaves_nothing(store: Store) -> None:
+    class Broken:
+        def save(self, folder: Path) -> None:
+            (folder / "half").write_text("half")
+            raise OSError("disk full")
+
+    stage = Writes("x")
+    with pytest.raises(OSError, match="disk full"):
+        store.commit(stage, Broken(), {})
+    assert not store.has(stage.key)
+    assert list((store.root / "drafts").iterdir()) == []
+
+
+def test_the_first_commit_wins(store: Store) -> None:
+    stage = Number(3)
+    store.commit(stage, {"square": 9}, {"by": "first"})
+    store.commit(stage, {"square": 9}, {"by": "second"})
+    assert store.manifest(stage.key)["by"] == "first"
+
+
+def test_other_schemas_and_broken_manifests_are_named(store: Store) -> None:
+    stage = Number(3)
+    store.commit(stage, {"square": 9}, {})
+    path = store.path(stage.key) / "manifest.json"
+    path.write_text(json.dumps({"schema": 99}))
+    with pytest.raises(StoreError, match="schema 99, this version reads 1"):
+        store.manifest(stage.key)
+    path.write_text("{")
+    with pytest.raises(StoreError, match="no JSON"):
+        store.manifest(stage.key)
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store(tmp_path / "file" / "store").work("k")
+
+
+def test_failures_are_records_until_the_value_is_there(store: Store) -> None:
+    stage = Number(3)
+    assert store.failure(stage.key) is None
+    store.fail(stage.key, {"message": "no"})
+    assert (store.failure(stage.key) or {})["message"] == "no"
+    assert not store.has(stage.key)
+    store.commit(stage, {"square": 9}, {})
+    assert store.failure(stage.key) is None
+
+
+def test_one_claim_at_a_time(store: Store) -> None:
+    claim = store.claim("k")
+    assert claim is not None
+    with claim:
+        assert store.claim("k") is None
+        assert (store.claimed("k") or {})["pid"] == os.getpid()
+    assert store.claimed("k") is None
+    assert store.claim("k") is not None
+
+
+def test_no_claim_on_a_value_that_is_there(store: Store) -> None:
+    stage = Number(3)
+    store.commit(stage, {"square": 9}, {})
+    assert store.claim(stage.key) is None
+    assert store.claimed(stage.key) is None
+
+
+def test_a_dead_process_of_this_host_loses_its_claim_at_once(store: Store) -> None:
+    child = _python(store, "store.claim('k')\nprint('claimed', flush=True)\ntime.sleep(60)")
+    assert child.stdout is not None
+    child.stdout.readline()
+    assert store.claim("k") is None
+    child.kill()  # not even reaped yet
+    time.sleep(0.2)
+    claim = store.claim("k")
+    child.wait()
+    assert claim is not None
+    with claim:
+        assert store.claim("k") is None
+    assert list((store.root / "claims").iterdir()) == []
+
+
+def test_a_claim_from_another_host_expires_by_its_heartbeat(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_place", lambda: "elsewhere")
+    assert store.claim("k") is not None
+    monkeypatch.undo()
+    assert store.claim("k") is None
+    (path,) = (store.root / "claims").glob("k.*")
+    old = path.stat().st_mtime - stores.EXPIRY_S - 1
+    os.utime(path, (old, old))
+    assert store.claim("k") is not None
+
+
+def test_a_heartbeat_keeps_a_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "HEARTBEAT_S", 0.02)
+    claim = store.claim("k")
+    assert claim is not None
+    with claim:
+        os.utime(claim.path, (1, 1))
+        deadline = time.monotonic() + 5
+        while claim.path.stat().st_mtime < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert claim.path.stat().st_mtime > 2
+
+
+def test_many_processes_compute_a_value_once(store: Store, tmp_path: Path) -> None:
+    """Each of six processes wants each of four keys; a file is appended to at each computation."""
+    log = tmp_path / "log"
+    code = f"""
+    for key in ("a", "b", "c", "d") * 3:
+        while not (store.root / "values" / key).exists():
+            claim = store.claim(key)
+            if claim is None:
+                time.sleep(0.001)
+                continue
+            with claim:
+                with open({str(log)!r}, "a") as file:
+                    file.write(key + "\\n")
+                time.sleep(0.01)
+                folder = store.root / "values" / key
+                folder.mkdir(parents=True)
+                (folder / "manifest.json").write_text("{{}}")
+    """
+    children = [_python(store, code) for _ in range(6)]
+    assert [child.wait(60) for child in children] == [0] * 6
+    assert sorted(log.read_text().split()) == ["a", "b", "c", "d"]
+
+
+def test_kill_at_any_moment_loses_no_finished_value(store: Store) -> None:
+    """A writer is killed at twenty different moments; what has a manifest must load."""
+    code = """
+    from tests.harness.core.test_store import Heavy, Writes
+    number = 0
+    print("go", flush=True)
+    while True:
+        text = "x" * (200_000 + number)
+        store.commit(Writes(text[:50] + str(number)), Heavy(text), {"number": number})
+        number += 1
+    """
+    for moment in range(20):
+        child = _python(store, code)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(0.001 * moment)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    found = store.keys()
+    assert found
+    for key in found:
+        folder, facts = store.path(key), store.manifest(key)
+        assert len(Heavy.load(folder, facts["value"]).text) == 200_000 + facts["number"]
+
+
+def test_waste_is_what_no_grid_needs_and_nobody_computes(store: Store) -> None:
+    kept, dropped, running = Number(1), Number(2), Number(3)
+    store.commit(kept, {}, {})
+    store.commit(dropped, {}, {})
+    (store.work(running.key) / "step.json").write_text("{}")
+    (store.root / "drafts" / "left.abc").mkdir()
+    claim = store.claim(running.key)
+    assert claim is not None
+    with claim:
+        waste = {path.name for path in store.waste({kept.key})}
+    assert waste == {dropped.key, "left.abc"}
+    assert running.key in {path.name for path in store.waste({kept.key})}
+
+
+def _python(store: Store, code: str) -> subprocess.Popen[str]:
+    head = "import time\nfrom pathlib import Path\nfrom harness.core.store import Store\n"
+    head += f"store = Store(Path({str(store.root)!r}))\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", head + textwrap.dedent(code)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_files_that_a_host_sees_late_are_waited_for(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest is there; a file of it is missing at first, then half of it is there."""
+    monkeypatch.setattr(stores, "LATE_S", 20.0)
+    stage = Writes("words")
+    store.commit(stage, Heavy("words"), {})
+    path = store.path(stage.key) / "text.txt"
+    path.unlink()
+
+    def late() -> None:
+        for text in ("wo", "words"):
+            time.sleep(0.3)
+            path.write_text(text)
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    assert store.load(stage) == Heavy("words")
+    thread.join()
+
+
+def test_files_that_never_come_are_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "LATE_S", 0.5)
+    stage = Writes("words")
+    store.commit(stage, Heavy("words"), {})
+    path = store.path(stage.key) / "text.txt"
+    path.write_text("wo")
+    with pytest.raises(StoreError, match=rf"{path} has 2 of 5 bytes; remove {path.parent} to"):
+        store.load(stage)
+    path.unlink()
+    with pytest.raises(StoreError, match=rf"{path} is missing; remove {path.parent} to compute"):
+        store.load(stage)
+
+
+def test_progress_is_told_and_goes_with_the_work(store: Store) -> None:
+    stage = Number(3)
+    assert store.progress(stage.key) is None
+    store.say_progress(stage.key, {"done": 1})
+    assert (store.progress(stage.key) or {})["done"] == 1
+    store.commit(stage, {"square": 9}, {})
+    assert store.progress(stage.key) is None
+
+
+def test_owners_and_failures_of_all_keys_are_those_of_each(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert (store.owners(), store.failed()) == ({}, set())
+    elsewhere = {"host": "far", "place": "far away", "pid": 1, "started": 0.0}
+    claims = {
+        "alive.0": 0,
+        "expired.0": 3600,
+        "taken.0": 3600,
+        "taken.1": 0,
+        "late.0": 0,
+        "late.1": 3600,
+    }
+    (tmp_path / "claims").mkdir()
+    for name, age in claims.items():
+        path = tmp_path / "claims" / name
+        path.write_text(json.dumps(elsewhere))
+        os.utime(path, (time.time() - age, time.time() - age))
+    store.fail("broken", {"message": "planted"})
+    keys = ["alive", "expired", "taken", "late", "broken", "other"]
+    assert store.owners() == {key: owner for key in keys if (owner := store.claimed(key))}
+    assert set(store.owners()) == {"alive", "taken", "late"}
+    assert store.failed() == {key for key in keys if store.failure(key)}

@@ -1,0 +1,263 @@
+"""Scores against independent computations: perplexity in float64, lm-eval called directly."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.core.errors import GridError, ModelError, TextError
+from harness.core.stage import execute
+from harness.evaluation import evaluate, tasks
+from harness.evaluation.evaluate import PERPLEXITY, Scores, TaskOptions, evaluation
+from harness.models.model import Model, pretrained, read_model
+from harness.testbed import world
+
+TEXTS = world.documents("heldout")[:40]
+pytestmark = pytest.mark.usefixtures("known_commits")
+
+
+def _score(stage: Any, model: Model, documents: list[str] | None, work: Path) -> Scores:
+    values: dict[str, Any] = {above.key: documents for above in stage.inputs}
+    values[stage.model.key] = model
+    return execute(stage, values, work)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> Model:
+    return read_model(str(tiny_folder), "float32")
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_wikitext_protocol_equals_a_plain_float64_computation(
+    tiny_folder: Path, model: Model, tmp_path: Path, bos: bool
+) -> None:
+    stage = evaluation(pretrained(str(tiny_folder)), "wikitext2", TaskOptions(window=32, bos=bos))
+    found = _score(stage, model, TEXTS, tmp_path)
+
+    ids = model.tokenizer("\n\n".join(TEXTS), add_special_tokens=False)["input_ids"]
+    ids = ([model.tokenizer.bos_token_id] if bos else []) + ids
+    windows = [ids[i : i + 32] for i in range(0, len(ids) - 31, 32)]
+    double = read_model(str(tiny_folder), "float32").network.double()
+    losses = []
+    with torch.no_grad():
+        for window in windows:
+            logp = double(torch.tensor([window])).logits[0].log_softmax(-1)
+            losses.append(-sum(logp[t, window[t + 1]].item() for t in range(31)) / 31)
+    reference = math.exp(sum(losses) / len(losses))
+    (row,) = found.rows
+    assert row["value"] == pytest.approx(reference, rel=1e-5)
+    assert row["n"] == len(windows) == len(found.items)
+    assert row["bos"] is bos
+    assert "window 32" in row["protocol"]
+    spread = torch.tensor(losses).double().std().item() / math.sqrt(len(losses))
+    assert row["stderr"] == pytest.approx(reference * spread, rel=1e-4)
+
+
+def _window_losses(scores: Scores) -> list[float]:
+    return [item["nll"] for item in scores.items]
+
+
+def _losses_of(model: Model, windows: list[list[int]]) -> list[float]:
+    with torch.inference_mode():
+        return [
+            model.network(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
+            for ids in windows
+        ]
+
+
+def _plain(model: Model, text: str) -> list[int]:
+    return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("words", [1, 40])
+def test_c4_new_takes_the_first_1100_documents(
+    tiny_folder: Path, model: Model, tmp_path: Path, words: int
+) -> None:
+    """Joined by a space, tokenised once, 256 windows of them where there are as many."""
+    documents = [" ".join([f"{number % 10}"] * words) for number in range(1200)]
+    ids = _plain(model, " ".join(documents[:1100]))
+    windows = [ids[at : at + 16] for at in range(0, len(ids) - 15, 16)][:256]
+    assert (len(windows) < 256) == (words == 1)
+    stage = evaluation(pretrained(str(tiny_folder)), "c4-new", TaskOptions(window=16))
+    found = _window_losses(_score(stage, model, documents, tmp_path))
+    assert found == pytest.approx(_losses_of(model, windows), rel=1e-4)
+
+
+def test_c4_takes_random_windows_of_256_random_long_documents(
+    tiny_folder: Path, model: Model, tmp_path: Path
+) -> None:
+    """Seed 0: documents are drawn until one is longer than the window, then where it begins."""
+    documents = [text for long in TEXTS for text in (long * 3, "too short")]
+    random.seed(0)
+    windows: list[list[int]] = []
+    while len(windows) < 256:
+        ids = _plain(model, documents[random.randint(0, len(documents) - 1)])
+        if len(ids) > 16:
+            at = random.randint(0, len(ids) - 16 - 1)
+            windows.append(ids[at : at + 16])
+    assert len(_plain(model, "too short")) <= 16
+    stage = evaluation(pretrained(str(tiny_folder)), "c4", TaskOptions(window=16))
+    found = _window_losses(_score(stage, model, documents, tmp_path))
+    assert found == pytest.approx(_losses_of(model, windows), rel=1e-4)
+
+
+def test_limits_and_windows_are_part_of_the_key(tiny_folder: Path) -> None:
+    base = pretrained(str(tiny_folder))
+    options = [
+        TaskOptions(),
+        TaskOptions(limit=4),
+        TaskOptions(window=64),
+        TaskOptions(bos=True),
+    ]
+    assert len({evaluation(base, "wikitext2", option).key for option in options}) == 4
+
+
+def test_latent_weights_are_never_evaluated(
+    tiny_folder: Path, model: Model, tmp_path: Path
+) -> None:
+    base = pretrained(str(tiny_folder))
+    for task, options in (
+        ("wikitext2", TaskOptions(window=32)),
+        ("testbed_knowledge", TaskOptions()),
+    ):
+        stage = evaluation(base, task, options)
+        with pytest.raises(ModelError, match="latent weights are never evaluated"):
+            _score(stage, replace(model, latent=True), TEXTS, tmp_path)
+
+
+def test_a_window_beyond_the_context_is_refused(
+    tiny_folder: Path, model: Model, tmp_path: Path
+) -> None:
+    stage = evaluation(pretrained(str(tiny_folder)), "wikitext2", TaskOptions())
+    with pytest.raises(ModelError, match="window 2048, but the context is 512"):
+        _score(stage, model, TEXTS, tmp_path)
+
+
+@pytest.mark.parametrize("task", ["testbed_physical", "testbed_knowledge"])
+def test_lm_eval_through_us_equals_lm_eval_directly(task: str, tmp_path: Path) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    folder = tasks.TESTBED.parent / "model"
+    stage = evaluation(pretrained("testbed", "float32"), task, TaskOptions(limit=12))
+    found = _score(stage, read_model(str(folder), "float32"), None, tmp_path)
+    direct = simple_evaluate(
+        model=HFLM(str(folder), dtype="float32", batch_size=32, device="cpu", add_bos_token=False),
+        tasks=[task],
+        limit=12,
+        task_manager=TaskManager(include_path=str(tasks.TESTBED), include_defaults=False),
+    )
+    assert direct is not None
+    row, normalised = found.rows
+    assert row["value"] == direct["results"][task]["acc,none"]
+    assert row["stderr"] == direct["results"][task]["acc_stderr,none"]
+    assert normalised["value"] == direct["results"][task]["acc_norm,none"]
+    assert (normalised["metric"], normalised["primary"]) == ("acc_norm", False)
+    assert (row["n"], row["metric"], row["testbed"]) == (12, "acc", True)
+    assert row["num_fewshot"] == (5 if task == "testbed_knowledge" else 0)
+    assert len(found.items) == 12
+    assert sum(item["acc"] for item in found.items) / 12 == pytest.approx(row["value"])
+
+
+def test_bos_is_what_the_row_says_or_an_error(tmp_path: Path) -> None:
+    folder = tasks.TESTBED.parent / "model"
+    stage = evaluation(pretrained("testbed"), "testbed_physical", TaskOptions(limit=2, bos=True))
+    with pytest.raises(ModelError, match="bos is true, but the tokenizer's first token is"):
+        _score(stage, read_model(str(folder), "float32"), None, tmp_path)
+
+
+def test_a_group_is_the_macro_mean_over_its_tasks() -> None:
+    rows = [
+        {"task": f"t{i}", "value": v, "stderr": s, "n": n, "protocol": "lm-eval", "primary": True}
+        for i, (v, s, n) in enumerate([(0.2, 0.1, 10), (0.4, 0.2, 1000), (0.9, 0.2, 10)])
+    ]
+    mean = evaluate._macro_mean("mmlu", rows)
+    assert mean["value"] == pytest.approx(0.5)
+    assert mean["stderr"] == pytest.approx(0.1)
+    assert (mean["n"], mean["task"]) == (1020, "mmlu")
+    assert mean["protocol"] == "lm-eval; macro mean over 3 tasks"
+
+
+def test_a_group_has_a_mean_of_each_metric_that_its_tasks_share() -> None:
+    def row(task: str, metric: str, value: float) -> dict[str, Any]:
+        facts = {"task": task, "metric": metric, "value": value, "stderr": None, "n": 1}
+        return {**facts, "primary": metric == "acc", "protocol": "lm-eval"}
+
+    rows = [row("a", "acc", 0.2), row("a", "acc_norm", 0.4), row("b", "acc", 0.6)]
+    found = evaluate._with_means("group", rows)
+    assert [(r["task"], r["metric"]) for r in found if r["primary"]] == [("group", "acc")]
+    assert found[0]["value"] == pytest.approx(0.4)
+    assert len(found) == 4
+    unlike = [row("a", "acc", 0.2), {**row("b", "em", 0.6), "primary": True}]
+    assert evaluate._with_means("group", unlike) == unlike
+
+
+def test_primary_metrics_follow_the_papers() -> None:
+    assert evaluate._primary({"acc_norm", "acc"}) == "acc"
+    flexible, strict = "exact_match,flexible-extract", "exact_match,strict-match"
+    assert evaluate._primary({strict, flexible}) == flexible
+    assert evaluate._primary({"pass@1,create_test"}) == "pass@1,create_test"
+
+
+def test_scores_come_back_from_disk(tmp_path: Path) -> None:
+    scores = Scores([{"value": 0.5}], {"bits": 2}, [{"item": 0, "acc": 1.0}])
+    assert Scores.load(tmp_path, scores.save(tmp_path)) == scores
+
+
+def test_unknown_tasks_name_the_nearest(tiny_folder: Path) -> None:
+    with pytest.raises(GridError, match="did you mean 'testbed_knowledge'"):
+        evaluation(pretrained(str(tiny_folder)), "testbed_knowlege", TaskOptions())
+
+
+def test_every_protocol_is_named() -> None:
+    domains = {f"testbed-ppl-{domain}" for domain in world.DOMAINS}
+    assert set(PERPLEXITY) == {"wikitext2", "c4", "c4-new", "testbed-ppl"} | domains
+    assert len(set(PERPLEXITY.values())) == len(PERPLEXITY)
+    assert evaluate.runs_code("testbed_code")
+    assert evaluate.runs_code("humaneval")
+    assert not evaluate.runs_code("testbed_knowledge")
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "words"),
+    [
+        (
+            "testbed_story",
+            TaskOptions(window=32),
+            "testbed_story: the option 'window' says nothing",
+        ),
+        (
+            "wikitext2",
+            TaskOptions(num_fewshot=5),
+            "wikitext2: the option 'num_fewshot' says nothing",
+        ),
+        ("testbed-ppl", TaskOptions(bos=False), "testbed-ppl: the option 'bos' says nothing"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(
+    tiny_folder: Path, task: str, options: TaskOptions, words: str
+) -> None:
+    with pytest.raises(GridError, match=words):
+        evaluation(pretrained(str(tiny_folder)), task, options)
+
+
+def test_c4_without_a_long_document_ends(tiny_folder: Path, model: Model, tmp_path: Path) -> None:
+    drawn = evaluation(pretrained(str(tiny_folder)), "c4", TaskOptions(window=128))
+    with pytest.raises(TextError, match="no document has more tokens than a window of 128"):
+        _score(drawn, model, ["short", "also short"], tmp_path)
+
+
+def test_tasks_are_batched_by_usual_lengths_not_by_the_context() -> None:
+    assert [evaluate.task_batch(context) for context in (512, 1024, 4096, 131_072)] == [
+        32,
+        16,
+        16,
+        16,
+    ]

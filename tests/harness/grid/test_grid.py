@@ -1,0 +1,393 @@
+"""Grids: expansion, collapsing axes, and one-line errors that name file, line and nearest name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from harness.core.errors import GridError
+from harness.core.stage import closure
+from harness.grid.expand import Grid, load
+from harness.models import model as models
+from methods.training.train import Train
+
+BASE = """\
+# Does it expand?
+model: {model}
+method: bitdistiller
+vary:
+  format.bits: [2, 3]
+  objective: [cakld, kl, reverse-kl, jsd]
+  seed: [0, 1, 2]
+compare: [rtn, awq-clip]
+defaults:
+  format.group_size: 64
+  init.text: testbed
+  data.text: testbed
+  data.length: 128
+evaluate: [testbed-ppl]
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny_folder: Path):  # type: ignore[no-untyped-def]
+    def written(text: str = BASE, **options: bool) -> Grid:
+        path = tmp_path / "grid.yaml"
+        path.write_text(text.replace("{model}", str(tiny_folder)))
+        return load(path, **options)
+
+    return written
+
+
+def test_axes_that_a_compared_method_lacks_collapse(write) -> None:  # type: ignore[no-untyped-def]
+    grid = write()
+    by_label = {
+        label: [cell for cell in grid.cells if cell.label == label]
+        for label in ("BitDistiller", "RTN", "AWQ-clip")
+    }
+    # 2 bits x 4 objectives x 3 seeds; and, as they have no objective, 2 bits x 3 seeds each.
+    assert {label: len(cells) for label, cells in by_label.items()} == {
+        "BitDistiller": 24,
+        "RTN": 6,
+        "AWQ-clip": 6,
+    }
+    # RTN and the clip search know no seed: 24 trained models and 2 + 2 rounded ones.
+    assert len({cell.model.key for cell in grid.cells}) == 28
+    assert grid.question == "Does it expand?"
+    assert by_label["RTN"][0].axes == {"format.bits": 2}
+    assert by_label["BitDistiller"][0].axes == {"format.bits": 2, "objective": "cakld"}
+    assert len({cell.id for cell in grid.cells}) == len(grid.cells)
+
+
+def test_cells_share_their_stages(write) -> None:  # type: ignore[no-untyped-def]
+    kinds: dict[str, int] = {}
+    for stage in closure([cell.model for cell in write().cells]):
+        kinds[type(stage).__name__] = kinds.get(type(stage).__name__, 0) + 1
+    assert kinds["ClipSearch"] == 2  # one a bit width, for 30 cells
+    assert kinds["Confidence"] == 1
+    assert kinds["Generate"] == 1
+    assert kinds["Train"] == 24
+
+
+def test_seeds_pair_cells(write) -> None:  # type: ignore[no-untyped-def]
+    trained = [
+        stage
+        for stage in closure([cell.model for cell in write().cells])
+        if type(stage).__name__ == "Train"
+    ]
+    assert {stage.seed for stage in trained} == {0, 1, 2}  # type: ignore[attr-defined]
+    assert len({stage.tokens.key for stage in trained}) == 1  # type: ignore[attr-defined]
+
+
+def test_a_compared_method_keeps_what_it_sets_itself(write) -> None:  # type: ignore[no-untyped-def]
+    grid = write(
+        BASE.replace(
+            "[rtn, awq-clip]", "[{name: rtn, label: NF3, format: nf, format.bits: 3}, rtn]"
+        )
+    )
+    nf3 = [cell for cell in grid.cells if cell.label == "NF3"]
+    assert len(nf3) == 3
+    assert {cell.axes.get("format.bits") for cell in nf3} == {None}
+    assert {(c.model.format.name, c.model.format.bits) for c in nf3} == {("nf", 3)}  # type: ignore[attr-defined]
+
+
+def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace(
+        "format.bits: [2, 3]", "format: [{name: nf, bits: 3}, {name: int-sym, bits: 2}]"
+    )
+    shown = {cell.axes["format"] for cell in write(text).cells}
+    assert shown == {"nf bits=3", "int-sym bits=2"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("vary:", "varry:", 4, "key 'varry' is unknown; did you mean 'vary'?"),
+        ("method: bitdistiller", "method: bitdistill", 3, "did you mean 'bitdistiller'?"),
+        ("[rtn, awq-clip]", "[rtn, awq-klip]", 8, "did you mean 'awq-clip'?"),
+        ("jsd]", "jds]", 6, "objective: 'jds' is unknown; did you mean 'jsd'?"),
+        ("format.bits: [2, 3]", "format.bit: [2, 3]", 5, "did you mean 'format.bits'?"),
+        ("format.bits: [2, 3]", "format.bits: [2, 5]", 5, "5"),
+        (
+            "format.bits: [2, 3]",
+            "format.bits: [2, two]",
+            5,
+            "format.bits: 'two' should be a whole number",
+        ),
+        ("format.bits: [2, 3]", "format.bits: []", 5, "has no values"),
+        ("seed: [0, 1, 2]", "seed: [0, x]", 7, "seed 'x' is no whole number"),
+        ("format.group_size: 64", "format.groupsize: 64", 10, "did you mean 'format.group_size'?"),
+        ("init.text: testbed", "init.text: testbad", 3, "did you mean 'testbed'?"),
+        ("[testbed-ppl]", "[testbed-pl]", 14, "did you mean 'testbed-ppl'?"),
+        (
+            "[testbed-ppl]",
+            "[pile-val]",
+            14,
+            "'pile-val' is a text, not a task; perplexities: wikitext2",
+        ),
+        ("[testbed-ppl]", "[wikitext2:validation]", 14, "is a text, not a task"),
+        ("[testbed-ppl]", "[file:mine.txt]", 14, "'file:mine.txt' is a text, not a task"),
+        ("[testbed-ppl]", "[testbed]", 14, "'testbed' is a text, not a task"),
+        ("[testbed-ppl]", "[{testbed-ppl: {limt: 3}}]", 14, "did you mean 'limit'?"),
+        ("[testbed-ppl]", "[testbed-ppl, testbed-ppl]", 14, "given twice"),
+        ("[testbed-ppl]", "[]", 14, "names no task"),
+        ("[testbed-ppl]", "[testbed_code]", 14, "allow_code_execution: true"),
+        ("evaluate: [testbed-ppl]", "seed: 1", 2, "key 'evaluate' is missing"),
+        (
+            "[testbed-ppl]",
+            "[{testbed-ppl: {limit: 0}}]",
+            14,
+            "testbed-ppl.limit: 0 should be more than 0",
+        ),
+        ("[testbed-ppl]", "[{testbed-ppl: {window: 1}}]", 14, "window: 1 should be at least 2"),
+        ("[testbed-ppl]", "[{testbed-ppl: 3}]", 14, "evaluate.testbed-ppl: 3 should be a mapping"),
+        ("[testbed-ppl]", "[3]", 14, "evaluate: 3 should be text or a mapping"),
+        ("evaluate:", "evalute:", 14, "key 'evalute' is unknown; did you mean 'evaluate'?"),
+        (
+            "seed: [0, 1, 2]",
+            f"seed: [0, {10**23}]",
+            7,
+            f"seed {10**23} is no whole number of 64 bits",
+        ),
+        ("  seed: [0, 1, 2]", f"seed: {10**23}", 7, f"seed: {10**23} should be at most 92"),
+        ("  seed: [0, 1, 2]", "seed: abc", 7, "seed: 'abc' should be a whole number or a list"),
+        ("  seed: [0, 1, 2]", "seed: [0, abc]", 7, "seed: 'abc' should be a whole number"),
+        ("  seed: [0, 1, 2]", "  3: [1]", 7, "vary: key 3 should be text"),
+        (
+            "compare:",
+            "report: {decimals: -1}\ncompare:",
+            8,
+            "report.decimals: -1 should be at least 0",
+        ),
+        (
+            "compare:",
+            "report: {decimals: {testbed-ppl: x}}\ncompare:",
+            8,
+            "report.decimals.testbed-ppl: 'x' should be a whole number",
+        ),
+        (
+            "compare:",
+            "published: {name: bitdistiller-2402.10631, tolerance: .inf}\ncompare:",
+            8,
+            "published.tolerance: .inf should be a finite number or a mapping",
+        ),
+        ("data.length: 128", "data.temperature: .inf", 13, "temperature: .inf should be a finite"),
+        ("data.length: 128", "train.lr: -1", 13, "train: lr -1.0 is negative"),
+        ("data.length: 128", "train.betas: [0.9, 1]", 13, "train: betas (0.9, 1.0) are not from 0"),
+        ("data.length: 128", "train.lr: .nan", 13, "train.lr: .nan should be a finite number"),
+        (
+            "data.length: 128",
+            "data: {name: ground-truth, text: testbed, sequences: many}",
+            13,
+            "data.sequences: 'many' should be a whole number",
+        ),
+        ("seed: [0, 1, 2]", "model: [3]", 7, "model 3 is no name"),
+        ("compare:", "report: {row: x}\ncompare:", 8, "key 'row' is unknown; did you mean 'rows'?"),
+        ("compare:", "report: {spread: se}\ncompare:", 8, "report.spread: 'se' should be 'sd' or"),
+        (
+            "compare:",
+            "report: {average: [pica]}\ncompare:",
+            8,
+            "report.average: the grid has no task 'pica'; choices: testbed-ppl",
+        ),
+        (
+            "compare:",
+            "report: {columns: [average, device_hours, x]}\ncompare:",
+            8,
+            "columns: the grid has no task",
+        ),
+        ("compare:", "report: {columns: averag}\ncompare:", 8, "did you mean 'average'?"),
+        (
+            "compare:",
+            "report: {average: [testbed-ppl]}\ncompare:",
+            8,
+            "'testbed-ppl' is a perplexity",
+        ),
+        (
+            "compare:",
+            "report:\n  caption: x\n  rows: objektive\ncompare:",
+            10,
+            "report.rows: the grid has no axis 'objektive'; did you mean 'objective'?",
+        ),
+        ("compare:", "report: {rows: [label, objektive]}\ncompare:", 8, "mean 'objective'?"),
+        (
+            "compare:",
+            "report: {over: sed}\ncompare:",
+            8,
+            "over: the grid has no axis 'sed'; did you",
+        ),
+        (
+            "compare:",
+            "report: {over: label}\ncompare:",
+            8,
+            "report.over: the grid has no axis 'label'",
+        ),
+        ("compare:", "report: {effect: objektive}\ncompare:", 8, "mean 'objective'?"),
+        ("compare:", "report: {effect: seed}\ncompare:", 8, "effect: the grid has no axis 'seed'"),
+        (
+            "compare:",
+            "report:\n  decimals:\n    testbed-pp: 2\ncompare:",
+            10,
+            "report.decimals: the grid has no task 'testbed-pp'; did you mean 'testbed-ppl'?",
+        ),
+        (
+            "compare:",
+            "published: {name: bitdistiller-2402.10631, tolerance: {pp: 0.1}}\ncompare:",
+            8,
+            "published.tolerance: the grid has no task or metric 'pp'; did you mean 'ppl'?",
+        ),
+        ("compare:", "published: {name: bitdistill}\ncompare:", 8, "did you mean 'bitdistiller-"),
+        (
+            "compare:",
+            "published: {name: bitdistiller-2402.10631, model: LLaMA-2-7}\ncompare:",
+            8,
+            "has no model 'LLaMA-2-7'; did you mean 'LLaMA-2-7B'?",
+        ),
+        (
+            "compare:",
+            "published: {name: bitdistiller-2402.10631,\n"
+            "  tasks: {testbed-ppl: {task: wikitext, why: x}}}\ncompare:",
+            9,
+            "no 'wikitext' is printed; did you mean 'wikitext2'?",
+        ),
+        (
+            "compare:",
+            "published: {name: bitdistiller-2402.10631,\n"
+            "  tasks: {testbed-pl: {task: wikitext2, why: x}}}\ncompare:",
+            9,
+            "no task 'testbed-pl'; did you mean 'testbed-ppl'?",
+        ),
+        ("data.length: 128", "data.length: 4000", 3, "data.length: 4000 tokens, but the model's"),
+        ("data.length: 128", "init.length: 4000", 3, "calibration: 4000 tokens, but the model's"),
+        ("model: {model}", "model: ./nowhere", 2, "there is no folder"),
+    ],
+)
+def test_errors_are_one_line(write, tmp_path, old, new, line, words) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(GridError) as caught:
+        write(BASE.replace(old, new))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{tmp_path}/grid.yaml:{line}: ")
+    assert words in message
+
+
+def test_a_group_size_that_does_not_divide_names_layer_and_sizes(write) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(GridError, match=r"model\.layers\.0.*groups of 48 do not divide its 64"):
+        write(BASE.replace("group_size: 64", "group_size: 48"))
+    grid = write(BASE.replace("group_size: 64", "group_size: 48\n  format.tail: true"))
+    assert len(grid.cells) == 36
+
+
+def test_published_figures_by_name_alone_or_with_a_tolerance(write) -> None:  # type: ignore[no-untyped-def]
+    name = "bitdistiller-2402.10631"
+    short = write(BASE.replace("compare:", f"published: {name}\ncompare:")).file.published
+    assert short is not None and (short.name, short.model, short.tolerance) == (name, None, None)
+    told = f"published: {{name: {name}, tolerance: {{ppl: 0.1}}}}\ncompare:"
+    long = write(BASE.replace("compare:", told)).file.published
+    assert long is not None and long.tolerance == {"ppl": 0.1}
+
+
+def test_a_task_without_options_and_a_negative_seed(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace("[testbed-ppl]", "[{testbed-ppl: }]").replace("[0, 1, 2]", "[-1, 0]")
+    assert {cell.seed for cell in write(text).cells} == {-1, 0}
+
+
+def test_a_report_of_what_the_grid_has(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace("objective: [cakld, kl, reverse-kl, jsd]", "format: [{name: nf, bits: 3}]")
+    spec = "rows: [format, seed, label, method], over: seed, effect: format, columns: testbed-ppl"
+    told = f"report: {{{spec}, decimals: {{testbed-ppl: 1, average: 2}}}}\ncompare:"
+    assert write(text.replace("compare:", told)).file.report.effect == "format"
+    several = "report: {rows: objective, over: format.bits, decimals: 2, average: []}\ncompare:"
+    assert write(BASE.replace("compare:", several)).file.report.over == "format.bits"
+    constant = "report: {rows: [model, label, format.group_size]}\ncompare:"  # of a shared base
+    assert write(BASE.replace("compare:", constant)).file.report.rows[0] == "model"
+
+
+def test_code_runs_only_with_leave(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace("[testbed-ppl]", "[testbed_code]")
+    assert write(text, allow_code_execution=True).cells
+    assert write(text + "allow_code_execution: true\n").cells
+
+
+def test_hyper_parameters_without_training_are_no_axis_of_rtn(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace("objective: [cakld, kl, reverse-kl, jsd]", "train.lr: [1e-5, 2e-5]")
+    cells = write(text).cells
+    assert len([cell for cell in cells if cell.label == "RTN"]) == 6
+    assert len([cell for cell in cells if cell.label == "BitDistiller"]) == 12
+
+
+def test_an_objective_without_data_is_refused(write) -> None:  # type: ignore[no-untyped-def]
+    text = """\
+model: {model}
+method: {name: rtn, objective: kl, format.group_size: 64}
+evaluate: [testbed-ppl]
+"""
+    with pytest.raises(GridError, match=r"grid.yaml:2: RTN: objective 'kl' trains, so .* 'train'"):
+        write(text)
+
+
+def test_a_format_axis_leaves_a_compared_format_but_sets_its_bits(write) -> None:  # type: ignore[no-untyped-def]
+    text = BASE.replace(
+        "format.bits: [2, 3]", "format: [{name: nf, bits: 3}, {name: int-asym, bits: 2}]"
+    ).replace("[rtn, awq-clip]", "[{name: rtn, format: int-asym}]")
+    formats = {
+        (cell.label, cell.model.format.name, cell.model.format.bits)  # type: ignore[attr-defined]
+        for cell in write(text).cells
+    }
+    assert formats == {
+        ("BitDistiller", "nf", 3),
+        ("BitDistiller", "int-asym", 2),
+        ("RTN", "int-asym", 3),
+        ("RTN", "int-asym", 2),
+    }
+
+
+def test_a_grid_builds_on_another(write, tmp_path: Path, tiny_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "base.yaml").write_text(BASE.replace("{model}", str(tiny_folder)))
+    grid = write("# Twin?\nbase: base.yaml\nvary: {seed: [5]}\ndefaults: {format.bits: 3}\n")
+    assert grid.question == "Twin?"
+    assert {(c.seed, c.model.format.bits) for c in grid.cells} == {(5, 3)}
+    assert all(cell.model.format.group_size == 64 for cell in grid.cells)
+    assert [path.name for path in grid.files] == ["grid.yaml", "base.yaml"]
+    wrong = BASE.replace("{model}", str(tiny_folder)).replace(": 64", ": x")
+    (tmp_path / "base.yaml").write_text(wrong)
+    with pytest.raises(GridError, match=r"base.yaml:10: format.group_size: 'x'"):
+        write("base: base.yaml\n")
+
+
+def test_another_teacher(write, tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    other = tmp_path / "teacher"
+    shutil.copytree(tiny_folder, other)
+    grid = write(
+        BASE.replace("objective: [cakld, kl, reverse-kl, jsd]", f"teacher: [null, {other}]")
+    )
+    taught = {
+        (cell.axes["teacher"], cast(models.Pretrained, stage.teacher).source)
+        for cell in grid.cells
+        for stage in closure([cell.model])
+        if isinstance(stage, Train)
+    }
+    assert taught == {(None, str(tiny_folder)), (str(other), str(other))}
+
+    words = json.loads((other / "tokenizer.json").read_text())
+    last = max(words["model"]["vocab"], key=words["model"]["vocab"].get)
+    words["model"]["vocab"]["elsewhere"] = words["model"]["vocab"].pop(last)
+    words["model"]["merges"] = [m for m in words["model"]["merges"] if "".join(m) != last]
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    models._vocabulary.cache_clear()
+    models.pretrained.cache_clear()
+    with pytest.raises(
+        GridError, match=r"grid.yaml:3: BitDistiller: teacher .* differ in vocabulary"
+    ):
+        write(BASE.replace("objective: [cakld, kl, reverse-kl, jsd]", f"teacher: [{other}]"))
+
+
+def test_trust_in_remote_code_is_said(write, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    write()
+    assert "trust_remote_code" not in capsys.readouterr().err
+    write(BASE + "trust_remote_code: true\n")
+    assert "trust_remote_code: code that comes with models is run" in capsys.readouterr().err

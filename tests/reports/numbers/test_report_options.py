@@ -1,0 +1,105 @@
+"""`report:` of a grid: columns, aggregation, ±, number formats."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from harness.core.errors import ReportError
+from reports.numbers.summary import summarise
+from reports.pages.sheet import Sheet, markdown
+from reports.pages.table import sheet
+from tests.support.synthetic_grids import TASKS, ppl, row, write
+
+VALUES = [0.5, 0.7, 0.51]
+
+
+def shown(folder: Path, **report: Any) -> Sheet:
+    rows = [
+        row(task=task, seed=seed, value=value + number / 10)
+        for number, task in enumerate(TASKS[:2])
+        for seed, value in enumerate(VALUES)
+    ]
+    rows += [ppl(seed=seed, value=5 + seed) for seed in range(3)]
+    return sheet(summarise(write(folder, rows, report=report)))
+
+
+def numbers(found: Sheet) -> dict[str, str]:
+    (line,) = found.rows
+    return {
+        title: f"{cell.text} {cell.after}".strip()
+        for title, cell in zip(found.head[4:], line[4:], strict=True)
+    }
+
+
+def test_columns_are_those_asked_for_in_their_order(tmp_path: Path) -> None:
+    found = shown(tmp_path, columns=["average", TASKS[1], "testbed-ppl"], average=TASKS[:2])
+    assert found.head[4:] == ("Average ↑", "Story ↑", "PPL ↓")
+    assert numbers(found)["Average ↑"] == "62.0 ± 11.3"  # of a task that is not shown, too
+    assert "Average over Knowledge, Story." in found.caption
+    alone = shown(tmp_path, columns=TASKS[1])
+    assert alone.head[4:] == ("Story ↑",)
+
+
+def test_one_asked_for_task_has_no_average(tmp_path: Path) -> None:
+    assert "Average ↑" not in shown(tmp_path, columns=["testbed-ppl", TASKS[0]]).head
+
+
+def test_an_average_of_nothing_is_none(tmp_path: Path) -> None:
+    assert "Average ↑" not in shown(tmp_path, average=[]).head
+    assert "Average ↑" in shown(tmp_path, average=None).head
+
+
+def test_medians(tmp_path: Path) -> None:
+    found = shown(tmp_path, aggregate="median")
+    assert numbers(found)["Knowledge ↑"] == "51.0"
+    assert "Medians over models" in found.caption and "±" not in markdown(found)
+    rows = [ppl(seed=seed, value=value) for seed, value in enumerate([5.0, math.nan, 6.0])]
+    summary = summarise(write(tmp_path, rows, report={"aggregate": "median"}))
+    assert "| NaN |" in markdown(sheet(summary))
+
+
+def test_half_of_students_interval(tmp_path: Path) -> None:
+    low, high = stats.t.interval(0.95, 2, stats.tmean(VALUES), stats.sem(VALUES))
+    found = shown(tmp_path, spread="interval")
+    assert numbers(found)["Knowledge ↑"] == f"57.0 ± {50 * (high - low):.1f}"
+    assert "half of Student's 95 % interval" in found.caption
+    assert numbers(shown(tmp_path))["Knowledge ↑"] == f"57.0 ± {100 * stats.tstd(VALUES):.1f}"
+
+
+def test_decimals_of_all_and_by_task(tmp_path: Path) -> None:
+    found = numbers(shown(tmp_path, decimals=3))
+    assert found["PPL ↓"] == "6.000 ± 1.000" and found["Average ↑"] == "62.000 ± 11.269"
+    found = numbers(shown(tmp_path, decimals={TASKS[0]: 0, "average": 2}))
+    assert [found[t] for t in ("PPL ↓", "Knowledge ↑", "Story ↑", "Average ↑")] == [
+        *("6.00 ± 1.00", "57 ± 11", "67.0 ± 11.3", "62.00 ± 11.27")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"columns": ["testbed_stori"]}, r"report.columns: no task 'testbed_stori'; did you mean"),
+        ({"decimals": {"averag": 1}}, r"report.decimals: no task 'averag'; did you mean 'average'"),
+        ({"decimals": 12}, r"report.decimals: 12 is no number from 0 to 9"),
+        ({"aggregate": "mode"}, r"report.aggregate: there is no 'mode'; did you mean 'mean'"),
+        ({"spread": "se"}, r"report.spread: there is no 'se'; did you mean 'sd'"),
+        ({"columns": 3}, r"report.columns is a name or a list of names, not 3"),
+    ],
+)
+def test_what_is_not_there(tmp_path: Path, report: dict[str, Any], words: str) -> None:
+    with pytest.raises(ReportError, match=words):
+        shown(tmp_path, **report)
+
+
+def test_a_column_that_is_still_to_come(tmp_path: Path) -> None:
+    hole = {"cell": "x", "label": "X", "axes": {}, "seed": 0, "reason": "not run yet"}
+    chosen = {"columns": ["later", TASKS[0]], "decimals": {"later": 1}}
+    summary = summarise(write(tmp_path, [row()], report=chosen, holes=[hole]))
+    assert [column.title for column in summary.columns] == ["Knowledge"]
+    with pytest.raises(ReportError, match="none of them was measured yet"):
+        summarise(write(tmp_path, [row()], report={"columns": "later"}, holes=[hole]))

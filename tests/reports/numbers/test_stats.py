@@ -1,0 +1,116 @@
+"""Intervals and tests against scipy, statsmodels and closed forms."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from statsmodels.stats.weightstats import DescrStatsW
+
+from reports.numbers.stats import (
+    bootstrap,
+    holm,
+    mcnemar,
+    standard_error,
+    t_interval,
+    task_interval,
+)
+from reports.reading.items import Items
+
+
+def block(scores: np.ndarray, weight: float = 1.0) -> Items:
+    return Items("task", np.arange(len(scores)), scores, weight)
+
+
+RIGHT = np.array([1.0] * 37 + [0.0] * 63)
+
+
+def test_the_standard_error_is_that_of_a_share() -> None:
+    p = RIGHT.mean()
+    assert standard_error(RIGHT) == pytest.approx(math.sqrt(p * (1 - p) / 99))
+    assert math.isnan(standard_error(RIGHT[:1]))
+
+
+def test_right_or_wrong_has_wilsons_interval() -> None:
+    found = task_interval(RIGHT)
+    theirs = scipy_stats.binomtest(37, 100).proportion_ci(method="wilson")
+    assert (found.low, found.high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
+    assert (found.mean, found.n) == (0.37, 100)
+    nothing = task_interval(np.zeros(60))
+    assert nothing.low == 0 and nothing.high == pytest.approx(0.0602, abs=1e-4)
+
+
+def test_other_scores_have_students_interval() -> None:
+    values = [2.1, 2.5, 1.9, 2.2]
+    low, high = DescrStatsW(values).tconfint_mean()
+    for found in (task_interval(np.array(values)), t_interval(values)):
+        assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+        assert found.p == pytest.approx(DescrStatsW(values).ttest_mean(0)[1])
+
+
+def test_one_value_and_equal_values() -> None:
+    assert math.isnan(t_interval([0.3]).low) and t_interval([0.3]).mean == 0.3
+    assert t_interval([0.0, 0.0]).p == 1 and t_interval([0.1, 0.1]).p == 0
+    rounded = t_interval([0.1, 0.3 - 0.2, 0.1])  # equal but for rounding: no warning, no width
+    assert (rounded.low, rounded.high, rounded.p) == (rounded.mean, rounded.mean, 0)
+    assert math.isnan(t_interval([0.1, math.nan]).mean)
+    assert math.isnan(bootstrap([block(np.array([0.1, math.nan]))]).p)
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_the_bootstrap_is_scipys_but_for_a_draw_less(distinct: bool) -> None:
+    generator = np.random.default_rng(1)
+    scores = generator.normal(0.1, 1, 200)
+    scores = scores if distinct else np.sign(scores).round()
+    found = bootstrap([block(scores)], resamples=40_000)
+    theirs = scipy_stats.bootstrap(
+        (scores,), np.mean, n_resamples=40_000, method="percentile", rng=generator
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    assert found.low == pytest.approx(theirs.low, abs=0.02 * width)
+    assert found.high == pytest.approx(theirs.high, abs=0.02 * width)
+
+
+def test_every_resample_of_a_small_task_counted_out() -> None:
+    """Two of three items drawn: nine resamples, each as often as the others."""
+    scores = np.array([0.0, 0.2, 1.0])
+    means = np.array([np.mean(pair) for pair in product(scores, repeat=2)])
+    found = bootstrap([block(scores - 0.7)], resamples=200_000)
+    assert found.p == pytest.approx(2 * np.mean(means >= 0.7), abs=0.01)
+    assert np.var(means) == pytest.approx(standard_error(scores) ** 2)  # unbiased, also for three
+
+
+def test_an_average_draws_each_tasks_items() -> None:
+    generator = np.random.default_rng(2)
+    tasks = [generator.integers(0, 2, n).astype(float) for n in (40, 100, 400)]
+    found = bootstrap([block(task, 1 / 3) for task in tasks], resamples=40_000)
+    error = math.sqrt(sum(standard_error(task) ** 2 for task in tasks)) / 3
+    assert found.mean == pytest.approx(np.mean([task.mean() for task in tasks]))
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(error, rel=0.03)
+
+
+def test_the_bootstraps_p_agrees_with_its_interval() -> None:
+    scores = np.array([1.0] * 30 + [0.0] * 50 + [-1.0] * 20)
+    found = bootstrap([block(scores)])
+    assert found.p > 0.05 and found.low < 0 < found.high
+    clear = bootstrap([block(np.abs(scores))])
+    assert clear.p == pytest.approx(2 / 10_000) and clear.low > 0
+    assert bootstrap([block(np.zeros(9))]).p == 1
+    assert bootstrap([block(scores)]) == found
+
+
+def test_mcnemar_is_a_sign_test_on_what_differs() -> None:
+    ours, theirs = np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 0.0]), np.array([0] * 6 + [1, 0, 1, 0.0])
+    assert mcnemar(ours, theirs) == pytest.approx(scipy_stats.binomtest(6, 7).pvalue)
+    assert mcnemar(ours, theirs) == mcnemar(theirs, ours)
+    assert mcnemar(ours, ours) == 1
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
+    with_nan = holm([0.01, math.nan, 0.04])
+    assert with_nan[::2] == pytest.approx((0.02, 0.04)) and math.isnan(with_nan[1])
+    assert holm([]) == () and math.isnan(holm([math.nan])[0])

@@ -1,0 +1,105 @@
+"""A toy method and a grid of it: real stages without real work, for tests of the engine.
+
+The environment decides what goes wrong: TOY_FAIL (a label whose model fails), TOY_SLEEP (seconds a
+score takes), TOY_LOG (a file that gets a line for each stage that runs).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.core.stage import Input, Stage, report, value
+from harness.evaluation.evaluate import Scores
+from harness.grid.expand import Cell, Grid, GridFile
+from harness.models.model import Model
+from harness.run.plan import Plan, build
+
+
+def log(words: str) -> None:
+    if "TOY_LOG" in os.environ:
+        with open(os.environ["TOY_LOG"], "a") as file:
+            file.write(words + "\n")
+
+
+@dataclass(frozen=True)
+class Made(Stage[dict]):
+    """Stands for a trained model."""
+
+    label: str
+    bits: int
+
+    def run(self, work: Path) -> dict[str, int]:
+        log(f"made {self.label} {self.bits}")
+        if os.environ.get("TOY_FAIL") == self.label:
+            raise ValueError("planted")
+        (work / "metrics.jsonl").write_text('{"step": 1, "tokens": 8, "loss": 2.5}\n')
+        return {"bits": self.bits}
+
+
+@dataclass(frozen=True)
+class Rounded(Stage[dict]):
+    """Stands for a model that is rebuilt rather than kept."""
+
+    stored = False
+    model: Input[dict]
+
+    def run(self, work: Path) -> dict[str, int]:
+        log("rounded")
+        if os.environ.get("TOY_FAIL") == "rounding":
+            raise ValueError("planted")
+        return value(self.model)
+
+
+@dataclass(frozen=True)
+class Scored(Stage[Scores]):
+    model: Input[dict]
+    task: str
+
+    def run(self, work: Path) -> Scores:
+        bits = value(self.model)["bits"]
+        log(f"scored {self.task}")
+        report(1, 2, loss=0.5)
+        time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
+        row = {
+            "task": self.task,
+            "metric": "acc",
+            "primary": True,
+            "value": bits / 16,
+            "stderr": 0.01,
+            "n": 100,
+            "higher_is_better": True,
+            "num_fewshot": 0,
+            "bos": False,
+            "limit": None,
+            "protocol": "toy",
+            "task_version": "1",
+            "lm_eval": None,
+            "testbed": True,
+        }
+        facts = {"format": "toy", "bits": bits, "group_size": 0, "bits_per_weight": float(bits)}
+        return Scores([row], facts)
+
+
+def toy_grid(
+    path: Path, labels: tuple[str, ...] = ("A", "B"), bits: tuple[int, ...] = (2, 3)
+) -> Grid:
+    """Cells of labels × bits with two tasks each; the file only has to exist."""
+    path.write_text("# Do toys work?\n")
+    cells = []
+    for label in labels:
+        for b in bits:
+            model: Stage[Model] = Rounded(Made(label, b))  # type: ignore[assignment]
+            scores = tuple(Scored(model, task) for task in ("one", "two"))  # type: ignore[arg-type]
+            cells.append(
+                Cell(f"{label} bits={b} seed=0", "toy", label, {"bits": b}, 0, "toy", model, scores)
+            )
+    file = GridFile(model="toy", method="toy", evaluate=["one", "two"])
+    return Grid(path.stem, path, (path,), "Do toys work?", file, tuple(cells))
+
+
+def toy_plan(path: Path) -> tuple[Grid, Plan]:
+    grid = toy_grid(path)
+    return grid, build(grid)
