@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.harness.test_watch import fail, job
 
 from harness.cli import jobs as dispatch
 from harness.cluster import status as watch
@@ -16,6 +15,7 @@ from harness.core.errors import GridError
 from harness.core.store import Store
 from harness.grid import expand as grids
 from harness.run.plan import Plan
+from tests.harness.cluster.test_status import fail, job
 from tests.support import fakeslurm
 from tests.support.fakeslurm import Slurm, launched
 from tests.support.toys import toy_plan

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.harness.test_run import Silent
 
 from harness.cluster import job
 from harness.cluster.launches import Launch
@@ -24,6 +23,7 @@ from harness.grid.expand import Grid
 from harness.run import runner as running
 from harness.run.plan import Plan
 from harness.run.runner import Outcome, Share, run
+from tests.harness.run.test_run import Silent
 from tests.support.fakeslurm import launched
 from tests.support.toys import Made, toy_plan
 

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.harness.test_run import Silent
 
 from harness.cluster import status as watch
 from harness.cluster.launches import Launch
@@ -14,6 +13,7 @@ from harness.core.store import Store
 from harness.run import plan as plans
 from harness.run.plan import Plan
 from harness.run.runner import run
+from tests.harness.run.test_run import Silent
 from tests.support import fakeslurm
 from tests.support.fakeslurm import Slurm, launched
 from tests.support.toys import toy_plan

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.harness.test_run import Silent
 
 from harness.core.store import Store
 from harness.grid.expand import load
 from harness.run import export as rows
 from harness.run import plan as plans
 from harness.run.runner import run
+from tests.harness.run.test_run import Silent
 from tests.support.toys import toy_plan
 
 Export = tuple[list[dict[str, Any]], bytes]

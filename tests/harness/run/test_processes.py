@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.harness.test_run import Silent
 
 from harness.core.errors import BitgridError
 from harness.core.stage import Resources
@@ -22,6 +21,7 @@ from harness.run import processes, worker
 from harness.run import runner as running
 from harness.run.compute import Failed, fail
 from harness.run.processes import _cause, _follow
+from tests.harness.run.test_run import Silent
 from tests.support.toys import Made, Rounded, Scored, toy_plan
 
 # As torchrun writes it.

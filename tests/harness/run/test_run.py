@@ -288,7 +288,7 @@ from pathlib import Path
 from harness.run.runner import run
 from harness.core.stage import closure
 from harness.core.store import Store
-from tests.harness.test_run import Silent
+from tests.harness.run.test_run import Silent
 from tests.support.toys import toy_plan
 grid, plan = toy_plan(Path({str(tmp_path / "toy.yaml")!r}))
 run(grid, plan, Store(Path({str(store.root)!r})), Silent())

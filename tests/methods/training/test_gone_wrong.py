@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from tests.methods.test_train import FORMAT, make_tokens, rows_of, same, stage, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from methods.training.checkpoint import Checkpoint
 from methods.training.masters import Masters
 from methods.training.objectives import KL
 from methods.training.train import Training, _Loop
+from tests.methods.training.test_train import FORMAT, make_tokens, rows_of, same, stage, train
 
 
 def spoilt(model: Model, layer: str, value: float = math.nan) -> Model:

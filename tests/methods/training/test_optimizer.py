@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.methods.test_train import make_tokens, rows_of, same, train
 from torch import nn
 
 from harness.core.errors import BitgridError
@@ -17,6 +16,7 @@ from harness.models.model import Model
 from methods.training.optimizer import MOMENTS, adamw, plain, require, restore
 from methods.training.train import Training
 from tests.methods.conftest import make_llama
+from tests.methods.training.test_train import make_tokens, rows_of, same, train
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -357,7 +357,7 @@ import sys, time
 from pathlib import Path
 from harness.core.stage import execute, listening
 from tests.methods.conftest import make_llama
-from tests.methods.test_train import make_tokens, stage, Training
+from tests.methods.training.test_train import make_tokens, stage, Training
 training = Training(steps=12, batch_size=2, lr=1e-3, dtype="float32", checkpoint_every=4)
 with listening(lambda done, total, metrics: time.sleep(float(sys.argv[2]))):
     execute(stage(make_llama(), make_llama(1), make_tokens(), training), {}, Path(sys.argv[1]))
