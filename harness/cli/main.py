@@ -218,4 +218,3 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--all", action="store_true", help="lm-eval's own tasks too (takes seconds)")
     gc.add_argument("--yes", action="store_true", help="remove, not only list")
     return parser
-
