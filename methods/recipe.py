@@ -52,6 +52,7 @@ class Recipe(Method):
     `teacher` names a model as a grid does; without one the base teaches itself.
     """
 
+    name = "recipe"
     format: Format = IntAsym(bits=2, group_size=128)
     init: Init = NoInit()
     objective: Objective = Untrained()

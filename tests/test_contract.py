@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from harness.config.settings import configure, list_settings
 from harness.core.stage import Stage, closure, execute
-from harness.method import configure, discover, settings
+from harness.method import discover
 from harness.models.model import Model, layer_shapes, linears, pretrained
 
 QUICK = {
@@ -45,7 +46,7 @@ class Bench:
     def stage(self, name: str, bits: int | None = None, seed: int = 0) -> Stage[Model]:
         method = discover()[name].method
         for path, given in {**QUICK, **({"format.bits": bits} if bits else {})}.items():
-            if path in dict(settings(method)):
+            if path in dict(list_settings(method)):
                 method = configure(method, {path: given})
         method.check(self.shapes)
         return method.build(self.base, seed)
@@ -86,7 +87,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def _bits(name: str) -> list[int | None]:
-    return [2, 4] if "format.bits" in dict(settings(discover()[name].method)) else [None]
+    return [2, 4] if "format.bits" in dict(list_settings(discover()[name].method)) else [None]
 
 
 def test_what_is_evaluated_is_what_the_format_can_hold(bench: Bench, name: str) -> None:

@@ -167,6 +167,8 @@ def _memory(given: argparse.Namespace) -> str:
 
 def methods(given: argparse.Namespace) -> int:
     from harness import method
+    from harness.config.settings import list_settings
+    from harness.core.component import Component
 
     if given.name is None:
         for name, entry in method.discover().items():
@@ -175,10 +177,10 @@ def methods(given: argparse.Namespace) -> int:
     entry = method.entry(given.name)
     print(f"{entry.name} ({entry.title}): {entry.about}")
     print(f"source: {os.path.relpath(entry.source)}")
-    for path, held in method.settings(entry.method):
+    for path, held in list_settings(entry.method):
         notes = []
-        if isinstance(held, method.Component):
-            notes.append(f"of {', '.join(sorted(held.family().choices()))}")
+        if isinstance(held, Component):
+            notes.append(f"of {', '.join(sorted(held.siblings()))}")
         if path in entry.fixed:
             notes.append("fixed where only compared against")
         parts = "" if hasattr(held, "__dataclass_fields__") else held

@@ -11,7 +11,7 @@
 `base: other.yaml` takes over what another grid says, or several; `defaults` and `report` are merged.
 
 In this file: the expansion, the errors with file and line. Not here: the file's keys (`gridfile`), what
-a method's fields mean (`method.configure`), what is computed and in which order (`plan`, `run`).
+a method's fields mean (`settings`), what is computed and in which order (`plan`, `run`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import pydantic
 from harness import method as methods
 from harness.config.document import Document, Path_
 from harness.config.misfit import misfit, said
+from harness.config.settings import configure, list_possible, list_settings
 from harness.core.errors import BitgridError, GridError, SettingError, TextError, nearest
 from harness.core.stage import Stage
 from harness.data import hub
@@ -238,7 +239,7 @@ def _cells(
             points.append((entry, chosen, *_configured(document, file, entry, chosen, used)))
     # Before anything is built: a misspelt axis explains the errors that would follow from it. A
     # default may be for a component that this grid does not choose, since bases share defaults.
-    known = {path for entry in entries for path in methods.possible(entry.registered.method)}
+    known = {path for entry in entries for path in list_possible(entry.registered.method)}
     for section, paths, valid in (("vary", file.vary, used), ("defaults", file.defaults, known)):
         for path in paths:
             if path not in valid:
@@ -338,11 +339,11 @@ def _configured(
         if path in varied:
             axis = axis_of[path]
             where = ("vary", axis, file.vary[axis].index(chosen[axis]))
-        lacking = path not in dict(methods.settings(configured))
+        lacking = path not in dict(list_settings(configured))
         if lacking and (path in varied or path not in entry.own):
             continue
         try:
-            configured = methods.configure(configured, {path: settings[path]})
+            configured = configure(configured, {path: settings[path]})
         except SettingError as error:
             raise document.error(where, str(error)) from None
         if path in varied:

@@ -25,8 +25,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from harness.core.component import Component
 from harness.core.errors import FormatError, ModelError
-from harness.method import Component
 from harness.models.model import Model, Quantized, linears
 from methods.training.forward import move_buffers, replace_parameters
 
@@ -52,7 +52,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Format(Component):
+class Format(Component, family="format"):
     """What the weights of a linear layer are rounded to."""
 
     @abstractmethod

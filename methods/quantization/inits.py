@@ -20,17 +20,17 @@ from typing import Any, ClassVar
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.core.component import Component
 from harness.core.errors import BitgridError, ModelError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data.text import Tokens, calibration
-from harness.method import Component
 from harness.models.model import Model, host_gib, linears, replace_weight
 from methods.quantization import clip
 from methods.quantization.formats import Format, Grouped
 
 
 @dataclass(frozen=True)
-class Init(Component):
+class Init(Component, family="init"):
     """How a model is prepared before it is trained and rounded."""
 
     @abstractmethod

@@ -25,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from harness.core.component import Component
 from harness.core.errors import BitgridError, TextError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data.text import Documents, Tokens, gives_whole_prompts, packed, texts
-from harness.method import Component
 from harness.models.model import Model, Pretrained, host_gib
 from methods.training import generation
 
@@ -36,7 +36,7 @@ Prompt: TypeAlias = list[int]  # token ids
 
 
 @dataclass(frozen=True)
-class Data(Component):
+class Data(Component, family="data"):
     """Where training sequences come from. `sequences` of `length` tokens."""
 
     sequences: int = 8000

@@ -26,10 +26,10 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from harness.core.component import Component
 from harness.core.errors import BitgridError, TextError, nearest
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data.text import Tokens
-from harness.method import Component
 from harness.models.model import Model, host_gib
 from methods.training.forward import Labels, each_label
 
@@ -39,7 +39,7 @@ CONFIDENCE_TOKENS = 16_384  # a batch, where the teacher's confidence is measure
 
 
 @dataclass(frozen=True)
-class Objective(Component):
+class Objective(Component, family="objective"):
     """A loss per label token, and how much each token counts."""
 
     teacher: ClassVar[bool] = True  # whether the loss looks at a teacher

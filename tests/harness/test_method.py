@@ -1,152 +1,19 @@
-"""Settings by dotted path, components by name, the registry."""
+"""The registry of methods."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import pytest
 
-from harness.core.errors import BitgridError, FormatError, GridError, SettingError
-from harness.method import Component, Method, configure, discover, entry, register, settings
-
-
-@dataclass(frozen=True)
-class Shape(Component):
-    pass
-
-
-@dataclass(frozen=True)
-class Round(Shape):
-    name = "round"
-    size: int = 1
-    radius: float = 0.5
-
-
-@dataclass(frozen=True)
-class Square(Shape):
-    name = "square"
-    size: int = 2
-    side: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.size > 9:
-            raise FormatError(f"size {self.size} is more than 9")
-
-
-@dataclass(frozen=True)
-class Cut(Shape):
-    corners: int
-    size: int = 1
-    name = "cut"
-
-
-@dataclass(frozen=True)
-class Loop:
-    steps: int = 10
-    lr: float = 1e-3
+from harness.core.errors import BitgridError, GridError
+from harness.method import Method, discover, entry, register
 
 
 @dataclass(frozen=True)
 class Toy(Method):
-    shape: Shape = Round()
-    other: Shape | None = None
-    loop: Loop = Loop()
-    second: Loop | None = None
-    range: tuple[float, float] = (0.0, 1.0)
+    shape: int = 1
     flag: bool = False
-
-
-def test_parts_wholes_and_numbers() -> None:
-    found = configure(Toy(), {"loop.lr": "2e-4", "loop.steps": 5, "flag": True, "shape.radius": 2})
-    assert found == Toy(shape=Round(radius=2.0), loop=Loop(5, 2e-4), flag=True)
-    assert isinstance(found.shape, Round)
-    assert isinstance(found.shape.radius, float)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"shape": "square", "shape.side": 3.0, "shape.size": 4},
-        {"shape.size": 4, "shape.side": 3.0, "shape": "square"},
-        {"shape": {"name": "square", "side": 3, "size": 4}},
-        {"shape": {"name": "square", "side": 3}, "shape.size": 4},
-    ],
-)
-def test_a_component_by_name_in_any_order(given: dict[str, object]) -> None:
-    assert configure(Toy(), given).shape == Square(4, 3.0)
-
-
-def test_a_new_component_keeps_what_it_shares_with_the_old() -> None:
-    assert configure(Toy(shape=Round(size=7)), {"shape": "square"}).shape == Square(size=7)
-    with pytest.raises(SettingError, match="more than 9"):
-        configure(Toy(shape=Round(size=70)), {"shape": "square"})
-    assert configure(
-        Toy(shape=Round(size=70)), {"shape": "square", "shape.size": 3}
-    ).shape == Square(3)
-
-
-def test_an_absent_component_can_be_chosen_and_left_out() -> None:
-    chosen = configure(Toy(), {"other": "square"})
-    assert chosen.other == Square()
-    assert configure(chosen, {"other": None}).other is None
-
-
-def test_what_a_component_needs_may_come_in_the_same_mapping() -> None:
-    assert configure(Toy(), {"shape": {"name": "cut", "corners": "3"}}).shape == Cut(3)
-    # Kept, and only then changed: the size that is kept alone would be refused.
-    given = {"shape": {"name": "square", "size": 3}}
-    assert configure(Toy(shape=Round(size=70)), given).shape == Square(3)
-    assert configure(Toy(), {"second": {"lr": 1}}).second == Loop(lr=1.0)
-
-
-def test_nothing_given_changes_nothing() -> None:
-    assert configure(Toy(), {}) == Toy()
-
-
-@pytest.mark.parametrize(
-    ("given", "path", "words"),
-    [
-        ({"shap": "round"}, "shap", "did you mean 'shape'"),
-        ({"shape": "sqare"}, "shape", "did you mean 'square'"),
-        ({"shape.radus": 1}, "shape.radus", "did you mean 'shape.radius'"),
-        ({"loop.steps": "many"}, "loop.steps", "'many' should be a whole number"),
-        ({"loop.steps": 2.5}, "loop.steps", "loop.steps: 2.5 should be a whole number"),
-        ({"shape": {"name": "square", "size": "x"}}, "shape.size", "'x' should be a whole number"),
-        (
-            {"shape": {"name": "square", "size": [2, 2]}},
-            "shape.size",
-            r"\[2, 2\] should be a whole",
-        ),
-        ({"shape": {"name": "square", 3: 1}}, "shape.3", "'shape.3' is unknown"),
-        ({"shape": ["square"]}, "shape", r"\['square'\] is unknown; did you mean 'square'"),
-        ({"shape": "cut"}, "shape", "shape.corners is missing"),
-        ({"other": {"size": 3}}, "other", "there is none yet: give its 'name', of cut, round, sq"),
-        ({"other.size": 3}, "other", "there is none yet"),
-        ({"second": {"steps": "x"}}, "second.steps", "'x' should be a whole number"),
-        ({"second": 3}, "second", "second: 3 should be a mapping"),
-        ({"loop.lr": math.nan}, "loop.lr", r"loop.lr: \.nan should be a finite number"),
-        ({"loop": {"lr": -math.inf}}, "loop.lr", r"loop.lr: -\.inf should be a finite number"),
-        ({"shape": {"name": "square", "side": math.inf}}, "shape.side", "a finite number"),
-        ({"range": [1, math.nan]}, "range", "a finite number"),
-        ({"range": [1]}, "range", r"range: \[1\] should be longer"),
-        ({"loop.steps": 10**23}, "loop.steps", "steps: 10+ should fit in 64 bits"),
-        ({"flag.part": 1}, "flag", "has no parts"),
-        ({"shape": "square", "shape.size": 11}, "shape", "more than 9"),
-    ],
-)
-def test_errors_carry_the_path_and_the_nearest_name(
-    given: dict[str, object], path: str, words: str
-) -> None:
-    with pytest.raises(SettingError, match=words) as caught:
-        configure(Toy(), given)
-    assert caught.value.path == path
-
-
-def test_settings_lists_every_path() -> None:
-    paths = dict(settings(Toy()))
-    assert {"shape", "shape.size", "shape.radius", "loop.lr", "other", "flag"} <= set(paths)
-    assert paths["loop.steps"] == 10
 
 
 def test_registered_methods_are_found_with_their_source() -> None:
