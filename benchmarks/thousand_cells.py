@@ -117,7 +117,7 @@ def measured(folder: Path, cells: int, slurm: Slurm) -> dict[str, float]:
 
     def timed(words: str, *command: str) -> None:
         before, clock = _cpu(), time.perf_counter()
-        verb = [sys.executable, "-m", "harness.cli.main", *command, str(grid), "--store"]
+        verb = [sys.executable, "-m", "harness.cli", *command, str(grid), "--store"]
         subprocess.run(
             [*verb, str(store.root)], env=slurm.environment, check=True, stdout=sys.stderr
         )

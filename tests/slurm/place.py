@@ -69,7 +69,7 @@ class Place:
         command = [
             sys.executable,
             "-m",
-            "harness.cli.main",
+            "harness.cli",
             *words,
             "--store",
             str(self.store.root),

@@ -27,7 +27,7 @@ VERBS = ("run", "status", "report", "methods", "tasks", "plan", "gc")
 def _bitgrid(
     *words: str | Path, cwd: Path = ROOT, code: int = 0, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness.cli.main", *map(str, words)]
+    command = [sys.executable, "-m", "harness.cli", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, **options
@@ -250,7 +250,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(
 
 
 def test_ctrl_c_says_that_nothing_is_lost_and_the_next_run_goes_on(place: Path) -> None:
-    command = [sys.executable, "-m", "harness.cli.main", "run", "quick.yaml", "--store", "stopped"]
+    command = [sys.executable, "-m", "harness.cli", "run", "quick.yaml", "--store", "stopped"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(
         [*command, "--out", "stopped-out"],

@@ -196,7 +196,7 @@ def test_a_job_runs_the_code_and_the_grid_as_they_were(
     monkeypatch.setenv("BITGRID_DEVICE", "cpu")
     words = ["launch", "tiny.yaml", "--cluster", "cluster.yaml"]
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli.main", *words],
+        [sys.executable, "-m", "harness.cli", *words],
         cwd=checkout,
         capture_output=True,
         text=True,

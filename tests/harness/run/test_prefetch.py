@@ -51,7 +51,7 @@ def _bitgrid(place: Path, *words: str, code: int = 0, **environment: str) -> str
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "BITGRID_"))}
     told = {"HF_HOME": str(place / "home"), "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli.main", *words],
+        [sys.executable, "-m", "harness.cli", *words],
         cwd=place,
         env=ours | told | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,

@@ -221,7 +221,7 @@ def test_killed_with_two_processes_goes_on_with_one(
     alone: Place, tiny_folder: Path, tmp_path: Path
 ) -> None:
     place = Place(tmp_path / "killed", tiny_folder, gpus=2)
-    command = [sys.executable, "-m", "harness.cli.main", "run", str(place.file)]
+    command = [sys.executable, "-m", "harness.cli", "run", str(place.file)]
     command += ["--store", str(place.store.root), "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
