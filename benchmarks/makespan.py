@@ -32,11 +32,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
+from harness import models
 from harness.cluster import waves
 from harness.cluster.profile import Profile
 from harness.data import hub
 from harness.grid import expand as grids
-from harness.models import model as models
 from harness.models import sources
 from harness.run import plan as plans
 from harness.run.plan import Plan

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.data.text import Packed, Tokens
-from harness.models.model import pretrained
+from harness.models import pretrained
 from methods.memory import of_training
 from methods.quantization.formats import IntAsym
 from methods.training.objectives import CAKLD

@@ -26,8 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness.core.stage import execute
 from harness.data import hub
 from harness.evaluation.evaluate import Scores, TaskOptions, evaluation, task_batch
-from harness.models import smollm2
-from harness.models.model import Model, device, pretrained, read_model
+from harness.models import Model, device, pretrained, read_model, smollm2
 from tests.support import mirror
 
 ROOT = Path(__file__).parents[1]

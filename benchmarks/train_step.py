@@ -24,7 +24,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.data.text import Tokens
-from harness.models.model import Model, device
+from harness.models import Model, device
 from methods.quantization.formats import IntAsym
 from methods.training.objectives import CAKLD, Objective
 from methods.training.train import Train, Training

@@ -32,7 +32,7 @@ from harness.core.component import Component
 from harness.core.errors import BitgridError, GridError, nearest
 from harness.core.stage import Input, Resources, Stage, value
 from harness.data.text import Tokens
-from harness.models.model import Model, host_gib
+from harness.models import Model, host_gib
 
 
 @dataclass(frozen=True)

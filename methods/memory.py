@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from harness.core.stage import Input, Stage, closure
 from harness.data.text import Tokens
-from harness.models.model import (
+from harness.models import (
     DTYPES,
     Model,
     Pretrained,

@@ -18,7 +18,7 @@ from typing import ClassVar
 from harness.core.errors import BitgridError
 from harness.core.stage import Input, Stage, value
 from harness.method import Method, Step, register
-from harness.models.model import Model, another, check_length
+from harness.models import Model, another, check_length
 from methods.quantization.awq import AWQ
 from methods.quantization.formats import Format, FullPrecision, IntAsym, IntSym, quantize_model
 from methods.quantization.inits import Clip, Init, NoInit

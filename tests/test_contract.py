@@ -14,7 +14,7 @@ import torch
 from harness.config.settings import configure, list_settings
 from harness.core.stage import Stage, closure, execute
 from harness.method import discover
-from harness.models.model import Model, layer_shapes, linears, pretrained
+from harness.models import Model, layer_shapes, linears, pretrained
 
 QUICK = {
     "format.group_size": 32,

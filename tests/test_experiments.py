@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from harness import models
 from harness.config.document import Document
 from harness.core.stage import closure
 from harness.data.text import Packed
 from harness.grid import published
 from harness.grid.expand import load
 from harness.grid.schema import GridFile
-from harness.models import model as models
 from harness.models import smollm2, sources
 from methods.training.data import Generate
 from methods.training.train import Train

@@ -16,7 +16,7 @@ FROM_METHODS = {
     "harness.core.stage",
     "harness.data.text",
     "harness.method",
-    "harness.models.model",
+    "harness.models",
     "harness.run.memory",
 }
 
@@ -29,11 +29,14 @@ def _imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             module = str(node.module)
-            if (ROOT / module.replace(".", "/")).is_dir():  # a package: what is taken are modules
-                names |= {f"{module}.{alias.name}" for alias in node.names}
-            else:
-                names.add(module)
+            modules = {f"{module}.{alias.name}" for alias in node.names}
+            names |= {name if _is_module(name) else module for name in modules}
     return names
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def _files(folder: str) -> list[Path]:

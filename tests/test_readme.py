@@ -14,7 +14,7 @@ from harness.cli.main import _parser
 from harness.core.stage import closure, execute
 from harness.grid.expand import load
 from harness.method import discover
-from harness.models.model import linears, pretrained
+from harness.models import linears, pretrained
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

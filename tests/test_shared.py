@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.data.text import pack
-from harness.models.model import Model, layer_shapes, read_model
+from harness.models import Model, layer_shapes, read_model
 from methods.quantization.formats import IntAsym, quantize_model
 
 

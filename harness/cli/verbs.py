@@ -31,8 +31,8 @@ def run(given: argparse.Namespace) -> int:
     plan = plans.remembered(given.grid, store)
     failed = 0
     if plan is None or plans.needed(plan, store):
+        from harness import models
         from harness.grid import expand as grids
-        from harness.models import model as models
         from harness.run.progress import Bar
         from harness.run.runner import run
 

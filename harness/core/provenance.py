@@ -51,7 +51,7 @@ def measured() -> Iterator[Measured]:
     """
     import torch
 
-    from harness.models.model import device
+    from harness.models import device
 
     found, started, clock, here = Measured(), time.time(), time.perf_counter(), device()
     if here.type == "cuda":
@@ -82,7 +82,7 @@ def environment() -> dict[str, Any]:
     """Commit, package versions and device of this process."""
     import torch
 
-    from harness.models.model import device
+    from harness.models import device
 
     here = device()
     named = torch.cuda.get_device_name(here) if here.type == "cuda" else platform.processor()

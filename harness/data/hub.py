@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.core.errors import TextError, first_line, nearest
+from harness.core.hub_cache import cached_commit
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -301,17 +302,6 @@ def _offline() -> bool:
     from huggingface_hub import constants
 
     return constants.HF_HUB_OFFLINE
-
-
-def cached_commit(kind: str, name: str, revision: str = "main") -> str | None:
-    """The commit that the hub's local cache has of `models` or `datasets`; None where it has none."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE, f"{kind}--{name.replace('/', '--')}")
-    if (folder / "snapshots" / revision).is_dir():
-        return revision
-    reference = folder / "refs" / revision
-    return reference.read_text().strip() if reference.is_file() else None
 
 
 @cache

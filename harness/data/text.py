@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.core.errors import TextError, nearest
 from harness.core.stage import Input, Stage, value
 from harness.data import hub
-from harness.models.model import Model, Pretrained, check_length
+from harness.models import Model, Pretrained, check_length
 from harness.testbed import world
 
 

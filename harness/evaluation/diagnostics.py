@@ -19,7 +19,7 @@ from torch import Tensor
 from harness.core.errors import GridError, nearest
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.method import Method
-from harness.models.model import Model, Quantized, blocks, host_gib, linears
+from harness.models import Model, Quantized, blocks, host_gib, linears
 
 Facts: TypeAlias = dict[str, Any]
 

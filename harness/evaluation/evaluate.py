@@ -24,7 +24,7 @@ from harness.core.errors import GridError, ModelError, TextError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data.text import HUB, pack, texts
 from harness.evaluation import tasks
-from harness.models.model import Model, Pretrained, host_gib
+from harness.models import Model, Pretrained, host_gib
 from harness.testbed import world
 
 FEWSHOT = {"mmlu": 5}  # where the field's habit is not the task's own default

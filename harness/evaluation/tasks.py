@@ -27,7 +27,7 @@ from harness.core.errors import GridError, ModelError, TextError, nearest
 from harness.core.stage import canonical
 from harness.data import hub
 from harness.evaluation import sandbox
-from harness.models.model import Model
+from harness.models import Model
 from harness.testbed import world
 
 TESTBED = Path(__file__).parents[1] / "testbed" / "tasks"

@@ -37,7 +37,7 @@ from harness.evaluation.diagnostics import Facts, Options, diagnostics
 from harness.evaluation.evaluate import PERPLEXITY, Scores, TaskOptions, evaluation, runs_code
 from harness.grid import published
 from harness.grid.schema import SEEDS, GridFile, Published, ReportSpec, misnamed
-from harness.models.model import Model, layer_shapes, pretrained
+from harness.models import Model, layer_shapes, pretrained
 
 Given = TypeVar("Given")
 

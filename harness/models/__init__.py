@@ -1,1 +1,39 @@
-"""Pre-trained models: where they lie, how they are read, held, forked and kept."""
+"""Pre-trained models: where they lie, how they are read, held, forked and kept.
+
+What authors of methods use is imported from here. Importing this package imports torch.
+"""
+
+from harness.models.devices import device
+from harness.models.footprint import PROCESS_GIB, host_gib, weights_gib
+from harness.models.layers import blocks, linears, replace_weight
+from harness.models.model import DTYPES, Model, Quantized, read_model
+from harness.models.stage import (
+    Pretrained,
+    another,
+    check_length,
+    layer_shapes,
+    meta_network,
+    pretrained,
+    pretrained_of,
+)
+
+__all__ = [
+    "DTYPES",
+    "PROCESS_GIB",
+    "Model",
+    "Pretrained",
+    "Quantized",
+    "another",
+    "blocks",
+    "check_length",
+    "device",
+    "host_gib",
+    "layer_shapes",
+    "linears",
+    "meta_network",
+    "pretrained",
+    "pretrained_of",
+    "read_model",
+    "replace_weight",
+    "weights_gib",
+]

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from harness.core.errors import BitgridError, ModelError, first_line, nearest
-from harness.data import hub
+from harness.core.hub_cache import cached_commit
 from harness.models import smollm2
 
 _TESTBED = Path(__file__).parents[1] / "testbed"
@@ -193,7 +193,7 @@ def _hub_commit(name: str, revision: str) -> str:
     """The commit that a hub revision stands for: asked of the hub, or of the local cache offline."""
     from huggingface_hub import HfApi
 
-    cached = hub.cached_commit("models", name, revision)
+    cached = cached_commit("models", name, revision)
     try:
         if os.environ.get("HF_HUB_OFFLINE") != "1":
             return str(HfApi().model_info(name, revision=revision).sha)

@@ -39,7 +39,7 @@ from transformers import PreTrainedModel, masking_utils
 from harness.core.stage import Input, Stage, closure
 from harness.core.store import value_type
 from harness.evaluation.evaluate import EVALUATION_TOKENS, LmEval, Perplexity, task_batch
-from harness.models.model import (
+from harness.models import (
     DTYPES,
     Model,
     Pretrained,

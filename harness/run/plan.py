@@ -23,7 +23,7 @@ from harness.core.store import Store, write_json
 if TYPE_CHECKING:
     from harness.core.stage import Stage
     from harness.grid.expand import Grid
-    from harness.models.model import Pretrained
+    from harness.models import Pretrained
 
 SCHEMA = 4
 STATES = ("done", "stale", "running", "failed", "blocked", "queued")
@@ -106,7 +106,7 @@ def build(grid: Grid) -> Plan:
     from harness.core.stage import closure, description, modules
     from harness.data import hub
     from harness.data.text import Documents
-    from harness.models.model import Pretrained
+    from harness.models import Pretrained
     from harness.models.sources import model_files, model_folder
 
     nodes: dict[str, Node] = {}
@@ -162,7 +162,7 @@ def build(grid: Grid) -> Plan:
 def _tokenizer(model: Stage[Any]) -> str | None:
     """Of the published model that a cell begins with; all models behind a cell share one."""
     from harness.core.stage import closure
-    from harness.models.model import Pretrained
+    from harness.models import Pretrained
 
     base = next((stage for stage in closure([model]) if isinstance(stage, Pretrained)), None)
     return None if base is None else _vocabulary(base)

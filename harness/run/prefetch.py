@@ -23,8 +23,7 @@ from harness.data.text import Documents
 from harness.evaluation import tasks
 from harness.evaluation.evaluate import LmEval
 from harness.grid.expand import Grid
-from harness.models import smollm2
-from harness.models.model import Pretrained
+from harness.models import Pretrained, smollm2
 from harness.models.sources import cause, model_folder
 
 FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # of a model, beside its weights

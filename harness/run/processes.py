@@ -23,7 +23,7 @@ import torch
 from harness.core.errors import BitgridError
 from harness.core.stage import Reporter, Stage, closure
 from harness.core.store import Store
-from harness.models.model import device
+from harness.models import device
 from harness.run.compute import Failed
 
 PATIENCE_S = 20.0

@@ -32,7 +32,8 @@ from harness.core.stage import Stage, closure, listening
 from harness.core.store import Store
 from harness.data.text import Packed
 from harness.grid import expand as grids
-from harness.models.model import Pretrained, device, is_mapped
+from harness.models import Pretrained, device
+from harness.models.model import is_mapped
 from harness.run.compute import Failed, Values, compute, fail
 from harness.run.processes import INPUTS
 

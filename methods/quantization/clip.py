@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import ModelError
 from harness.data.text import Tokens
-from harness.models.model import Model, linears
+from harness.models import Model, linears
 from methods.quantization.formats import Grouped, Span, bounds
 
 # What models call the query, key and value projections of an attention module.

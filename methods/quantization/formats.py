@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from harness.core.component import Component
 from harness.core.errors import FormatError, ModelError
-from harness.models.model import Model, Quantized, linears
+from harness.models import Model, Quantized, linears
 from methods.training.forward import move_buffers, replace_parameters
 
 _SMALLEST = 2.0**-24  # of a 16-bit float; a scale of 0 would divide by zero

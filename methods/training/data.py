@@ -29,7 +29,7 @@ from harness.core.component import Component
 from harness.core.errors import BitgridError, TextError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data.text import Documents, Tokens, gives_whole_prompts, packed, texts
-from harness.models.model import Model, Pretrained, host_gib
+from harness.models import Model, Pretrained, host_gib
 from methods.training import generation
 
 Prompt: TypeAlias = list[int]  # token ids

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from harness.core.errors import ModelError, TextError
 from harness.data.text import Tokens
-from harness.models.model import Model, blocks
+from harness.models import Model, blocks
 
 # Logits held at once, per tensor. Larger chunks fall out of a CPU's cache; smaller ones leave a GPU
 # idle.

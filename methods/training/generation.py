@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from harness.models.model import Model
+from harness.models import Model
 from methods.training.forward import logits
 
 _MOST_ROWS = 256

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from transformers import PreTrainedModel
 
-from harness.models.model import Model, linears
+from harness.models import Model, linears
 from methods.quantization.formats import Format, FullPrecision
 from methods.training.forward import move_buffers, replace_parameters
 from methods.training.shards import ALONE, Shards, local, rows

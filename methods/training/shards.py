@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from harness.models.model import Model, blocks, device
+from harness.models import Model, blocks, device
 from methods.training.forward import Make, move_buffers, replace_parameters
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from harness.core.store import Store
 from harness.data.text import Packed, texts
 from harness.evaluation.evaluate import PERPLEXITY, Perplexity
 from harness.grid import expand as grids
-from harness.models.model import (
+from harness.models import (
     PROCESS_GIB,
     Model,
     Pretrained,

@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.core.stage import Input, Stage, report, value
 from harness.evaluation.evaluate import Scores
 from harness.grid.expand import Cell, Grid, GridFile
-from harness.models.model import Model
+from harness.models import Model
 from harness.run.plan import Plan, build
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness import models
 from harness.core import provenance
-from harness.models import model as models
 
 
 def _digest(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> str:

@@ -21,7 +21,7 @@ from harness.data import hub
 from harness.evaluation import sandbox, tasks
 from harness.evaluation.evaluate import LmEval, Scores, TaskOptions, evaluation, runs_code
 from harness.grid import expand as grid
-from harness.models.model import Model, Pretrained, pretrained, read_model
+from harness.models import Model, Pretrained, pretrained, read_model
 from tests.support import mirror
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness.core.errors import TextError
 from harness.core.stage import execute
 from harness.data.text import Packed, Tokens, calibration, pack, packed, texts
-from harness.models.model import read_model
+from harness.models import read_model
 
 
 class Letters:
@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_read_is_refused_before_anything_runs(
 
 
 def test_a_file_too_short_for_one_block(tiny_folder: Path, tmp_path: Path) -> None:
-    from harness.models.model import pretrained
+    from harness.models import pretrained
 
     base = pretrained(str(tiny_folder))
     for name, content in (("a.txt", "one two three\n\nfour"), ("b.txt", "words and more " * 999)):
@@ -138,7 +138,7 @@ def test_testbed_documents_and_their_openings(tmp_path: Path) -> None:
 
 
 def test_blocks_longer_than_the_context_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    from harness.models.model import pretrained
+    from harness.models import pretrained
 
     base, documents = pretrained(str(tiny_folder)), texts("testbed", "calibration")
     model = read_model(str(tiny_folder), "float32")

@@ -15,7 +15,7 @@ from harness.core.stage import closure
 from harness.core.store import Store
 from harness.evaluation.diagnostics import Weights, group_levels, histogram, middle
 from harness.grid.expand import Grid, load
-from harness.models.model import Quantized, linears
+from harness.models import Quantized, linears
 from harness.run import export as rows
 from harness.run.compute import Values, compute
 from harness.run.plan import build, needed

@@ -15,7 +15,7 @@ from harness.core.errors import GridError, ModelError, TextError
 from harness.core.stage import execute
 from harness.evaluation import evaluate, tasks
 from harness.evaluation.evaluate import PERPLEXITY, Scores, TaskOptions, evaluation
-from harness.models.model import Model, pretrained, read_model
+from harness.models import Model, pretrained, read_model
 from harness.testbed import world
 
 TEXTS = world.documents("heldout")[:40]

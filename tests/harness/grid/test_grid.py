@@ -9,10 +9,11 @@ from typing import cast
 
 import pytest
 
+from harness import models
 from harness.core.errors import GridError
 from harness.core.stage import closure
 from harness.grid.expand import Grid, load
-from harness.models import model as models
+from harness.models import stage as model_stage
 from methods.training.train import Train
 
 BASE = """\
@@ -378,7 +379,7 @@ def test_another_teacher(write, tiny_folder: Path, tmp_path: Path) -> None:  # t
     words["model"]["vocab"]["elsewhere"] = words["model"]["vocab"].pop(last)
     words["model"]["merges"] = [m for m in words["model"]["merges"] if "".join(m) != last]
     (other / "tokenizer.json").write_text(json.dumps(words))
-    models._vocabulary.cache_clear()
+    model_stage._vocabulary.cache_clear()
     models.pretrained.cache_clear()
     with pytest.raises(
         GridError, match=r"grid.yaml:3: BitDistiller: teacher .* differ in vocabulary"

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from harness.core.errors import ModelError
 from harness.core.stage import execute
-from harness.models import smollm2
-from harness.models.model import Model, layer_shapes, linears, pretrained, read_model
+from harness.models import Model, layer_shapes, linears, pretrained, read_model, smollm2
 
 
 def _turned(weight: Tensor, heads: int) -> Tensor:

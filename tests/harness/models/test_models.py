@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from harness.core.errors import ModelError
 from harness.core.stage import execute
-from harness.models import sources
-from harness.models.model import (
+from harness.models import (
     Model,
     Pretrained,
     Quantized,
@@ -26,6 +25,7 @@ from harness.models.model import (
     pretrained,
     read_model,
     replace_weight,
+    sources,
     weights_gib,
 )
 from harness.run.memory import dry_run, weightless
@@ -278,10 +278,10 @@ def test_attention_that_is_not_installed(
 ) -> None:
     # A login node may plan what it could not compute.
     stage = pretrained(str(tiny_folder), attention="flash_attention_2")
-    monkeypatch.setattr("harness.models.model.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.models.stage.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="'flash_attention_2' needs the package flash-attn"):
         stage.preflight()
-    monkeypatch.setattr("harness.models.model.find_spec", lambda name: object())
+    monkeypatch.setattr("harness.models.stage.find_spec", lambda name: object())
     monkeypatch.setenv("BITGRID_DEVICE", "cpu")
     with pytest.raises(ModelError, match="'flash_attention_2' needs a GPU"):
         stage.preflight()

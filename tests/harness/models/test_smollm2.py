@@ -14,8 +14,7 @@ import torch
 
 from benchmarks import smollm2_checks
 from harness.evaluation.evaluate import task_batch
-from harness.models import smollm2
-from harness.models.model import Model, read_model
+from harness.models import Model, read_model, smollm2
 from tests.support import mirror
 
 

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from harness import models
 from harness.core.errors import BitgridError
 from harness.core.stage import Resources
 from harness.core.store import Store
-from harness.models import model as models
+from harness.models import devices
 from harness.run import processes, worker
 from harness.run import runner as running
 from harness.run.compute import Failed, fail
@@ -153,9 +154,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         lambda backend, device_id=None, **_: asked.append(f"join {backend} {device_id}"),
     )
     monkeypatch.setenv("BITGRID_DEVICE", "")
-    models._usable.cache_clear()
+    devices._usable.cache_clear()
     yield asked
-    models._usable.cache_clear()
+    devices._usable.cache_clear()
 
 
 @pytest.mark.parametrize(("local", "gpu"), [("1", 1), ("3", 1), ("2", 0)])

@@ -19,7 +19,7 @@ from harness.core.errors import BitgridError, FormatError, ModelError
 from harness.core.stage import Stage, closure, execute, listening
 from harness.data.text import Tokens
 from harness.grid.expand import load
-from harness.models.model import Model, linears
+from harness.models import Model, linears
 from methods.quantization import awq, clip
 from methods.quantization.awq import AWQ, Scaled, Scales, ScaleSearch
 from methods.quantization.formats import (

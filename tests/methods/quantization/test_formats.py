@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.errors import FormatError, ModelError
-from harness.models.model import Model, linears
+from harness.models import Model, linears
 from methods.quantization.formats import (
     NF,
     Format,

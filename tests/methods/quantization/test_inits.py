@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from harness.core.errors import BitgridError, FormatError, ModelError
 from harness.core.stage import Stage, execute, listening
 from harness.data.text import Tokens
-from harness.models.model import Model, linears
+from harness.models import Model, linears
 from methods.quantization import clip
 from methods.quantization.formats import NF, FullPrecision, Grouped, IntAsym, IntSym, quantize_model
 from methods.quantization.inits import Clip, Clipped, ClipSearch, Init, NoInit, Ranges

@@ -12,7 +12,7 @@ from torch import nn
 
 from harness.core.errors import BitgridError
 from harness.core.stage import listening
-from harness.models.model import Model
+from harness.models import Model
 from methods.training.optimizer import MOMENTS, adamw, plain, require, restore
 from methods.training.train import Training
 from tests.methods.conftest import make_llama

@@ -30,7 +30,7 @@ from harness.core.stage import Stage, closure
 from harness.core.store import Store
 from harness.data.text import Tokens
 from harness.grid import expand as grids
-from harness.models.model import Model
+from harness.models import Model
 from harness.run import plan as plans
 from harness.run.compute import Values
 from harness.run.runner import Outcome, run

@@ -22,7 +22,7 @@ import methods.training.forward
 from harness.core.errors import BitgridError, ModelError
 from harness.core.stage import execute, listening
 from harness.data.text import Documents, Tokens
-from harness.models.model import Model, linears
+from harness.models import Model, linears
 from methods.quantization.formats import Format, FullPrecision, IntAsym
 from methods.training.masters import Masters
 from methods.training.objectives import CAKLD, CE, JSD, KL, MSE, TSLD, Objective

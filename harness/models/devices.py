@@ -1,0 +1,32 @@
+"""Where this process computes. Not here: how much memory a model takes (`footprint`)."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import torch
+
+from harness.core.errors import ModelError, first_line
+
+
+def device() -> torch.device:
+    """Where this process computes: BITGRID_DEVICE, else CUDA where there is one, else the CPU.
+
+    Raises ModelError where that device is not there.
+    """
+    named = os.environ.get("BITGRID_DEVICE")
+    return _usable(named or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@cache
+def _usable(name: str) -> torch.device:
+    # Read once, as cuBLAS starts: without it CUDA may not give the same bits twice.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        there = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        raise ModelError(
+            f"device {name!r} is not there ({first_line(error)}); choices: {', '.join(there)}"
+        ) from error

@@ -1,0 +1,150 @@
+"""The stage of a model as published, and what is known of it before its weights are read.
+
+`pretrained` makes the stage of a model named as in a grid. Not here: where such a model lies
+(`sources`), how its weights are read (`model`), its memory (`footprint`).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from harness.core.errors import ModelError, nearest
+from harness.core.stage import Input, Stage, closure, incidental
+from harness.models import sources
+from harness.models.devices import device
+from harness.models.layers import linears
+from harness.models.model import DTYPES, Model, check_loadable, read_model
+
+_FLASH = "flash_attention_2"
+ATTENTION = ("sdpa", "eager", _FLASH)
+
+
+@dataclass(frozen=True)
+class Pretrained(Stage[Model]):
+    """A full-precision model as published. `digest` pins the content: commit, or hash of files."""
+
+    stored: ClassVar[bool] = False
+    source: str
+    digest: str
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    attention: str | None = incidental(None)  # sdpa, eager, flash_attention_2; None: the library's
+    revision: str = incidental("main")  # of the hub; `digest` is what it stood for
+
+    def preflight(self) -> None:
+        if self.attention != _FLASH:
+            return
+        if not any(map(find_spec, ("flash_attn", "kernels"))):
+            raise ModelError(f"attention {_FLASH!r} needs the package flash-attn; pip installs it")
+        if device().type == "cpu":
+            raise ModelError(f"attention {_FLASH!r} needs a GPU, and this machine computes on cpu")
+
+    def run(self, work: Path) -> Model:
+        return read_model(
+            **sources.place(self.source, self.digest),
+            dtype=DTYPES.get(self.dtype, "auto"),
+            trust_remote_code=self.trust_remote_code,
+            attn_implementation=self.attention,
+        )
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer alone, for what can be known of a model before it is loaded."""
+        return sources.tokenizer(self.source, self.digest, self.trust_remote_code)
+
+    def context(self) -> int | None:
+        """As `Model.context`; None where the configuration does not say."""
+        config = sources.config(self.source, self.digest, self.trust_remote_code)
+        return getattr(config, "max_position_embeddings", None)
+
+
+@cache
+def pretrained(
+    source: str,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    attention: str | None = None,
+) -> Pretrained:
+    """The stage of a model named as in a grid: see `sources`.
+
+    Raises ModelError where there is no such model and where a local one is not whole.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is unknown; choices: auto, {', '.join(DTYPES)}")
+    if attention is not None and attention not in ATTENTION:
+        raise ModelError(f"attention {attention!r} is unknown; {nearest(attention, ATTENTION)}")
+    name, digest, revision = sources.pin(source)
+    folder = sources.model_folder(name)
+    if folder is not None and folder.is_dir():
+        # A hub's or a packed model is not fetched or unpacked to look at it.
+        check_loadable(str(folder), trust_remote_code)
+        sources.tokenizer(name, digest, trust_remote_code)
+    return Pretrained(name, digest, dtype, trust_remote_code, attention, revision)
+
+
+def check_length(base: Stage[Model], length: int, setting: str) -> None:
+    """Raise ModelError where sequences are longer than a published model's context."""
+    context = base.context() if isinstance(base, Pretrained) else None
+    if context is not None and length > context:
+        raise ModelError(f"{setting}: {length} tokens, but the model's context is {context}")
+
+
+def another(base: Stage[Model], source: str) -> Pretrained:
+    """The stage of a further model (a larger teacher) for work on `base`, loaded as that is.
+
+    Raises ModelError where the two do not share a vocabulary: logits could not be compared.
+    """
+    if not isinstance(base, Pretrained):
+        raise ModelError(f"teacher {source!r}: the model that it teaches is not a published one")
+    found = pretrained(source, base.dtype, base.trust_remote_code, base.attention)
+    ours, theirs = (_vocabulary(s.source, s.digest, s.trust_remote_code) for s in (base, found))
+    if ours != theirs:
+        words = {token for token, _ in ours ^ theirs}
+        raise ModelError(
+            f"teacher {source!r} and model {base.source!r} differ in vocabulary: {len(theirs)} and "
+            f"{len(ours)} tokens, {len(words)} of them not alike (for instance {min(words)!r})"
+        )
+    return found
+
+
+@cache
+def _vocabulary(source: str, digest: str, trust: bool) -> frozenset[tuple[str, int]]:
+    return frozenset(sources.tokenizer(source, digest, trust).get_vocab().items())
+
+
+@cache
+def layer_shapes(source: str, trust_remote_code: bool = False) -> dict[str, tuple[int, int]]:
+    """(O, I) of each linear layer that quantisation is about, from the configuration alone."""
+    network = meta_network(source, trust_remote_code)
+    return {n: (m.out_features, m.in_features) for n, m in linears(network).items()}
+
+
+def meta_network(
+    source: str, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedModel:
+    """The network of a model named as in a grid, without weights: parameters on `meta`."""
+    config = copy.deepcopy(sources.config(source, revision, trust_remote_code))
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # a GGUF file's; its weights are unpacked on loading
+    with sources.explained(source), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def pretrained_of(model: Input[Any]) -> Pretrained:
+    """The published model that a graph begins with. Raises ModelError where there is none."""
+    if (base := find_pretrained(model)) is None:
+        raise ModelError(f"{model}: no published model among its inputs")
+    return base
+
+
+def find_pretrained(model: Input[Any]) -> Pretrained | None:
+    """As `pretrained_of`; None where a graph begins with something else."""
+    above = closure([model]) if isinstance(model, Stage) else ()
+    return next((stage for stage in above if isinstance(stage, Pretrained)), None)
