@@ -1,10 +1,13 @@
 # make demo: the whole pipeline on the embedded testbed. make test: every test. Both set up .venv.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Python 3.11, 3.12 or 3.13, whichever is there; make PYTHON=/path/to/python takes another one.
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(firstword $(foreach each,python3.11 python3.12 python3.13 python3,\
+	$(if $(shell $(each) -c '$(FITS)' 2>/dev/null && echo yes),$(each))))
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check setup
+.PHONY: demo test check setup python
 demo: $(READY)
 	$(BIN)/bitgrid run experiments/quickstart.yaml
 
@@ -19,8 +22,12 @@ check: $(READY)
 
 setup: $(READY)
 
+python:  # says which one is taken
+	@$(or $(PYTHON),false) -c '$(FITS)' && echo $(PYTHON) || \
+	{ echo 'Python 3.11, 3.12 or 3.13 with venv is needed: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11")'
+	@$(MAKE) --no-print-directory --silent python
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

@@ -1,0 +1,98 @@
+"""What describes the project says the same everywhere: versions, licence, requirements, checks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import harness
+
+ROOT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+
+def _read_pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def _requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"].values()
+    return [Requirement(line) for lines in (PROJECT["dependencies"], *extras) for line in lines]
+
+
+@pytest.mark.parametrize("requirement", _requirements(), ids=lambda found: found.name)
+def test_a_pin_lies_in_the_range_that_is_asked_for(requirement: Requirement) -> None:
+    pin = _read_pins().get(canonicalize_name(requirement.name))
+    if pin is None:
+        assert requirement.name == "setuptools", "what the tests use is pinned"
+    else:
+        assert requirement.specifier.contains(pin), f"{requirement} and {pin}"
+
+
+def test_no_dependency_is_pinned_for_users() -> None:
+    for requirement in _requirements():
+        assert not any(each.operator == "==" for each in requirement.specifier), requirement
+    assert "torch>=2.10" in PROJECT["dependencies"]
+
+
+def test_the_version_is_said_once() -> None:
+    assert "version" in PROJECT["dynamic"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == harness.__version__
+    assert f"\n## [{harness.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_licence_is_the_same_everywhere() -> None:
+    assert PROJECT["license"] == "MIT"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["license"] == "MIT"
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License\n")
+
+
+def test_make_and_the_package_take_the_same_pythons() -> None:
+    versions = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if ":: 3." in line]
+    assert versions == PYTHONS
+    assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
+    candidates = re.findall(r"\bpython(3\.\d+)\b", (ROOT / "Makefile").read_text())
+    assert set(candidates) == set(PYTHONS)
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert set(workflow["jobs"]["checks"]["strategy"]["matrix"]["python"]) <= set(PYTHONS)
+
+
+def test_make_refuses_another_python_in_one_line(tmp_path: Path) -> None:
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    command = ["make", "--silent", "--no-print-directory", "python", f"PYTHON={old}"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode and made.stderr.startswith("Python 3.11, 3.12 or 3.13 with venv")
+
+
+@pytest.mark.parametrize("package", ["harness", "methods", "reports"])
+def test_every_package_is_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").exists()
+
+
+def test_hooks_fetch_nothing() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repository["repo"] for repository in hooks["repos"]] == ["local"]
+    assert {hook["language"] for hook in hooks["repos"][0]["hooks"]} == {"system"}
+
+
+@pytest.mark.parametrize(
+    "form", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda path: path.stem
+)
+def test_a_form_for_issues_is_whole(form: Path) -> None:
+    said = yaml.safe_load(form.read_text())
+    assert said["name"] and said["description"]
+    fields = [field["id"] for field in said["body"]]
+    assert len(set(fields)) == len(fields) > 1
