@@ -12,24 +12,20 @@ A new method is one file in `methods/` (or any package with an entry point in th
 
     register("my-method", MyMethod(), title="My method", about="what it does (paper)")
 
-Its fields are what a grid may set, vary and compare. In this file: `Method`, `register`, `discover`.
+Its fields are what a grid may set, vary and compare. In this file: `Method`, `register`, `METHODS`.
 Not here: any method; parts of methods (`component`); how settings become fields (`settings`).
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from harness.config.settings import list_settings
 from harness.core.component import Component
-from harness.core.errors import BitgridError, GridError, nearest
+from harness.core.errors import BitgridError, nearest
+from harness.core.registry import Registry, find_caller
 from harness.core.stage import Input, Resources, Stage, value
 from harness.data.text import Tokens
 from harness.models import Model, host_gib
@@ -109,7 +105,7 @@ class Entry:
     source: str
 
 
-_registry: dict[str, Entry] = {}
+METHODS: Registry[Entry] = Registry("method", group="bitgrid.methods", package="methods")
 
 
 def register(name: str, method: Method, title: str, about: str, fixed: Iterable[str] = ()) -> None:
@@ -119,38 +115,13 @@ def register(name: str, method: Method, title: str, about: str, fixed: Iterable[
     grid's axes and defaults over them do not apply to it: RTN stays untrained in a grid that varies
     the objective. Raises BitgridError where the name is taken or a fixed field does not exist.
     """
-    caller = sys._getframe(1).f_code.co_filename  # inspect.stack() reads the source of every frame
-    if name in _registry and _registry[name].method != method:
-        raise BitgridError(
-            f"method {name!r} is registered twice: {_registry[name].source}, {caller}"
-        )
+    place = find_caller()
     fields = dict(list_settings(method))
     for field in fixed:
         if field not in fields:
-            raise BitgridError(f"method {name!r} fixes {field!r}, which is no field of it")
+            raise BitgridError(
+                f"method {name!r} fixes {field!r}, which it does not have; {nearest(field, fields)}"
+            )
+    METHODS.register(name, Entry(name, method, title, about, tuple(fixed), place.file), place)
     if "name" not in vars(type(method)):
         type(method).claim(name)
-    _registry[name] = Entry(name, method, title, about, tuple(fixed), caller)
-
-
-def discover() -> Mapping[str, Entry]:
-    """Every method: the files of `methods/`, then the entry points of the group `bitgrid.methods`."""
-    _import_all()
-    return dict(sorted(_registry.items()))
-
-
-@cache
-def _import_all() -> None:
-    package = importlib.import_module("methods")
-    for module in pkgutil.walk_packages(package.__path__, "methods."):
-        importlib.import_module(module.name)
-    for point in entry_points(group="bitgrid.methods"):
-        point.load()
-
-
-def entry(name: str) -> Entry:
-    """The method called `name`. Raises GridError with the nearest name where there is none."""
-    known = discover()
-    if name not in known:
-        raise GridError(f"method {name!r} is unknown; {nearest(name, known)}")
-    return known[name]

@@ -13,7 +13,7 @@ import torch
 
 from harness.config.settings import configure, list_settings
 from harness.core.stage import Stage, closure, execute
-from harness.method import discover
+from harness.method import METHODS
 from harness.models import Model, layer_shapes, linears, pretrained
 
 QUICK = {
@@ -31,7 +31,7 @@ QUICK = {
     "train.lr": 1e-3,
     "train.dtype": "float32",
 }
-METHODS = [name for name in discover() if not name.startswith("test-")]
+METHODS = [name for name in METHODS.load() if not name.startswith("test-")]
 
 
 class Bench:
@@ -44,7 +44,7 @@ class Bench:
         self.prompt = torch.randint(3, 250, (4, 40), generator=torch.Generator().manual_seed(1))
 
     def stage(self, name: str, bits: int | None = None, seed: int = 0) -> Stage[Model]:
-        method = discover()[name].method
+        method = METHODS.load()[name].method
         for path, given in {**QUICK, **({"format.bits": bits} if bits else {})}.items():
             if path in dict(list_settings(method)):
                 method = configure(method, {path: given})
@@ -87,7 +87,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def _bits(name: str) -> list[int | None]:
-    return [2, 4] if "format.bits" in dict(list_settings(discover()[name].method)) else [None]
+    return [2, 4] if "format.bits" in dict(list_settings(METHODS.load()[name].method)) else [None]
 
 
 def test_what_is_evaluated_is_what_the_format_can_hold(bench: Bench, name: str) -> None:
@@ -150,7 +150,7 @@ def test_the_error_falls_as_bits_grow(bench: Bench, name: str) -> None:
 
 
 def test_it_says_what_it_is(name: str) -> None:
-    entry = discover()[name]
+    entry = METHODS.load()[name]
     assert entry.title
     assert len(entry.about) > 10
     assert Path(entry.source).is_file()

@@ -13,7 +13,7 @@ import torch
 from harness.cli.main import _parser
 from harness.core.stage import closure, execute
 from harness.grid.expand import load
-from harness.method import discover
+from harness.method import METHODS
 from harness.models import linears, pretrained
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def test_the_method_of_the_tour(tiny_folder: Path, tmp_path: Path) -> None:
     path.write_text(_block("python").replace('register("ternary"', 'register("test-ternary"'))
     code = compile(path.read_text(), str(path), "exec", dont_inherit=True)
     exec(code, {"__name__": "ternary"})
-    method = replace(discover()["test-ternary"].method, group_size=32)  # type: ignore[type-var]
+    method = replace(METHODS.load()["test-ternary"].method, group_size=32)  # type: ignore[type-var]
     values: dict[str, object] = {}
     root = method.build(pretrained(str(tiny_folder), "float32"), seed=0)
     for stage in closure([root]):

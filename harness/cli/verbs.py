@@ -166,15 +166,17 @@ def _memory(given: argparse.Namespace) -> str:
 
 
 def methods(given: argparse.Namespace) -> int:
-    from harness import method
     from harness.config.settings import list_settings
     from harness.core.component import Component
+    from harness.method import METHODS
 
     if given.name is None:
-        for name, entry in method.discover().items():
+        for name, entry in METHODS.load().items():
             print(f"{name:16}{entry.about}")
+        for name, missing in METHODS.unavailable().items():
+            print(f"{name:16}unavailable: {missing.reason} ({os.path.relpath(missing.file)})")
         return 0
-    entry = method.entry(given.name)
+    entry = METHODS.find(given.name)
     print(f"{entry.name} ({entry.title}): {entry.about}")
     print(f"source: {os.path.relpath(entry.source)}")
     for path, held in list_settings(entry.method):

@@ -18,7 +18,7 @@ import sys
 from abc import ABC
 from typing import ClassVar, Self
 
-from harness.core.errors import BitgridError
+from harness.core.errors import BitgridError, CollisionError
 
 _members: dict[str, dict[str, type[Component]]] = {}  # by family and name
 
@@ -27,7 +27,7 @@ class Component(ABC):
     """Base of the families. A member is a frozen dataclass with a class attribute `name`.
 
     Defining it makes it selectable. A class that claims a name which another class of the family
-    has raises BitgridError, which names both files; the same class of the same file may be defined
+    has raises CollisionError, which names both files; the same class of the same file may be defined
     again, as a reload does, and `dataclass(slots=True)`.
     """
 
@@ -48,11 +48,11 @@ class Component(ABC):
 
     @classmethod
     def claim(cls, name: str) -> None:
-        """Be called `name` in the family. Raises BitgridError where another class is."""
+        """Be called `name` in the family. Raises CollisionError where another class is."""
         members = _members.setdefault(cls._family, {})
         holder = members.get(name, cls)
         if _source(holder) != _source(cls):
-            raise BitgridError(
+            raise CollisionError(
                 f"{cls._family} {name!r} is defined twice: {_describe(holder)}, {_describe(cls)}"
             )
         cls.name = name

@@ -13,6 +13,10 @@ class BitgridError(Exception):
     """Base of all errors whose message is meant for the user."""
 
 
+class CollisionError(BitgridError):
+    """Two definitions that claim one name: names both files."""
+
+
 class GridError(BitgridError):
     """A grid file that cannot be run: names the file, the line, what was given, the nearest name."""
 

@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from harness import method as methods
 from harness.config.document import Document, Path_
 from harness.config.misfit import misfit, said
 from harness.config.settings import configure, list_possible, list_settings
@@ -37,6 +36,7 @@ from harness.evaluation.diagnostics import Facts, Options, diagnostics
 from harness.evaluation.evaluate import PERPLEXITY, Scores, TaskOptions, evaluation, runs_code
 from harness.grid import published
 from harness.grid.schema import SEEDS, GridFile, Published, ReportSpec, misnamed
+from harness.method import METHODS, Entry, Method
 from harness.models import Model, layer_shapes, pretrained
 
 Given = TypeVar("Given")
@@ -186,7 +186,7 @@ class _Entry:
     """A method as one grid names it: the main one, or one compared against."""
 
     where: Path_
-    registered: methods.Entry
+    registered: Entry
     label: str
     own: dict[str, Any]
     main: bool
@@ -202,7 +202,7 @@ def _entries(document: Document, file: GridFile) -> list[_Entry]:
         if name is None:
             raise document.error(where, "a method needs a 'name'")
         try:
-            registered = methods.entry(str(name))
+            registered = METHODS.find(str(name))
         except GridError as error:
             raise document.error((*where, "name"), str(error)) from None
         label = str(own.pop("label", registered.title))
@@ -270,7 +270,7 @@ def _cell(
     tasks: dict[str, TaskOptions],
     entry: _Entry,
     chosen: dict[str, Any],
-    method: methods.Method,
+    method: Method,
     axes: dict[str, Any],
 ) -> Cell:
     seed, source = chosen["seed"], chosen["model"]
@@ -302,7 +302,7 @@ def _inside(
     document: Document,
     file: GridFile,
     asked: dict[str, Options],
-    method: methods.Method,
+    method: Method,
     cell: Cell,
 ) -> dict[str, tuple[Stage[Facts], ...]]:
     base = pretrained(cell.source, file.dtype, file.trust_remote_code, file.attention)
@@ -315,7 +315,7 @@ def _inside(
 
 def _configured(
     document: Document, file: GridFile, entry: _Entry, chosen: dict[str, Any], used: set[str]
-) -> tuple[methods.Method, dict[str, Any]]:
+) -> tuple[Method, dict[str, Any]]:
     """The entry's method at one point of the axes, and the axes that it has.
 
     An axis wins over the entry's own settings for the main method; a compared method keeps what it

@@ -102,16 +102,16 @@ class Plan:
 
 def build(grid: Grid) -> Plan:
     """The plan of a validated grid."""
-    from harness import method
     from harness.core.stage import closure, description, modules
     from harness.data import hub
     from harness.data.text import Documents
+    from harness.method import METHODS
     from harness.models import Pretrained
     from harness.models.sources import model_files, model_folder
 
     nodes: dict[str, Node] = {}
     watched = {*(path.resolve() for path in grid.files), *provenance.sources()}
-    watched |= {Path(entry.source) for entry in method.discover().values()}
+    watched |= METHODS.files()
     watched |= hub.consulted
     for cell in grid.cells:
         for stage in closure([cell.model, *cell.roots]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from harness.core.errors import BitgridError, GridError
-from harness.method import Method, discover, entry, register
+from harness.method import METHODS, Method, register
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,18 @@ class Toy(Method):
 
 def test_registered_methods_are_found_with_their_source() -> None:
     register("test-toy", Toy(), title="Toy", about="a toy", fixed=("shape",))
-    assert entry("test-toy").source == __file__
-    assert "test-toy" in discover()
+    assert METHODS.find("test-toy").source == __file__
+    assert "test-toy" in METHODS.load()
     with pytest.raises(BitgridError, match="registered twice"):
         register("test-toy", Toy(flag=True), title="Toy", about="another")
-    with pytest.raises(BitgridError, match="no field"):
+    with pytest.raises(BitgridError, match="which it does not have; did you mean"):
         register("test-toy-2", Toy(), title="Toy", about="a toy", fixed=("shap",))
     with pytest.raises(GridError, match=r"'bitdistill' is unknown; did you mean 'bitdistiller'\?"):
-        entry("bitdistill")
+        METHODS.find("bitdistill")
 
 
 def test_the_four_presets_are_points_of_one_space() -> None:
     from methods.recipe import Recipe
 
     for name in ("bf16", "rtn", "awq-clip", "llm-qat", "bitdistiller"):
-        assert type(entry(name).method) is Recipe
+        assert type(METHODS.find(name).method) is Recipe

@@ -11,8 +11,10 @@ import pytest
 
 from harness import models
 from harness.core.errors import GridError
+from harness.core.registry import Unavailable
 from harness.core.stage import closure
 from harness.grid.expand import Grid, load
+from harness.method import METHODS
 from harness.models import stage as model_stage
 from methods.training.train import Train
 
@@ -274,6 +276,17 @@ def test_errors_are_one_line(write, tmp_path, old, new, line, words) -> None:  #
     assert "\n" not in message
     assert message.startswith(f"{tmp_path}/grid.yaml:{line}: ")
     assert words in message
+
+
+def test_a_method_whose_file_cannot_be_imported_gives_the_reason(  # type: ignore[no-untyped-def]
+    write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = Unavailable("gptq", "methods/gptq.py", "ModuleNotFoundError: No module named 'gptqm'")
+    monkeypatch.setitem(METHODS._unavailable, "gptq", missing)
+    assert write().cells
+    words = r"grid.yaml:8: method 'gptq' is unavailable: methods/gptq.py: ModuleNotFoundError: No"
+    with pytest.raises(GridError, match=words):
+        write(BASE.replace("[rtn,", "[gptq,"))
 
 
 def test_a_group_size_that_does_not_divide_names_layer_and_sizes(write) -> None:  # type: ignore[no-untyped-def]
