@@ -4,8 +4,9 @@
 
     frame = load("results/quickstart")     # pandas DataFrame, one row a (cell, task, metric)
     items = load_items("results/quickstart")    # one row an item; joined to the rows by `key`
-    render("results/quickstart")           # report.md, table.{md,tex,csv,txt}, plots/*.{png,pdf}
-    render("results/quickstart", html=True)    # index.html too: every number, what is behind it
+    render("runs/quickstart")              # report.md, table.{md,tex,csv,txt}, plots/*.{png,pdf}
+    render("runs/quickstart", html=True)   # index.html too: every number, what is behind it
+    publish("runs/quickstart", "results/quickstart")    # the records and report.md, to commit
     print(text("results/quickstart"))      # the table for a terminal
     print(as_printed(figures, "latex"))    # a paper's tables, from lines of results/published/
 
@@ -16,7 +17,7 @@ apart, `summary` decides what stands in the table (its columns are in `columns`,
 does, `stats` has the tests of both, `table` makes a sheet of it, which `sheet` and `latex` write,
 `plots` draws (how it looks is in `style`, the words under each in `figures`), `published` sets
 what papers print beside it, `page` joins them, `html` does so for a browser, `rendering` keeps
-the files up to date.
+the files up to date, `publishing` takes of them what is committed.
 
 Not here: how a number was measured, and anything that needs a model. The only import from the rest
 of the project is `harness.core.errors`. pandas and matplotlib are loaded when they are first needed, so
@@ -29,12 +30,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reports.publishing import publish
 from reports.rendering import render, text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["as_printed", "load", "load_items", "render", "text"]
+__all__ = ["as_printed", "load", "load_items", "publish", "render", "text"]
 
 
 def load(folder: Path | str) -> pd.DataFrame:

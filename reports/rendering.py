@@ -16,7 +16,7 @@ from typing import Any
 
 from reports.pages.figures import FIGURES
 
-_INPUTS = (
+RECORDS = (
     "grid.json",
     "rows.jsonl",
     "items.jsonl.gz",
@@ -24,6 +24,7 @@ _INPUTS = (
     "diagnostics.jsonl",
     "provenance.jsonl",
 )
+"""The files that `harness.run.export` writes and everything here is rendered from."""
 _PAGE = "index.html"
 _STAMP = ".rendered.json"
 _COLUMNS = 100  # of table.txt
@@ -69,7 +70,7 @@ def render(folder: Path | str, html: bool = False) -> list[Path]:
     for name, pictures in drawn.items():
         files |= {f"plots/{name}.{suffix}": data for suffix, data in pictures.items()}
     for name, data in files.items():
-        _write(folder / name, data)
+        write(folder / name, data)
     for name in [*_TEXTS, *(f"plots/{plot}.{end}" for plot in FIGURES for end in ("png", "pdf"))]:
         if name not in files:
             (folder / name).unlink(missing_ok=True)  # of an earlier state of the grid
@@ -77,7 +78,7 @@ def render(folder: Path | str, html: bool = False) -> list[Path]:
         "inputs": digest,
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    _write(folder / _STAMP, (json.dumps(stamp, indent=1) + "\n").encode())
+    write(folder / _STAMP, (json.dumps(stamp, indent=1) + "\n").encode())
     return [folder / name for name in files]
 
 
@@ -102,7 +103,7 @@ def _inputs(folder: Path) -> str:
     digest = hashlib.sha256()
     package = Path(__file__).parent
     sources = sorted([*package.rglob("*.py"), *package.glob("pages/assets/*")])
-    for path in [*(folder / name for name in _INPUTS), *sources]:
+    for path in [*(folder / name for name in RECORDS), *sources]:
         data = path.read_bytes() if path.is_file() else b""
         digest.update(f"{path.name} {path.is_file()} {len(data)}\n".encode())
         digest.update(data)
@@ -134,7 +135,7 @@ def _intact(folder: Path, files: dict[str, str]) -> bool:
     return True
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
     """Whole or not at all; a file that is right already keeps its time."""
     if path.is_file() and path.read_bytes() == data:
         return

@@ -150,6 +150,12 @@ def _parser() -> argparse.ArgumentParser:
         "the comparison table and plots of what is done",
         "bitgrid report experiments/quickstart.yaml --format latex",
     )
+    publish = verb(
+        "publish",
+        verbs.publish,
+        "put a grid's rows and report.md into results/, to be committed",
+        "bitgrid publish experiments/quickstart.yaml",
+    )
     plan = verb(
         "plan",
         verbs.plan,
@@ -164,14 +170,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     tasks = verb("tasks", verbs.tasks, "the tasks and perplexity protocols", "bitgrid tasks --all")
     gc = verb("gc", verbs.gc, "what no known grid needs any more", "bitgrid gc --yes")
-    for each in (run, launch, status, cancel, logs, prefetch, report, plan):
-        words = "a grid file (YAML)" + (
-            ", a folder of rows, or published figures (CSV)" if each is report else ""
-        )
+    for each in (run, launch, status, cancel, logs, prefetch, report, publish, plan):
+        words = "a grid file (YAML)"
+        words += ", a folder of rows, or published figures (CSV)" if each is report else ""
+        words += " or a folder of rows" if each is publish else ""
         each.add_argument("grid", type=Path, metavar="GRID", help=words)
     for each in (run, report):
         alone = "; with --format, the file to write" if each is report else ""
-        words = f"where rows and report go (default: results/<grid>){alone}"
+        words = f"where rows and report go (default: runs/<grid>){alone}"
         each.add_argument("--out", help=words)
     for each in (run, launch):
         each.add_argument("--retry", choices=["failed"], help="run failed stages again")
@@ -204,6 +210,13 @@ def _parser() -> argparse.ArgumentParser:
         "--html",
         action="store_true",
         help="write index.html too: every number and what is behind it",
+    )
+    publish.add_argument(
+        "--to",
+        type=Path,
+        default=Path("results"),
+        metavar="FOLDER",
+        help="the folder that holds a folder for each grid (default: results)",
     )
     plan.add_argument("--cells", action="store_true", help="list every cell")
     plan.add_argument("--memory", action="store_true", help="what each stage needs of a GPU")

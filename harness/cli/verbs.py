@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import time
@@ -22,6 +23,9 @@ from harness.grid import published
 from harness.run import export as rows
 from harness.run import plan as plans
 from harness.run.plan import Plan
+
+RUNS = Path("runs")
+"""Where runs and reports are written, in the current folder. results/ holds what is published."""
 
 FORMATS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
@@ -101,12 +105,7 @@ def report(given: argparse.Namespace) -> int:
         figures = published.figures(given.grid)
         _write(reports.as_printed(figures, given.format or "text"), given.out)
         return 0
-    folder = given.grid
-    if not folder.is_dir():
-        store = store_of(given)
-        plan = plan_of(given, store)
-        folder = _out(given, plan) if given.format is None else Path("results") / plan.name
-        rows.export(plan, store, folder)
+    folder = _records(given, given.out if given.format is None else None)
     if given.html:
         reports.render(folder, html=True)
     if given.format is None:
@@ -115,6 +114,43 @@ def report(given: argparse.Namespace) -> int:
         reports.render(folder)
         _write((folder / f"table.{FORMATS[given.format]}").read_text(), given.out)
     return 0
+
+
+def publish(given: argparse.Namespace) -> int:
+    """Put what of a grid, or of a folder of rows, is committed beneath another folder."""
+    import reports
+
+    folder = _records(given, None)
+    name = json.loads((folder / "grid.json").read_text())["name"]
+    for path in reports.publish(folder, given.to / name):
+        print(os.path.relpath(path))
+    return 0
+
+
+def _records(given: argparse.Namespace, out: str | None) -> Path:
+    """The folder, `out` or one beneath runs/, that holds the rows of what is named."""
+    from reports.publishing import copy_records
+
+    if given.grid.is_dir():
+        folder = Path(out) if out else _beneath_runs(given.grid)
+        return copy_records(given.grid, folder)
+    store = store_of(given)
+    plan = plan_of(given, store)
+    folder = Path(out) if out else RUNS / plan.name
+    rows.export(plan, store, folder)
+    return folder
+
+
+def _beneath_runs(folder: Path) -> Path:
+    """Where a folder of rows is rendered: where it lies, if beneath runs/, else runs/<its path>.
+
+    So nothing is written beside published rows, nor over the report of a run.
+    """
+    here, path = Path.cwd().resolve(), folder.resolve()
+    if path.is_relative_to(here / RUNS):
+        return folder
+    inside = path != here and path.is_relative_to(here)
+    return RUNS / path.relative_to(here if inside else path.anchor)
 
 
 def _write(text: str, out: str | None) -> None:
@@ -250,4 +286,4 @@ def store_of(given: argparse.Namespace) -> Store:
 
 
 def _out(given: argparse.Namespace, plan: Plan) -> Path:
-    return Path(given.out) if given.out else Path("results") / plan.name
+    return Path(given.out) if given.out else RUNS / plan.name

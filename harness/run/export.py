@@ -1,4 +1,4 @@
-"""Rows out of the store: what `reports` reads, and what is committed under results/.
+"""Rows out of the store: what `reports` reads, and of a published grid lies under results/.
 
     grid.json         the grid: question, model, report settings, cells without a full set of scores
     rows.jsonl        one line a cell, task and metric

@@ -54,7 +54,8 @@ def page(
     if grid.spec.note:
         parts.append(f"Note: {escape_markdown(grid.spec.note)}")
     parts.append(
-        "The same table as [LaTeX](table.tex), [HTML](table.html) and, unrounded, as [CSV](table.csv)."
+        "`bitgrid report` writes this table as LaTeX, HTML and, unrounded, as CSV too, and the figures "
+        "as PDF."
     )
     if grid.published:
         parts += _published(summary, beside)
@@ -65,7 +66,7 @@ def page(
     for name in [name for name in figures.FIGURES if name in plots]:
         parts.append(f"## {figures.title(name)}")
         parts.append(f"![{figures.title(name)}](plots/{name}.png)")
-        parts.append(f"{figures.FIGURES[name]} [PDF](plots/{name}.pdf)")
+        parts.append(figures.FIGURES[name])
     parts += ["## How each column was measured", _protocols(summary)]
     if grid.holes:
         parts += ["## Not finished", _holes(summary)]

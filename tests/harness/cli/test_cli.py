@@ -21,7 +21,7 @@ import yaml
 import reports
 
 ROOT = Path(__file__).parents[3]
-VERBS = ("run", "status", "report", "methods", "tasks", "plan", "gc")
+VERBS = ("run", "status", "report", "publish", "methods", "tasks", "plan", "gc")
 
 
 def _bitgrid(
@@ -63,14 +63,14 @@ def finished(place: Path) -> subprocess.CompletedProcess[str]:
 def test_the_reduced_quickstart_runs_end_to_end(
     place: Path, finished: subprocess.CompletedProcess[str]
 ) -> None:
-    rows = [json.loads(line) for line in (place / "results/quick/rows.jsonl").open()]
+    rows = [json.loads(line) for line in (place / "runs/quick/rows.jsonl").open()]
     assert {row["label"] for row in rows} == {"BF16", "RTN", "AWQ-clip", "LLM-QAT", "BitDistiller"}
     assert sum(row["primary"] for row in rows) == 5 * 4
     assert all(row["testbed"] and row["n"] > 0 and row["stale"] is None for row in rows)
     by_label = {row["label"]: row["value"] for row in rows if row["task"] == "testbed-ppl"}
     assert by_label["BF16"] < by_label["BitDistiller"]
     assert by_label["BF16"] * 1.5 < by_label["RTN"]
-    items = reports.load_items(place / "results/quick").groupby(["key", "task", "metric"])["score"]
+    items = reports.load_items(place / "runs/quick").groupby(["key", "task", "metric"])["score"]
     for row in rows:
         mean = items.get_group((row["key"], row["task"], row["metric"])).mean()
         given = math.exp(mean) if row["metric"] == "ppl" else mean
@@ -80,11 +80,12 @@ def test_the_reduced_quickstart_runs_end_to_end(
     for label in by_label:
         assert label in finished.stdout
     for name in ("report.md", "table.md", "table.tex", "table.csv"):
-        assert (place / "results/quick" / name).stat().st_size > 0
+        assert (place / "runs/quick" / name).stat().st_size > 0
         assert name in finished.stdout
-    pictures = {path.suffix for path in (place / "results/quick/plots").iterdir()}
+    assert {path.name for path in place.iterdir()} == {"quick.yaml", "runs", ".bitgrid"}
+    pictures = {path.suffix for path in (place / "runs/quick/plots").iterdir()}
     assert pictures == {".png", ".pdf"}
-    curves = [json.loads(line) for line in (place / "results/quick/curves.jsonl").open()]
+    curves = [json.loads(line) for line in (place / "runs/quick/curves.jsonl").open()]
     assert sorted((c["label"], c["step"]) for c in curves) == [
         (label, step) for label in ("BitDistiller", "LLM-QAT") for step in (1, 2)
     ]
@@ -93,11 +94,11 @@ def test_the_reduced_quickstart_runs_end_to_end(
 def test_a_second_run_computes_nothing_and_is_quick(
     place: Path, finished: subprocess.CompletedProcess[str]
 ) -> None:
-    before = (place / "results/quick/rows.jsonl").read_bytes()
+    before = (place / "runs/quick/rows.jsonl").read_bytes()
     again = _bitgrid("run", "quick.yaml", cwd=place)
     assert "done already" in again.stderr
     assert again.stdout == finished.stdout
-    assert (place / "results/quick/rows.jsonl").read_bytes() == before
+    assert (place / "runs/quick/rows.jsonl").read_bytes() == before
 
 
 def test_status_report_and_plan_of_a_finished_grid(
@@ -109,9 +110,9 @@ def test_status_report_and_plan_of_a_finished_grid(
     assert "stages to compute   0" in _bitgrid("plan", "quick.yaml", cwd=place).stdout
     latex = _bitgrid("report", "quick.yaml", "--format", "latex", cwd=place).stdout
     assert "\\toprule" in latex
-    assert "index.html" not in _bitgrid("report", place / "results/quick", cwd=place).stdout
+    assert "index.html" not in _bitgrid("report", place / "runs/quick", cwd=place).stdout
     assert "index.html" in _bitgrid("report", "quick.yaml", "--html", cwd=place).stdout
-    page = (place / "results/quick/index.html").read_text()
+    page = (place / "runs/quick/index.html").read_text()
     assert "bitgrid run quick.yaml" in page
     assert "export the grid again" not in page  # every number leads to its model's revision
 
@@ -125,6 +126,47 @@ def test_a_table_is_written_to_a_file(
     nowhere = ["report", "quick.yaml", "--format", "csv", "--out", "no/table.csv"]
     words = _bitgrid(*nowhere, cwd=place, code=2).stderr
     assert words == "bitgrid: no/table.csv: cannot be written: No such file or directory\n"
+
+
+def test_rows_are_published_and_rendered_elsewhere(
+    place: Path, finished: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "results/quick"
+    _bitgrid("publish", "quick.yaml", "--to", tmp_path / "results", cwd=place)
+    report = (folder / "report.md").read_text()
+    pictures = set(re.findall(r"plots/\w+\.png", report))
+    records = {"grid.json", "rows.jsonl", "items.jsonl.gz", "curves.jsonl", "provenance.jsonl"}
+    published = _files(folder)
+    assert {path.relative_to(folder).as_posix() for path in published} == {
+        "report.md",
+        *records,
+        *pictures,
+    }
+    for path, data in published.items():
+        assert (place / "runs/quick" / path.relative_to(folder)).read_bytes() == data
+
+    shown = _bitgrid("report", "results/quick", "--html", cwd=tmp_path).stdout
+    assert "runs/results/quick/index.html" in shown
+    assert (tmp_path / "runs/results/quick/rows.jsonl").is_file()  # which the page links to
+    _bitgrid("report", "results/quick", "--format", "csv", "--out", "table.csv", cwd=tmp_path)
+    assert (tmp_path / "table.csv").is_file()
+    _bitgrid("report", folder, "--out", "elsewhere", cwd=tmp_path)
+    assert (tmp_path / "elsewhere/table.tex").is_file()
+    assert _files(folder) == published
+
+    _bitgrid("publish", "results/quick", cwd=tmp_path)  # as after a change of what reports say
+    assert _files(folder) == published
+    (folder / "diagnostics.jsonl").write_text("")  # of an earlier state of the grid
+    (folder / "plots/errors.png").write_bytes(b"")
+    (folder / "remarks.txt").write_text("mine")
+    _bitgrid("publish", "quick.yaml", "--to", tmp_path / "results", cwd=place)
+    assert _files(folder) == published | {folder / "remarks.txt": b"mine"}
+    message = _bitgrid("publish", tmp_path / "results", cwd=tmp_path, code=2).stderr
+    assert "results has no rows.jsonl: it is not the folder of an exported grid" in message
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_published_figures_alone(tmp_path: Path) -> None:
@@ -293,7 +335,7 @@ def test_a_failing_cell_exits_1_and_shows_the_hole(place: Path, tmp_path: Path) 
     failed = [line for line in done.stderr.splitlines() if line.startswith("failed: Train")]
     assert len(failed) == 1
     assert "step" in failed[0]
-    report = (tmp_path / "results/nan/report.md").read_text()
+    report = (tmp_path / "runs/nan/report.md").read_text()
     assert "BitDistiller" in report
 
 

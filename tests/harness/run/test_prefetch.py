@@ -84,7 +84,7 @@ def test_a_prefetched_grid_runs_without_a_network_under_the_same_keys(
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "BITGRID_MIRROR": str(tmp_path / "mirror")}
     _bitgrid(tmp_path, "run", "g.yaml", **nowhere)
     assert _keys(tmp_path) == unmirrored
-    rows = [json.loads(line) for line in (tmp_path / "results/g/rows.jsonl").open()]
+    rows = [json.loads(line) for line in (tmp_path / "runs/g/rows.jsonl").open()]
     assert {row["task"] for row in rows} == {"piqa", "wikitext2"}
 
 

@@ -1,0 +1,59 @@
+"""What of a grid is published: its records, `report.md`, and the pictures that this shows.
+
+Tables in other forms, PDFs and the page are rendered from the records when they are asked for; they
+are not published. Not here: rendering (`rendering`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from harness.core.errors import ReportError
+from reports.rendering import RECORDS, render, write
+
+REPORT = "report.md"
+
+
+def publish(folder: Path | str, target: Path | str) -> list[Path]:
+    """Put what is published of an exported grid into the folder `target`; returns its files.
+
+    Records and pictures of an earlier state of the grid are removed from `target`; other files in
+    it stay. Raises ReportError where `folder` has no finished row.
+    """
+    folder, target = Path(folder), Path(target)
+    render(folder)
+    records = [name for name in RECORDS if (folder / name).is_file()]
+    pictures = shown_pictures((folder / REPORT).read_text(encoding="utf-8"))
+    copy_records(folder, target)
+    for name in [*pictures, REPORT]:
+        write(target / name, (folder / name).read_bytes())
+    for path in target.glob("plots/*.png"):
+        if path.relative_to(target).as_posix() not in pictures:
+            path.unlink()
+    return [target / name for name in [REPORT, *records, *pictures]]
+
+
+def copy_records(folder: Path, target: Path) -> Path:
+    """Have `target` hold the records of an exported grid as `folder` has them; returns `target`.
+
+    Raises ReportError where there are none, or where `target` cannot be written.
+    """
+    if not (folder / "rows.jsonl").is_file():
+        raise ReportError(f"{folder} has no rows.jsonl: it is not the folder of an exported grid")
+    if folder.resolve() == target.resolve():
+        return target
+    try:
+        for name in RECORDS:
+            if (folder / name).is_file():
+                write(target / name, (folder / name).read_bytes())
+            else:
+                (target / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ReportError(f"{target} cannot be written: {error.strerror}") from error
+    return target
+
+
+def shown_pictures(report: str) -> list[str]:
+    """The files that a report in Markdown shows, relative to it."""
+    return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", report)
