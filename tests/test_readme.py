@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.cli.main import _parser
+from harness.cli.main import make_parser
 from harness.core.stage import closure, execute
 from harness.grid.expand import load
 from harness.method import METHODS
@@ -53,7 +53,7 @@ def test_the_method_of_the_tour(tiny_folder: Path, tmp_path: Path) -> None:
     "words", re.findall(r"^    bitgrid (.*?)(?:\s+#.*)?$", README, re.MULTILINE)
 )
 def test_the_commands_of_the_tour_exist(words: str) -> None:
-    _parser().parse_args(words.split())
+    make_parser().parse_args(words.split())
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -21,6 +21,7 @@ from harness.core.store import Store
 from harness.run import plan as plans
 from harness.run.plan import Plan
 
+WATCH_S = 15.0  # between two questions to the queue, of one that watches
 STATES = ("done", "stale", "running", "failed", "lost", "blocked", "queued", "to do")
 
 

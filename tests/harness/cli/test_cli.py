@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,10 +20,12 @@ from typing import Any
 import pytest
 import yaml
 
+import harness
 import reports
+from harness.cli.main import VERBS, main, make_parser
+from harness.cli.verb import Verb
 
 ROOT = Path(__file__).parents[3]
-VERBS = ("run", "status", "report", "publish", "methods", "tasks", "plan", "gc")
 
 
 def _bitgrid(
@@ -205,9 +209,31 @@ def test_gc_keeps_what_a_grid_needs(
     assert "stages to compute   0" in _bitgrid("plan", "quick.yaml", cwd=place).stdout
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_has_an_example(verb: str) -> None:
-    assert f"bitgrid {verb}" in _bitgrid(verb, "--help").stdout.split("example:")[1]
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_help_explains_each_argument_and_has_an_example_that_is_understood(
+    verb: Verb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([verb.name, "--help"])
+    shown = capsys.readouterr().out
+    assert verb.help in " ".join(shown.split())
+    assert shown.split("example:\n")[1].strip() == verb.example
+    command, *words = shlex.split(verb.example)
+    assert command == "bitgrid" and words[0] == verb.name
+    assert make_parser().parse_args(words).verb is verb
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    assert all(action.help for action in parser._actions)
+
+
+def test_help_lists_every_verb_and_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"{verb.name} {verb.help}" in shown for verb in VERBS)
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"bitgrid {harness.__version__}\n"
 
 
 def test_status_without_torch(place: Path, finished: subprocess.CompletedProcess[str]) -> None:

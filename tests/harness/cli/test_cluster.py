@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import jobs as dispatch
+from harness.cli import cluster
 from harness.cluster import status as watch
 from harness.cluster import submit as launching
 from harness.cluster.launches import Launch
@@ -48,14 +48,14 @@ def made(plan: Plan, store: Store, slurm: Slurm) -> Launch:
 
 
 def chosen(plan: Plan, store: Store, retry: bool) -> tuple[set[str], int]:
-    keys, left_out = dispatch._chosen(watch.look(plan, store), store, retry)
+    keys, left_out = cluster.choose_stages(watch.look(plan, store), store, retry)
     return set(keys), left_out
 
 
 def leaner(
     plan: Plan, store: Store, cell: int, halve: bool = False
 ) -> tuple[dict[str, int], list[str]]:
-    return dispatch._leaner(plan, store, watch.look(plan, store), job(plan, cell), halve)
+    return cluster.meet_memory(plan, store, watch.look(plan, store), job(plan, cell), halve)
 
 
 def test_a_launch_leaves_out_what_failed_and_a_retry_takes_it_alone(
@@ -100,12 +100,12 @@ def test_memory_of_the_host_is_read_from_the_log(plan: Plan, store: Store, made:
 
 
 def test_a_cell_is_found_by_words_that_only_it_has(plan: Plan) -> None:
-    assert dispatch._cell(plan, "a BITS=3").id == "A bits=3 seed=0"
-    assert dispatch._cell(plan, "B bits=2 seed=0").id == "B bits=2 seed=0"
+    assert cluster.find_cell(plan, "a BITS=3").id == "A bits=3 seed=0"
+    assert cluster.find_cell(plan, "B bits=2 seed=0").id == "B bits=2 seed=0"
     with pytest.raises(GridError, match="cell 'bits=3' fits 2 cells: A bits=3 seed=0; B bits=3"):
-        dispatch._cell(plan, "bits=3")
+        cluster.find_cell(plan, "bits=3")
     with pytest.raises(GridError, match=r"no cell 'A bits=4 seed=0'; did you mean 'A bits=. seed"):
-        dispatch._cell(plan, "A bits=4 seed=0")
+        cluster.find_cell(plan, "A bits=4 seed=0")
 
 
 @pytest.mark.parametrize("name", ["quickstart", "inside-testbed", "teacher-testbed"])

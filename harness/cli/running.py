@@ -1,0 +1,118 @@
+"""The verbs that compute on this machine, and fetch what that needs: run, prefetch.
+
+Not here: how a plan is run (`harness.run`), jobs on a cluster (`cluster`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from harness.cli.reporting import show_report
+from harness.cli.verb import RUNS, Verb, add_computing_arguments, add_grid_argument, open_store
+from harness.cluster import status as watch
+from harness.core.errors import ReportError
+from harness.core.store import Store
+from harness.run import export
+from harness.run import plan as plans
+from harness.run.plan import Plan
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    add_computing_arguments(parser)
+    parser.add_argument("--out", type=Path, help="where rows and report go (default: runs/<grid>)")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    store = open_store(arguments)
+    plan = plans.remembered(arguments.grid, store)
+    failed = 0
+    if plan is None or plans.needed(plan, store):
+        plan, failed = _compute(arguments, store)
+    else:
+        print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
+    folder = arguments.out or RUNS / plan.name
+    export.export(plan, store, folder)
+    try:
+        show_report(folder)
+    except ReportError as error:
+        if not failed:
+            raise
+        print(f"bitgrid: {error}", file=sys.stderr)  # as where every cell failed
+    if failed:
+        print(f"bitgrid: {failed} stages failed or lack an input:", file=sys.stderr)
+        print("\n".join(watch.failures(plan, store)), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
+    """Run what is missing; the plan, and how many stages failed or lack an input."""
+    from harness import models
+    from harness.grid import expand as grids
+    from harness.run.progress import Bar
+    from harness.run.runner import run
+
+    models.device()  # this and the folders: before anything is computed
+    store.check()
+    grid = grids.load(arguments.grid, arguments.allow_code_execution)
+    plan = plans.build(grid)
+    plans.remember(plan, store)
+    export.check(arguments.out or RUNS / plan.name)
+    missing = [key for key in plans.needed(plan, store) if plan.nodes[key].stored]
+    if not missing:
+        return plan, 0
+    with Bar(plan, missing, store) as bar:
+        outcome = run(grid, plan, store, bar, time.time() if arguments.retry else 0.0)
+    print(f"computed {len(outcome.computed)} stages of {len(plan.stored())}", file=sys.stderr)
+    return plan, len(outcome.failed) + len(outcome.blocked)
+
+
+RUN = Verb(
+    "run",
+    "compute what a grid still needs, then report",
+    "bitgrid run experiments/quickstart.yaml",
+    _run,
+    _add_run_arguments,
+)
+
+
+def _add_prefetch_arguments(parser: argparse.ArgumentParser) -> None:
+    add_grid_argument(parser)
+    parser.add_argument(
+        "--mirror",
+        type=Path,
+        help="where data sets go (default: BITGRID_MIRROR, the grid's, ./mirror)",
+    )
+
+
+def _prefetch(arguments: argparse.Namespace) -> int:
+    if arguments.mirror:
+        os.environ["BITGRID_MIRROR"] = str(arguments.mirror.absolute())
+    from harness.data import hub
+    from harness.grid import expand as grids
+    from harness.run.prefetch import prefetch, unknown
+
+    with hub.filling(open_store(arguments).root.parent / "mirror"):
+        grid = grids.load(arguments.grid, allow_code_execution=True)
+        for line in prefetch(grid):
+            print(line, flush=True)
+        folder = hub.mirror()
+    for task in unknown(grid):
+        print(f"bitgrid: task {task!r}: only its code knows what it reads", file=sys.stderr)
+    print(f"mirror: {folder}")
+    if not (os.environ.get("BITGRID_MIRROR") or grid.file.mirror):
+        print("to read it: BITGRID_MIRROR, or 'mirror:' in the grid")
+    return 0
+
+
+PREFETCH = Verb(
+    "prefetch",
+    "fetch a grid's models and data sets, for machines without a network",
+    "bitgrid prefetch experiments/paper-general-llama2-7b.yaml --mirror /shared/mirror",
+    _prefetch,
+    _add_prefetch_arguments,
+    asks_hub=True,
+)
