@@ -25,8 +25,8 @@ from pathlib import Path
 
 from harness.data.text import Packed, Tokens
 from harness.models import pretrained
-from methods.memory import of_training
 from methods.quantization.formats import IntAsym
+from methods.training.memory import of_training
 from methods.training.objectives import CAKLD
 from methods.training.train import Train, Training
 

@@ -4,45 +4,27 @@
     student = train(student, teacher)    quantisation-aware, where the objective says how
     model   = round(student, format)
 
-RTN, AWQ, AWQ-clip, LLM-QAT and BitDistiller are presets of `Recipe`; every ablation of the paper varies one
-of its fields. Not here: the components themselves (`formats`, `inits`, `objectives`, `data`, `train`).
+A method of this folder is a named point of the space, in a file of its own that registers it; every
+ablation of the BitDistiller paper varies one field of `Recipe`. Not here: the points (`rtn`, `awq`,
+`awq_clip`, `llm_qat`, `bitdistiller`, `bf16`), and what they are made of (`quantization`, `training`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 from harness.core.errors import BitgridError
-from harness.core.stage import Input, Stage, value
-from harness.method import Method, Step, register
+from harness.core.stage import Stage
+from harness.method import Method, Step
 from harness.models import Model, another, check_length
-from methods.quantization.awq import AWQ
-from methods.quantization.formats import Format, FullPrecision, IntAsym, IntSym, quantize_model
-from methods.quantization.inits import Clip, Init, NoInit
+from methods.quantization.formats import Format, FullPrecision, IntAsym
+from methods.quantization.inits import Init, NoInit
+from methods.quantization.rounding import Round
 from methods.training.contribution import Contribution
-from methods.training.data import Data, Generated, SelfGenerated
-from methods.training.objectives import CAKLD, KL, Objective, Untrained
+from methods.training.data import Data
+from methods.training.objectives import Objective, Untrained
 from methods.training.train import Train, Training
-
-
-@dataclass(frozen=True)
-class Round(Stage[Model]):
-    """Weights to what the format can represent: what is evaluated (rule 8), in the base's dtype.
-
-    Training leaves float32 weights. Evaluated as such they would have an advantage over methods
-    whose models stay in the base's 16 bits.
-    """
-
-    stored: ClassVar[bool] = False
-    model: Input[Model]
-    base: Input[Model]
-    format: Format
-
-    def run(self, work: Path) -> Model:
-        return quantize_model(value(self.model), self.format, like=value(self.base))
 
 
 @dataclass(frozen=True)
@@ -125,52 +107,3 @@ class Recipe(Method):
             self.train,
             seed,
         )
-
-
-register(
-    "bf16",
-    Recipe(format=FullPrecision()),
-    title="BF16",
-    about="the full-precision model itself: the reference",
-    fixed=("format", "init", "objective", "data", "train", "teacher"),
-)
-register(
-    "rtn",
-    Recipe(),
-    title="RTN",
-    about="round to nearest, asymmetric, no data",
-    fixed=("init", "objective", "data", "train", "teacher"),
-)
-register(
-    "awq-clip",
-    Recipe(init=Clip()),
-    title="AWQ-clip",
-    about="asymmetric clip search on calibration activations, then round (BitDistiller sec. 3.1)",
-    fixed=("init", "objective", "data", "train", "teacher"),
-)
-register(
-    "awq",
-    Recipe(init=AWQ(clip=True)),
-    title="AWQ",
-    about="activation-aware scaling, then the clip search, then round (arXiv 2306.00978)",
-    fixed=("init", "objective", "data", "train", "teacher"),
-)
-register(
-    "llm-qat",
-    Recipe(
-        format=IntSym(bits=2, group_size=128),
-        objective=KL(),
-        data=SelfGenerated(),
-        train=Training(epochs=1, lr=2e-5, schedule="cosine"),
-    ),
-    title="LLM-QAT",
-    about="distilled by forward KL on data that the model generates alone (arXiv 2305.17888)",
-    fixed=("init", "objective", "data", "teacher"),
-)
-register(
-    "bitdistiller",
-    Recipe(init=Clip(), objective=CAKLD(), data=Generated(), train=Training()),
-    title="BitDistiller",
-    about="asymmetric clipping, then self-distillation by confidence-aware KL (arXiv 2402.10631)",
-    fixed=("init", "objective", "data", "teacher"),
-)

@@ -17,7 +17,8 @@ FROM_METHODS = {
     "harness.data.text",
     "harness.method",
     "harness.models",
-    "harness.run.memory",
+    "harness.models.dry_run",
+    "harness.models.tensors",
 }
 
 

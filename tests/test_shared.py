@@ -11,7 +11,8 @@ import torch
 
 from harness.data.text import pack
 from harness.models import Model, layer_shapes, read_model
-from methods.quantization.formats import IntAsym, quantize_model
+from methods.quantization.formats import IntAsym
+from methods.quantization.rounding import quantize_model
 
 
 @pytest.fixture(scope="module")

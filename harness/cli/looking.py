@@ -64,6 +64,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _memory(arguments: argparse.Namespace) -> str:
+    import harness.evaluation.memory  # noqa: F401  it registers estimates
     from harness.core.stage import closure
     from harness.grid import expand as grids
     from harness.run import memory

@@ -1,6 +1,6 @@
 """How much memory models take: of a device for the weights, of the host to load them.
 
-Not here: what training and searches need beside the weights (`harness.run.memory`).
+Not here: what training and searches need beside the weights (`dry_run`).
 """
 
 from __future__ import annotations

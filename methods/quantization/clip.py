@@ -247,7 +247,9 @@ def _search_part(weight: Tensor, root: Tensor, format: Grouped, grid: int, steps
     highs = [(high * factor).to(weight.dtype).float() for factor in factors]
     errors = torch.empty(steps * steps, *groups.shape[:-1], device=weight.device)
     for index, error in enumerate(errors):
-        change = format.snap(groups, lows[index % steps], highs[index // steps]).sub_(groups)
+        change = format.quantize_dequantize(
+            groups, lows[index % steps], highs[index // steps]
+        ).sub_(groups)
         torch.sum((change @ project).square_(), -1, out=error)
     least = errors.amin(0)
     # Not argmin, which does not say which of equals it returns.

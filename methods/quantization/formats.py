@@ -1,16 +1,15 @@
 """Number formats: which values a quantised weight can take, and what they cost in bits.
 
     values = IntAsym(bits=2, group_size=128).quantize(weight)       # (O, I) -> (O, I)
-    model = quantize_model(model, NF(bits=3))
 
 A format cuts each row of a weight into groups, finds each group's range and rounds to the levels
-that the range spans. `quantize` takes the range from the weights; `snap` takes a given one, which is
-what a search for better ranges needs. Training (`straight_through`) and evaluation (`quantize_model`)
-go through the same `snap`, so they round alike: to nearest, halves to even.
+that the range spans. `quantize` takes the range from the weights; `quantize_dequantize` takes a given
+one, which is what a search for better ranges needs. Training (`straight_through`) and evaluation
+(`rounding.quantize_model`) both go through it, so they round alike: to nearest, halves to even.
 
-In this file: the formats and `quantize_model`. Not here: the search for ranges (`clip`), training,
-packing into bytes. Scales are 16-bit floats and zero points integers, so every value is one that
-could be stored; the tensors themselves hold the values, not the codes.
+Scales are 16-bit floats and zero points integers, so every value is one that could be stored; the
+tensors themselves hold the values, not the codes. Not here: a whole model (`rounding`), the search
+for ranges (`clip`), training, packing into bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +22,11 @@ from statistics import NormalDist
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.core.component import Component
-from harness.core.errors import FormatError, ModelError
-from harness.models import Model, Quantized, linears
-from methods.training.forward import move_buffers, replace_parameters
+from harness.core.errors import FormatError
+from harness.models import Quantized
 
 _SMALLEST = 2.0**-24  # of a 16-bit float; a scale of 0 would divide by zero
 _LARGEST = 65504.0
@@ -123,7 +121,7 @@ class Grouped(Format):
             )
 
     @abstractmethod
-    def snap(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The values nearest to weights clamped to [low, high], on the levels of that range.
 
         groups (..., g), low <= 0 and high >= 0 (..., 1), all float32; returns (..., g), a new
@@ -139,7 +137,7 @@ class Grouped(Format):
         parts = []
         for span in self.spans(weight.shape[-1]):
             groups = span.cut(weight).float()
-            parts.append(self.snap(groups, *bounds(groups)).flatten(-2))
+            parts.append(self.quantize_dequantize(groups, *bounds(groups)).flatten(-2))
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return whole.to(weight.dtype)
 
@@ -188,7 +186,7 @@ class IntAsym(Grouped):
     def overhead(self) -> int:
         return 16 + self.bits
 
-    def snap(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
         top = 2**self.bits - 1
         scale = _stored((high - low) / top)
         zero = (-low / scale).round().clamp(0, top)
@@ -214,7 +212,7 @@ class IntSym(Grouped):
     def overhead(self) -> int:
         return 16
 
-    def snap(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
         top = 2 ** (self.bits - 1) - 1
         scale = _stored(torch.maximum(high, -low) / top)
         first = (low / scale).round().clamp(min=-top)
@@ -240,7 +238,7 @@ class NF(Grouped):
     def overhead(self) -> int:
         return 32 if self.asymmetric else 16
 
-    def snap(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
         if self.asymmetric:
             below, above = _stored(-low), _stored(high)
         else:
@@ -278,37 +276,6 @@ def normal_levels(bits: int) -> tuple[float, ...]:
         return [value / values[-1] for value in values]
 
     return (*(-level for level in reversed(side(above - 1))), 0.0, *side(above))
-
-
-def quantize_model(model: Model, format: Format, like: Model | None = None) -> Model:
-    """`model` with the weight of every linear layer inside the blocks rounded to `format`, then in
-    the dtype and on the device of `like`, where one is given.
-
-    The result is no longer latent: its weights are what the format can hold. Full precision holds
-    any weight, so it rounds none. One tensor is worked on at a time: where `model` lies on the host,
-    the device never has more of it than that. Raises FormatError where a layer does not fit, before
-    any work, and ModelError where a layer has NaN or Inf.
-    """
-    like, result = like or model, model.fork(latent=False)
-    layers = {} if isinstance(format, FullPrecision) else linears(result.network)
-    for name, linear in layers.items():
-        format.check(name, linear.in_features)
-        result.quantized[name] = format.describe(linear.in_features)
-    rounds = {f"{name}.weight": name for name in layers}
-
-    def make(name: str, old: nn.Parameter) -> nn.Parameter:
-        tensor = old.detach().to(like.device)
-        if layer := rounds.get(name):
-            if not bool(tensor.isfinite().all()):
-                raise ModelError(
-                    f"layer {layer}: its weight has NaN or Inf and cannot be quantised"
-                )
-            tensor = format.quantize(tensor)
-        return nn.Parameter(tensor.to(like.network.dtype), requires_grad=False)
-
-    replace_parameters(result.network, make)
-    move_buffers(result.network, like.device)
-    return result
 
 
 def _code(groups: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -29,8 +29,6 @@ from harness.models import Model, blocks
 # idle.
 _CHUNK = {"cpu": 2**21, "cuda": 2**26}
 _FLASH = "FLASH_ATTENTION_DETERMINISTIC"  # asked of the package by transformers, at every call
-
-Make: TypeAlias = Callable[[str, nn.Parameter], nn.Parameter]  # a parameter from name and old one
 
 
 @dataclass(frozen=True)
@@ -188,23 +186,3 @@ def repeatable(device: torch.device) -> Iterator[None]:
         os.environ.pop(_FLASH)
         if flash is not None:
             os.environ[_FLASH] = flash
-
-
-def replace_parameters(network: nn.Module, make: Make) -> None:
-    """Give every parameter's place the one that `make(name, old)` returns; tied ones stay tied.
-
-    Not `network.to(...)`, which writes into the parameters that a fork shares with its origin.
-    """
-    made: dict[int, nn.Parameter] = {}
-    for name, old in list(network.named_parameters(remove_duplicate=False)):
-        if id(old) not in made:
-            made[id(old)] = make(name, old)
-        parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, made[id(old)])
-
-
-def move_buffers(network: PreTrainedModel, device: torch.device) -> None:
-    """Have a network's buffers on a device, leaving those that it shares with others where they are."""
-    for module in network.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))

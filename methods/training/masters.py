@@ -27,8 +27,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from transformers import PreTrainedModel
 
 from harness.models import Model, linears
+from harness.models.tensors import move_buffers, replace_parameters
 from methods.quantization.formats import Format, FullPrecision
-from methods.training.forward import move_buffers, replace_parameters
 from methods.training.shards import ALONE, Shards, local, rows
 
 Trained: TypeAlias = Literal["body", "linears", "all"]

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from harness.models import Model, blocks, device
-from methods.training.forward import Make, move_buffers, replace_parameters
+from harness.models.tensors import Make, move_buffers, replace_parameters
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import LlamaConfig
 
+import harness.evaluation.memory
 import harness.run.runner
 from harness.cli.main import main
 from harness.core.stage import Stage
@@ -31,17 +32,18 @@ from harness.models import (
     pretrained_of,
     weights_gib,
 )
+from harness.models.dry_run import Memory, estimate_memory
 from harness.run import plan as plans
 from harness.run.compute import Values
-from harness.run.memory import Memory, gpus_needed, memory, table
-from methods.memory import of_training
+from harness.run.memory import count_gpus, fits, table
 from methods.quantization.awq import ScaleSearch
 from methods.quantization.formats import IntAsym
 from methods.quantization.inits import Clip, ClipSearch
-from methods.recipe import Round
+from methods.quantization.rounding import Round
 from methods.training.data import Generate
 from methods.training.forward import hidden
 from methods.training.masters import Masters
+from methods.training.memory import of_training
 from methods.training.objectives import CE, KL, Confidence, Objective
 from methods.training.train import Train, Training
 
@@ -155,21 +157,21 @@ def test_processes_share_the_blocks(base: Pretrained, model: Model) -> None:
     assert of_training(stage(base, replace(many, gpus=4))) == shared
 
 
-def test_gpus_needed(base: Pretrained) -> None:
+def test_count_gpus(base: Pretrained) -> None:
     training = stage(base, Training(micro_batch=1, batch_size=64), length=8)
     alone, eight = of_training(training, 1), of_training(training, 8)
-    assert gpus_needed(training, 3 + 1.1 * alone.total / 2**30) == 1
-    assert gpus_needed(training, 3 + 1.01 * eight.total / 2**30) == 8
-    assert gpus_needed(training, 3 + alone.total / 2**40) is None
+    assert count_gpus(training, 3 + 1.1 * alone.total / 2**30) == 1
+    assert count_gpus(training, 3 + 1.01 * eight.total / 2**30) == 8
+    assert count_gpus(training, 3 + alone.total / 2**40) is None
     generation = Generate(base, None, 8, 32)
-    assert memory(generation, 2) == memory(generation)
-    assert gpus_needed(generation, 2**-20) is None
+    assert estimate_memory(generation, 2) == estimate_memory(generation)
+    assert count_gpus(generation, 2**-20) is None
 
 
 @pytest.mark.parametrize(("gib", "free"), [(24, 3), (80, 8), (141, 14.1)])
 def test_what_is_left_free_of_a_device(gib: float, free: float) -> None:
-    assert Memory(parameters=int((gib - free - 0.01) * 2**30)).fits(gib)
-    assert not Memory(parameters=int((gib - free + 0.01) * 2**30)).fits(gib)
+    assert fits(Memory(parameters=int((gib - free - 0.01) * 2**30)), gib)
+    assert not fits(Memory(parameters=int((gib - free + 0.01) * 2**30)), gib)
 
 
 def test_the_host_is_asked_for_what_a_model_of_that_size_needs(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_other_stages(base: Pretrained, model: Model) -> None:
         Confidence(base, tokens),
     ]
     for other in others:
-        found = memory(other)
+        found = estimate_memory(other)
         assert found is not None and found.parameters == 2 * weights + buffers
         assert found.gradients == found.optimizer == 0 < found.activations + found.other
     assert pretrained_of(search) == base
@@ -213,14 +215,14 @@ def test_rounding_holds_one_layer_beside_what_is_scored(tmp_path: Path) -> None:
     shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 24}
     LlamaConfig(vocab_size=512, **shape).save_pretrained(tmp_path)
     deep = Pretrained(str(tmp_path), "of no weights", "bfloat16")
-    (weights,) = {of.parameters for of in (memory(scoring(deep)),) if of}
+    (weights,) = {of.parameters for of in (estimate_memory(scoring(deep)),) if of}
     trained, plain = Round(stage(deep), deep, FORMAT), Round(deep, deep, FORMAT)
-    made, scored = memory(trained), memory(scoring(trained))
+    made, scored = estimate_memory(trained), estimate_memory(scoring(trained))
     assert made is not None and scored is not None
     assert scored.parameters == 2 * weights
     assert 1.9 * weights < made.total < 2.2 * weights
     assert scored.total >= made.total  # whichever is more is what the evaluation needs
-    shares, ends = memory(scoring(plain)), 2 * 2 * 512 * 256
+    shares, ends = estimate_memory(scoring(plain)), 2 * 2 * 512 * 256
     assert shares is not None and shares.parameters == pytest.approx(2 * weights - ends, rel=0.01)
 
 

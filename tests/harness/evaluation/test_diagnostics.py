@@ -20,7 +20,7 @@ from harness.run import export as rows
 from harness.run.compute import Values, compute
 from harness.run.plan import build, needed
 from methods.quantization.formats import NF, IntAsym, IntSym
-from methods.recipe import Round
+from methods.quantization.rounding import Round
 from methods.training.contribution import BINS, Contribution
 
 GRID = """\

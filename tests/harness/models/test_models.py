@@ -28,7 +28,7 @@ from harness.models import (
     sources,
     weights_gib,
 )
-from harness.run.memory import dry_run, weightless
+from harness.models.dry_run import dry_run, weightless
 
 
 @pytest.fixture

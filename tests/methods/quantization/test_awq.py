@@ -29,9 +29,9 @@ from methods.quantization.formats import (
     IntAsym,
     IntSym,
     Span,
-    quantize_model,
 )
 from methods.quantization.inits import Clipped, ClipSearch, Init
+from methods.quantization.rounding import quantize_model
 
 GRID = 20
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 40}

@@ -24,8 +24,8 @@ from methods.quantization.formats import (
     IntSym,
     bounds,
     normal_levels,
-    quantize_model,
 )
+from methods.quantization.rounding import quantize_model
 from methods.training.shards import ALONE
 
 # On a busy machine drawing takes long for no fault of the strategy.
@@ -193,7 +193,7 @@ def test_degenerate_groups_stay_finite(format: Grouped, kind: str) -> None:
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_an_empty_range_is_zero(format: Grouped) -> None:
     nothing = torch.zeros(1, 1)
-    found = format.snap(torch.linspace(-2, 2, 16)[None], nothing, nothing)
+    found = format.quantize_dequantize(torch.linspace(-2, 2, 16)[None], nothing, nothing)
     assert (found == 0).all()
 
 
@@ -223,8 +223,8 @@ def test_a_given_range_rounds_as_clamped_weights_do(
         least, most = bounds(groups)
         least, most = least * low, most * high
         clamped = groups.clamp(least, most)
-        found = format.snap(groups, least, most)
-        assert torch.equal(found, format.snap(clamped, least, most))
+        found = format.quantize_dequantize(groups, least, most)
+        assert torch.equal(found, format.quantize_dequantize(clamped, least, most))
         assert torch.equal(found, format.quantize(clamped))
 
 

@@ -18,8 +18,9 @@ from harness.core.stage import Stage, execute, listening
 from harness.data.text import Tokens
 from harness.models import Model, linears
 from methods.quantization import clip
-from methods.quantization.formats import NF, FullPrecision, Grouped, IntAsym, IntSym, quantize_model
+from methods.quantization.formats import NF, FullPrecision, Grouped, IntAsym, IntSym
 from methods.quantization.inits import Clip, Clipped, ClipSearch, Init, NoInit, Ranges
+from methods.quantization.rounding import quantize_model
 
 GRID, STEPS = 10, 5
 FORMATS: list[Grouped] = [

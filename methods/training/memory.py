@@ -1,51 +1,39 @@
-"""What training, rounding, generation and searches hold in memory at their peak.
+"""What training, generation and the teacher's confidence hold in memory at their peak.
 
-The code itself is run on tensors without data (`harness.run.memory`), so what is shared, what is copied
-and when it is let go need not be said again here. Of several processes each holds an equal share of
-what lies in the decoder blocks, all of the rest, and for a moment whole blocks.
-Not here: the mechanism, and stages that evaluate (`harness.run.memory`).
+The code itself is run on tensors without data, so that what is shared, what is copied and when it is
+freed need not be repeated here. Of several processes each holds an equal share of what lies in the
+decoder blocks, all of the rest, and for a moment whole blocks. Not here: how that is done
+(`harness.models.dry_run`), searches and rounding (`methods.quantization.memory`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.core.stage import Input, Stage, closure
 from harness.data.text import Tokens
-from harness.models import (
-    DTYPES,
-    Model,
-    Pretrained,
-    blocks,
-    linears,
-    pretrained_of,
-    replace_weight,
-)
-from harness.run.memory import (
-    Changed,
+from harness.models import DTYPES, Model, Pretrained, blocks, pretrained_of
+from harness.models.dry_run import (
     Live,
     Memory,
-    changed,
     dry_run,
-    memory,
+    estimate_memory,
+    load_weightless,
+    renew_linears,
     replaced,
-    weightless,
 )
-from methods.quantization import clip
-from methods.quantization.awq import ScaleSearch
-from methods.quantization.formats import Format, Grouped, quantize_model
-from methods.quantization.inits import ClipSearch
-from methods.recipe import Round
+from harness.models.tensors import replace_parameters
+from methods.quantization.formats import Format
+from methods.quantization.memory import find_length, make_ids
 from methods.training import data, forward, generation, objectives
 from methods.training.masters import Masters
 from methods.training.optimizer import MOMENTS
@@ -55,10 +43,9 @@ from methods.training.train import Train, Training, _Loop
 _STATISTIC = 0.5  # no shape depends on its value
 _PROMPT = 32  # tokens of an opening, about
 _SAMPLING = 4  # float32 tensors (rows, vocabulary) while tokens are drawn
-_SEARCHED = 8  # float32 tensors of the weights that a search tries together
 
 
-@memory.register
+@estimate_memory.register
 def of_training(stage: Train, gpus: int | None = None, device: str = "cuda") -> Memory:
     """The peak of each of `gpus` processes; None: as many as the stage asks for."""
     training = stage.training
@@ -71,7 +58,7 @@ def of_training(stage: Train, gpus: int | None = None, device: str = "cuda") -> 
         stage.format,
         stage.objective,
         _decisive(training),
-        (min(rows, training.micro_batch), _length(stage.tokens)),
+        (min(rows, training.micro_batch), find_length(stage.tokens)),
         rows > training.micro_batch,
         gpus == 1,
         device,
@@ -79,14 +66,14 @@ def of_training(stage: Train, gpus: int | None = None, device: str = "cuda") -> 
     return step.on(gpus)
 
 
-@memory.register
+@estimate_memory.register
 def of_generation(stage: data.Generate, gpus: int | None = None, device: str = "cuda") -> Memory:
     """With keys and values of as many rows as are written at once."""
     with dry_run() as live:
-        model = _model(live, pretrained_of(stage.teacher))
+        model = load_weightless(live, pretrained_of(stage.teacher))
         rows = generation.rows_at_once(model, stage.length, device)
         with torch.no_grad():
-            states = forward.hidden(model.network, _ids(rows, min(_PROMPT, stage.length)))
+            states = forward.hidden(model.network, make_ids(rows, min(_PROMPT, stage.length)))
             forward.logits(model.network, states[:, -1])
     peak = live.peak()
     cached = rows * stage.length * generation.cache_bytes(model)
@@ -94,75 +81,18 @@ def of_generation(stage: data.Generate, gpus: int | None = None, device: str = "
     return dataclasses.replace(peak, other=peak.other + cached + drawn)
 
 
-@memory.register
-def of_clip_search(stage: ClipSearch, gpus: int | None = None, device: str = "cuda") -> Memory:
-    return _of_search(stage, stage.format, clip.searchable, device)
-
-
-@memory.register
-def of_scale_search(stage: ScaleSearch, gpus: int | None = None, device: str = "cuda") -> Memory:
-    rows = dataclasses.replace(stage.format, group_size=0)
-    return _of_search(stage, rows, lambda model: linears(model.network), device)
-
-
-def _of_search(
-    stage: ClipSearch | ScaleSearch,
-    format: Grouped,
-    layers: Callable[[Model], dict[str, nn.Linear]],
-    device: str,
-) -> Memory:
-    """What the layers see is gathered on the host: a GPU does not hold it."""
-    length = _length(stage.calibration)
-    with dry_run() as live:
-        model = _model(live, pretrained_of(stage.model))
-        ids = _ids(max(1, clip.TOKENS_AT_ONCE // length), length)
-        tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
-        observed = clip.observe(model, layers(model), tokens, format, stage.tokens)
-    peak = live.peak()
-    on_host = 0 if device == "cpu" else sum(each.nbytes for each in observed)
-    searched = _SEARCHED * 4 * clip.at_once(device)
-    return dataclasses.replace(peak, other=max(peak.other - on_host, searched))
-
-
-@memory.register
+@estimate_memory.register
 def of_confidence(
     stage: objectives.Confidence, gpus: int | None = None, device: str = "cuda"
 ) -> Memory:
     """A batch through the teacher, its head a chunk at a time."""
-    length = _length(stage.tokens)
+    length = find_length(stage.tokens)
     with dry_run() as live, _chunks_of(device):
-        model = _model(live, pretrained_of(stage.teacher))
-        ids = _ids(max(1, objectives.CONFIDENCE_TOKENS // length), length)
+        model = load_weightless(live, pretrained_of(stage.teacher))
+        ids = make_ids(max(1, objectives.CONFIDENCE_TOKENS // length), length)
         labels = forward.Labels.of(ids, torch.ones_like(ids, dtype=torch.bool))
         forward.each_label(model.network, ids, labels, objectives.token_nll)
     return live.peak()
-
-
-@memory.register
-def of_rounding(stage: Round, gpus: int | None = None, device: str = "cuda") -> Memory:
-    """The base, what is rounded already, and one layer at work; a trained model lies on the host."""
-    return _rounding(pretrained_of(stage.base), changed(stage.model), stage.format)
-
-
-@cache
-def _rounding(base: Pretrained, before: Changed, format: Format) -> Memory:
-    trained = before == "all"
-    with dry_run() as live:
-        held = _model(live, base)
-        model = held.fork()
-        with live.part("host" if trained else "parameters"):
-            if trained:
-                model = ALONE.split(Model(weightless(base), cast(Any, None)), torch.float32)
-            elif before == "linears":
-                for linear in linears(model.network).values():
-                    replace_weight(linear, torch.empty_like(linear.weight))
-        sizes = [linear.weight.numel() for linear in linears(model.network).values()]
-        rounded = quantize_model(model, format, like=held)
-        for tensor in rounded.network.parameters():
-            live.assign("parameters", tensor)
-    peak = live.peak()
-    moved = 4 * max(sizes) if trained else 0  # tensors without data cannot move to a GPU
-    return dataclasses.replace(peak, other=peak.other + moved)
 
 
 @dataclass(frozen=True)
@@ -204,18 +134,17 @@ def _step(
     with dry_run() as live, _chunks_of(device):
         full = teacher = None
         if teacher_base is not None:
-            full = _model(live, teacher_base, "teacher" if alone else "host")
+            full = load_weightless(live, teacher_base, "teacher" if alone else "host")
             with live.part("teacher"):
                 teacher = shards.split(full, dtype)
         if full is None or teacher_base != base:
-            student = _model(live, base, "parameters" if alone else "host")
+            student = load_weightless(live, base, "parameters" if alone else "host")
         else:
             student = full
         if changed:
             student = student.fork()
             with live.part("parameters" if alone else "host"):
-                for linear in linears(student.network).values():
-                    replace_weight(linear, torch.empty_like(linear.weight))
+                renew_linears(student)
         with live.part("parameters"):
             masters = Masters.of(student, format, training.trained, dtype, shards)
         network, weights = masters.network, masters.weights
@@ -242,7 +171,7 @@ def _step(
             for tensor in moved if several else ():
                 tensor.grad = torch.empty_like(tensor)
             masters.gather()
-        ids = _ids(*shape)
+        ids = make_ids(*shape)
         loop._backward(ids, torch.ones_like(ids, dtype=torch.bool))
         with live.part("gradients"):
             masters.gather()
@@ -289,7 +218,7 @@ class _Apart(Shards):
             tensor = old.detach().to(dtype, copy=True)
             return nn.Parameter(tensor, requires_grad=name in moved)
 
-        forward.replace_parameters(fork.network, make)
+        replace_parameters(fork.network, make)
         return fork
 
 
@@ -301,23 +230,6 @@ def _decisive(training: Training) -> Training:
     """What of the hyper-parameters memory depends on, so that a grid's rates share one estimate."""
     names = ("dtype", "optimizer", "trained", "gradient_checkpointing")
     return type(training)(**{name: getattr(training, name) for name in names})
-
-
-def _model(live: Live, base: Pretrained, part: str = "parameters") -> Model:
-    """A model without weights, nor a tokenizer, which is not asked."""
-    with live.part(part):
-        network = weightless(base)
-    return Model(network, cast(Any, None))
-
-
-def _ids(rows: int, length: int) -> Tensor:
-    return torch.zeros(rows, length, dtype=torch.int64)
-
-
-def _length(tokens: Input[Tokens]) -> int:
-    """Of the sequences that a stage will give."""
-    made = (getattr(stage, "length", None) for stage in closure([cast(Stage[Tokens], tokens)]))
-    return next(int(length) for length in made if length)
 
 
 def _chunks_of(device: str) -> AbstractContextManager[None]:

@@ -1,0 +1,75 @@
+"""What stages that evaluate hold in memory at their peak. Imported by `plan --memory` alone.
+
+Not here: how memory is estimated (`harness.models.dry_run`), stages of methods (`methods`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+
+from harness.core.stage import Input, Stage
+from harness.evaluation.evaluate import EVALUATION_TOKENS, LmEval, Perplexity, task_batch
+from harness.models import Model, Pretrained, pretrained_of
+from harness.models.dry_run import (
+    Memory,
+    OwnWeights,
+    dry_run,
+    estimate_memory,
+    find_own_weights,
+    load_weightless,
+    renew_linears,
+)
+
+_LONGEST = 2048  # tokens, about, of a text in a task
+
+
+@estimate_memory.register
+def _of_perplexity(
+    stage: Perplexity, gpus: int | None = None, device: str = "cuda"
+) -> Memory | None:
+    window = stage.protocol.window
+    return _of_scoring(stage.model, lambda _: (max(1, EVALUATION_TOKENS // 2 // window), window))
+
+
+@estimate_memory.register
+def _of_task(stage: LmEval, gpus: int | None = None, device: str = "cuda") -> Memory | None:
+    return _of_scoring(stage.model, lambda context: (task_batch(context), min(context, _LONGEST)))
+
+
+def _of_scoring(model: Input[Model], shape: Callable[[int], tuple[int, int]]) -> Memory:
+    """A model that reads batches of the (rows, length) that `shape` gives for its context; or what
+    it takes to rebuild the model, where that is more."""
+    base = pretrained_of(model)
+    scored = _of_forward(base, find_own_weights(model), *shape(base.context() or _LONGEST))
+    rebuilt = filter(None, map(estimate_memory, _list_rebuilt(model)))
+    return max([scored, *rebuilt], key=lambda estimate: estimate.total)
+
+
+@cache
+def _of_forward(base: Pretrained, own: OwnWeights, rows: int, length: int) -> Memory:
+    """The base and the model made from it, of which one reads `rows` of `length` tokens."""
+    with dry_run() as live:
+        held = load_weightless(live, base)
+        model = held.fork()
+        if own == "linears":
+            with live.part("parameters"):
+                renew_linears(model)
+        elif own == "all":
+            model = load_weightless(live, base)
+        live.inside("activations", model.network.base_model)
+        with torch.no_grad():
+            ids = torch.zeros(rows, length, dtype=torch.int64)
+            model.network(ids, use_cache=False).logits.log_softmax(-1)
+    return live.peak()
+
+
+def _list_rebuilt(model: Input[Model]) -> Iterator[Stage[Any]]:
+    """The stages that are run again where a model is needed: those that are not stored."""
+    if isinstance(model, Stage) and not model.stored:
+        yield model
+        for above in model.inputs:
+            yield from _list_rebuilt(above)

@@ -1,0 +1,23 @@
+"""BitDistiller: asymmetric clipping, then self-distillation by a confidence-aware divergence.
+
+BitDistiller: Unleashing the Potential of Sub-4-Bit LLMs via Self-Distillation (Du et al. 2024,
+arXiv 2402.10631): the clip search (section 3.1), the teacher's continuations as data (section 3.3),
+CAKLD as the objective (eq. 6).
+"""
+
+from __future__ import annotations
+
+from harness.method import register
+from methods.quantization.inits import Clip
+from methods.recipe import Recipe
+from methods.training.data import Generated
+from methods.training.objectives import CAKLD
+from methods.training.train import Training
+
+register(
+    "bitdistiller",
+    Recipe(init=Clip(), objective=CAKLD(), data=Generated(), train=Training()),
+    title="BitDistiller",
+    about="asymmetric clipping, then self-distillation by confidence-aware KL (arXiv 2402.10631)",
+    fixed=("init", "objective", "data", "teacher"),
+)

@@ -1,0 +1,108 @@
+"""What searches and rounding hold in memory at their peak.
+
+The code itself is run on tensors without data, so that what is shared, what is copied and when it is
+freed need not be repeated here. Not here: how that is done (`harness.models.dry_run`), stages that
+train (`methods.training.memory`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from harness.core.stage import Input, Stage, closure
+from harness.data.text import Tokens
+from harness.models import Model, Pretrained, linears, pretrained_of
+from harness.models.dry_run import (
+    Memory,
+    OwnWeights,
+    dry_run,
+    estimate_memory,
+    find_own_weights,
+    load_weightless,
+    renew_linears,
+)
+from harness.models.tensors import replace_parameters
+from methods.quantization import clip
+from methods.quantization.awq import ScaleSearch
+from methods.quantization.formats import Format, Grouped
+from methods.quantization.inits import ClipSearch
+from methods.quantization.rounding import Round, quantize_model
+
+_SEARCHED = 8  # float32 tensors of the weights that a search tries together
+
+
+@estimate_memory.register
+def of_clip_search(stage: ClipSearch, gpus: int | None = None, device: str = "cuda") -> Memory:
+    return _of_search(stage, stage.format, clip.searchable, device)
+
+
+@estimate_memory.register
+def of_scale_search(stage: ScaleSearch, gpus: int | None = None, device: str = "cuda") -> Memory:
+    rows = dataclasses.replace(stage.format, group_size=0)
+    return _of_search(stage, rows, lambda model: linears(model.network), device)
+
+
+def _of_search(
+    stage: ClipSearch | ScaleSearch,
+    format: Grouped,
+    layers: Callable[[Model], dict[str, nn.Linear]],
+    device: str,
+) -> Memory:
+    """What the layers see is gathered on the host: a GPU does not hold it."""
+    length = find_length(stage.calibration)
+    with dry_run() as live:
+        model = load_weightless(live, pretrained_of(stage.model))
+        ids = make_ids(max(1, clip.TOKENS_AT_ONCE // length), length)
+        tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+        observed = clip.observe(model, layers(model), tokens, format, stage.tokens)
+    peak = live.peak()
+    on_host = 0 if device == "cpu" else sum(each.nbytes for each in observed)
+    searched = _SEARCHED * 4 * clip.at_once(device)
+    return dataclasses.replace(peak, other=max(peak.other - on_host, searched))
+
+
+@estimate_memory.register
+def of_rounding(stage: Round, gpus: int | None = None, device: str = "cuda") -> Memory:
+    """The base, what is rounded already, and one layer at work; a trained model lies on the host."""
+    return _of_rounding(pretrained_of(stage.base), find_own_weights(stage.model), stage.format)
+
+
+@cache
+def _of_rounding(base: Pretrained, own: OwnWeights, format: Format) -> Memory:
+    trained = own == "all"
+    with dry_run() as live:
+        held = load_weightless(live, base)
+        model = load_weightless(live, base, "host") if trained else held.fork()
+        with live.part("host" if trained else "parameters"):
+            if trained:
+                replace_parameters(model.network, _make_float32)
+            elif own == "linears":
+                renew_linears(model)
+        sizes = [linear.weight.numel() for linear in linears(model.network).values()]
+        rounded = quantize_model(model, format, like=held)
+        for tensor in rounded.network.parameters():
+            live.assign("parameters", tensor)
+    peak = live.peak()
+    moved = 4 * max(sizes) if trained else 0  # tensors without data cannot move to a GPU
+    return dataclasses.replace(peak, other=peak.other + moved)
+
+
+def _make_float32(name: str, old: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(old.detach().float(), requires_grad=False)
+
+
+def make_ids(rows: int, length: int) -> Tensor:
+    """Token ids, of which no value matters: (rows, length) int64."""
+    return torch.zeros(rows, length, dtype=torch.int64)
+
+
+def find_length(tokens: Input[Tokens]) -> int:
+    """Tokens of each sequence that a stage will give."""
+    lengths = (getattr(stage, "length", None) for stage in closure([cast(Stage[Tokens], tokens)]))
+    return next(int(length) for length in lengths if length)
