@@ -31,7 +31,7 @@ QUICK = {
     "train.lr": 1e-3,
     "train.dtype": "float32",
 }
-METHODS = [name for name in METHODS.load() if not name.startswith("test-")]
+NAMES = [name for name in METHODS.load() if not name.startswith("test-")]
 
 
 class Bench:
@@ -81,7 +81,7 @@ def bench(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tiny_folder, tmp_path_factory.mktemp("work"))
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FROM_METHODS = {
+    "harness.core.checked",
     "harness.core.component",
     "harness.core.errors",
     "harness.core.stage",

@@ -24,8 +24,8 @@ import pydantic
 from pydantic import Field
 
 from harness.config.document import Document
-from harness.config.misfit import misfit
 from harness.core.errors import ClusterError, nearest
+from harness.core.misfit import explain
 from harness.run.plan import Node
 
 DEFAULT = Path("~/.config/bitgrid/cluster.yaml")
@@ -94,7 +94,7 @@ def load(path: Path | None, kinds: Collection[str]) -> Profile:
         profile = Profile.model_validate(given)
     except pydantic.ValidationError as error:
         known = {"": Profile, "stages": Request, "large": Request}
-        raise ClusterError(str(document.error(*misfit(error, given, known)))) from None
+        raise ClusterError(str(document.error(*explain(error, given, known)))) from None
     for kind in profile.stages:
         if kind not in kinds:
             message = f"stages: there is no kind of stage {kind!r}; {nearest(kind, kinds)}"

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from harness.core.errors import GridError, nearest
+from harness.core.misfit import Where
 
-Path_ = tuple[str | int, ...]
-Places = dict[Path_, tuple[Path, int]]
+Places = dict[Where, tuple[Path, int]]
 
 
 class Document:
@@ -53,7 +53,7 @@ class Document:
         if isinstance(self.data, dict) and "base" in self.data:
             self._build_on(self.data.pop("base"), merged, (*above, file.resolve()))
 
-    def error(self, where: Path_, message: str) -> GridError:
+    def error(self, where: Where, message: str) -> GridError:
         """A GridError at the line of `where`, or of the nearest enclosing key."""
         while where and where not in self.places:
             where = where[:-1]
@@ -92,7 +92,7 @@ class Document:
                 self.places = {at: place for at, place in self.places.items() if at[:1] != (key,)}
         self.places |= places
 
-    def _walk(self, node: yaml.Node, where: Path_) -> None:
+    def _walk(self, node: yaml.Node, where: Where) -> None:
         self.places.setdefault(where, (self.file, node.start_mark.line + 1))
         if isinstance(node, yaml.MappingNode):
             for key, child in node.value:

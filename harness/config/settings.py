@@ -2,27 +2,26 @@
 
     configure(method, {"objective": "cakld", "objective.gamma": 0.5, "format.bits": 3})
 
-Not here: the methods and who names them (`harness.method`), the file that the settings stand in
-(`harness.grid`).
+Here the paths are laid over what is set already; whether the outcome fits is pydantic's to say, by
+the types of the fields (`harness.core.checked`). Not here: the methods and who names them
+(`harness.method`), the file that the settings stand in (`harness.grid`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
+import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-import pydantic
-
-from harness.config.misfit import misfit, said
+from harness.core.checked import Checked, field_types, fit_fields
 from harness.core.component import Component
 from harness.core.errors import BitgridError, SettingError, nearest
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Checked)
+_KEEP = object()  # no value: the field stays as it is
 
 
 def list_settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -37,148 +36,111 @@ def list_settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object
 
 def list_possible(thing: object, prefix: str = "") -> Iterator[str]:
     """Every dotted path that a grid may set on any choice of the components, not only the present."""
-    assert dataclasses.is_dataclass(thing)
-    hints = _hints(thing if isinstance(thing, type) else type(thing))
-    for field in dataclasses.fields(thing):
-        yield prefix + field.name
-        hint = hints[field.name]
-        for kind in (hint, *typing.get_args(hint)):
-            choices = kind.choices().values() if _is_component(kind) else [kind]
-            for choice in choices:
-                if dataclasses.is_dataclass(choice):
-                    yield from list_possible(choice, f"{prefix}{field.name}.")
+    for name, hint in field_types(thing if isinstance(thing, type) else type(thing)).items():
+        yield prefix + name
+        for kind in _list_classes(hint):
+            for choice in kind.choices().values() if _is_component(kind) else [kind]:
+                yield from list_possible(choice, f"{prefix}{name}.")
 
 
-def configure(thing: C, given: Mapping[str, Any], prefix: str = "") -> C:
+def configure(thing: C, given: Mapping[str, Any]) -> C:
     """`thing` with settings by dotted path; a component is chosen by name or by a mapping.
 
     `{"objective": "cakld", "objective.gamma": 0.5, "format": {"name": "nf", "bits": 3}}`. A chosen
     component keeps what it has in common with the one it replaces (bits, group size). Raises
     SettingError, which carries the path, for a name or value that does not fit.
     """
-    assert dataclasses.is_dataclass(thing)
-    assert not isinstance(thing, type)
-    changes = _changes(type(thing), vars(thing), given, prefix)
-    return _checked(lambda: dataclasses.replace(thing, **changes), prefix.rstrip("."))
+    fields = fit_fields(type(thing), _lay(thing, type(thing), given))
+    try:
+        return type(thing)(**fields)
+    except SettingError:
+        raise
+    except BitgridError as error:  # of several fields that do not fit each other
+        raise SettingError(str(error)) from error
 
 
-def _changes(
-    kind: Any, held: Mapping[str, Any], given: Mapping[str, Any], prefix: str
-) -> dict[str, Any]:
-    """Fields of `kind` as `given` sets them over `held`, each of its type: nothing is made yet."""
-    hints = _hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
+def _lay(held: object, cls: Any, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Data for a `cls`: what it has in common with `held`, and `given` over that."""
+    hints = field_types(cls)
+    data = {name: getattr(held, name) for name in hints if name in _field_names(held)}
     wholes: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
-    for path, new in given.items():
+    for path, value in given.items():
         head, _, rest = str(path).partition(".")
-        if head not in names:
-            words = nearest(head, names, prefix)
-            raise SettingError(f"{prefix}{path}", f"{f'{prefix}{path}'!r} is unknown; {words}")
+        if head not in hints:
+            words = nearest(head, hints, prefix)
+            raise SettingError(f"{f'{prefix}{path}'!r} is unknown; {words}", f"{prefix}{path}")
         if rest:
-            parts.setdefault(head, {})[rest] = new
+            parts.setdefault(head, {})[rest] = value
         else:
-            wholes[head] = new
-    return {
-        head: _field(
-            hints[head],
-            held[head],
-            wholes.get(head, _KEEP),
-            parts.get(head, {}),
-            prefix + head,
-        )
-        for head in {**wholes, **parts}
-    }
+            wholes[head] = value
+    for head in {**wholes, **parts}:
+        whole, part = wholes.get(head, _KEEP), parts.get(head, {})
+        data[head] = _lay_field(hints[head], data.get(head), whole, part, prefix + head)
+    return data
 
 
-_KEEP = object()
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    """The types of a class's fields: asked for in every cell, and slow to find."""
-    return typing.get_type_hints(kind)
-
-
-def _field(hint: Any, current: Any, whole: Any, parts: dict[str, Any], where: str) -> Any:
-    """A field of type `hint` that now holds `current`, after it was given a whole and parts of it."""
-    kinds: list[Any] = [t for t in (hint, *typing.get_args(hint)) if inspect.isclass(t)]
-    family = next((t for t in kinds if _is_component(t)), None)
-    fields = next((t for t in kinds if dataclasses.is_dataclass(t)), None)
-    if isinstance(whole, Mapping) and fields is not None:
-        if family is None and current is None:
-            return _made(fields, {}, {**whole, **parts}, where)
+def _lay_field(hint: Any, held: object, whole: Any, parts: dict[str, Any], where: str) -> object:
+    """Data for a field of type `hint`, which holds `held` and was given a whole and parts of it."""
+    kind = next(_list_classes(hint), None)
+    is_component = _is_component(kind)
+    if kind is not None and isinstance(whole, Mapping):
         whole, parts = _KEEP, {**whole, **parts}
-    if family is not None and whole is not None:
-        name = parts.pop("name", whole) if whole is _KEEP else whole
-        return _component(family, current, name, parts, where)
-    if whole is _KEEP and fields is not None and current is not None:
-        return configure(current, parts, f"{where}.")
-    if parts:
-        raise SettingError(where, f"{where!r} has no parts, so {', '.join(parts)} cannot be set")
-    return _fitted(hint, whole, where)
+    if kind is None or whole is None or not (whole is _KEEP or is_component):
+        if parts:
+            raise SettingError(
+                f"{where!r} has no parts, so {', '.join(parts)} cannot be set", where
+            )
+        _check_size(whole, where)
+        return whole
+    if is_component:
+        name = parts.pop("name", _KEEP) if whole is _KEEP else whole
+        return _lay_component(kind, held, name, parts, where)
+    return _lay(held, kind, parts, f"{where}.")
 
 
-def _fitted(hint: Any, given: Any, where: str) -> Any:
-    """`given` as a value of type `hint`. Raises SettingError where it is none, or no key can hold it."""
+def _lay_component(
+    family: type[Component], held: object, name: Any, parts: dict[str, Any], where: str
+) -> object:
+    """Data for a component: of the class called `name`, or of the one that it is."""
+    if name is _KEEP and not isinstance(held, Component):
+        return parts  # refused by the family: the name is missing
     try:
-        found = pydantic.TypeAdapter(hint).validate_python(given)
-    except pydantic.ValidationError as error:
-        raise SettingError(where, misfit(error, given, prefix=where).message) from None
-    _check_numbers(found, where)
-    return found
+        cls: Any = type(held) if name is _KEEP else family.find(name)
+    except SettingError as error:
+        raise SettingError(f"{where}: {error}", where) from None
+    fields = _lay(held, cls, parts, f"{where}.")
+    return {"name": cls.own_name(), **fields} if family.is_chosen_by_name() else fields
 
 
-def _check_numbers(given: Any, where: str) -> None:
-    if isinstance(given, float) and not math.isfinite(given):
-        raise SettingError(where, f"{where}: {said(given)} should be a finite number")
+def _check_size(given: object, where: str) -> None:
+    """Raise SettingError for a whole number that no generator of random numbers would take."""
     if isinstance(given, int) and not -(2**63) <= given < 2**63:
-        raise SettingError(where, f"{where}: {given} should fit in 64 bits")
-    parts = given.values() if isinstance(given, Mapping) else given
-    for part in parts if isinstance(given, Mapping | tuple | list) else ():
-        _check_numbers(part, where)
+        raise SettingError(f"{where}: {given} should fit in 64 bits", where)
+    if isinstance(given, Mapping | tuple | list):
+        for part in given.values() if isinstance(given, Mapping) else given:
+            _check_size(part, where)
 
 
-def _component(family: type[Component], current: Any, name: Any, parts: Any, where: str) -> Any:
-    """The component of `family` called `name`, sharing what `current` has in common with it."""
-    choices = family.choices()
-    if name is _KEEP and current is None:
-        words = ", ".join(sorted(choices))
-        raise SettingError(where, f"{where}: there is none yet: give its 'name', of {words}")
-    if name is _KEEP:
-        return configure(current, parts, f"{where}.")
-    if not isinstance(name, str) or name not in choices:
-        raise SettingError(where, f"{where}: {name!r} is unknown; {nearest(name, choices)}")
-    if type(current) is choices[name]:
-        return configure(current, parts, f"{where}.")
-    kept = {} if current is None else vars(current)
-    return _made(choices[name], kept, parts, where)
-
-
-def _made(kind: Any, kept: Mapping[str, Any], parts: Mapping[str, Any], where: str) -> Any:
-    """A new `kind` of the given parts, its other fields as `kept` has them."""
-    held = {field.name: kept.get(field.name, _default(field)) for field in dataclasses.fields(kind)}
-    made = {**held, **_changes(kind, held, parts, f"{where}.")}
-    for name, given in made.items():
-        if given is dataclasses.MISSING:
-            raise SettingError(where, f"{where}.{name} is missing")
-    return _checked(lambda: kind(**made), where)
-
-
-def _default(field: dataclasses.Field) -> Any:
-    made = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
+def _list_classes(hint: Any) -> Iterator[Any]:
+    """The families and dataclasses that a field of type `hint` may hold."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        yield from _list_classes(typing.get_args(hint)[0])
+    elif origin in (typing.Union, types.UnionType):
+        for choice in typing.get_args(hint):
+            yield from _list_classes(choice)
+    elif _is_component(hint) or dataclasses.is_dataclass(hint):
+        yield hint
 
 
 def _is_component(hint: Any) -> bool:
     return inspect.isclass(hint) and issubclass(hint, Component)
 
 
-def _checked(make: Callable[[], C], where: str) -> C:
-    """What `make` makes, with a complaint of its own (a `__post_init__`) turned into a SettingError."""
-    try:
-        return make()
-    except SettingError:
-        raise
-    except (BitgridError, ValueError) as error:
-        raise SettingError(where, f"{where}: {error}" if where else str(error)) from error
+def _field_names(held: object) -> set[str]:
+    return (
+        {field.name for field in dataclasses.fields(held)}
+        if dataclasses.is_dataclass(held)
+        else set()
+    )

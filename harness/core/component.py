@@ -16,14 +16,19 @@ from __future__ import annotations
 
 import sys
 from abc import ABC
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
-from harness.core.errors import BitgridError, CollisionError
+import pydantic
+from pydantic_core import core_schema
+
+from harness.core.checked import Checked, forget_adapters
+from harness.core.errors import BitgridError, CollisionError, SettingError, nearest
 
 _members: dict[str, dict[str, type[Component]]] = {}  # by family and name
 
 
-class Component(ABC):
+class Component(Checked, ABC):
     """Base of the families. A member is a frozen dataclass with a class attribute `name`.
 
     Defining it makes it selectable. A class that claims a name which another class of the family
@@ -57,6 +62,7 @@ class Component(ABC):
             )
         cls.name = name
         members[name] = cls
+        forget_adapters()
 
     @classmethod
     def family_name(cls) -> str:
@@ -64,15 +70,20 @@ class Component(ABC):
         return cls._family
 
     @classmethod
-    def identity_name(cls) -> str:
-        """Family and name, as keys hold them: `objective/kl`.
+    def own_name(cls) -> str:
+        """The name in the family.
 
-        Raises BitgridError for a class that has no name of its own: under an inherited one its
-        values would be taken for those of the class that it derives from.
+        Raises BitgridError for a class that has none of its own: under an inherited one its values
+        would be taken for those of the class that it derives from.
         """
         if "name" not in vars(cls):
             raise BitgridError(f"{_describe(cls)}: give it a `name` of its own in {cls._family!r}")
-        return f"{cls._family}/{cls.name}"
+        return cls.name
+
+    @classmethod
+    def identity_name(cls) -> str:
+        """Family and name, as keys hold them: `objective/kl`. Raises BitgridError as `own_name`."""
+        return f"{cls._family}/{cls.own_name()}"
 
     @classmethod
     def choices(cls) -> dict[str, type[Self]]:
@@ -81,9 +92,61 @@ class Component(ABC):
         return {name: member for name, member in members.items() if issubclass(member, cls)}
 
     @classmethod
+    def find(cls, name: object) -> type[Self]:
+        """The choice called `name`. Raises SettingError with the nearest one."""
+        choices = cls.choices()
+        if not isinstance(name, str) or name not in choices:
+            raise SettingError(f"{name!r} is unknown; {nearest(name, choices)}")
+        return choices[name]
+
+    @classmethod
+    def is_chosen_by_name(cls) -> bool:
+        """Whether a field of this class may hold a member of another one."""
+        return cls.choices() != {vars(cls).get("name"): cls}
+
+    @classmethod
     def siblings(cls) -> dict[str, type[Component]]:
         """All classes of the family, by name."""
         return dict(_members.get(cls._family, {}))
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: pydantic.GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """A member made already, or a mapping of its fields, and of its name where there is a choice."""
+        if not cls.is_chosen_by_name():
+            return handler(source)
+        fields = {
+            name: _without_name(
+                handler(source) if member is cls else handler.generate_schema(member)
+            )
+            for name, member in cls.choices().items()
+        }
+        if not fields:
+            return core_schema.is_instance_schema(cls)
+        union = core_schema.tagged_union_schema(fields, discriminator="name")
+        return core_schema.no_info_wrap_validator_function(cls._choose, union)
+
+    @classmethod
+    def _choose(cls, given: Any, validate: Callable[[Any], Any]) -> Any:
+        if isinstance(given, cls):
+            return given
+        data = given if isinstance(given, Mapping) else {"name": given}
+        if "name" not in data:
+            names = ", ".join(sorted(cls.choices()))
+            raise ValueError(f"there is none yet: give its 'name', of {names}")
+        cls.find(data["name"])
+        try:
+            return validate(data)
+        except BitgridError as error:  # of several fields that do not fit each other
+            raise ValueError(str(error)) from error
+
+
+def _without_name(schema: core_schema.CoreSchema) -> core_schema.CoreSchema:
+    """`schema` of a member's fields, for data that has the name too."""
+    return core_schema.no_info_before_validator_function(
+        lambda data: {key: part for key, part in data.items() if key != "name"}, schema
+    )
 
 
 def _source(cls: type) -> tuple[str, str]:

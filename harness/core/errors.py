@@ -21,10 +21,13 @@ class GridError(BitgridError):
     """A grid file that cannot be run: names the file, the line, what was given, the nearest name."""
 
 
-class SettingError(BitgridError):
-    """A setting that a method has not, or a value that it does not take; `path` is the dotted path."""
+class SettingError(BitgridError, ValueError):
+    """A setting that a method does not have, or a value that it does not take.
 
-    def __init__(self, path: str, message: str) -> None:
+    `path` is the dotted path; "" where several fields do not fit each other.
+    """
+
+    def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
         self.path = path
 
@@ -37,7 +40,7 @@ class TextError(BitgridError):
     """A text source that is unknown, missing or empty."""
 
 
-class FormatError(BitgridError):
+class FormatError(BitgridError, ValueError):
     """A number format that does not fit a layer, or whose parameters make no sense."""
 
 

@@ -26,10 +26,10 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from harness.config.document import Document, Path_
-from harness.config.misfit import misfit, said
+from harness.config.document import Document
 from harness.config.settings import configure, list_possible, list_settings
 from harness.core.errors import BitgridError, GridError, SettingError, TextError, nearest
+from harness.core.misfit import Where, explain, show
 from harness.core.stage import Stage
 from harness.data import hub
 from harness.evaluation.diagnostics import Facts, Options, diagnostics
@@ -111,7 +111,7 @@ def _validate(document: Document) -> GridFile:
             "report": ReportSpec,
             "published": Published,
         }
-        raise document.error(*misfit(error, document.data, known)) from None
+        raise document.error(*explain(error, document.data, known)) from None
 
 
 def _check_report(document: Document, file: GridFile, cells: Iterable[Cell], tasks: Any) -> None:
@@ -165,7 +165,7 @@ def _listed(
     for number, item in enumerate(items):
         given: Mapping[str, Any] = {item: {}} if isinstance(item, str) else item
         for name, asked in given.items():
-            where: Path_ = (key, number, name)
+            where: Where = (key, number, name)
             names = list(inspect.signature(options).parameters)
             for option in asked:
                 if option not in names:
@@ -176,7 +176,7 @@ def _listed(
             try:
                 found[name] = pydantic.TypeAdapter(options).validate_python(asked)
             except pydantic.ValidationError as error:
-                wrong = misfit(error, asked, prefix=name)
+                wrong = explain(error, asked, prefix=name)
                 raise document.error((*where, *wrong.where), wrong.message) from None
     return found
 
@@ -185,7 +185,7 @@ def _listed(
 class _Entry:
     """A method as one grid names it: the main one, or one compared against."""
 
-    where: Path_
+    where: Where
     registered: Entry
     label: str
     own: dict[str, Any]
@@ -194,7 +194,7 @@ class _Entry:
 
 def _entries(document: Document, file: GridFile) -> list[_Entry]:
     found = []
-    places: list[tuple[Path_, str | dict[str, Any]]] = [(("method",), file.method)]
+    places: list[tuple[Where, str | dict[str, Any]]] = [(("method",), file.method)]
     places += [(("compare", number), item) for number, item in enumerate(file.compare)]
     for where, given in places:
         own = {"name": given} if isinstance(given, str) else dict(given)
@@ -225,11 +225,11 @@ def _cells(
             raise document.error(("vary", path), f"axis {path!r} has no values")
     for number, seed in enumerate(axes["seed"]):
         if not isinstance(seed, int) or isinstance(seed, bool) or seed not in SEEDS:
-            message = f"seed {said(seed)} is no whole number of 64 bits"
+            message = f"seed {show(seed)} is no whole number of 64 bits"
             raise document.error(("vary", "seed", number), message)
     for number, source in enumerate(axes["model"]):
         if not isinstance(source, str):
-            raise document.error(("vary", "model", number), f"model {said(source)} is no name")
+            raise document.error(("vary", "model", number), f"model {show(source)} is no name")
     entries = _entries(document, file)
     used: set[str] = {"seed", "model"}
     points = []
@@ -278,7 +278,7 @@ def _cell(
         base = pretrained(source, file.dtype, file.trust_remote_code, file.attention)
         shapes = layer_shapes(source, file.trust_remote_code)
     except BitgridError as error:
-        place: Path_ = ("vary", "model") if "model" in file.vary else ("model",)
+        place: Where = ("vary", "model") if "model" in file.vary else ("model",)
         raise document.error(place, str(error)) from None
     try:
         method.check(shapes)
@@ -335,7 +335,7 @@ def _configured(
     configured, axes = entry.registered.method, {}
     # A component before its parts: `format: nf`, then `format.bits: 3`.
     for path in sorted(settings, key=lambda path: path.count(".")):
-        where: Path_ = (*entry.where, path) if path in entry.own else ("defaults", path)
+        where: Where = (*entry.where, path) if path in entry.own else ("defaults", path)
         if path in varied:
             axis = axis_of[path]
             where = ("vary", axis, file.vary[axis].index(chosen[axis]))

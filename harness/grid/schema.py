@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from harness.config.document import Path_
-from harness.config.misfit import Misfit
 from harness.core.errors import nearest
+from harness.core.misfit import Misfit, Where
 
 Decimals = Annotated[int, pydantic.Field(ge=0, le=9)]
 Tolerance = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
@@ -134,7 +133,7 @@ def misnamed(
             yield Misfit(("published", "tasks", ours, "task"), words)
 
 
-def _names(given: object) -> Iterator[tuple[Path_, str]]:
+def _names(given: object) -> Iterator[tuple[Where, str]]:
     """The names in one, a list or a mapping of them, each with its place there."""
     if isinstance(given, str):
         yield (), given

@@ -39,7 +39,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.core.errors import BitgridError, TrainingError
+from harness.core.checked import Checked
+from harness.core.errors import BitgridError, SettingError, TrainingError
 from harness.core.stage import Input, Resources, Stage, incidental, report, value
 from harness.data.text import Tokens
 from harness.models import DTYPES, PROCESS_GIB, Model, weights_gib
@@ -63,7 +64,7 @@ from methods.training.shards import Shards
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Checked):
     """The hyper-parameters. Defaults are BitDistiller's, where it publishes them.
 
     `trained`: `linears` the quantised weights only; `body` everything but embeddings and head, so
@@ -91,6 +92,7 @@ class Training:
     stop_diverged: bool = incidental(True)  # False: goes on, and keeps checkpoints, at any loss
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in (
             "batch_size",
             "micro_batch",
@@ -98,12 +100,12 @@ class Training:
             "epochs" if self.steps is None else "steps",
         ):
             if getattr(self, name) <= 0:
-                raise BitgridError(f"{name} {getattr(self, name)} is not positive")
+                raise SettingError(f"{name} {getattr(self, name)} is not positive")
         for name in ("lr", "warmup", "weight_decay", "clip_norm", "checkpoint_every"):
             if getattr(self, name) < 0:
-                raise BitgridError(f"{name} {getattr(self, name)} is negative")
+                raise SettingError(f"{name} {getattr(self, name)} is negative")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise BitgridError(f"betas {self.betas} are not from 0 to below 1")
+            raise SettingError(f"betas {self.betas} are not from 0 to below 1")
         for name, choices in (
             ("schedule", ("constant", "cosine", "linear")),
             ("dtype", ("float32", "bfloat16")),
@@ -111,7 +113,7 @@ class Training:
             ("optimizer", ("adamw", "adamw-8bit")),
         ):
             if getattr(self, name) not in choices:
-                raise BitgridError(
+                raise SettingError(
                     f"{name} {getattr(self, name)!r} is unknown; choices: {', '.join(choices)}"
                 )
 

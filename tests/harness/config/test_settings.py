@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
+from pydantic import PositiveInt
 
 from harness.config.settings import configure, list_settings
 from harness.core.component import Component
-from harness.core.errors import FormatError, SettingError
+from harness.core.errors import BitgridError, FormatError, SettingError
 from harness.method import Method
 
 
@@ -122,7 +124,7 @@ def test_nothing_given_changes_nothing() -> None:
         ),
         ({"shape": {"name": "square", 3: 1}}, "shape.3", "'shape.3' is unknown"),
         ({"shape": ["square"]}, "shape", r"\['square'\] is unknown; did you mean 'square'"),
-        ({"shape": "cut"}, "shape", "shape.corners is missing"),
+        ({"shape": "cut"}, "shape.corners", "shape: key 'corners' is missing"),
         ({"other": {"size": 3}}, "other", "there is none yet: give its 'name', of cut, round, sq"),
         ({"other.size": 3}, "other", "there is none yet"),
         ({"second": {"steps": "x"}}, "second.steps", "'x' should be a whole number"),
@@ -149,3 +151,72 @@ def test_every_path_is_listed() -> None:
     paths = dict(list_settings(Toy()))
     assert {"shape", "shape.size", "shape.radius", "loop.lr", "other", "flag"} <= set(paths)
     assert paths["loop.steps"] == 10
+
+
+@dataclass(frozen=True)
+class Careful(Method):
+    """Types that are constraints, a component of one class, and several components in a list."""
+
+    count: PositiveInt = 1
+    way: Literal["up", "down"] = "up"
+    square: Square = Square()
+    again: Square = Square()
+    shapes: tuple[Shape, ...] = ()
+
+
+def test_a_method_is_checked_when_it_is_made() -> None:
+    with pytest.raises(SettingError, match="count: 0 should be more than 0") as caught:
+        Careful(count=0)
+    assert caught.value.path == "count"
+    with pytest.raises(SettingError, match="way: 'left' should be 'up' or 'down'"):
+        Careful(way="left")  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match=r"shapes: 3 should be a list"):
+        Careful(shapes=3)  # type: ignore[arg-type]
+    # A number is of its field's type, so that equal settings are equal.
+    assert repr(Round(radius=1).radius) == "1.0"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"count": 0}, "count: 0 should be more than 0"),
+        ({"count": "x"}, "count: 'x' should be a whole number"),
+        ({"way": "left"}, "way: 'left' should be 'up' or 'down'"),
+        ({"square": "round"}, "square: 'round' is unknown; choices: square"),
+        ({"again.size": 10}, "again: size 10 is more than 9"),
+        ({"shapes": ["square", "sqare"]}, "shapes: 'sqare' is unknown; did you mean 'square'"),
+        ({"shapes": [{"name": "round", "sise": 3}]}, "key 'sise' is unknown"),
+    ],
+)
+def test_the_same_types_check_what_a_grid_says(given: dict[str, object], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        configure(Careful(), given)
+
+
+def test_a_list_of_components_and_a_component_without_a_choice() -> None:
+    shapes = ["round", {"name": "square", "side": 3}]
+    given = {"shapes": shapes, "square.size": 5, "again": {"name": "square", "size": 4}}
+    assert configure(Careful(), given) == Careful(
+        square=Square(size=5), again=Square(size=4), shapes=(Round(), Square(side=3.0))
+    )
+
+
+def test_a_component_that_is_defined_late_can_be_chosen() -> None:
+    assert configure(Toy(), {"shape": "square"}).shape == Square(1)
+
+    @dataclass(frozen=True)
+    class Late(Shape):
+        name = "late"
+
+    assert configure(Toy(), {"shape": "late"}).shape == Late()
+
+
+def test_a_component_without_a_name_of_its_own_is_not_mistaken_for_another() -> None:
+    @dataclass(frozen=True)
+    class Wider(Round):
+        pass
+
+    assert Toy(shape=Wider()).shape == Wider()
+    assert configure(Toy(shape=Wider()), {"flag": True}).shape == Wider()
+    with pytest.raises(BitgridError, match="give it a `name` of its own"):
+        configure(Toy(shape=Wider()), {"shape.radius": 1})

@@ -1,24 +1,27 @@
 """What does not fit a type, in the words of who wrote it instead of the validator's.
 
     except pydantic.ValidationError as error:
-        where, message = misfit(error, data)
+        wrong = explain(error, data)         # wrong.where, wrong.message
 
 Of a field that may be one of several types the validator complains once for each, under names of its
 own (`seed.int`, `seed.list[int]`); here that is one complaint about what was given. Not here: what
-may be given (`gridfile`, `cluster`, a method's fields).
+may be given (`harness.grid.schema`, `harness.cluster.profile`, a method's fields).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pydantic
 
-from harness.config.document import Path_
 from harness.core.errors import nearest
 
+Where: TypeAlias = tuple[str | int, ...]
+"""A place in data: keys of mappings and numbers of items, from the top."""
+
+_OURS = "value_error"  # a complaint of code of ours, in its own words
 # What was asked for, by the start of the validator's name of the complaint.
 _WANTED = {
     "int_": "a whole number",
@@ -47,11 +50,16 @@ _LIMITS = {
 class Misfit(NamedTuple):
     """The place in what was given, and the complaint in one line."""
 
-    where: Path_
+    where: Where
     message: str
 
+    @property
+    def path(self) -> str:
+        """The place as a dotted path, without the numbers of items."""
+        return ".".join(step for step in self.where if isinstance(step, str))
 
-def misfit(
+
+def explain(
     error: pydantic.ValidationError,
     data: Any,
     known: Mapping[str, type[pydantic.BaseModel]] | None = None,
@@ -63,30 +71,34 @@ def misfit(
     top); `prefix`: the dotted path of `data` itself. A key that is unknown goes before one that is
     missing, since it may be the same one misspelt.
     """
-    found = [(_place(each, data), each) for each in error.errors()]
-    for place, each in found:
-        if each["type"] == "extra_forbidden":
+    complaints = [(_place(each, data), each) for each in error.errors()]
+    for place, each in complaints:
+        if each["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             model = (known or {}).get(str(place[0]) if len(place) > 1 else "")
-            names = model.model_fields if model else ()
-            return Misfit(place, f"key {place[-1]!r} is unknown; {nearest(place[-1], names)}")
+            near = f"; {nearest(place[-1], model.model_fields)}" if model else ""
+            start = _begin(prefix, place[:-1])
+            return Misfit(place, f"{start}key {place[-1]!r} is unknown{near}")
     # Of one field the deepest complaint is of the type that what was given looks like.
-    field = found[0][0][:1]
-    place, first = max((pair for pair in found if pair[0][: len(field)] == field), key=_depth)
-    given, kind = said(first["input"]), first["type"]
-    if kind == "missing" and isinstance(place[-1], str):
-        return Misfit(place, f"key {place[-1]!r} is missing")
+    field = complaints[0][0][:1]
+    of_field = (pair for pair in complaints if pair[0][: len(field)] == field)
+    place, first = max(of_field, key=_depth)
+    kind = first["type"]
     is_key = kind == "invalid_key" or "[key]" in first["loc"]
-    steps = [step for step in place if isinstance(step, str)][: -1 if is_key else None]
-    path = "".join(f"{step}: " for step in [".".join([*filter(None, [prefix]), *steps])] if step)
+    is_missing = kind == "missing" and isinstance(place[-1], str)
+    start = _begin(prefix, place[:-1] if is_key or is_missing else place)
     if is_key:
-        return Misfit(place, f"{path}key {given} should be text")
-    same = [each for where, each in found if where == place]
+        return Misfit(place, f"{start}key {show(first['input'])} should be text")
+    if is_missing:
+        return Misfit(place, f"{start}key {place[-1]!r} is missing")
+    if kind == _OURS:
+        return Misfit(place, f"{start}{first['ctx']['error']}")
+    same = [each for where, each in complaints if where == place]
     limits = [each for each in same if each["type"] in _LIMITS]
     wanted = " or ".join(dict.fromkeys(map(_wanted, limits or same)))
-    return Misfit(place, f"{path}{given} should be {wanted}")
+    return Misfit(place, f"{start}{show(first['input'])} should be {wanted}")
 
 
-def said(given: object) -> str:
+def show(given: object) -> str:
     """A value as a YAML file would say it, or the beginning of it."""
     if given is None or isinstance(given, bool):
         return {None: "null", True: "true", False: "false"}[given]
@@ -94,6 +106,12 @@ def said(given: object) -> str:
         return f".{given}".replace(".-", "-.")
     text = repr(given)
     return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _begin(prefix: str, place: Where) -> str:
+    """The beginning of a message: the dotted path of a place in what lies at `prefix`."""
+    path = ".".join(step for step in (prefix, *place) if isinstance(step, str) and step)
+    return f"{path}: " if path else ""
 
 
 def _wanted(each: Mapping[str, Any]) -> str:
@@ -105,10 +123,10 @@ def _wanted(each: Mapping[str, Any]) -> str:
         if kind.startswith(start):
             return words
     message = str(each["msg"])
-    return message.removeprefix("Input should be ").removeprefix("Value error, ").lower()
+    return message.removeprefix("Input should be ").lower()
 
 
-def _place(each: Mapping[str, Any], data: Any) -> Path_:
+def _place(each: Mapping[str, Any], data: Any) -> Where:
     """Where a complaint is in `data`: its location without the validator's names of types."""
     place: list[str | int] = []
     for step in each["loc"]:
@@ -121,5 +139,5 @@ def _place(each: Mapping[str, Any], data: Any) -> Path_:
     return (*place, each["loc"][-1]) if each["type"] == "missing" else tuple(place)
 
 
-def _depth(pair: tuple[Path_, Any]) -> int:
+def _depth(pair: tuple[Where, Any]) -> int:
     return len(pair[0])

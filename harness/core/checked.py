@@ -1,0 +1,73 @@
+"""Frozen dataclasses whose fields are checked, by their types, whenever one is made.
+
+    @dataclass(frozen=True)
+    class Training(Checked):
+        steps: PositiveInt | None = None             # pydantic's types are the constraints
+        betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+        schedule: Literal["constant", "cosine"] = "constant"
+
+    Training(steps=0)                                # SettingError: steps: 0 should be more than 0
+
+The same types check what a grid says (`harness.config.settings`) and give editors their schema, so a
+constraint is written once, as a type. One over several fields is a `__post_init__` that calls this
+one's first and raises SettingError. Not here: the words of a complaint (`misfit`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar
+
+import pydantic
+import typing_extensions
+
+from harness.core.errors import SettingError
+from harness.core.misfit import explain
+
+
+class Checked:
+    """Base of such dataclasses. A value is of its field's type afterwards: 1 is 1.0 in a float."""
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(
+        extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
+    )
+
+    def __post_init__(self) -> None:
+        """Raises SettingError for a value that does not fit its field."""
+        cls: Any = type(self)
+        values = {name: getattr(self, name) for name in field_types(cls)}
+        for name, value in fit_fields(cls, values).items():
+            object.__setattr__(self, name, value)
+
+
+def fit_fields(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `cls` as their types want them. Raises SettingError with the dotted path."""
+    try:
+        return _fields_adapter(cls).validate_python(data)
+    except pydantic.ValidationError as error:
+        wrong = explain(error, data)
+        raise SettingError(wrong.message, wrong.path) from None
+
+
+def forget_adapters() -> None:
+    """For when there is one more class that a field may hold."""
+    _fields_adapter.cache_clear()
+
+
+@cache
+def field_types(cls: type) -> Mapping[str, Any]:
+    """The types of the fields that a dataclass is made of, with their constraints."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+@cache
+def _fields_adapter(cls: Any) -> pydantic.TypeAdapter[dict[str, Any]]:
+    """Validates the fields of a `cls` without making one."""
+    make_type: Any = typing_extensions.TypedDict
+    fields = make_type(cls.__name__, dict(field_types(cls)))
+    fields.__pydantic_config__ = cls.__pydantic_config__
+    return pydantic.TypeAdapter(fields)
