@@ -302,7 +302,7 @@ def stand_in(path: Path, changes: Mapping[str, object] | None = None) -> Plan:
     """The plan of a grid file, planned without its model and data sets; `changes` to its keys."""
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder) / "small"
-        shutil.copytree(sources.TESTBED["testbed"], small)
+        shutil.copytree(sources.find_source("testbed").folder(), small)
         config = json.loads((small / "config.json").read_text())
         config |= {"max_position_embeddings": 4096}
         (small / "config.json").write_text(json.dumps(config))

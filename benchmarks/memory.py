@@ -23,7 +23,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from harness.data.text import Packed, Tokens
+from harness.data import Packed, Tokens
 from harness.models import pretrained
 from methods.quantization.formats import IntAsym
 from methods.training.memory import of_training

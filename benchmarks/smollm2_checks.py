@@ -41,7 +41,7 @@ def main() -> None:
     shared = Path(os.environ.get("BITGRID_SHARED", ROOT.parent / "shared"))
     with tempfile.TemporaryDirectory() as made:
         os.environ["BITGRID_MIRROR"] = str(mirror.build(shared / "data", Path(made)))
-        model = read_model(str(smollm2.folder()), torch.float32)
+        model = read_model(str(smollm2.unpacked_folder()), torch.float32)
         began = time.monotonic()
         ours = scores(model, "wikitext2", given.windows).rows[0]
         middle = time.monotonic()
@@ -71,7 +71,7 @@ def scores(model: Model, task: str, limit: int | None) -> Scores:
 @torch.inference_mode()
 def reference(data: Path, windows: int | None, length: int = 2048) -> float:
     """GPTQ's protocol, from the text file on: lines joined by blank lines, whole windows, no BOS."""
-    folder = smollm2.folder()
+    folder = smollm2.unpacked_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     lines = mirror.read(data / "wikitext2_raw_test.txt.gz").split("\n")
@@ -94,14 +94,14 @@ def direct(task: str, limit: int, batch: int) -> dict[str, float]:
     from lm_eval.models.huggingface import HFLM
 
     def mirrored(path: str, name: str | None = None, **_: object) -> datasets.DatasetDict:
-        files = hub.mirrored(path, name)
+        files = hub.find_access().mirrored(path, name)
         found = {split: datasets.Dataset.from_json(str(file)) for split, file in files.items()}
         return datasets.DatasetDict({"train": next(iter(found.values())), **found})
 
     load, datasets.load_dataset = datasets.load_dataset, mirrored
     try:
         model = HFLM(
-            str(smollm2.folder()),
+            str(smollm2.unpacked_folder()),
             dtype="float32",
             device=str(device()),
             batch_size=batch,

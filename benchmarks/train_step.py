@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.models import Model, device
 from methods.quantization.formats import IntAsym
 from methods.training.objectives import CAKLD, Objective

@@ -27,7 +27,7 @@ from harness.core.component import Component
 from harness.core.errors import BitgridError, nearest
 from harness.core.registry import Registry, find_caller
 from harness.core.stage import Input, Resources, Stage, value
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.models import Model, host_gib
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,13 +68,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_mirror_of_another_test() -> Iterator[None]:
-    """The mirror that a grid names holds for its process, which here runs other tests too."""
-    yield
-    os.environ.pop("BITGRID_GRID_MIRROR", None)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from harness import models
 from harness.config.document import Document
 from harness.core.stage import closure
-from harness.data.text import Packed
+from harness.data import Packed
 from harness.grid import published
 from harness.grid.expand import load
 from harness.grid.schema import GridFile
@@ -60,7 +60,7 @@ def test_testbed_grids_load(path: Path) -> None:
 def test_real_grids_load(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are but for the model: a small one with a long context in place of one on the hub."""
     small = tmp_path / "small"
-    shutil.copytree(sources.TESTBED["testbed"], small)
+    shutil.copytree(sources.find_source("testbed").folder(), small)
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
     monkeypatch.setattr("methods.recipe.another", lambda base, _: models.pretrained(str(small)))

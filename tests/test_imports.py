@@ -15,7 +15,7 @@ FROM_METHODS = {
     "harness.core.component",
     "harness.core.errors",
     "harness.core.stage",
-    "harness.data.text",
+    "harness.data",
     "harness.method",
     "harness.models",
     "harness.models.dry_run",

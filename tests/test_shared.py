@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.data.text import pack
+from harness.data import pack
 from harness.models import Model, layer_shapes, read_model
 from methods.quantization.formats import IntAsym
 from methods.quantization.rounding import quantize_model

@@ -91,18 +91,16 @@ def _add_prefetch_arguments(parser: argparse.ArgumentParser) -> None:
 def _prefetch(arguments: argparse.Namespace) -> int:
     if arguments.mirror:
         os.environ["BITGRID_MIRROR"] = str(arguments.mirror.absolute())
-    from harness.data import hub
     from harness.grid import expand as grids
-    from harness.run.prefetch import prefetch, unknown
+    from harness.run.prefetch import find_obstacles, prefetch
 
-    with hub.filling(open_store(arguments).root.parent / "mirror"):
-        grid = grids.load(arguments.grid, allow_code_execution=True)
-        for line in prefetch(grid):
-            print(line, flush=True)
-        folder = hub.mirror()
-    for task in unknown(grid):
-        print(f"bitgrid: task {task!r}: only its code knows what it reads", file=sys.stderr)
-    print(f"mirror: {folder}")
+    fill = open_store(arguments).root.parent / "mirror"
+    grid = grids.load(arguments.grid, allow_code_execution=True, fill=fill)
+    for line in prefetch(grid):
+        print(line, flush=True)
+    for obstacle in find_obstacles(grid):
+        print(f"bitgrid: {obstacle}", file=sys.stderr)
+    print(f"mirror: {grid.access.folder}")
     if not (os.environ.get("BITGRID_MIRROR") or grid.file.mirror):
         print("to read it: BITGRID_MIRROR, or 'mirror:' in the grid")
     return 0

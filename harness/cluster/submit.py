@@ -37,7 +37,6 @@ from harness.cluster.profile import Profile, Request
 from harness.core import provenance
 from harness.core.errors import BitgridError, ClusterError
 from harness.core.store import Store
-from harness.data import hub
 from harness.grid.expand import Grid
 from harness.run.plan import Plan
 
@@ -209,8 +208,8 @@ def _within(found: list[waves.Job], most: int) -> list[waves.Job]:
 def _write_grid(grid: Grid, path: Path) -> None:
     """The grid as one file that needs no other: bases taken in, the mirror's place absolute."""
     said = grid.file.model_dump(exclude_none=True)
-    if (mirror := hub.mirror()) is not None:
-        said["mirror"] = str(mirror)
+    if grid.access.folder is not None:
+        said["mirror"] = str(grid.access.folder)
     path.write_text(f"# {grid.question}\n" + yaml.safe_dump(said, sort_keys=False))
 
 

@@ -166,7 +166,7 @@ def _find_file(module: str) -> str | None:
 
 
 def _registered_names(file: str | None) -> list[str]:
-    """The names that a file registers, from its text: `register("name", …)`."""
+    """The names that a file registers, from its text: `register("name", …)`, `register_text(…)`."""
     try:
         tree = ast.parse(Path(file or "").read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError):
@@ -177,5 +177,5 @@ def _registered_names(file: str | None) -> list[str]:
         for call in calls
         if isinstance(call.args[0], ast.Constant)
         and isinstance(call.args[0].value, str)
-        and getattr(call.func, "id", getattr(call.func, "attr", None)) == "register"
+        and getattr(call.func, "id", getattr(call.func, "attr", "")).startswith("register")
     ]

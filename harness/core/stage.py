@@ -32,6 +32,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
+from harness.core.reads import Read
+
 T = TypeVar("T")
 
 
@@ -68,6 +70,18 @@ class Stage(Generic[T]):
     def preflight(self) -> None:
         """Raise BitgridError where this machine lacks what `run` needs: before anything is computed."""
         return
+
+    def reads(self) -> tuple[Read, ...]:
+        """What lies outside of the graph that the key rests on: files, data sets, models of a hub."""
+        return ()
+
+    def notice(self, made: T) -> str | None:
+        """What a user should know of the value that was made, in words; None where there is nothing."""
+        return None
+
+    def is_mapped(self, made: T) -> bool:
+        """Whether a value that is not kept lies in files: who makes it again shares the memory."""
+        return False
 
     def run(self, work: Path) -> T:
         """Compute the value. Inputs are already values; `work` survives a kill and a requeue.

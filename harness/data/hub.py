@@ -6,30 +6,26 @@ A mirror holds the rows of a data set in its own column names, one file a split:
     MIRROR/Salesforce/wikitext/REVISION                the commit it was taken from, and digests
 
 BITGRID_MIRROR names the folder, else a grid does (`mirror:`). Compute nodes without a network read
-from it, and so does a laptop without an account. `digest` pins a split before anything runs. Not
-here: what a text's rows mean (`text`), which data sets tasks read (`tasks`), what fills a mirror
-(`prefetch`).
+from it, and so does a laptop without an account. `Access.digest` pins a split before anything runs.
+Not here: what a text's rows mean (`hub_texts`), which data sets tasks read (`harness.evaluation.tasks`),
+how a mirror is filled (`fill`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
-import io
-import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.core.errors import TextError, first_line, nearest
 from harness.core.hub_cache import cached_commit
-
-SUFFIXES = (".jsonl", ".jsonl.gz")
+from harness.data.jsonl import SUFFIXES, check_columns, check_texts, read_dataset
 
 
 class Split(NamedTuple):
@@ -44,114 +40,137 @@ class Split(NamedTuple):
         return f"{self.path}{f' ({self.config})' if self.config else ''} {self.split}"
 
 
-consulted: set[Path] = set()  # the mirrored files that a grid's keys rest on
-_filling: ContextVar[Path | None] = ContextVar("filling", default=None)
+@dataclass(frozen=True)
+class Access:
+    """Where data sets are read: the mirror `folder`, or the hub where there is none.
 
-
-def use(folder: Path | None) -> None:
-    """The mirror that a grid names, from now on; the environment's own wins.
-
-    Kept in the environment, so that processes that this one starts read the same.
+    `fills`: the mirror is being filled, so that what it lacks is asked of the hub.
     """
-    consulted.clear()
-    os.environ.pop("BITGRID_GRID_MIRROR", None)
-    if folder is not None:
-        os.environ["BITGRID_GRID_MIRROR"] = str(folder)
+
+    folder: Path | None = None
+    fills: bool = False
+
+    def mirrored(self, path: str, config: str | None) -> dict[str, Path]:
+        """The mirror's files of a data set, by split; empty where it has none of them."""
+        folder = None if self.folder is None else self.folder / path / (config or "default")
+        if folder is None or not folder.is_dir():
+            return {}
+        files = sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES))
+        return {p.name.removesuffix(".gz").removesuffix(".jsonl"): p for p in files}
+
+    def find(self, split: Split) -> Path | None:
+        """The mirror's file of a split; None without a mirror, or while it is being filled.
+
+        Raises TextError where there is a mirror but not the file, saying what it has.
+        """
+        if self.folder is None:
+            return None
+        files = self.mirrored(split.path, split.config)
+        if split.split in files:
+            return files[split.split]
+        if self.fills:
+            return None
+        where = self.folder / split.path / (split.config or "default") / split.split
+        has = nearest(split.split, files) if files else "it has nothing of this data set"
+        raise TextError(f"the mirror lacks {where}.jsonl[.gz]: {has}")
+
+    def files(self, split: Split) -> tuple[Path, ...]:
+        """The mirrored files that a split's digest rests on."""
+        if self.folder is None or (file := self.find(split)) is None:
+            return ()
+        revision = self.folder / split.path / "REVISION"
+        return (file, revision) if revision.is_file() else (file,)
+
+    def digest(self, split: Split, texts: Iterable[str] = (), columns: Iterable[str] = ()) -> str:
+        """What pins a split: its data set's commit where that is known, else the mirrored content.
+
+        Raises TextError where the split is neither mirrored nor, by the hub's word, there, and where
+        the mirrored file is broken, lacks one of `columns`, or a text in one of `texts`.
+        """
+        file = self.find(split)
+        if file is None:
+            return self.commit(split.path)[:24]
+        check_columns(file, columns)
+        check_texts(file, texts)
+        pinned, content = self.pinned(split.path), digest_of(file)
+        return pinned[:24] if pinned and _is_as_fetched(file, content) else content
+
+    def pinned(self, path: str) -> str | None:
+        """The commit that the mirror has a data set at, where it says so."""
+        revision = None if self.folder is None else self.folder / path / "REVISION"
+        if revision is None or not revision.is_file():
+            return None
+        return revision.read_text().split()[0]
+
+    def commit(self, path: str) -> str:
+        """The commit of a data set: the mirror's, where it says so, else the hub's now."""
+        return self.pinned(path) or _commit(path)
+
+    def revision(self, path: str) -> str | None:
+        """The commit to load a data set at; None offline, where there is only what the cache has."""
+        return None if _is_offline() else self.commit(path)
+
+    def rows(self, split: Split) -> Any:
+        """The rows of a split, a `datasets.Dataset`. Raises TextError where they cannot be loaded."""
+        from datasets import load_dataset
+
+        path, config, name, files = split
+        file = self.find(split)
+        try:
+            if file is not None:
+                return read_dataset(file)
+            if files:
+                return load_dataset(
+                    path, data_files={name: files}, split=name, revision=self.revision(path)
+                )
+            return load_dataset(path, config, split=name, revision=self.revision(path))
+        except (OSError, ValueError, ConnectionError) as error:
+            raise TextError(f"data set {path} cannot be loaded: {first_line(error)}") from error
+
+
+def find_access(named: str | Path | None = None, fill: Path | None = None) -> Access:
+    """The access that BITGRID_MIRROR says, else the mirror `named`.
+
+    `fill`: the folder to be filled where no mirror is named; what a mirror lacks is asked of the hub
+    then. Raises TextError where a mirror is named that is not there, unless it is to be filled.
+    """
+    chosen = os.environ.get("BITGRID_MIRROR") or named
+    if not chosen:
+        return Access(fill, fills=fill is not None)
+    folder = Path(chosen).expanduser()
+    if fill is None and not folder.is_dir():
+        raise TextError(f"the mirror folder {folder} is not there; 'bitgrid prefetch' makes one")
+    return Access(folder, fills=fill is not None)
+
+
+_current: ContextVar[Access | None] = ContextVar("access", default=None)
 
 
 @contextlib.contextmanager
-def filling(folder: Path) -> Iterator[None]:
-    """Inside, what the mirror lacks is asked of the hub; the mirror is `folder` where none is named."""
-    token = _filling.set(folder)
+def reading(access: Access) -> Iterator[None]:
+    """Inside, stages are made that read data sets so: while a grid becomes stages.
+
+    A stage keeps the folder, so that whoever runs it needs no more than the stage.
+    """
+    token = _current.set(access)
     try:
         yield
     finally:
-        _filling.reset(token)
+        _current.reset(token)
 
 
-def mirror() -> Path | None:
-    """The mirror folder, or None. Raises TextError where it is named but not there."""
-    named = os.environ.get("BITGRID_MIRROR") or os.environ.get("BITGRID_GRID_MIRROR")
-    if not named:
-        return _filling.get()
-    folder = Path(named).expanduser()
-    if not folder.is_dir() and not _filling.get():
-        raise TextError(f"the mirror folder {folder} is not there; 'bitgrid prefetch' makes one")
-    return folder
+def current(named: str | None = None) -> Access:
+    """The access inside `reading`; elsewhere that of BITGRID_MIRROR, else of the mirror `named`."""
+    return _current.get() or find_access(named)
 
 
-def mirrored(path: str, config: str | None) -> dict[str, Path]:
-    """The mirror's files of a data set, by split; empty where it has none of them."""
-    root = mirror()
-    folder = None if root is None else root / path / (config or "default")
-    if folder is None or not folder.is_dir():
-        return {}
-    files = sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES))
-    return {p.name.removesuffix(".gz").removesuffix(".jsonl"): p for p in files}
-
-
-def mirrored_split(path: str, config: str | None, split: str) -> Path | None:
-    """The mirror's file of a split; None without a mirror, or while it is being filled.
-
-    Raises TextError where there is a mirror but not the file, saying what it has.
-    """
-    root = mirror()
-    if root is None:
-        return None
-    found = mirrored(path, config)
-    if split in found:
-        consulted.add(found[split])
-        return found[split]
-    if _filling.get():
-        return None
-    where = root / path / (config or "default")
-    has = nearest(split, found) if found else "it has nothing of this data set"
-    raise TextError(f"the mirror lacks {where / split}.jsonl[.gz]: {has}")
-
-
-def digest(
-    path: str,
-    config: str | None,
-    split: str,
-    texts: Iterable[str] = (),
-    columns: Iterable[str] = (),
-) -> str:
-    """What pins a split: the data set's commit where it is known, else the mirrored file's content.
-
-    Raises TextError where the split is neither mirrored nor, by the hub's word, there, and where the
-    mirrored file is broken, lacks one of `columns`, or a text in one of `texts`.
-    """
-    file = mirrored_split(path, config, split)
-    if file is None:
-        return commit(path)[:24]
+def digest_of(file: Path) -> str:
+    """24 hex digits over a file's content, read again only where it has changed."""
     facts = file.stat()
-    check_columns(file, columns)
-    check_texts(file, texts)
-    recorded, content = pinned(path), _content(file, facts.st_size, facts.st_mtime_ns)
-    return recorded[:24] if recorded and _as_fetched(file, content) else content
+    return _content(file, facts.st_size, facts.st_mtime_ns)
 
 
-def pinned(path: str) -> str | None:
-    """The commit that the mirror has a data set at, where it says so."""
-    root = mirror()
-    recorded = None if root is None else root / path / "REVISION"
-    if recorded is None or not recorded.is_file():
-        return None
-    consulted.add(recorded)
-    return recorded.read_text().split()[0]
-
-
-def record(path: str, file: Path) -> None:
-    """Note in REVISION what a fetched file holds, so that one changed by hand is not taken for it."""
-    root = mirror()
-    assert root is not None
-    facts = file.stat()
-    with (root / path / "REVISION").open("a") as lines:
-        content = _content(file, facts.st_size, facts.st_mtime_ns)
-        lines.write(f"{content} {file.relative_to(root / path)}\n")
-
-
-def _as_fetched(file: Path, content: str) -> bool:
+def _is_as_fetched(file: Path, content: str) -> bool:
     """Whether a file still holds what REVISION notes of it, where it notes anything."""
     folder = file.parent.parent
     lines = [line.split(" ", 1) for line in (folder / "REVISION").read_text().splitlines()[1:]]
@@ -159,146 +178,7 @@ def _as_fetched(file: Path, content: str) -> bool:
     return noted.get(str(file.relative_to(folder)), content) == content
 
 
-def commit(path: str) -> str:
-    """The commit of a data set: the mirror's, where it says so, else the hub's now."""
-    return pinned(path) or _commit(path)
-
-
-def revision(path: str) -> str | None:
-    """The commit to load a data set at; None offline, where there is only what the cache has."""
-    return None if _offline() else commit(path)
-
-
-def rows(path: str, config: str | None, split: str, files: str | None = None) -> Any:
-    """The rows of a split, a `datasets.Dataset`.
-
-    `files`: the split's files inside the repository, where it is too large to load whole.
-    """
-    from datasets import load_dataset
-
-    file = mirrored_split(path, config, split)
-    try:
-        if file is not None:
-            return typed_rows(file)
-        if files:
-            return load_dataset(
-                path, data_files={split: files}, split=split, revision=revision(path)
-            )
-        return load_dataset(path, config, split=split, revision=revision(path))
-    except (OSError, ValueError, ConnectionError) as error:
-        raise TextError(f"data set {path} cannot be loaded: {first_line(error)}") from error
-
-
-def typed_rows(file: Path) -> Any:
-    """The rows of a mirrored file, a `datasets.Dataset` in memory, with the types of its JSON.
-
-    The library's own JSON loader takes a column of texts that look like dates for dates.
-    """
-    from datasets import Dataset
-
-    try:
-        return Dataset.from_list([row for _, row in json_rows(file)])
-    except (TypeError, ValueError) as error:  # Arrow's own are both
-        raise TextError(f"{file}: rows do not agree in type: {first_line(error)}") from error
-
-
-def json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file of JSON lines, with their line numbers. Raises TextError for a broken line.
-
-    Lines are those of bytes: a text may hold other line ends, U+2028, as they are.
-    """
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
-            lines = io.BufferedReader(opened, 2**20)
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, _row(f"{file}: line {number}", line)
-    except (OSError, EOFError, zlib.error) as error:
-        raise TextError(f"{file} cannot be read: {error}") from error
-
-
-def _row(where: str, line: bytes) -> dict[str, Any]:
-    try:
-        text = line.decode().strip()
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        words = f"{error.msg} (column {error.pos + 1})"
-        raise TextError(f"{where} is not a JSON object: {words}") from None
-    except UnicodeDecodeError as error:
-        raise TextError(f"{where} is not text in UTF-8: {error.reason}") from None
-    if not isinstance(row, dict):
-        raise TextError(f"{where} is not a JSON object: {text[:40]}")
-    return row
-
-
-def decoded(file: Path) -> str:
-    """The text in a file. Raises TextError where it is not UTF-8."""
-    try:
-        return unpacked(file).decode()
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise TextError(f"{file}: line {line} is not text in UTF-8: {error.reason}") from None
-
-
-def unpacked(file: Path) -> bytes:
-    """The bytes of a file, of a gzip file what it holds. Raises TextError where that is broken."""
-    try:
-        raw = file.read_bytes()
-        return gzip.decompress(raw) if file.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise TextError(f"{file} cannot be read: {error}") from error
-
-
-def check_columns(file: Path, columns: Iterable[str]) -> None:
-    """Raise TextError where not all rows of a file have all the columns."""
-    for shape, line in _surveyed(file).shapes.items():
-        names = [name for name, _ in shape]
-        for column in columns:
-            if column not in names:
-                there = ", ".join(names) or "none"
-                raise TextError(f"{file}: line {line} has no column {column!r}; columns: {there}")
-
-
-def check_texts(file: Path, columns: Iterable[str]) -> None:
-    """Raise TextError where a file's rows do not all have a text in each of the columns."""
-    check_columns(file, columns)
-    shapes, filled = _surveyed(file)
-    for column in columns:
-        for shape, line in shapes.items():
-            if (column, str) not in shape:
-                raise TextError(f"{file}: line {line} has no text in column {column!r}")
-        if column not in filled:
-            raise TextError(f"{file}: every text in column {column!r} is blank")
-
-
-class _Survey(NamedTuple):
-    """The columns of rows with their types, each kind of row with its first line; and which columns
-    have a text that is not blank."""
-
-    shapes: dict[tuple[tuple[str, type], ...], int]
-    filled: set[str]
-
-
-def _surveyed(file: Path) -> _Survey:
-    facts = file.stat()
-    return _survey(file, facts.st_size, facts.st_mtime_ns)
-
-
-@cache
-def _survey(file: Path, size: int, mtime: int) -> _Survey:
-    """Every line of a file is read, once: what is broken there is met before anything is computed."""
-    found = _Survey({}, set())
-    for number, row in json_rows(file):
-        found.shapes.setdefault(tuple((name, type(held)) for name, held in row.items()), number)
-        for name, held in row.items():
-            if name not in found.filled and isinstance(held, str) and held.strip():
-                found.filled.add(name)
-    if not found.shapes:
-        raise TextError(f"{file} is empty")
-    return found
-
-
-def _offline() -> bool:
+def _is_offline() -> bool:
     from huggingface_hub import constants
 
     return constants.HF_HUB_OFFLINE
@@ -308,7 +188,7 @@ def _offline() -> bool:
 def _commit(path: str) -> str:
     from huggingface_hub import HfApi
 
-    if _offline() and (cached := cached_commit("datasets", path)):
+    if _is_offline() and (cached := cached_commit("datasets", path)):
         return cached
     try:
         return str(HfApi().dataset_info(path).sha)

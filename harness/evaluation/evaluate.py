@@ -21,8 +21,12 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.core.errors import GridError, ModelError, TextError
-from harness.core.stage import Input, Resources, Stage, report, value
-from harness.data.text import HUB, pack, texts
+from harness.core.reads import Read
+from harness.core.stage import Input, Resources, Stage, incidental, report, value
+from harness.data import pack, texts
+from harness.data.fill import DataSetRead
+from harness.data.hub import current, find_access
+from harness.data.sources import TEXTS
 from harness.evaluation import tasks
 from harness.models import Model, Pretrained, host_gib
 from harness.testbed import world
@@ -141,16 +145,29 @@ class LmEval(Stage[Scores]):
     bos: bool
     digest: str  # of the items: see `tasks.digest`
     limit: int | None = None  # items
+    mirror: str | None = incidental(None)  # data sets are read from it; BITGRID_MIRROR goes before
 
     @property
     def resources(self) -> Resources:
         return Resources(gpus=1, memory_gib=host_gib(self.model), hours=2)
 
+    def reads(self) -> tuple[Read, ...]:
+        splits, access = tasks.reads(self.task, self.num_fewshot), current(self.mirror)
+        if not splits and self.task not in tasks.testbed():
+            return (tasks.Unlisted(self.task),)
+        return tuple(DataSetRead(split, access) for split in splits)
+
     def run(self, work: Path) -> Scores:
         model = _evaluable(value(self.model))
         batch = task_batch(model.context)
         found = tasks.evaluate(
-            model, self.task, self.num_fewshot, self.bos, self.limit, batch_size=batch
+            model,
+            self.task,
+            self.num_fewshot,
+            self.bos,
+            self.limit,
+            batch_size=batch,
+            access=find_access(self.mirror),
         )
         named = {
             name: self.task if len(found["samples"]) == 1 else name for name in found["samples"]
@@ -230,13 +247,16 @@ def evaluation(
                 raise ModelError(f"{task}: bos is true, but the tokenizer has no BOS token")
         documents = texts(protocol.text, "heldout")
         return Perplexity(model, documents, task, protocol, bos, options.limit)
-    tasks.check(task, others=PERPLEXITY, texts=HUB)
+    tasks.check(task, others=PERPLEXITY, texts=TEXTS.load())
     _check_applies(task, window=options.window)
     shots = FEWSHOT.get(task) if options.num_fewshot is None else options.num_fewshot
     bos = False if options.bos is None else options.bos  # as the papers do
     if base is not None:
         tasks.check_model(task, bos, base.tokenizer(), base.context())
-    return LmEval(model, task, shots, bos, tasks.digest(task, shots), options.limit)
+    access = current()
+    folder = None if access.folder is None else str(access.folder)
+    digest = tasks.digest(task, shots, access)
+    return LmEval(model, task, shots, bos, digest, options.limit, folder)
 
 
 def task_batch(context: int) -> int:

@@ -14,6 +14,7 @@ import io
 import logging
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +25,10 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from harness.core.errors import GridError, ModelError, TextError, nearest
+from harness.core.reads import Read
 from harness.core.stage import canonical
-from harness.data import hub
+from harness.data.hub import Access, Split
+from harness.data.jsonl import read_dataset
 from harness.evaluation import sandbox
 from harness.models import Model
 from harness.testbed import world
@@ -48,7 +51,7 @@ def check(task: str, others: Iterable[str], texts: Iterable[str]) -> None:
             "token perplexity of the quantisation papers"
         )
     if task not in testbed() and task not in (known := names()):
-        if task.partition(":")[0] in (*texts, "testbed", "file"):
+        if task.partition(":")[0] in texts:
             raise GridError(f"{task!r} is a text, not a task; perplexities: {', '.join(others)}")
         raise GridError(f"task {task!r} is unknown; {nearest(task, {*known, *others})}")
 
@@ -96,7 +99,7 @@ def check_model(
             )
 
 
-def reads(task: str, shots: int | None) -> tuple[hub.Split, ...]:
+def reads(task: str, shots: int | None) -> tuple[Split, ...]:
     """The splits that a task, or the tasks of a group, read, by their YAML; nothing is loaded.
 
     Empty for tasks that are Python classes, make their own data or name single files: what those
@@ -106,16 +109,16 @@ def reads(task: str, shots: int | None) -> tuple[hub.Split, ...]:
 
 
 @cache
-def _needs(task: str, shots: int | None) -> dict[hub.Split, frozenset[str]]:
+def _needs(task: str, shots: int | None) -> dict[Split, frozenset[str]]:
     """The splits that a task reads, each with the columns that its templates name."""
-    found: dict[hub.Split, frozenset[str]] = {}
+    found: dict[Split, frozenset[str]] = {}
     for config in _configs(task):
         if "class" in config or "custom_dataset" in config or not config.get("dataset_path"):
             continue
         if _files(config.get("dataset_kwargs") or {}):
             continue
         for name in _splits(config, shots):
-            split = hub.Split(config["dataset_path"], config.get("dataset_name"), name)
+            split = Split(config["dataset_path"], config.get("dataset_name"), name)
             found[split] = found.get(split, frozenset()) | _columns(config)
     return found
 
@@ -141,7 +144,18 @@ def _columns(config: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(found)
 
 
-def digest(task: str, shots: int | None) -> str:
+@dataclass(frozen=True)
+class Unlisted(Read):
+    """What a task reads whose YAML does not say it."""
+
+    task: str
+
+    @property
+    def obstacle(self) -> str:
+        return f"task {self.task!r}: only its code knows what it reads"
+
+
+def digest(task: str, shots: int | None, access: Access) -> str:
     """What pins a task's items: lm-eval's version, and the content or commit of each split read.
 
     Raises TextError where a split is neither mirrored nor, by the hub's word, there.
@@ -151,7 +165,7 @@ def digest(task: str, shots: int | None) -> str:
     pinned = []
     for read, columns in _needs(task, shots).items():
         try:
-            pinned.append([*read[:3], hub.digest(*read[:3], columns=sorted(columns))])
+            pinned.append([*read[:3], access.digest(read, columns=sorted(columns))])
         except TextError as error:
             raise TextError(f"task {task!r} reads {read}: {error}") from error
     content = hashlib.sha256(canonical(pinned).encode()).hexdigest()[:24]
@@ -164,7 +178,13 @@ def release() -> str:
 
 
 def evaluate(
-    model: Model, task: str, shots: int | None, bos: bool, limit: int | None, batch_size: int
+    model: Model,
+    task: str,
+    shots: int | None,
+    bos: bool,
+    limit: int | None,
+    batch_size: int,
+    access: Access,
 ) -> dict[str, Any]:
     """What lm-eval's `simple_evaluate` says of one task, or group of tasks, on a model in memory.
 
@@ -174,7 +194,7 @@ def evaluate(
     from lm_eval.models.huggingface import HFLM
 
     check_model(task, bos, model.tokenizer, model.context)
-    with _quiet(), _served():
+    with _quiet(), _served(access):
         language_model = HFLM(
             pretrained=model.network,
             tokenizer=copy.deepcopy(model.tokenizer),  # where it has no PAD, one is put in
@@ -182,7 +202,7 @@ def evaluate(
             max_length=model.context,
             add_bos_token=bos,
         )
-        with _blaming_rows(task, shots):
+        with _blaming_rows(task, shots, access):
             found = lm_eval.simple_evaluate(
                 model=language_model,
                 tasks=[OURS.get(task, task)],
@@ -197,7 +217,7 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def _blaming_rows(task: str, shots: int | None) -> Iterator[None]:
+def _blaming_rows(task: str, shots: int | None, access: Access) -> Iterator[None]:
     """What a task's own templates and functions stumble over is said with the columns they were given.
 
     Each task stumbles in its own way over a column that is missing or holds something else.
@@ -210,11 +230,11 @@ def _blaming_rows(task: str, shots: int | None) -> Iterator[None]:
         files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
         if not any("lm_eval/tasks/" in file or "lm_eval/api/task" in file for file in files):
             raise
-        there = {read.path: ", ".join(hub.rows(*read).column_names) for read in reads(task, shots)}
-        columns = "; ".join(f"{path} has the columns {names}" for path, names in there.items())
-        words = f"{type(error).__name__} {error}".splitlines()[0]
+        names = {split.path: access.rows(split).column_names for split in reads(task, shots)}
+        columns = "; ".join(f"{p} has the columns {', '.join(each)}" for p, each in names.items())
+        why = f"{type(error).__name__} {error}".splitlines()[0]
         raise TextError(
-            f"task {task!r} does not fit the rows it reads: {words}; {columns}"
+            f"task {task!r} does not fit the rows it reads: {why}; {columns}"
         ) from error
 
 
@@ -320,7 +340,7 @@ def _splits(config: Mapping[str, Any], shots: int | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def _served() -> Iterator[None]:
+def _served(access: Access) -> Iterator[None]:
     """Inside, what tasks load comes from the mirror, and what they execute runs in the sandbox."""
     import datasets
     import evaluate as metrics  # type: ignore[import-untyped]
@@ -328,12 +348,12 @@ def _served() -> Iterator[None]:
     load_dataset, load_metric = datasets.load_dataset, metrics.load
 
     def dataset(path: str, name: str | None = None, **options: Any) -> Any:
-        if hub.mirror() is None:
-            pinned = hub.revision(path) if "/" in path else None  # else a format: json, csv
+        if access.folder is None:
+            pinned = access.revision(path) if "/" in path else None  # else a format: json, csv
             return load_dataset(path, name, **{"revision": pinned, **options})
         if named := _files(options):
             raise TextError(f"data set {path}: a mirror has no {named}, which the task asks for")
-        found = _Mirrored(path, name)
+        found = _Mirrored(access, path, name)
         return found[options["split"]] if options.get("split") else found
 
     def metric(path: str, *arguments: Any, **options: Any) -> Any:
@@ -355,9 +375,9 @@ class _Mirrored(dict[str, Any]):
     mirror lacks is there, but empty. `digest` has seen to it that what is needed is not.
     """
 
-    def __init__(self, path: str, config: str | None) -> None:
+    def __init__(self, access: Access, path: str, config: str | None) -> None:
         super().__init__(
-            {split: hub.typed_rows(file) for split, file in hub.mirrored(path, config).items()}
+            {split: read_dataset(file) for split, file in access.mirrored(path, config).items()}
         )
         if not self:
             raise TextError(f"the mirror has nothing of data set {path} ({config or 'default'})")

@@ -72,10 +72,14 @@ class Grid:
     question: str
     file: GridFile
     cells: tuple[Cell, ...]
+    access: hub.Access = hub.Access()  # how its data sets are read
 
 
-def load(path: Path, allow_code_execution: bool = False) -> Grid:
+def load(path: Path, allow_code_execution: bool = False, fill: Path | None = None) -> Grid:
     """Read, validate and expand a grid file.
+
+    `fill`: data sets that the mirror lacks are asked of the hub, to be put there; into this folder
+    where no mirror is named.
 
     Raises GridError in one line: file, line, what was given, the nearest valid name.
     """
@@ -83,7 +87,7 @@ def load(path: Path, allow_code_execution: bool = False) -> Grid:
     file = _validate(document)
     if file.trust_remote_code:  # said before a model's configuration runs it
         print(f"{path}: trust_remote_code: code that comes with models is run", file=sys.stderr)
-    _use_mirror(document, file)
+    access = _find_access(document, file, fill)
     tasks = _tasks(document, file)
     if not (allow_code_execution or file.allow_code_execution):
         for number, name in enumerate(tasks):
@@ -94,10 +98,11 @@ def load(path: Path, allow_code_execution: bool = False) -> Grid:
                     "in the grid, or --allow-code-execution",
                 )
     asked = _listed(document, "diagnose", "diagnostic", file.diagnose, Options)
-    cells = tuple(_cells(document, file, tasks, asked))
+    with hub.reading(access):
+        cells = tuple(_cells(document, file, tasks, asked))
     _check_report(document, file, cells, tasks)
     files = tuple(document.files)
-    return Grid(path.stem, path, files, document.comment, file, cells)
+    return Grid(path.stem, path, files, document.comment, file, cells, access)
 
 
 def _validate(document: Document) -> GridFile:
@@ -133,14 +138,13 @@ def _check_report(document: Document, file: GridFile, cells: Iterable[Cell], tas
             raise document.error(("report", "average", number), message)
 
 
-def _use_mirror(document: Document, file: GridFile) -> None:
+def _find_access(document: Document, file: GridFile, fill: Path | None) -> hub.Access:
     folder = None
     if file.mirror is not None:
         said, _ = document.places[("mirror",)]
         folder = (said.parent / Path(file.mirror).expanduser()).resolve()
-    hub.use(folder)
     try:
-        hub.mirror()
+        return hub.find_access(folder, fill)
     except TextError as error:
         raise document.error(("mirror",), str(error)) from None
 

@@ -6,7 +6,9 @@ What authors of methods use is imported from here. Importing this package import
 from harness.models.devices import device
 from harness.models.footprint import PROCESS_GIB, host_gib, weights_gib
 from harness.models.layers import blocks, linears, replace_weight
+from harness.models.local import FolderModel
 from harness.models.model import DTYPES, Model, Quantized, read_model
+from harness.models.registry import ModelSource, Pin, register_model
 from harness.models.stage import (
     Pretrained,
     another,
@@ -20,7 +22,10 @@ from harness.models.stage import (
 __all__ = [
     "DTYPES",
     "PROCESS_GIB",
+    "FolderModel",
     "Model",
+    "ModelSource",
+    "Pin",
     "Pretrained",
     "Quantized",
     "another",
@@ -34,6 +39,7 @@ __all__ = [
     "pretrained",
     "pretrained_of",
     "read_model",
+    "register_model",
     "replace_weight",
     "weights_gib",
 ]

@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from harness.core.errors import ModelError
-from harness.models import sources
 from harness.models.devices import device
 from harness.models.layers import linears
+from harness.models.reading import explained, read_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -121,7 +121,7 @@ def read_model(
     options = {"trust_remote_code": False, **given}
     network = _network(where, dtype, **options)
     options.pop("attn_implementation", None)
-    tokenizer = sources.read_tokenizer(where, where, **options)
+    tokenizer = read_tokenizer(where, where, **options)
     network.requires_grad_(False)
     stays = on_host or torch.distributed.is_initialized()  # then each takes its part of it
     place = torch.device("cpu") if stays else device()
@@ -159,7 +159,7 @@ def _network(where: str, dtype: torch.dtype | str, **options: Any) -> PreTrained
     named = "/".join(part for part in (where, options.get("gguf_file")) if part)
     attention = options.get("attn_implementation")
     asked = f"with attention {attention!r}: " if attention else ""
-    with sources.explained(named, f"it cannot be loaded: {asked}"):
+    with explained(named, f"it cannot be loaded: {asked}"):
         network, found = AutoModelForCausalLM.from_pretrained(
             where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )

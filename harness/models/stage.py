@@ -17,11 +17,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.core.errors import ModelError, nearest
+from harness.core.reads import Read
 from harness.core.stage import Input, Stage, closure, incidental
 from harness.models import sources
 from harness.models.devices import device
 from harness.models.layers import linears
-from harness.models.model import DTYPES, Model, check_loadable, read_model
+from harness.models.model import DTYPES, Model, check_loadable, is_mapped, read_model
+from harness.models.reading import explained
+from harness.models.registry import Pin
 
 _FLASH = "flash_attention_2"
 ATTENTION = ("sdpa", "eager", _FLASH)
@@ -46,6 +49,17 @@ class Pretrained(Stage[Model]):
             raise ModelError(f"attention {_FLASH!r} needs the package flash-attn; pip installs it")
         if device().type == "cpu":
             raise ModelError(f"attention {_FLASH!r} needs a GPU, and this machine computes on cpu")
+
+    @property
+    def caveat(self) -> str | None:
+        """What must be known of every score of the model, in words."""
+        return sources.find_source(self.source).caveat
+
+    def reads(self) -> tuple[Read, ...]:
+        return sources.find_source(self.source).reads(Pin(self.source, self.digest, self.revision))
+
+    def is_mapped(self, made: Model) -> bool:
+        return is_mapped(made.network)
 
     def run(self, work: Path) -> Model:
         return read_model(
@@ -80,8 +94,9 @@ def pretrained(
         raise ModelError(f"dtype {dtype!r} is unknown; choices: auto, {', '.join(DTYPES)}")
     if attention is not None and attention not in ATTENTION:
         raise ModelError(f"attention {attention!r} is unknown; {nearest(attention, ATTENTION)}")
-    name, digest, revision = sources.pin(source)
-    folder = sources.model_folder(name)
+    found = sources.find_source(source)
+    name, digest, revision = found.pin(source)
+    folder = found.folder()
     if folder is not None and folder.is_dir():
         # A hub's or a packed model is not fetched or unpacked to look at it.
         check_loadable(str(folder), trust_remote_code)
@@ -133,7 +148,7 @@ def meta_network(
     config = copy.deepcopy(sources.config(source, revision, trust_remote_code))
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # a GGUF file's; its weights are unpacked on loading
-    with sources.explained(source), torch.device("meta"):
+    with explained(source), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 

@@ -103,16 +103,13 @@ class Plan:
 def build(grid: Grid) -> Plan:
     """The plan of a validated grid."""
     from harness.core.stage import closure, description, modules
-    from harness.data import hub
-    from harness.data.text import Documents
+    from harness.data.sources import TEXTS
     from harness.method import METHODS
-    from harness.models import Pretrained
-    from harness.models.sources import model_files, model_folder
+    from harness.models.registry import MODELS
 
     nodes: dict[str, Node] = {}
     watched = {*(path.resolve() for path in grid.files), *provenance.sources()}
-    watched |= METHODS.files()
-    watched |= hub.consulted
+    watched |= METHODS.files() | MODELS.files() | TEXTS.files()
     for cell in grid.cells:
         for stage in closure([cell.model, *cell.roots]):
             if stage.key in nodes:
@@ -126,10 +123,7 @@ def build(grid: Grid) -> Plan:
                 stage=description(stage),
                 **asdict(stage.resources),
             )
-            if isinstance(stage, Pretrained) and (folder := model_folder(stage.source)):
-                watched |= set(model_files(folder))
-            if isinstance(stage, Documents) and stage.source.startswith("file:"):
-                watched.add(Path(stage.source.removeprefix("file:")))
+            watched |= {file for read in stage.reads() for file in read.files()}
     cells = [
         CellInfo(
             id=cell.id,

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 from harness.core.stage import Stage, closure, listening
 from harness.core.store import Store
-from harness.data.text import Packed
 from harness.grid.expand import Grid
 from harness.run import processes
 from harness.run.compute import Failed, Values, compute, fail, words
@@ -200,8 +199,8 @@ class _Runner:
             else:
                 for above in stage.inputs:
                     # Computing the stage takes it too, and does not make it again.
-                    if isinstance(above, Packed) and (said := above.lacking(self.values.of(above))):
-                        self._note(said)
+                    if notice := above.notice(self.values.of(above)):
+                        self._note(notice)
                 with listening(step):
                     result = compute(stage, self.values)
                 self.values.hold(stage, result)

@@ -30,10 +30,8 @@ import torch.distributed as dist
 from harness.core.errors import GridError
 from harness.core.stage import Stage, closure, listening
 from harness.core.store import Store
-from harness.data.text import Packed
 from harness.grid import expand as grids
-from harness.models import Pretrained, device
-from harness.models.model import is_mapped
+from harness.models import device
 from harness.run.compute import Failed, Values, compute, fail
 from harness.run.processes import INPUTS
 
@@ -94,9 +92,9 @@ def _shared(stage: Stage[Any], store: Store, note: Callable[[str], None]) -> Val
         own_files = [False]
         if leads:
             made = Values(store).of(above)
-            if isinstance(above, Packed) and (words := above.lacking(made)):
-                note(words)
-            own_files = [isinstance(above, Pretrained) and is_mapped(made.network)]
+            if notice := above.notice(made):
+                note(notice)
+            own_files = [above.is_mapped(made)]
             if not own_files[0]:
                 Store(folder).commit(above, made, {})
             del made  # what all hold is the copy

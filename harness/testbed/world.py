@@ -16,7 +16,7 @@ from itertools import islice
 from harness.testbed import arithmetic, articles, programs, stories
 from harness.testbed.facts import SEED, SPLITS, Split, bucket
 
-__all__ = ["DOMAINS", "MIX", "SPLITS", "VERSION", "documents", "prompts", "stream"]
+__all__ = ["CAVEAT", "DOMAINS", "MIX", "SPLITS", "VERSION", "documents", "prompts", "stream"]
 
 _WRITERS: dict[str, Callable[[Split, random.Random], Iterator[str]]] = {
     "articles": articles.documents,
@@ -25,6 +25,9 @@ _WRITERS: dict[str, Callable[[Split, random.Random], Iterator[str]]] = {
     "code": programs.documents,
 }
 DOMAINS: tuple[str, ...] = tuple(_WRITERS)
+CAVEAT = (
+    "Testbed rows: an invented miniature world; they rank methods and say nothing about a real LLM"
+)
 VERSION = 1  # bumped by hand when documents or items change: it is part of every key made of them
 
 # Share of the documents (not of the tokens) that each domain has in the mixed stream.

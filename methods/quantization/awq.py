@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import BitgridError, ModelError
 from harness.core.stage import Input, Resources, Stage, report, value
-from harness.data.text import Tokens, calibration
+from harness.data import Tokens, calibration
 from harness.models import Model, blocks, host_gib, linears
 from methods.quantization import clip
 from methods.quantization.formats import Format, Grouped

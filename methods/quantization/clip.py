@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import ModelError
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.models import Model, linears
 from methods.quantization.formats import Grouped, Span, bounds
 

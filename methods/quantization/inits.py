@@ -23,7 +23,7 @@ from torch import Tensor
 from harness.core.component import Component
 from harness.core.errors import BitgridError, ModelError
 from harness.core.stage import Input, Resources, Stage, report, value
-from harness.data.text import Tokens, calibration
+from harness.data import Tokens, calibration
 from harness.models import Model, host_gib, linears, replace_weight
 from methods.quantization import clip
 from methods.quantization.formats import Format, Grouped

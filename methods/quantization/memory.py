@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.stage import Input, Stage, closure
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.models import Model, Pretrained, linears, pretrained_of
 from harness.models.dry_run import (
     Memory,

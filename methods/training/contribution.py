@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.core.stage import Input, Resources, Stage, report, value
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.models import Model, host_gib
 from methods.training.forward import Labels, chunks, hidden, logits
 from methods.training.objectives import CONFIDENCE_TOKENS, Objective, sample, token_nll

@@ -6,7 +6,7 @@ A data source has a seed of its own, apart from the cell's, so that all cells of
 same sequences, made once.
 
 Every sequence is a row of `length` ids, padded on the right; the mask is True where a token is to be
-learnt. Not here: text sources and packing (`harness.data.text`), how a model writes (`generation`),
+learnt. Not here: text sources and packing (`harness.data`), how a model writes (`generation`),
 training (`train`).
 """
 
@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.core.component import Component
 from harness.core.errors import BitgridError, TextError
 from harness.core.stage import Input, Resources, Stage, report, value
-from harness.data.text import Documents, Tokens, gives_whole_prompts, packed, texts
+from harness.data import Documents, Tokens, gives_whole_prompts, packed, texts
 from harness.models import Model, Pretrained, host_gib
 from methods.training import generation
 
@@ -278,9 +278,9 @@ class Generate(Stage[Tokens]):
 @cache
 def _check_prompts(stage: Generate, documents: Documents, teacher: Pretrained) -> None:
     """Raise TextError where a user's file has no prompt; other texts take seconds to read."""
-    if documents.source.startswith("file:"):
+    if documents.quick:
         try:
-            next(stage.fitting(stage.openings(documents.run(Path())), teacher.tokenizer()))
+            next(stage.fitting(stage.openings(documents.read()), teacher.tokenizer()))
         except TextError as error:
             raise TextError(f"text {documents.source!r}: {error}") from error
 

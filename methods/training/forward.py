@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from harness.core.errors import ModelError, TextError
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.models import Model, blocks
 
 # Logits held at once, per tensor. Larger chunks fall out of a CPU's cache; smaller ones leave a GPU

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.models import DTYPES, Model, Pretrained, blocks, pretrained_of
 from harness.models.dry_run import (
     Live,

@@ -29,7 +29,7 @@ from torch import Tensor
 from harness.core.component import Component
 from harness.core.errors import BitgridError, TextError, nearest
 from harness.core.stage import Input, Resources, Stage, report, value
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.models import Model, host_gib
 from methods.training.forward import Labels, each_label
 

@@ -42,7 +42,7 @@ from torch.nn import functional as F
 from harness.core.checked import Checked
 from harness.core.errors import BitgridError, SettingError, TrainingError
 from harness.core.stage import Input, Resources, Stage, incidental, report, value
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.models import DTYPES, PROCESS_GIB, Model, weights_gib
 from methods.quantization.formats import Format
 from methods.training import optimizer as optimizers

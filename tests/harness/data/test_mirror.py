@@ -18,6 +18,7 @@ import pytest
 from harness.core.errors import GridError, ModelError, TextError
 from harness.core.stage import execute
 from harness.data import hub
+from harness.data.jsonl import read_dataset
 from harness.evaluation import sandbox, tasks
 from harness.evaluation.evaluate import LmEval, Scores, TaskOptions, evaluation, runs_code
 from harness.grid import expand as grid
@@ -66,7 +67,7 @@ def _only_validation(path: str, name: str | None = None, **_: Any) -> Any:
     """The mirror's splits as lm-eval wants them, by another way than ours."""
     from datasets import Dataset, DatasetDict
 
-    files = hub.mirrored(path, name)
+    files = hub.find_access().mirrored(path, name)
     found = {split: Dataset.from_json(str(file)) for split, file in files.items()}
     return DatasetDict({"train": next(iter(found.values())), **found})
 
@@ -160,14 +161,14 @@ def test_prompts_that_are_cut_are_counted(real: Path, shared: Path, tmp_path: Pa
 
 
 def test_humanevals_own_solutions_pass_and_wrong_ones_do_not(real: Path) -> None:
-    rows = list(hub.rows("openai/openai_humaneval", None, "test"))[:6]
+    rows = list(hub.find_access().rows(hub.Split("openai/openai_humaneval", None, "test")))[:6]
     tests = [f"{row['test']}\ncheck({row['entry_point']})" for row in rows]
     right = [[row["prompt"] + row["canonical_solution"]] for row in rows]
     wrong = [[row["prompt"] + "    return None\n"] for row in rows]
     assert sandbox.pass_at_k(tests, right)[0] == {"pass@1": 1.0}
     assert sandbox.pass_at_k(tests, wrong)[0] == {"pass@1": 0.0}
     # The very function that lm-eval's task scores with.
-    with tasks._quiet(), tasks._served():
+    with tasks._quiet(), tasks._served(hub.find_access()):
         task = tasks._manager(False).load(["humaneval"])["tasks"]["humaneval"]
         score = task._metric_fn_list["pass_at_k"]
     assert score(references=tests[:1], predictions=right[:1], k=[1]) == {"pass@1": 1.0}
@@ -218,11 +219,11 @@ def test_a_column_that_a_tasks_templates_name_is_missed_before_anything_is_compu
         small, *place, [dict.fromkeys([*row, column], "x"), dict.fromkeys(row, "x")]
     )
     with pytest.raises(TextError) as caught:
-        tasks.digest(task, 0)
+        tasks.digest(task, 0, hub.find_access())
     told = f"{file}: line 2 has no column {column!r}; columns: {', '.join(row)}"
     assert str(caught.value).endswith(told)
     mirror.write(small, *place, [dict.fromkeys([*row, column], "x")])
-    assert tasks.digest(task, 0)
+    assert tasks.digest(task, 0, hub.find_access())
 
 
 def test_columns_that_a_function_makes_are_not_asked_of_the_rows() -> None:
@@ -258,7 +259,7 @@ def test_rows_that_a_tasks_templates_do_not_fit(
     mirror.write(small, *place, [row])
     model = read_model(str(tiny_folder), "float32")
     with pytest.raises(TextError) as caught:
-        tasks.evaluate(model, task, 0, False, None, 4)
+        tasks.evaluate(model, task, 0, False, None, 4, hub.find_access())
     message = str(caught.value)
     assert (
         message.startswith(f"task {task!r} does not fit the rows it reads: ") and words in message
@@ -279,7 +280,7 @@ def test_a_broken_line_of_a_tasks_items_is_said_before_anything_is_computed(
 def test_rows_that_disagree_in_type_name_their_file(small: Path) -> None:
     file = mirror.write(small, "some/set", None, "test", [{"label": 1}, {"label": "one"}])
     with pytest.raises(TextError, match=r"test.jsonl.gz: rows do not agree in type: "):
-        hub.typed_rows(file)
+        read_dataset(file)
 
 
 def test_items_are_part_of_the_key_by_content_or_commit(
@@ -325,7 +326,7 @@ def test_tasks_that_run_code_are_known_by_their_yaml() -> None:
 def test_texts_that_look_like_dates_stay_texts(small: Path) -> None:
     rows = [{"answer": "2020-01-01", "label": 1, "none": None, "choices": {"text": ["a", "b"]}}]
     file = mirror.write(small, "some/set", None, "test", rows)
-    assert list(hub.typed_rows(file)) == rows
+    assert list(read_dataset(file)) == rows
 
 
 def test_a_plan_is_made_anew_when_the_mirror_changes(

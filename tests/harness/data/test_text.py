@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.core.errors import TextError
 from harness.core.stage import execute
-from harness.data.text import Packed, Tokens, calibration, pack, packed, texts
+from harness.data import Packed, Tokens, calibration, pack, packed, texts
 from harness.models import read_model
 
 
@@ -132,8 +132,8 @@ def test_a_file_too_short_for_one_block(tiny_folder: Path, tmp_path: Path) -> No
 
 
 def test_testbed_documents_and_their_openings(tmp_path: Path) -> None:
-    whole = execute(texts("testbed", "calibration", "arithmetic"), {}, tmp_path)
-    opened = execute(texts("testbed", "calibration", "arithmetic", prompts=True), {}, tmp_path)
+    whole = execute(texts("testbed:arithmetic", "calibration"), {}, tmp_path)
+    opened = execute(texts("testbed:arithmetic", "calibration", prompts=True), {}, tmp_path)
     assert all(text.startswith(prompt) for text, prompt in zip(whole, opened, strict=True))
 
 

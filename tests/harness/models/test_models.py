@@ -29,6 +29,7 @@ from harness.models import (
     weights_gib,
 )
 from harness.models.dry_run import dry_run, weightless
+from harness.models.reading import explained
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_dtype_is_part_of_the_key_and_of_the_model(tiny_folder: Path, tmp_path: 
         ("https://huggingface.co/some/tiny", "is an address; did you mean 'some/tiny'"),
         ("hf.co/some/tiny/tree/main", "is an address; did you mean 'some/tiny'"),
         ("s3://some/tiny", "is an address; name a hub id or a local folder"),
-        ("", "model '' is no name; choices: smollm2-135m, testbed"),
+        ("", "model '' is not a name; choices: smollm2-135m, testbed"),
     ],
 )
 def test_a_model_that_is_not_there(source: str, words: str) -> None:
@@ -203,7 +204,7 @@ def test_a_damaged_download_is_named(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with (
         pytest.raises(ModelError, match=f"{kept} is damaged or cut off"),
-        sources.explained("some/tiny"),
+        explained("some/tiny"),
     ):
         load_file(kept)
 

@@ -1,18 +1,17 @@
 """SmolLM2-135M, a real language model, on real data: one window and a few items of the checks.
 
-`benchmarks/smollm2_checks.py` is the whole. Skipped where the model is not in the cache, unless
-BITGRID_TEST_DOWNLOAD=1 lets it be fetched.
+`benchmarks/smollm2_checks.py` is the whole. Skipped where the model is neither unpacked nor installed.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import smollm2_checks
+from harness.core.errors import ModelError
 from harness.evaluation.evaluate import task_batch
 from harness.models import Model, read_model, smollm2
 from tests.support import mirror
@@ -20,9 +19,10 @@ from tests.support import mirror
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    if not smollm2.cached() and os.environ.get("BITGRID_TEST_DOWNLOAD") != "1":
-        pytest.skip("SmolLM2 is not in the cache (BITGRID_TEST_DOWNLOAD=1 fetches 93 MB)")
-    return read_model(str(smollm2.folder()), torch.float32)
+    try:
+        return read_model(str(smollm2.unpacked_folder()), torch.float32)
+    except ModelError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,9 @@ import pytest
 
 from harness.core.errors import TextError
 from harness.data import hub
+from harness.data.jsonl import read_dataset
 from harness.grid import expand as grid
-from harness.run.prefetch import prefetch, unknown
+from harness.run.prefetch import find_obstacles, prefetch
 from tests.support import fakehub
 
 CONFIGS = """---
@@ -98,7 +99,7 @@ def pieces(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     def rows(split: hub.Split) -> Dataset:
         return Dataset.from_list([{**row, "text": f"{split.path} {n}"} for n in range(3)])
 
-    monkeypatch.setattr(hub, "rows", lambda *split: rows(hub.Split(*split)))
+    monkeypatch.setattr(hub.Access, "rows", lambda self, split: rows(split))
     monkeypatch.setattr(hub, "_commit", lambda path: "a" * 40)
     path = tmp_path / "g.yaml"
     tasks = "[gsm8k, {wikitext2: {window: 64}}]"
@@ -110,8 +111,8 @@ def test_what_is_there_stays_and_the_mirrors_commit_wins(
     pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetch() -> dict[str, tuple[str, bool]]:
-        with hub.filling(tmp_path / "not asked for"):
-            return {f.name: (f.revision, f.new) for f in prefetch(grid.load(pieces))}
+        loaded = grid.load(pieces, fill=tmp_path / "not asked for")
+        return {f.name: (f.revision, f.new) for f in prefetch(loaded)}
 
     names = {
         "openai/gsm8k (main) test",
@@ -120,7 +121,7 @@ def test_what_is_there_stays_and_the_mirrors_commit_wins(
     }
     assert fetch() == dict.fromkeys(names, ("a" * 40, True))
     kept = tmp_path / "kept/openai/gsm8k"
-    assert hub.typed_rows(kept / "main/test.jsonl.gz")[2]["text"] == "openai/gsm8k 2"
+    assert read_dataset(kept / "main/test.jsonl.gz")[2]["text"] == "openai/gsm8k 2"
     monkeypatch.setattr(hub, "_commit", lambda path: "b" * 40)
     (kept / "main/train.jsonl.gz").unlink()
     assert fetch() == {name: ("a" * 40, name.endswith("train")) for name in names}
@@ -134,15 +135,15 @@ def test_what_is_there_stays_and_the_mirrors_commit_wins(
 def test_rows_that_are_no_json_leave_nothing_behind(
     pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "rows", lambda *split: [{"image": b"bytes"}])
-    with hub.filling(tmp_path), pytest.raises(TextError, match="cannot be kept as JSON"):
-        list(prefetch(grid.load(pieces)))
+    monkeypatch.setattr(hub.Access, "rows", lambda self, split: [{"image": b"bytes"}])
+    with pytest.raises(TextError, match="cannot be kept as JSON"):
+        list(prefetch(grid.load(pieces, fill=tmp_path)))
     assert not list(tmp_path.rglob("*.gz*"))
 
 
 def test_tasks_whose_data_only_their_code_knows_are_named(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("model: testbed\nmethod: bf16\nevaluate: [testbed_story]\n")
-    assert unknown(grid.load(tmp_path / "g.yaml")) == []
+    assert find_obstacles(grid.load(tmp_path / "g.yaml")) == []
 
 
 @pytest.mark.parametrize("status", [401, 403])  # nobody is logged in; they have no access

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.errors import BitgridError, FormatError, ModelError
 from harness.core.stage import Stage, execute, listening
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.models import Model, linears
 from methods.quantization import clip
 from methods.quantization.formats import NF, FullPrecision, Grouped, IntAsym, IntSym

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 import methods.training.generation
 from harness.core.errors import BitgridError, TextError
 from harness.core.stage import closure, execute, listening
-from harness.data.text import Documents, Packed, Tokens
+from harness.data import Documents, Packed, Tokens
 from harness.models import Model, pretrained
 from methods.training.data import Data, Generate, Generated, GroundTruth, SelfGenerated
 from methods.training.generation import sample

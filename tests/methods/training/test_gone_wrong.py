@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from harness.core.errors import BitgridError, FormatError, ModelError, TextError, TrainingError
 from harness.core.stage import listening
-from harness.data.text import Documents, Tokens
+from harness.data import Documents, Tokens
 from harness.models import Model, linears
 from methods.quantization.formats import FullPrecision, IntAsym
 from methods.training.checkpoint import Checkpoint

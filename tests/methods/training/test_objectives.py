@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.core.errors import BitgridError, TextError
 from harness.core.stage import execute
-from harness.data.text import Documents, Tokens
+from harness.data import Documents, Tokens
 from harness.models import Model
 from methods.training.forward import Labels
 from methods.training.objectives import (

@@ -28,7 +28,7 @@ import harness.run.processes
 from harness.core.errors import BitgridError
 from harness.core.stage import Stage, closure
 from harness.core.store import Store
-from harness.data.text import Tokens
+from harness.data import Tokens
 from harness.grid import expand as grids
 from harness.models import Model
 from harness.run import plan as plans

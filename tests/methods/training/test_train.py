@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import methods.training.forward
 from harness.core.errors import BitgridError, ModelError
 from harness.core.stage import execute, listening
-from harness.data.text import Documents, Tokens
+from harness.data import Documents, Tokens
 from harness.models import Model, linears
 from methods.quantization.formats import Format, FullPrecision, IntAsym
 from methods.training.masters import Masters

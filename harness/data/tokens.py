@@ -1,0 +1,128 @@
+"""Token blocks made of texts: what methods calibrate and train on.
+
+Not here: where documents come from (`sources`), what a model writes (`methods.training.data`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from harness.core.errors import TextError
+from harness.core.stage import Input, Stage, value
+from harness.data.sources import Documents, texts
+from harness.models import Model, Pretrained, check_length
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sequences of equal length for calibration or training.
+
+    ids: (B, T) int64. mask: (B, T) bool, True where the token is a label to be learnt; padding and
+    prompts that are only context are False.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        save_file({"ids": self.ids, "mask": self.mask}, folder / "tokens.safetensors")
+        return {"sequences": len(self), "length": self.ids.shape[1], "labels": int(self.mask.sum())}
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any]) -> Tokens:
+        tensors = load_file(folder / "tokens.safetensors")
+        return cls(tensors["ids"], tensors["mask"])
+
+
+@dataclass(frozen=True)
+class Packed(Stage[Tokens]):
+    """Documents joined end to end and cut into `count` blocks of `length` tokens; all are labels."""
+
+    stored: ClassVar[bool] = False
+    documents: Input[list[str]]
+    model: Input[Model]  # for its tokenizer
+    length: int
+    count: int
+
+    def run(self, work: Path) -> Tokens:
+        model, length = value(self.model), self.length
+        if length > model.context:
+            raise TextError(f"blocks of {length} tokens: the model's context is {model.context}")
+        return pack(value(self.documents), model.tokenizer, length, self.count)
+
+    def notice(self, made: Tokens) -> str | None:
+        """What to say where the text ended before it gave as many blocks as were asked for.
+
+        Epochs then go round fewer of them, so that two texts are not trained on equally.
+        """
+        if len(made) == self.count:
+            return None
+        text = self.documents
+        named = f"text {text.source}, {text.split}" if isinstance(text, Documents) else "a text"
+        return (
+            f"{named}: {len(made)} sequences of {self.length} tokens where {self.count} were "
+            "asked for: there is no more of it"
+        )
+
+
+def calibration(base: Stage[Model], text: str, count: int, length: int) -> Stage[Tokens]:
+    """The tokens that a method looks at before training: the calibration split of `text`."""
+    check_length(base, length, "calibration")
+    return packed(texts(text, "calibration"), base, length, count)
+
+
+def packed(documents: Documents, base: Stage[Model], length: int, count: int) -> Stage[Tokens]:
+    """The stage of `count` blocks of `length` tokens. Raises TextError where a quick text is too short.
+
+    Data sets of the hub are not looked into: they are long, and may not be here yet.
+    """
+    if documents.quick and isinstance(base, Pretrained):
+        _check_fills(documents, base, length)
+    return Packed(documents, base, length, count)
+
+
+def pack(
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, length: int, count: int
+) -> Tokens:
+    """The first `count` blocks of `length` tokens of the documents joined end to end.
+
+    A document begins with BOS where the tokenizer has one and ends with EOS where it has one. Fewer
+    blocks come back where the text is shorter; raises TextError where not even one is full.
+    """
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stream: list[int] = []
+    for document in filter(str.strip, documents):
+        stream += bos + tokenizer(document, add_special_tokens=False)["input_ids"] + eos
+        if len(stream) >= length * count:
+            break
+    found = min(count, len(stream) // length)
+    if found == 0:
+        raise TextError(f"the text has {len(stream)} tokens, fewer than one block of {length}")
+    ids = torch.tensor(stream[: found * length]).view(found, length)
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+@cache
+def _check_fills(documents: Documents, base: Pretrained, length: int) -> None:
+    """Raise TextError where a text's documents have fewer tokens than one block."""
+    contents, tokenizer = documents.read(), base.tokenizer()
+    try:
+        with contextlib.suppress(TextError):  # beginnings are enough, as a rule, and quick
+            pack([text[: 64 * length] for text in contents], tokenizer, length, 1)
+            return
+        pack(contents, tokenizer, length, 1)
+    except TextError as error:
+        raise TextError(f"text {documents.source!r}: {error}") from error

@@ -1,0 +1,143 @@
+"""Models of Hugging Face's hub: `org/name[@revision]`, `org/name/file.gguf[@revision]`.
+
+A revision is pinned to its commit. Not here: data sets of the hub (`harness.data.hub`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import ModelError, nearest
+from harness.core.hub_cache import cached_commit
+from harness.core.reads import Fetched, Read
+from harness.models.reading import cause
+from harness.models.registry import MODELS, ModelSource, Pin
+
+FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # of a model, beside its weights
+WEIGHTS = ("*.safetensors", "*.bin")  # the first format that is there
+OTHERS = ("original/*", "consolidated*", "onnx/*")  # the same weights for other programs
+
+
+@dataclass(frozen=True)
+class HubModel(ModelSource):
+    """A repository of the hub, or a GGUF file in one. `revision`: a branch, tag or commit, if named."""
+
+    repository: str
+    file: str | None = None
+    revision: str | None = None
+
+    about = "a model of the hub"
+
+    def pin(self, name: str) -> Pin:
+        _check_name(name)
+        revision = self.revision or "main"
+        return Pin(name.partition("@")[0], _find_commit(self.repository, revision), revision)
+
+    def place(self, revision: str | None) -> dict[str, Any]:
+        file = {} if self.file is None else {"gguf_file": self.file}
+        revision = self.revision or revision or "main"
+        return {"where": self.repository, "revision": revision, **file}
+
+    def reads(self, pin: Pin) -> tuple[Read, ...]:
+        return (HubSnapshot(self.repository, pin.revision, pin.digest, self.file),)
+
+
+@dataclass(frozen=True)
+class HubSnapshot(Read):
+    """The files of a model at a commit, in the hub's own cache.
+
+    A model follows the hub unless the grid names its revision.
+    """
+
+    repository: str
+    revision: str
+    commit: str
+    file: str | None  # the GGUF file, where it is one
+
+    def fetch(self) -> Fetched:
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        name, commit = self.repository, self.commit
+        cached_name = f"models--{name.replace('/', '--')}"
+        folder = Path(HF_HUB_CACHE, cached_name, "snapshots", commit)
+        size_before = measure_files(folder)
+        try:
+            siblings = HfApi().model_info(name, revision=commit).siblings or []
+            names = [sibling.rfilename for sibling in siblings]
+            formats = [kind for kind in WEIGHTS if any(fnmatch(path, kind) for path in names)]
+            snapshot_download(
+                name,
+                revision=self.revision,  # by its name: the cache knows offline what it stands for
+                allow_patterns=[*FILES, *([self.file] if self.file else formats[:1])],
+                ignore_patterns=list(OTHERS),
+            )
+        except Exception as error:  # the client's own, its transport's, the system's
+            raise ModelError(f"model {name!r} cannot be fetched: {cause(error, name)}") from error
+        if not folder.is_dir():
+            raise ModelError(
+                f"model {name!r}: {self.revision!r} moved on while it was fetched; try again"
+            )
+        size = measure_files(folder)
+        return Fetched(name, commit, size, new=size > size_before)
+
+
+def parse_hub_name(named: str) -> HubModel:
+    """The hub's model of a name as a grid has it; what cannot be one is refused by `pin`."""
+    name, _, revision = named.partition("@")
+    *parts, last = name.split("/")
+    if len(parts) >= 2:
+        return HubModel("/".join(parts[:2]), "/".join([*parts[2:], last]), revision or None)
+    return HubModel(name, None, revision or None)
+
+
+def measure_files(path: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _check_name(named: str) -> None:
+    """Raises ModelError for what is no local model and cannot be a hub's id either."""
+    name, at, _ = named.partition("@")
+    if at and name in MODELS.load():
+        raise ModelError(f"model {named!r}: {name!r} is built in and has no revisions")
+    address = r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/+([^/]+/[^/?#]+)"
+    if web := re.match(address, named):
+        raise ModelError(f"model {named!r} is an address; did you mean {web[1]!r}?")
+    if "://" in named:
+        raise ModelError(f"model {named!r} is an address; name a hub id or a local folder")
+    if name.count("/") > 1 and not name.endswith(".gguf"):
+        raise ModelError(f"model {named!r}: there is no such folder, and a hub id is org/name")
+
+
+def _find_commit(name: str, revision: str) -> str:
+    """The commit that a hub revision stands for: asked of the hub, or of the local cache offline."""
+    from huggingface_hub import HfApi
+
+    cached = cached_commit("models", name, revision)
+    try:
+        if os.environ.get("HF_HUB_OFFLINE") != "1":
+            return str(HfApi().model_info(name, revision=revision).sha)
+    except Exception as error:  # the client's own, its transport's, the system's
+        if cached is None:
+            raise ModelError(
+                f"model {name!r} (revision {revision}) is neither a local folder nor reachable on "
+                f"the hub: {cause(error, name)}{_suggest(name)}"
+            ) from error
+    if cached is not None:
+        return cached
+    raise ModelError(
+        f"model {name!r}: not a local folder, and not in the hub's cache while offline"
+        + (_suggest(name) or "; 'bitgrid prefetch' fetches it where there is a network")
+    )
+
+
+def _suggest(name: str) -> str:
+    """The registered model that was meant, where one is near: no hub's id looks like theirs."""
+    phrase = nearest(name, MODELS.load())
+    return f"; {phrase}" if phrase.startswith("did") and "/" not in name else ""

@@ -1,0 +1,67 @@
+"""Models in a local folder in Hugging Face's format, or in a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import ModelError
+from harness.core.reads import LocalFiles, Read
+from harness.models.registry import MODELS, ModelSource, Pin
+
+SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".py", ".jinja")
+
+
+@dataclass(frozen=True)
+class FolderModel(ModelSource):
+    """A model folder, or a GGUF file. Its digest is over all files that decide what it computes."""
+
+    path: Path
+    about: str = "a folder in Hugging Face's format, or a GGUF file"
+    caveat: str | None = None
+
+    def pin(self, name: str) -> Pin:
+        self._check(name)
+        digest = _file_digest(self.path) if self.path.is_file() else _folder_digest(self.path)
+        return Pin(name if name in MODELS.load() else str(self.path.resolve()), digest)
+
+    def place(self, revision: str | None) -> dict[str, Any]:
+        if self.path.is_file():
+            return {"where": str(self.path.parent), "gguf_file": self.path.name}
+        return {"where": str(self.path)}
+
+    def folder(self) -> Path | None:
+        return self.path
+
+    def reads(self, pin: Pin) -> tuple[Read, ...]:
+        return (LocalFiles(tuple(_files(self.path))),)
+
+    def _check(self, name: str) -> None:
+        if self.path.is_file() and self.path.suffix == ".gguf":
+            return
+        if not self.path.is_dir():
+            raise ModelError(f"model {name!r}: there is no folder or .gguf file {self.path}")
+        if not (self.path / "config.json").is_file():
+            raise ModelError(f"model {name!r}: {self.path} has no config.json")
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The files of a model folder whose content decides what the model computes, or a GGUF file."""
+    if path.is_file():
+        return iter([path])
+    return (p for p in sorted(path.iterdir()) if p.is_file() and p.suffix in SUFFIXES)
+
+
+def _folder_digest(folder: Path) -> str:
+    total = hashlib.sha256()
+    for path in _files(folder):
+        total.update(f"{path.name}:{_file_digest(path, 64)}\n".encode())
+    return total.hexdigest()[:24]
+
+
+def _file_digest(path: Path, digits: int = 24) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:digits]
