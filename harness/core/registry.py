@@ -115,7 +115,14 @@ class Registry(Generic[T]):
         try:
             for module in self._modules():
                 self._import(module, partial(importlib.import_module, module))
-            for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
+            points = sorted(entry_points(group=self.group), key=lambda point: point.name)
+            if self.package is None and not points:
+                raise BitgridError(
+                    f"no package has an entry point in {self.group!r}, not even Bitgrid itself, "
+                    "which was installed before it had one; install it again: pip install -e . "
+                    "--no-deps --no-build-isolation"
+                )
+            for point in points:
                 self._import(point.module, point.load, point.name)
         except BaseException:
             self._loaded = False

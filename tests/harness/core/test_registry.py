@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.core import registry as registries
-from harness.core.errors import CollisionError, TextError
+from harness.core.errors import BitgridError, CollisionError, TextError
 from harness.core.registry import Place, Registry
 
 HERE = Place("here.py", 3)
@@ -103,3 +103,11 @@ def test_entry_points_are_loaded_and_may_be_unavailable(
         TextError, match=r"'bad' is unavailable: .*plug_bad.py: ModuleNotFoundError"
     ):
         tested.find("bad")
+
+
+def test_a_group_without_any_entry_point_means_an_old_installation() -> None:
+    """Bitgrid's own things are entry points too: where there are none, its metadata are of before."""
+    with pytest.raises(
+        BitgridError, match=r"no package has an entry point in 'test\.nothing'.*pip"
+    ):
+        Registry("thing", "test.nothing").load()
