@@ -8,7 +8,7 @@
     render("runs/quickstart", html=True)   # index.html too: every number, what is behind it
     publish("runs/quickstart", "results/quickstart")    # the records and report.md, to commit
     print(text("results/quickstart"))      # the table for a terminal
-    print(as_printed(figures, "latex"))    # a paper's tables, from lines of results/published/
+    print(as_printed(figures, "latex"))    # a paper's tables, of its published figures
 
 A folder holds `grid.json`, `rows.jsonl`, `items.jsonl.gz` and, where something was trained,
 `curves.jsonl`. The way through: `rows` and `items` read and check them, `naming` tells rows

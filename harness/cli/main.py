@@ -16,6 +16,7 @@ from harness import __version__
 from harness.cli import cluster, looking, reporting, running, store
 from harness.cli.verb import Verb
 from harness.core.errors import BitgridError, GridError, close_to
+from harness.grid import published
 
 VERBS = (
     running.RUN,
@@ -107,7 +108,8 @@ def _go_offline(path: Path) -> None:
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        near = close_to(path, [str(grid) for grid in sorted(Path("experiments").glob("*.yaml"))])
+        grids = [str(grid) for grid in sorted(Path("experiments").glob("*.yaml"))]
+        near = close_to(path, [*grids, *published.list_names()])
         raise GridError(
             f"{path}: there is no such file" + (f"; did you mean {near!r}?" if near else "")
         )

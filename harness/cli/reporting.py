@@ -19,7 +19,8 @@ _SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "htm
 
 
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    add_grid_argument(parser, ", a folder of rows, or published figures (CSV)")
+    more = ", a folder of rows, or published figures (a name or a CSV file)"
+    add_grid_argument(parser, more, published.locate)
     parser.add_argument(
         "--out",
         type=Path,

@@ -35,9 +35,11 @@ class Verb:
     asks_hub: bool = False  # also where a mirror is named
 
 
-def add_grid_argument(parser: argparse.ArgumentParser, more: str = "") -> None:
+def add_grid_argument(
+    parser: argparse.ArgumentParser, more: str = "", locate: Callable[[str], Path] = Path
+) -> None:
     """GRID, as `arguments.grid`; `more` says what else it may be than a grid file."""
-    parser.add_argument("grid", type=Path, metavar="GRID", help=f"a grid file (YAML){more}")
+    parser.add_argument("grid", type=locate, metavar="GRID", help=f"a grid file (YAML){more}")
 
 
 def add_computing_arguments(parser: argparse.ArgumentParser) -> None:

@@ -40,7 +40,7 @@ from harness.core.store import Store
 from harness.grid.expand import Grid
 from harness.run.plan import Plan
 
-SNAPSHOT = ("harness", "methods", "results/published")
+SNAPSHOT = ("harness", "methods")
 
 
 class Work:

@@ -1,7 +1,9 @@
-"""Figures that papers print, kept under results/published/, to stand beside what was measured.
+"""Figures that papers print, to stand beside what was measured.
 
-A file has the columns source, table, model, method, bits, group_size, task, num_fewshot, window (tokens,
-of a perplexity), metric and value, one figure a line. Not here: showing them (`reports.pages.published`).
+Those in `harness/published/` come with the package; a user's own lie in `published/` of the folder
+in which a command is given. A file has the columns source, table, model, method, bits, group_size,
+task, num_fewshot, window (tokens, of a perplexity), metric and value, one figure a line.
+Not here: showing them (`reports.pages.published`).
 """
 
 from __future__ import annotations
@@ -11,29 +13,39 @@ from pathlib import Path
 
 from harness.core.errors import GridError, nearest
 
-FOLDER = Path(__file__).parents[2] / "results" / "published"
+FOLDERS = (Path("published"), Path(__file__).parents[1] / "published")
 COLUMNS = [
     *("source", "table", "model", "method", "bits", "group_size"),
     *("task", "num_fewshot", "window", "metric", "value"),
 ]
 
 
-def find(name: str, model: str | None) -> Path:
-    """The file called `name`. Raises GridError where it, or `model` in it, is not there."""
-    folders = (Path("results") / "published", FOLDER)
-    for folder in folders:
-        path = folder / f"{name}.csv"
-        if path.is_file():
-            models = {row["model"] for row in figures(path)}
-            if model is not None and model not in models:
-                raise GridError(f"{path} has no model {model!r}; {nearest(model, models)}")
-            return path
-    known = {path.stem for folder in folders for path in folder.glob("*.csv")}
-    raise GridError(f"no published figures {name!r}; {nearest(name, known)}")
+def list_names() -> list[str]:
+    """The names of all files of published figures."""
+    return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.csv")})
+
+
+def find(name: str, model: str | None = None) -> Path:
+    """The file called `name`. Raises GridError where it, or `model` in it, is missing."""
+    path = next((path for f in FOLDERS if (path := f / f"{name}.csv").is_file()), None)
+    if path is None:
+        raise GridError(f"published figures {name!r} are unknown; {nearest(name, list_names())}")
+    if model is not None and model not in (models := {row["model"] for row in figures(path)}):
+        raise GridError(f"{path}: model {model!r} is unknown; {nearest(model, models)}")
+    return path
+
+
+def locate(text: str) -> Path:
+    """The path that `text` is, or else the file of the published figures that it names."""
+    path = Path(text)
+    return find(text) if not path.exists() and text in list_names() else path
 
 
 def figures(path: Path, model: str | None = None) -> list[dict[str, str]]:
-    """The lines of a file, of one model or of all. Raises GridError with file, line and what is wrong."""
+    """The lines of a file, of one model or of all.
+
+    Raises GridError with file, line and what is wrong.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, restkey="", strict=True)

@@ -49,7 +49,7 @@ class StandsFor(pydantic.BaseModel):
 
 
 class Published(pydantic.BaseModel):
-    """`published:` of a grid: results/published/<name>.csv, of it the lines of `model`.
+    """`published:` of a grid: figures by name (`harness.grid.published`), of them those of `model`.
 
     `published: NAME` is short for `{name: NAME}`. A tolerance is in the printed unit: one of all
     figures, or by (published) task or metric. `tasks` has those that are measured otherwise than the

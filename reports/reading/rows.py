@@ -172,7 +172,7 @@ class Grid:
     spec: Spec
     cells: int
     holes: tuple[dict[str, Any], ...]
-    published: tuple[dict[str, str], ...] = ()  # lines of results/published/*.csv
+    published: tuple[dict[str, str], ...] = ()  # lines of harness/published/*.csv
     published_model: str | None = None  # of them, the one that the grid says is its own
     stands_for: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> theirs, and why
     tolerance: dict[str, float] = field(default_factory=dict)  # by task or metric; "" of all

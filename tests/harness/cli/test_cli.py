@@ -174,8 +174,12 @@ def _files(folder: Path) -> dict[Path, bytes]:
 
 
 def test_published_figures_alone(tmp_path: Path) -> None:
-    file = ROOT / "results/published/bitdistiller-2402.10631.csv"
-    assert "3453" in _bitgrid("report", file).stdout
+    file = ROOT / "harness/published/bitdistiller-2402.10631.csv"
+    table = _bitgrid("report", file).stdout
+    assert "3453" in table
+    assert _bitgrid("report", file.stem, cwd=tmp_path).stdout == table  # by name, from anywhere
+    words = _bitgrid("report", "bitdistiler-2402.10631", code=2, cwd=tmp_path).stderr
+    assert "did you mean 'bitdistiller-2402.10631'" in words
     assert _bitgrid("report", file, "--format", "latex").stdout.count(r"\toprule") == 3
     good = file.read_text()
     head, first, *_ = good.splitlines()

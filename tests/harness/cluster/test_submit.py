@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.cli import main as cli
+from harness.cli import main
 from harness.cluster import launches
 from harness.cluster import submit as launching
 from harness.cluster.profile import Profile, Request
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Grid, Plan]:
-    monkeypatch.setattr(launching, "SNAPSHOT", ("results/published",))  # is copied faster
+    monkeypatch.setattr(launching, "SNAPSHOT", ("harness/published",))  # is copied faster
     monkeypatch.setattr(launching.waves, "ENOUGH", 2)  # arrays: one for models, one for scores
     return toy_plan(tmp_path / "toy.yaml")
 
@@ -174,7 +174,7 @@ def test_a_snapshot_is_the_code_once(tmp_path: Path, store: Store) -> None:
     ).read_bytes()
     assert (folder / "methods/training/train.py").exists() and not list(folder.rglob("__pycache__"))
     assert len(list((store.root / "code").iterdir())) == 1
-    said = "from harness import provenance; print(provenance.commit())"
+    said = "from harness.core import provenance; print(provenance.commit())"
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
     found = subprocess.run(
         [sys.executable, "-c", said], cwd=ROOT, env=environment, capture_output=True, text=True
@@ -237,12 +237,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "cluster.yaml").write_text("partition: gpu\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BITGRID_STORE", raising=False)
-    monkeypatch.setattr(launching, "SNAPSHOT", ("results/published",))
+    monkeypatch.setattr(launching, "SNAPSHOT", ("harness/published",))
     return tmp_path
 
 
 def bitgrid(*words: str) -> int:
-    return cli.main([*words])
+    return main([*words])
 
 
 LAUNCH = ("launch", "tiny.yaml", "--cluster", "cluster.yaml")

@@ -248,7 +248,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "compare:",
             "published: {name: bitdistiller-2402.10631, model: LLaMA-2-7}\ncompare:",
             8,
-            "has no model 'LLaMA-2-7'; did you mean 'LLaMA-2-7B'?",
+            "model 'LLaMA-2-7' is unknown; did you mean 'LLaMA-2-7B'?",
         ),
         (
             "compare:",

@@ -20,7 +20,7 @@ from reports.numbers.naming import setting
 from reports.numbers.summary import Summary, summarise
 from tests.support.synthetic_grids import TASKS, ppl, row, write
 
-PUBLISHED = Path(__file__).parents[3] / "results/published/bitdistiller-2402.10631.csv"
+PUBLISHED = Path(__file__).parents[3] / "harness/published/bitdistiller-2402.10631.csv"
 
 
 def published(model: str) -> tuple[list[dict[str, Any]], dict[tuple[str, str], str]]:

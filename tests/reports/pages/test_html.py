@@ -422,7 +422,7 @@ def test_published_figures_and_effects_stand_below(browser: Any, tmp_path: Path)
         for objective, gain in (("kl", 0.0), ("cakld", 0.02))
         for seed in (0, 1, 2)
     ]
-    file = Path(__file__).parents[3] / "results/published/bitdistiller-2402.10631.csv"
+    file = Path(__file__).parents[3] / "harness/published/bitdistiller-2402.10631.csv"
     lines = [line for line in csv.DictReader(file.open()) if line["model"] == "LLaMA-2-7B"]
     grid = {"published": lines, "published_model": "LLaMA-2-7B", "tolerance": 1.0}
     reports.render(write(tmp_path, rows, **grid), html=True)

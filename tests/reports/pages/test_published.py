@@ -19,7 +19,7 @@ from reports.pages.sheet import Sheet
 from reports.reading.rows import load
 from tests.support.synthetic_grids import ppl, row, write
 
-FILE = Path(__file__).parents[3] / "results/published/bitdistiller-2402.10631.csv"
+FILE = Path(__file__).parents[3] / "harness/published/bitdistiller-2402.10631.csv"
 LINES = list(csv.DictReader(FILE.read_text().splitlines()))
 GENERAL = ("wikitext2", "mmlu", "piqa", "hellaswag", "winogrande", "arc_challenge", "average")
 # Written out here once more, so that a slip in the file does not pass unseen.
