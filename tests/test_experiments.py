@@ -41,10 +41,10 @@ def test_all_that_the_paper_asks_is_there() -> None:
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_each_opens_with_one_line_that_says_what_it_answers(path: Path) -> None:
-    lines = path.read_text().splitlines()
-    assert lines[0].startswith("# ")
-    assert not lines[1].startswith("#")
-    assert len(Document(path).comment) > 20
+    for_editors, question, first = path.read_text().splitlines()[:3]
+    assert for_editors.startswith("# yaml-language-server: ")
+    assert question == f"# {Document(path).comment}"
+    assert len(question) > 20 and not first.startswith("#")
 
 
 @pytest.mark.parametrize("path", TESTBED, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""The verbs that look and change nothing: plan, status, methods, tasks.
+"""The verbs that look and change nothing: plan, status, methods, tasks, schema.
 
 Not here: states of stages (`harness.cluster.status`), memory of stages (`harness.run.memory`).
 """
@@ -181,4 +181,21 @@ TASKS = Verb(
     "bitgrid tasks --all",
     _tasks,
     _add_tasks_arguments,
+)
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    import json
+
+    from harness.grid.editor import make_schema
+
+    print(json.dumps(make_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+SCHEMA = Verb(
+    "schema",
+    "the JSON schema of a grid, for editors",
+    "bitgrid schema > docs/grid.schema.json",
+    _schema,
 )

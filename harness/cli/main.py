@@ -30,6 +30,7 @@ VERBS = (
     looking.PLAN,
     looking.METHODS,
     looking.TASKS,
+    looking.SCHEMA,
     store.GC,
 )
 

@@ -5,6 +5,7 @@ Not here: what a grid may contain (`grid`).
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,6 @@ _Loader.add_implicit_resolver(
 
 
 def _leading_comment(text: str) -> list[str]:
-    lines = text.splitlines()
-    end = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return lines[:end]
+    """The comment that a file opens with, without the line that tells an editor its schema."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return [line for line in lines if not line.startswith("# yaml-language-server:")]

@@ -38,7 +38,7 @@ def list_possible(thing: object, prefix: str = "") -> Iterator[str]:
     """Every dotted path that a grid may set on any choice of the components, not only the present."""
     for name, hint in field_types(thing if isinstance(thing, type) else type(thing)).items():
         yield prefix + name
-        for kind in _list_classes(hint):
+        for kind in list_classes(hint):
             for choice in kind.choices().values() if _is_component(kind) else [kind]:
                 yield from list_possible(choice, f"{prefix}{name}.")
 
@@ -82,7 +82,7 @@ def _lay(held: object, cls: Any, given: Mapping[str, Any], prefix: str = "") -> 
 
 def _lay_field(hint: Any, held: object, whole: Any, parts: dict[str, Any], where: str) -> object:
     """Data for a field of type `hint`, which holds `held` and was given a whole and parts of it."""
-    kind = next(_list_classes(hint), None)
+    kind = next(list_classes(hint), None)
     is_component = _is_component(kind)
     if kind is not None and isinstance(whole, Mapping):
         whole, parts = _KEEP, {**whole, **parts}
@@ -122,14 +122,14 @@ def _check_size(given: object, where: str) -> None:
             _check_size(part, where)
 
 
-def _list_classes(hint: Any) -> Iterator[Any]:
+def list_classes(hint: Any) -> Iterator[Any]:
     """The families and dataclasses that a field of type `hint` may hold."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
-        yield from _list_classes(typing.get_args(hint)[0])
+        yield from list_classes(typing.get_args(hint)[0])
     elif origin in (typing.Union, types.UnionType):
         for choice in typing.get_args(hint):
-            yield from _list_classes(choice)
+            yield from list_classes(choice)
     elif _is_component(hint) or dataclasses.is_dataclass(hint):
         yield hint
 

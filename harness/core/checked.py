@@ -46,7 +46,7 @@ class Checked:
 def fit_fields(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `cls` as their types want them. Raises SettingError with the dotted path."""
     try:
-        return _fields_adapter(cls).validate_python(data)
+        return fields_adapter(cls).validate_python(data)
     except pydantic.ValidationError as error:
         wrong = explain(error, data)
         raise SettingError(wrong.message, wrong.path) from None
@@ -54,7 +54,7 @@ def fit_fields(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def forget_adapters() -> None:
     """For when there is one more class that a field may hold."""
-    _fields_adapter.cache_clear()
+    fields_adapter.cache_clear()
 
 
 @cache
@@ -65,9 +65,9 @@ def field_types(cls: type) -> Mapping[str, Any]:
 
 
 @cache
-def _fields_adapter(cls: Any) -> pydantic.TypeAdapter[dict[str, Any]]:
-    """Validates the fields of a `cls` without making one."""
+def fields_adapter(cls: Any) -> pydantic.TypeAdapter[dict[str, Any]]:
+    """Validates the fields of a dataclass without making one."""
     make_type: Any = typing_extensions.TypedDict
-    fields = make_type(cls.__name__, dict(field_types(cls)))
-    fields.__pydantic_config__ = cls.__pydantic_config__
+    fields = make_type(f"{cls.__name__}Fields", dict(field_types(cls)))
+    fields.__pydantic_config__ = Checked.__pydantic_config__
     return pydantic.TypeAdapter(fields)

@@ -128,6 +128,19 @@ class Component(Checked, ABC):
         return core_schema.no_info_wrap_validator_function(cls._choose, union)
 
     @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: pydantic.GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """For editors, what a grid may say: a name, or a mapping which may leave out the name."""
+        written = handler(schema)
+        if cls.is_chosen_by_name():
+            names = sorted(cls.choices())
+            return {"anyOf": [{"enum": names}, *written.get("oneOf", [])]}
+        properties = handler.resolve_ref_schema(written).setdefault("properties", {})
+        properties["name"] = {"const": cls.own_name()}
+        return written
+
+    @classmethod
     def _choose(cls, given: Any, validate: Callable[[Any], Any]) -> Any:
         if isinstance(given, cls):
             return given

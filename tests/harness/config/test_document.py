@@ -27,6 +27,12 @@ def test_data_comment_and_lines(tmp_path: Path) -> None:
     assert str(found.error(("q",), "no")).endswith("grid.yaml:4: no")
 
 
+def test_the_line_for_editors_is_no_part_of_the_question(tmp_path: Path) -> None:
+    found = _document(tmp_path, "# yaml-language-server: $schema=s.json\n# What?\na: 1\n")
+    assert found.comment == "What?"
+    assert str(found.error(("a",), "no")).endswith("grid.yaml:3: no")
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("8e-6", 8e-6), ("1E3", 1000.0), ("-2.5e+1", -25.0), (".5e1", 5.0)]
 )
