@@ -129,12 +129,14 @@ def _mapping(properties: Json, required: Iterable[str] = ()) -> Json:
 def _tidy(schema: Any, names: bool = False) -> Any:
     """`schema` without titles, which repeat names, and defaults, which methods set otherwise.
 
-    `names`: the keys of `schema` are names of the grid's, not words of the schema's.
+    Of a description the first sentence or two: what fits a tooltip. `names`: the keys of `schema` are names of the grid's, not words of the schema's.
     """
     if isinstance(schema, list):
         return [_tidy(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
+    if not names and "description" in schema:
+        schema = schema | {"description": schema["description"].partition("\n")[0]}
     return {
         key: each if key == "enum" else _tidy(each, key in ("properties", "$defs") and not names)
         for key, each in schema.items()
