@@ -28,7 +28,8 @@ from harness.models import pretrained
 from methods.quantization.formats import IntAsym
 from methods.training.memory import of_training
 from methods.training.objectives import CAKLD
-from methods.training.train import Train, Training
+from methods.training.settings import Training
+from methods.training.train import Train
 
 FORMAT, OBJECTIVE = IntAsym(bits=2, group_size=64), CAKLD(gamma=0.5)
 CONFIGURATIONS = {

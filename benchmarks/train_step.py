@@ -27,7 +27,8 @@ from harness.data import Tokens
 from harness.models import Model, device
 from methods.quantization.formats import IntAsym
 from methods.training.objectives import CAKLD, Objective
-from methods.training.train import Train, Training
+from methods.training.settings import Training
+from methods.training.train import Train
 
 
 def random_llama(seed: int = 0) -> Model:

@@ -12,7 +12,7 @@ from methods.quantization.inits import Clip
 from methods.recipe import Recipe
 from methods.training.data import Generated
 from methods.training.objectives import CAKLD
-from methods.training.train import Training
+from methods.training.settings import Training
 
 register(
     "bitdistiller",

@@ -12,7 +12,7 @@ from methods.quantization.formats import IntSym
 from methods.recipe import Recipe
 from methods.training.data import SelfGenerated
 from methods.training.objectives import KL
-from methods.training.train import Training
+from methods.training.settings import Training
 
 register(
     "llm-qat",

@@ -24,7 +24,8 @@ from methods.quantization.rounding import Round
 from methods.training.contribution import Contribution
 from methods.training.data import Data
 from methods.training.objectives import Objective, Untrained
-from methods.training.train import Train, Training
+from methods.training.settings import Training
+from methods.training.train import Train
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class Recipe(Method):
 
     def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
         student = self.init.build(base, self.format)
-        return Round(self._trained(student, base, seed), base, self.format)
+        return Round(self._build_trained(student, base, seed), base, self.format)
 
     def steps(self, base: Stage[Model], seed: int) -> tuple[Step, ...]:
         if isinstance(self.format, FullPrecision):
             return ()
         origin, start = self.init.origin(base, self.format), self.init.build(base, self.format)
-        trained = self._trained(start, base, seed)
+        trained = self._build_trained(start, base, seed)
         states = {base: ("full precision", base)}
         states.setdefault(start, (self.init.name, origin))
         states.setdefault(trained, (self.objective.name, origin))
@@ -65,13 +66,13 @@ class Recipe(Method):
 
     def diagnostics(self, base: Stage[Model], seed: int) -> dict[str, tuple[Stage[dict], ...]]:
         start = self.init.build(base, self.format)
-        trained = self._trained(start, base, seed)
+        trained = self._build_trained(start, base, seed)
         if not isinstance(trained, Train):
             return {}
         found = tuple(
             Contribution(
                 step,
-                self._teacher(base),
+                self._build_teacher(base),
                 Round(student, base, self.format),
                 trained.tokens,
                 self.objective,
@@ -81,10 +82,10 @@ class Recipe(Method):
         )
         return {"confidence": found}
 
-    def _teacher(self, base: Stage[Model]) -> Stage[Model]:
+    def _build_teacher(self, base: Stage[Model]) -> Stage[Model]:
         return base if self.teacher is None else another(base, self.teacher)
 
-    def _trained(self, student: Stage[Model], base: Stage[Model], seed: int) -> Stage[Model]:
+    def _build_trained(self, student: Stage[Model], base: Stage[Model], seed: int) -> Stage[Model]:
         if isinstance(self.objective, Untrained):
             return student
         if self.data is None or self.train is None:
@@ -92,14 +93,14 @@ class Recipe(Method):
                 f"objective {self.objective.name!r} trains, so the method needs 'data' and 'train'; "
                 "start from llm-qat or bitdistiller"
             )
-        teacher = self._teacher(base)
+        teacher = self._build_teacher(base)
         for model in (base, teacher):
             check_length(model, self.data.length, "data.length")
         tokens = self.data.build(teacher)
-        statistic = self.objective.statistic(teacher, tokens)
+        statistic = self.objective.build_statistic(teacher, tokens)
         return Train(
             student,
-            teacher if self.objective.teacher else None,
+            teacher if self.objective.needs_teacher else None,
             tokens,
             self.format,
             self.objective,

@@ -21,9 +21,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from harness.core.errors import TrainingError
-from methods.training.divergence import Course
-from methods.training.optimizer import MOMENTS, plain, restore
-from methods.training.shards import Shards, rows
+from methods.training.divergence import LossHistory
+from methods.training.optimizer import MOMENTS, restore, to_plain
+from methods.training.shards import Shards, find_rows
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Checkpoint:
         Tensors are gathered and written one at a time: together they are 12 bytes a parameter.
         """
         shapes = {
-            name: self.shards.whole(part, place)
+            name: self.shards.full_shape(part, place)
             for name, part, place in self._parts(weights, optimizer)
         }
         tensors = (
-            self.shards.gathered(part, place) for _, part, place in self._parts(weights, optimizer)
+            self.shards.gather(part, place) for _, part, place in self._parts(weights, optimizer)
         )
-        if self.shards.leads:
+        if self.shards.is_main:
             draft = self.path.with_suffix(".draft")
             _write(draft, shapes, tensors, {**facts, "step": step})
             draft.replace(self.path)
@@ -72,7 +72,7 @@ class Checkpoint:
             place, state = self.places[name], optimizer.state.get(weight, {})
             yield f"weight/{name}", weight.detach(), place
             for moment in (m for m in MOMENTS if m in state):
-                values, scale = plain(state[moment])
+                values, scale = to_plain(state[moment])
                 yield f"{moment}/{name}", values, place
                 if scale is not None and (scale.ndim > 1 or self.shards.world == 1):
                     yield f"{moment}_scale/{name}", scale, place
@@ -90,7 +90,7 @@ class Checkpoint:
             kept = set(file.keys())
 
             for name, weight in weights.items():
-                mine = rows(self.places[name])
+                mine = find_rows(self.places[name])
 
                 def part(key: str, mine: slice | None = mine) -> Tensor:
                     return file.get_tensor(key) if mine is None else file.get_slice(key)[mine]
@@ -142,16 +142,16 @@ class Metrics:
         Of several processes that train together one `writes`; to the others this is nothing.
         """
         self.last: dict[str, Any] | None = None
-        self.course: Course | None = None  # the one that writes knows
+        self.history: LossHistory | None = None  # the one that writes knows
         self._file: TextIO | None = None
         if not writes:
             return
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [row for row in map(_parsed, lines) if row is not None and row["step"] <= step]
         self.last = kept[-1] if kept else None
-        self.course, seen = Course(), 0
+        self.history, seen = LossHistory(), 0
         for row in kept:
-            self.course.add(row["loss"], row["tokens"] - seen)
+            self.history.add(row["loss"], row["tokens"] - seen)
             seen = row["tokens"]
         draft = path.with_suffix(".draft")
         draft.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -1,7 +1,7 @@
 """Which tokens a loss comes from: the objective by the teacher's confidence, `diagnose: [confidence]`.
 
 CAKLD is built on the claim that divergence should be sought otherwise where the teacher is sure; this
-shows where it is found. Not here: the figure (`reports`), the mean confidence (`objectives`).
+shows where it is found. Not here: the figure (`reports`), the mean confidence (`confidence`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Tokens
 from harness.models import Model, host_gib
-from methods.training.forward import Labels, chunks, hidden, logits
-from methods.training.objectives import CONFIDENCE_TOKENS, Objective, sample, token_nll
+from methods.training.confidence import CONFIDENCE_TOKENS, sample_rows
+from methods.training.forward import Labels, run_head, run_trunk, split_tokens, token_nll
+from methods.training.objectives import Objective, TokenLogits
 
 BINS = 20  # of equal width, from probability 0 to 1
 
@@ -45,7 +46,7 @@ class Contribution(Stage[dict[str, Any]]):
 
     def run(self, work: Path) -> dict[str, Any]:
         tokens = value(self.tokens)
-        rows = sample(tokens, self.sequences)
+        rows = sample_rows(tokens, self.sequences)
         counts, sums = torch.zeros(BINS, dtype=torch.int64), torch.zeros(BINS, dtype=torch.float64)
         total, unbounded = 0.0, 0
         for some in rows.split(max(1, CONFIDENCE_TOKENS // tokens.ids.shape[1])):
@@ -74,20 +75,21 @@ class Contribution(Stage[dict[str, Any]]):
         statistic = None if self.statistic is None else value(self.statistic)
         ids, mask = ids.to(student.device), mask.to(student.device)
         labels = Labels.of(ids, mask)
-        guide = labels.pick(hidden(teacher.network, ids))
-        states = labels.pick(hidden(student.network, ids))
+        teacher_states = labels.pick(run_trunk(teacher.network, ids))
+        states = labels.pick(run_trunk(student.network, ids))
         nll = torch.zeros(len(states), device=states.device)
         losses = torch.zeros_like(nll)
-        for part in chunks(len(states), student.network.config.vocab_size, states.device):
-            target = logits(teacher.network, guide[part])
+        for part in split_tokens(len(states), student.network.config.vocab_size, states.device):
+            target = run_head(teacher.network, teacher_states[part])
             nll[part] = token_nll(target, labels.ids[part])
-            losses[part] = self.objective.tokens(
-                logits(student.network, states[part]),
-                target if self.objective.teacher else None,
+            logits = TokenLogits(
+                run_head(student.network, states[part]),
+                target if self.objective.needs_teacher else None,
                 labels.ids[part],
                 statistic,
-            ).float()
+            )
+            losses[part] = self.objective.token_losses(logits).float()
         weights = torch.ones_like(losses)
         if self.objective.weighted:
-            weights = self.objective.weights(labels.spread(nll), labels.where)[labels.where]
+            weights = self.objective.token_weights(labels.spread(nll), labels.where)[labels.where]
         return nll.neg().exp().cpu(), losses.cpu(), weights.cpu()

@@ -32,7 +32,7 @@ FEW = 200  # labels
 
 
 @dataclass
-class Course:
+class LossHistory:
     """The losses of a training's steps so far, of those that had labels."""
 
     losses: list[float] = field(default_factory=list)
@@ -44,28 +44,29 @@ class Course:
             self.losses.append(loss)
 
     @property
-    def allowed(self) -> float:
+    def limit(self) -> float:
         """What a loss may be and count as no worse than the first one."""
         return 2 * (1 + FEW / self.labels) * max(self.losses[0], SLIGHT)
 
-    def worse(self, last: int = 1) -> bool:
-        """Whether each of the `last` losses is more than what is allowed."""
-        return bool(self.losses) and min(self.losses[-last:]) > self.allowed
+    def is_worse(self, last: int = 1) -> bool:
+        """Whether each of the `last` losses is more than the limit."""
+        return bool(self.losses) and min(self.losses[-last:]) > self.limit
 
-    def diverged(self) -> bool:
+    def has_diverged(self) -> bool:
         """Whether training ran away."""
-        return len(self.losses) >= SOONEST and self.worse(WINDOW)
+        return len(self.losses) >= SOONEST and self.is_worse(WINDOW)
 
-    def divergence(self, step: int, layer: str, far: float, saved: int) -> str:
+    def describe_divergence(self, step: int, layer: str, far: float, saved: int) -> str:
         """In words; `layer` moved furthest, and how `far`."""
         return (
             f"training diverged at step {step}: the loss is {self.losses[-1]:.4g} and was "
             f"{self.losses[0]:.4g} before it began; {layer} moved furthest, {far:.3g} times its "
-            f"norm; {kept(saved)}; lower lr or raise warmup, or set train.stop_diverged to false"
+            f"norm; {describe_checkpoint(saved)}; lower lr or raise warmup, or set train.stop_diverged to false"
         )
 
 
-def kept(saved: int) -> str:
+def describe_checkpoint(saved: int) -> str:
+    """Where to go on from: `saved` is the step of the last checkpoint, 0 for none."""
     return f"last good checkpoint: step {saved}" if saved else "no checkpoint yet"
 
 

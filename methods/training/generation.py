@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from harness.models import Model
-from methods.training.forward import logits
+from methods.training.forward import run_head
 
 _MOST_ROWS = 256
 # Bytes of keys and values at once. On a GPU: what a 7B model leaves of 24 GB.
@@ -74,7 +74,7 @@ def write(
         ).last_hidden_state[:, -1]
         uniform = chances[alive, at.clamp(max=length - 1)].to(device)
         likeliest = (at - lengths[alive] < greedy[alive]).to(device)
-        picked = sample(logits(network, states), uniform, likeliest, temperature, top_p)
+        picked = sample(run_head(network, states), uniform, likeliest, temperature, top_p)
         live = ~ended
         result[alive[live], at[live]] = picked.cpu()[live]
         at[live] += 1

@@ -1,9 +1,9 @@
 """The weights that training moves: float32 masters, and the network that computes with them.
 
     masters = Masters.of(student, format, "body", torch.bfloat16)
-    masters.refresh()                    # once a step: network's weights = format(masters)
-    loss.backward(); masters.gather()    # once a micro-batch
-    norm = masters.settle(scale)         # gradients of the masters, and their norm
+    masters.requantize()                                  # once a step: network = format(masters)
+    loss.backward(); masters.accumulate_gradients()       # once a micro-batch
+    norm = masters.finish_gradients(scale)                # gradients of the masters, and their norm
 
 The network holds plain parameters in the compute dtype; those of quantised layers are overwritten
 by the rounded masters. So a weight is rounded once a step however many micro-batches there are, the
@@ -12,7 +12,7 @@ forward pass is the model's own, and gradients are added up in float32.
 Where several processes train together the network is sharded by rows (`shards`) and the masters are
 this process's rows as plain tensors: a format is applied row by row, and so is the optimizer.
 
-Not here: the optimizer and its state (`train`, `checkpoint`).
+Not here: the optimizer and its state (`step`, `checkpoint`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from harness.models import Model, linears
 from harness.models.tensors import move_buffers, replace_parameters
 from methods.quantization.formats import Format, FullPrecision
-from methods.training.shards import ALONE, Shards, local, rows
+from methods.training.shards import ALONE, Shards, find_rows, local_part
 
 Trained: TypeAlias = Literal["body", "linears", "all"]
 
@@ -63,14 +63,14 @@ class Masters:
         for layer, linear in linears(student.network).items():
             format.check(layer, linear.in_features)
         quantized = frozenset(f"{layer}.weight" for layer in linears(student.network))
-        chosen = _chosen(student.network, trained, quantized)
+        chosen = _choose_trained(student.network, trained, quantized)
 
         network = shards.split(student, dtype, chosen).network.eval()
         places = dict(network.named_parameters())
         masters = {}
         for name, old in student.network.named_parameters():
             if name in chosen:
-                part = _part(old, place := places[name])
+                part = _take_part(old, place := places[name])
                 masters[name] = nn.Parameter(part.to(place.device, torch.float32, copy=True))
         return cls(student, format, network, masters, quantized & masters.keys(), shards)
 
@@ -79,7 +79,7 @@ class Masters:
         """The network's parameters that the masters are written to, by name."""
         return {name: p for name, p in self.network.named_parameters() if name in self.weights}
 
-    def refresh(self) -> None:
+    def requantize(self) -> None:
         """Write the masters, rounded where the format applies, into the network."""
         self._edges.clear()
         for name, place in self.places.items():
@@ -88,27 +88,27 @@ class Masters:
                 rounded = self.format.straight_through(rounded)
                 self._edges[name] = get_gradient_edge(rounded)
             with torch.no_grad():
-                local(place).copy_(rounded)
+                local_part(place).copy_(rounded)
 
-    def gather(self) -> None:
+    def accumulate_gradients(self) -> None:
         """Add the network's gradients to the step's sums, in float32, and clear them."""
         for name, place in self.network.named_parameters():
             if place.grad is None:
                 continue
-            gradient = local(place.grad)
+            gradient = local_part(place.grad)
             if name in self._sums:
                 self._sums[name].add_(gradient)
             else:
                 self._sums[name] = gradient.float()
             place.grad = None
 
-    def settle(self, scale: float) -> Tensor:
+    def finish_gradients(self, scale: float) -> Tensor:
         """Turn the sums, times `scale`, into the masters' gradients; returns their norm, a scalar."""
         places = self.places
-        for name in self.shards.copied(places) if self._sums else ():
+        for name in self.shards.list_replicated(places) if self._sums else ():
             # A process without label tokens in this step has none for the head.
             own = self._sums.get(name)
-            self._sums[name] = self.shards.sum(
+            self._sums[name] = self.shards.all_reduce(
                 torch.zeros_like(self.weights[name]) if own is None else own
             )
         for name in list(self._sums):  # one by one, so that no two sets of gradients stand
@@ -118,42 +118,42 @@ class Masters:
             else:
                 self.weights[name].grad = total
         gradients = {n: w.grad for n, w in self.weights.items() if w.grad is not None}
-        return self.shards.norm(gradients, places)
+        return self.shards.total_norm(gradients, places)
 
-    def finite(self) -> bool:
+    def are_finite(self) -> bool:
         """Whether all weights are, those of the other processes too."""
         broken = torch.stack([~weight.isfinite().all() for weight in self.weights.values()])
-        return not bool(self.shards.sum(broken.sum()))
+        return not bool(self.shards.all_reduce(broken.sum()))
 
     @torch.no_grad()
-    def furthest(self) -> tuple[str, float]:
+    def find_furthest(self) -> tuple[str, float]:
         """The quantised layer that moved most since training began, and how far: its weights'
         distance from where they were, over their norm there."""
         began, places = dict(self.student.network.named_parameters()), self.places
         moved: dict[str, float] = {}
         for name, weight in self.weights.items():
             if name in self.quantized:
-                start = _part(began[name], places[name]).to(weight)
+                start = _take_part(began[name], places[name]).to(weight)
                 pair = ({name: weight - start}, {name: start})
-                far, size = (float(self.shards.norm(each, places)) for each in pair)
+                far, size = (float(self.shards.total_norm(each, places)) for each in pair)
                 moved[name.removesuffix(".weight")] = far / size if size else math.inf
         layer = max(moved, key=lambda name: moved[name])
         return layer, moved[layer]
 
-    def model(self) -> Model:
+    def build_model(self) -> Model:
         """The student with the masters in place: float32 throughout, since a model is stored in one
         dtype, and latent, since neither the format nor the student's dtype holds these weights.
 
         It lies on the host, twice as large as a model that is evaluated. Of several processes the
-        leading one gets it; to the others the student comes back.
+        main one gets it; to the others the student comes back.
         """
         result, places = self.student.fork(quantized={}, latent=True), self.places
 
         def make(name: str, old: nn.Parameter) -> nn.Parameter:
             trained: Tensor | None = old
             if name in places:
-                trained = self.shards.gathered(self.weights[name], places[name])
-            if trained is None or not self.shards.leads:
+                trained = self.shards.gather(self.weights[name], places[name])
+            if trained is None or not self.shards.is_main:
                 return old
             return nn.Parameter(trained.detach().cpu().float(), requires_grad=False)
 
@@ -162,13 +162,15 @@ class Masters:
         return result
 
 
-def _part(whole: Tensor, place: Tensor) -> Tensor:
+def _take_part(whole: Tensor, place: Tensor) -> Tensor:
     """The rows of a whole weight that this process holds at `place`."""
-    mine = rows(place)
+    mine = find_rows(place)
     return whole.detach() if mine is None else whole.detach()[mine]
 
 
-def _chosen(network: PreTrainedModel, trained: Trained, quantized: frozenset[str]) -> set[str]:
+def _choose_trained(
+    network: PreTrainedModel, trained: Trained, quantized: frozenset[str]
+) -> set[str]:
     if trained == "linears":
         return set(quantized)
     ends = [network.get_input_embeddings(), network.get_output_embeddings()]

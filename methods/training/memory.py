@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.data import Tokens
 from harness.models import DTYPES, Model, Pretrained, blocks, pretrained_of
 from harness.models.dry_run import (
     Live,
@@ -34,11 +33,15 @@ from harness.models.dry_run import (
 from harness.models.tensors import replace_parameters
 from methods.quantization.formats import Format
 from methods.quantization.memory import find_length, make_ids
-from methods.training import data, forward, generation, objectives
+from methods.training import data, forward, generation
+from methods.training.confidence import CONFIDENCE_TOKENS, Confidence
 from methods.training.masters import Masters
+from methods.training.objectives import Objective
 from methods.training.optimizer import MOMENTS
+from methods.training.settings import Training
 from methods.training.shards import ALONE, Shards
-from methods.training.train import Train, Training, _Loop
+from methods.training.step import TrainingStep
+from methods.training.train import Train
 
 _STATISTIC = 0.5  # no shape depends on its value
 _PROMPT = 32  # tokens of an opening, about
@@ -73,8 +76,8 @@ def of_generation(stage: data.Generate, gpus: int | None = None, device: str = "
         model = load_weightless(live, pretrained_of(stage.teacher))
         rows = generation.rows_at_once(model, stage.length, device)
         with torch.no_grad():
-            states = forward.hidden(model.network, make_ids(rows, min(_PROMPT, stage.length)))
-            forward.logits(model.network, states[:, -1])
+            states = forward.run_trunk(model.network, make_ids(rows, min(_PROMPT, stage.length)))
+            forward.run_head(model.network, states[:, -1])
     peak = live.peak()
     cached = rows * stage.length * generation.cache_bytes(model)
     drawn = _SAMPLING * 4 * rows * model.network.config.vocab_size
@@ -82,16 +85,14 @@ def of_generation(stage: data.Generate, gpus: int | None = None, device: str = "
 
 
 @estimate_memory.register
-def of_confidence(
-    stage: objectives.Confidence, gpus: int | None = None, device: str = "cuda"
-) -> Memory:
+def of_confidence(stage: Confidence, gpus: int | None = None, device: str = "cuda") -> Memory:
     """A batch through the teacher, its head a chunk at a time."""
     length = find_length(stage.tokens)
     with dry_run() as live, _chunks_of(device):
         model = load_weightless(live, pretrained_of(stage.teacher))
-        ids = make_ids(max(1, objectives.CONFIDENCE_TOKENS // length), length)
+        ids = make_ids(max(1, CONFIDENCE_TOKENS // length), length)
         labels = forward.Labels.of(ids, torch.ones_like(ids, dtype=torch.bool))
-        forward.each_label(model.network, ids, labels, objectives.token_nll)
+        forward.measure_labels(model.network, ids, labels, forward.token_nll)
     return live.peak()
 
 
@@ -116,7 +117,7 @@ def _step(
     teacher_base: Pretrained | None,
     changed: bool,
     format: Format,
-    objective: objectives.Objective,
+    objective: Objective,
     training: Training,
     shape: tuple[int, int],
     several: bool,
@@ -154,28 +155,27 @@ def _step(
             tensor.register_post_accumulate_grad_hook(
                 lambda t: live.assign("gradients", cast(Tensor, t.grad))
             )
-        nothing = Tokens(torch.empty(0, shape[1]), torch.empty(0, shape[1]))
         plain = dataclasses.replace(training, optimizer="adamw")
-        loop = _Loop(plain, objective, _STATISTIC, masters, teacher, nothing, seed=0)
+        step = TrainingStep(plain, objective, _STATISTIC, masters, teacher)
         with live.part("gradients"):
             for weight in weights.values():
                 weight.grad = torch.empty_like(weight)
         with live.part("optimizer"):
             if training.optimizer == "adamw":
-                loop._update(rate=1.0, norm=1.0)
+                step.update(rate=1.0, norm=1.0)
             else:  # torchao's is compiled, which tensors without data do not run
                 for weight in weights.values():
-                    loop.optimizer.state[weight] = {m: _moment_8bit(weight) for m in MOMENTS}
-        masters.refresh()
+                    step.optimizer.state[weight] = {m: _moment_8bit(weight) for m in MOMENTS}
+        masters.requantize()
         with live.part("gradients"):
             for tensor in moved if several else ():
                 tensor.grad = torch.empty_like(tensor)
-            masters.gather()
+            masters.accumulate_gradients()
         ids = make_ids(*shape)
-        loop._backward(ids, torch.ones_like(ids, dtype=torch.bool))
+        step.run_micro_batch(ids, torch.ones_like(ids, dtype=torch.bool))
         with live.part("gradients"):
-            masters.gather()
-            masters.settle(1.0)
+            masters.accumulate_gradients()
+            masters.finish_gradients(1.0)
 
     def share(part: str, *held: Mapping[str, Tensor]) -> float:
         named = [(name, tensor) for tensors in held for name, tensor in tensors.items()]

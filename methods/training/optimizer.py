@@ -33,7 +33,7 @@ def require(kind: Optimizer) -> None:
         )
 
 
-def adamw(
+def make_adamw(
     kind: Optimizer,
     weights: Iterable[nn.Parameter],
     lr: float,
@@ -63,7 +63,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def plain(moment: Tensor) -> tuple[Tensor, Tensor | None]:
+def to_plain(moment: Tensor) -> tuple[Tensor, Tensor | None]:
     """A moment as float32 and, where it is held in 8 bits, the scales of its blocks.
 
     The scales come in rows as the moment does, where no block runs over the end of a row; else they
@@ -84,7 +84,7 @@ def restore(
     values: Tensor,
     scale: Tensor | None,
 ) -> None:
-    """Give `weight` its number of steps, or a moment as `plain` gave it: bit for bit where the
+    """Give `weight` its number of steps, or a moment as `to_plain` gave it: bit for bit where the
     scales fit, else an 8-bit moment is rounded anew."""
     if isinstance(optimizer, torch.optim.AdamW):
         optimizer.state[weight][name] = values.to(weight.device, copy=True)

@@ -2,8 +2,8 @@
 
     shards = Shards.here()              # among torchrun's processes, or alone
     model = shards.split(model, dtype)  # FSDP2: the rows of each block's weights, spread out
-    mine = shards.deal(rows)            # this process's rows of a step
-    total = shards.sum(total)           # over all processes
+    mine = shards.take_rows(rows)       # this process's rows of a step
+    total = shards.all_reduce(total)    # the sum over all processes
 
 Blocks are sharded, embeddings, last norm and head are copied to every process: trunk and head are
 called apart (`forward`), many models tie the two ends, and by default they are not trained.
@@ -42,7 +42,7 @@ class Shards:
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes what all of them computed."""
         return self.rank == 0
 
@@ -87,62 +87,64 @@ class Shards:
             layer.set_force_sum_reduction_for_comms(True)
         return fork
 
-    def deal(self, rows: Tensor) -> Tensor:
+    def take_rows(self, rows: Tensor) -> Tensor:
         """Every `world`-th of them, so that rows sorted by length are shared out evenly."""
         return rows[self.rank :: self.world]
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Over all processes, in place."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def copied(self, places: Mapping[str, Tensor]) -> list[str]:
+    def list_replicated(self, places: Mapping[str, Tensor]) -> list[str]:
         """Those of which each process has a copy, whose gradients nobody else adds up."""
         return [n for n, p in places.items() if self.world > 1 and not isinstance(p, DTensor)]
 
-    def norm(self, gradients: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> Tensor:
+    def total_norm(self, gradients: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> Tensor:
         """The 2-norm of all gradients of all processes, copies counted once: a scalar."""
         split = [g for name, g in gradients.items() if isinstance(places[name], DTensor)]
         rest = [g for name, g in gradients.items() if not isinstance(places[name], DTensor)]
         norm = torch.nn.utils.get_total_norm(rest)
         if not split:
             return norm
-        return (self.sum(torch.nn.utils.get_total_norm(split).square()) + norm.square()).sqrt()
+        return (
+            self.all_reduce(torch.nn.utils.get_total_norm(split).square()) + norm.square()
+        ).sqrt()
 
-    def first(self, thing: T | None) -> T | None:
-        """What the first process that has something to say says."""
-        return next((said for said in self._said(thing) if said is not None), None)
+    def find_first(self, thing: T | None) -> T | None:
+        """The first process's `thing` that is not None: the same answer in all of them."""
+        return next((each for each in self._all_gather(thing) if each is not None), None)
 
-    def gathered(self, part: Tensor, place: Tensor) -> Tensor | None:
-        """The whole of what is spread like `place`, on the host: the leading process's, else None."""
+    def gather(self, part: Tensor, place: Tensor) -> Tensor | None:
+        """The whole of what is spread like `place`, on the host: in the main process, else None."""
         if self.world == 1:
             return part.cpu()
         if isinstance(place, DTensor):
-            shape = self.whole(part, place)
+            shape = self.full_shape(part, place)
             stride = torch.empty(shape, device="meta").stride()
             part = DTensor.from_local(
                 part.contiguous(), place.device_mesh, place.placements, shape=shape, stride=stride
             ).full_tensor()
-        return part.cpu() if self.leads else None
+        return part.cpu() if self.is_main else None
 
-    def whole(self, part: Tensor, place: Tensor) -> torch.Size:
-        """The shape that `gathered` gives."""
+    def full_shape(self, part: Tensor, place: Tensor) -> torch.Size:
+        """The shape of what `gather` gives."""
         rows = place.shape[:1] if isinstance(place, DTensor) else part.shape[:1]
         return rows + part.shape[1:]
 
-    def _said(self, thing: T | None) -> list[T | None]:
+    def _all_gather(self, thing: T | None) -> list[T | None]:
         if self.world == 1:
             return [thing]
-        heard: list[T | None] = [None] * self.world
-        dist.all_gather_object(heard, thing)
-        return heard
+        things: list[T | None] = [None] * self.world
+        dist.all_gather_object(things, thing)
+        return things
 
 
 ALONE = Shards()
 
 
-def rows(place: Tensor) -> slice | None:
+def find_rows(place: Tensor) -> slice | None:
     """Which rows of a parameter of the network this process holds; None: the whole."""
     if not isinstance(place, DTensor):
         return None
@@ -152,6 +154,6 @@ def rows(place: Tensor) -> slice | None:
     return slice(offset[0], offset[0] + shape[0])
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This process's rows of a parameter or gradient of the network; not a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

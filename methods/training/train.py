@@ -2,17 +2,12 @@
 
     Train(student, teacher, tokens, IntAsym(bits=2), CAKLD(), gamma, Training(steps=200), seed=0)
 
-Whatever the method, a step is: round the masters once; for each micro-batch run teacher and student
-trunks, then head and objective a chunk of label tokens at a time, each chunk's gradient going back
-to the hidden states at once, so that logits of a whole batch never exist; one backward through the
-trunk; then one AdamW step on the float32 masters. Gradients are sums over label tokens divided by
-the whole batch's weight, so micro-batches of unequal length add up to the big batch: down to
-rounding, which in bfloat16 is of each one's gradients to 8 bits and shows in the losses.
+Whatever the method, the loop takes one step after another (`step`), writes a checkpoint now and then
+and stops where training goes wrong. Where several processes run the stage they share both model and
+batch (`shards`); each goes through the same steps, and the loss, the norm and thereby every decision
+is the same in all of them.
 
-Where several processes run the stage they share both model and batch (`shards`); each goes through
-the same steps, and the loss, the norm and thereby every decision is the same in all of them.
-
-Training that meets NaN or Inf, or diverges (`diagnose`), stops and says where. A checkpoint is
+Training that meets NaN or Inf, or diverges (`divergence`), stops and says where. A checkpoint is
 written one step late, once the next loss has shown that its weights are good; the last step's
 where they are finite, as no loss follows.
 
@@ -20,9 +15,8 @@ A run goes on from its work folder after a kill, to the same weights bit for bit
 library versions, number of processes and micro-batch are the same; on a GPU only `deterministic`,
 and there it rests on what torch, cuBLAS and NCCL promise: no test here has one.
 
-In this file: `Training`, `Train`, order and schedule. Not here: the weights (`masters`), what is
-written (`checkpoint`), what a loss is (`objectives`), what went wrong (`diagnose`), how weights and
-batch are shared out (`shards`).
+Not here: the step (`step`), order and micro-batches (`batches`), hyper-parameters (`settings`), what
+is written (`checkpoint`), what went wrong (`divergence`).
 """
 
 from __future__ import annotations
@@ -30,111 +24,29 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from harness.core.checked import Checked
-from harness.core.errors import BitgridError, SettingError, TrainingError
-from harness.core.stage import Input, Resources, Stage, incidental, report, value
+from harness.core.errors import BitgridError, TrainingError
+from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Tokens
 from harness.models import DTYPES, PROCESS_GIB, Model, weights_gib
 from methods.quantization.formats import Format
-from methods.training import optimizer as optimizers
+from methods.training import optimizer
+from methods.training.batches import order_rows, split_batch
 from methods.training.checkpoint import Checkpoint, Metrics
-from methods.training.divergence import Course, diagnose, kept
-from methods.training.forward import (
-    Labels,
-    check,
-    chunks,
-    each_state,
-    hidden,
-    logits,
-    recompute,
-    repeatable,
-)
-from methods.training.masters import Masters, Trained
-from methods.training.objectives import Objective, token_nll
+from methods.training.determinism import compute_deterministically
+from methods.training.divergence import LossHistory, describe_checkpoint
+from methods.training.masters import Masters
+from methods.training.objectives import Objective
+from methods.training.preflight import check_inputs
+from methods.training.settings import Training
 from methods.training.shards import Shards
-
-
-@dataclass(frozen=True)
-class Training(Checked):
-    """The hyper-parameters. Defaults are BitDistiller's, where it publishes them.
-
-    `trained`: `linears` the quantised weights only; `body` everything but embeddings and head, so
-    norms too; `all` (the published code) also those, which then leave the 16-bit model's. The
-    default keeps them as they are, since all methods compared here share them.
-    """
-
-    steps: int | None = None  # optimizer steps; None: as many as `epochs` needs
-    epochs: float = 4.0
-    batch_size: int = 128  # sequences a step
-    lr: float = 8e-6
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup: int = 0  # steps
-    weight_decay: float = 0.0  # of matrices; never of norms and biases
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 1.0  # 0: off
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; masters are float32
-    optimizer: optimizers.Optimizer = "adamw"  # 8-bit moments need torchao
-    trained: Trained = "body"
-    micro_batch: int = incidental(8)  # sequences a process runs at once
-    gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
-    gpus: int = incidental(1)  # processes that share the model and the batch
-    checkpoint_every: int = incidental(100)  # steps; 0: never
-    deterministic: bool = incidental(True)  # on a GPU: slower, and the same bits each time
-    stop_diverged: bool = incidental(True)  # False: goes on, and keeps checkpoints, at any loss
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in (
-            "batch_size",
-            "micro_batch",
-            "gpus",
-            "epochs" if self.steps is None else "steps",
-        ):
-            if getattr(self, name) <= 0:
-                raise SettingError(f"{name} {getattr(self, name)} is not positive")
-        for name in ("lr", "warmup", "weight_decay", "clip_norm", "checkpoint_every"):
-            if getattr(self, name) < 0:
-                raise SettingError(f"{name} {getattr(self, name)} is negative")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise SettingError(f"betas {self.betas} are not from 0 to below 1")
-        for name, choices in (
-            ("schedule", ("constant", "cosine", "linear")),
-            ("dtype", ("float32", "bfloat16")),
-            ("trained", ("body", "linears", "all")),
-            ("optimizer", ("adamw", "adamw-8bit")),
-        ):
-            if getattr(self, name) not in choices:
-                raise SettingError(
-                    f"{name} {getattr(self, name)!r} is unknown; choices: {', '.join(choices)}"
-                )
-
-    def extent(self, sequences: int) -> tuple[int, int]:
-        """Steps, and sequences seen in all, for a data set of `sequences`.
-
-        Counted in epochs the last step may be smaller, so that each sequence is seen equally often.
-        """
-        if self.steps is not None:
-            return self.steps, self.steps * self.batch_size
-        seen = max(1, round(self.epochs * sequences))
-        return math.ceil(seen / self.batch_size), seen
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of step 0, 1, … `steps` − 1: linear warm-up, then the schedule to 0."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, steps - self.warmup)
-        if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
-        return self.lr * (1 - done) if self.schedule == "linear" else self.lr
+from methods.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -170,93 +82,66 @@ class Train(Stage[Model]):
         return replace(self, training=replace(self.training, micro_batch=smaller))
 
     def preflight(self) -> None:
-        optimizers.require(self.training.optimizer)
+        optimizer.require(self.training.optimizer)
 
     def run(self, work: Path) -> Model:
         """Raises TrainingError on NaN, Inf or divergence; ModelError, TextError, FormatError on
         misfits."""
         teacher = None
-        if self.objective.teacher:
+        if self.objective.needs_teacher:
             if self.teacher is None:
                 raise BitgridError(f"the objective {self.objective.name!r} needs a teacher")
             teacher = value(self.teacher)
         student, tokens = value(self.student), value(self.tokens)
-        check(student, teacher, tokens)
+        check_inputs(student, teacher, tokens)
         dtype, shards = DTYPES[self.training.dtype], Shards.here()
-        loop = _Loop(
+        step = TrainingStep(
             self.training,
             self.objective,
             None if self.statistic is None else value(self.statistic),
             Masters.of(student, self.format, self.training.trained, dtype, shards),
             None if teacher is None else shards.split(teacher, dtype),
-            tokens,
-            self.seed,
         )
-        steady = self.training.deterministic
-        with repeatable(loop.masters.network.device) if steady else contextlib.nullcontext():
-            return loop.run(work)
+        device = step.masters.network.device
+        same_bits = compute_deterministically(device) if self.training.deterministic else None
+        with same_bits or contextlib.nullcontext():
+            return _Loop(step, tokens, self.seed, work).run()
 
 
-@dataclass
 class _Loop:
-    training: Training
-    objective: Objective
-    statistic: float | None
-    masters: Masters
-    teacher: Model | None
-    tokens: Tokens
-    seed: int
-    optimizer: torch.optim.Optimizer = field(init=False)
+    """The steps of a training, from its last checkpoint to its end."""
 
-    def __post_init__(self) -> None:
-        if self.training.gradient_checkpointing:
-            recompute(self.masters.network)
-        self.optimizer = optimizers.adamw(
-            self.training.optimizer,
-            self.masters.weights.values(),
-            self.training.lr,
-            self.training.betas,
-            self.training.weight_decay,
-        )
+    def __init__(self, step: TrainingStep, tokens: Tokens, seed: int, work: Path) -> None:
+        self.step, self.tokens, self.seed = step, tokens, seed
+        self.training, self.masters = step.training, step.masters
+        shards = self.masters.shards
+        self.checkpoint = Checkpoint(work / "checkpoint.safetensors", shards, self.masters.places)
+        facts = self.checkpoint.load(self.masters.weights, step.optimizer)
+        self.done, self.learnt = (int(facts["step"]), int(facts["tokens"])) if facts else (0, 0)
+        self.saved = self.done  # the step of the last checkpoint
+        self.metrics = Metrics(work / "metrics.jsonl", self.done, shards.is_main)
+        self.history = shards.find_first(self.metrics.history) or LossHistory()
 
-    def run(self, work: Path) -> Model:
-        training, masters, shards = self.training, self.masters, self.masters.shards
-        steps, seen = training.extent(len(self.tokens))
-        checkpoint = Checkpoint(work / "checkpoint.safetensors", shards, masters.places)
-        facts = checkpoint.load(masters.weights, self.optimizer) or {"step": 0, "tokens": 0}
-        first, tokens = int(facts["step"]), int(facts["tokens"])
-        saved = first
-        metrics = Metrics(work / "metrics.jsonl", first, shards.leads)
-        course = shards.first(metrics.course) or Course()
-        before = metrics.last["seconds"] if metrics.last else 0.0
+    def run(self) -> Model:
+        training = self.training
+        steps, seen = training.count_steps(len(self.tokens))
+        batches = order_rows(len(self.tokens), training.batch_size, seen, self.seed, self.done)
+        before = self.metrics.last["seconds"] if self.metrics.last else 0.0
         began = last = time.perf_counter()
-
-        def keep(step: int) -> None:
-            metrics.sync()
-            checkpoint.save(step, masters.weights, self.optimizer, {"tokens": tokens})
-
-        batches = order(len(self.tokens), training.batch_size, seen, self.seed, first)
         try:
-            for step, rows in zip(range(first + 1, steps + 1), batches, strict=True):
-                rate = training.rate(step - 1, steps)
-                micro = self._micro_batches(rows)
-                loss, norm = self._gradients(micro)
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise TrainingError(self._cause(step, micro, loss, saved))
+            for number, rows in zip(range(self.done + 1, steps + 1), batches, strict=True):
                 labels = int(self.tokens.mask[rows, 1:].sum())
-                course.add(loss, labels)
-                if training.stop_diverged and course.diverged():
-                    raise TrainingError(course.divergence(step, *masters.furthest(), saved))
-                if labels and self._due(step - 1, saved, course):
-                    keep(step - 1)
-                    saved = step - 1
-                self._update(rate, norm)
+                loss, norm = self._compute_gradients(number, rows, labels)
+                if labels and self._is_due(number - 1):
+                    self._save(number - 1)
+                rate = training.learning_rate(number - 1, steps)
+                self.step.update(rate, norm)
                 now = time.perf_counter()
-                tokens += labels
-                metrics.write(
+                self.learnt += labels
+                self.metrics.write(
                     {
-                        "step": step,
-                        "tokens": tokens,
+                        "step": number,
+                        "tokens": self.learnt,
                         "loss": loss,
                         "grad_norm": norm,
                         "lr": rate,
@@ -265,135 +150,40 @@ class _Loop:
                     }
                 )
                 last = now
-                report(step, steps, loss=loss)
-            if self._due(steps, saved, course) and masters.finite():
-                keep(steps)
+                report(number, steps, loss=loss)
+            if self._is_due(steps) and self.masters.are_finite():
+                self._save(steps)
         finally:
-            metrics.close()
-        return masters.model()
+            self.metrics.close()
+        return self.masters.build_model()
 
-    def _gradients(self, micro: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """Loss and gradient norm of a batch; the gradients stand in the masters."""
-        self.masters.refresh()
-        sums = torch.zeros(2, device=self.masters.network.device)
-        for ids, mask in micro:
-            sums += self._backward(ids, mask)
-            self.masters.gather()
-        total, weight = self.masters.shards.sum(sums).tolist()
-        scale = 1 / weight if weight else 0.0
-        return total * scale, float(self.masters.settle(scale))
-
-    def _backward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Σ weight·loss and Σ weight of a micro-batch: (2,); the sum's gradients are left behind.
-
-        ids (B, T) int64, mask (B, T) bool.
-        """
-        network, labels = self.masters.network, Labels.of(ids, mask)
-        guide = weights = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                guide = labels.pick(hidden(self.teacher.network, ids))
-        if self.objective.weighted:
-            weights = self._weights(guide, labels)
-        states = labels.pick(hidden(network, ids))
-        total = torch.zeros((), device=ids.device)
-        gradient = torch.zeros_like(states)
-        for part in chunks(len(states), network.config.vocab_size, states.device):
-            piece = states[part].detach().requires_grad_()
-            target = None
-            if self.teacher is not None and guide is not None:
-                with torch.no_grad():
-                    target = logits(self.teacher.network, guide[part])
-            losses = self.objective.tokens(
-                logits(network, piece), target, labels.ids[part], self.statistic
-            )
-            summed = (losses if weights is None else losses * weights[part]).sum()
-            summed.backward()
-            total += summed.detach()
-            assert piece.grad is not None
-            gradient[part] = piece.grad
-        states.backward(gradient)
-        weight = total.new_tensor(float(len(states))) if weights is None else weights.sum()
-        return torch.stack([total, weight])
-
-    def _weights(self, guide: Tensor | None, labels: Labels) -> Tensor:
-        """(N,): the objective's token weights, from the teacher's loss on every label.
-
-        guide (N, D): the teacher's states.
-        """
-        assert self.teacher is not None and guide is not None
-        nll = labels.spread(each_state(self.teacher.network, guide, labels, token_nll))
-        return self.objective.weights(nll, labels.where)[labels.where]
-
-    def _update(self, rate: float, norm: float) -> None:
-        """Clip the masters' gradients to the norm allowed, let the optimizer step, and let them go."""
-        limit, masters = self.training.clip_norm, self.masters.weights.values()
-        if limit and norm > limit:
-            grads = [w.grad for w in masters if w.grad is not None]
-            torch._foreach_mul_(grads, limit / (norm + 1e-6))
-        optimizers.set_rate(self.optimizer, rate)
-        self.optimizer.step()
-        for master in masters:
-            master.grad = None
-
-    def _micro_batches(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """ids and mask of each micro-batch of this process, sequences of like length together,
-        padding cut off; none where the step has no labels.
-
-        All processes have equally many, since their collectives must meet: where rows do not go
-        round, rows without labels fill up.
-        """
-        ids, mask = self.tokens.ids[rows], self.tokens.mask[rows]
-        if not bool(mask[:, 1:].any()):
-            return []
-        shards = self.masters.shards
-        lacking = (0, 0, 0, -len(rows) % shards.world)
-        ids, mask = F.pad(ids, lacking), F.pad(mask, lacking)
-        places = torch.arange(mask.shape[1])
-        ends = (mask * places).amax(1) + 1
-        by_length = shards.deal(ends.argsort(stable=True, descending=True))
-        device = self.masters.network.device
-        return [
-            (
-                ids[some, : int(ends[some].max())].to(device),
-                mask[some, : int(ends[some].max())].to(device),
-            )
-            for some in by_length.split(self.training.micro_batch)
-        ]
-
-    def _due(self, step: int, saved: int, course: Course) -> bool:
-        """Whether a checkpoint should be written after `step`, or should have been since `saved`."""
-        every = self.training.checkpoint_every
-        bad = self.training.stop_diverged and course.worse()
-        return bool(every) and step // every > saved // every and not bad
-
-    def _cause(self, step: int, micro: list[tuple[Tensor, Tensor]], loss: float, saved: int) -> str:
-        networks = {"": self.masters.network}
-        if self.teacher is not None:
-            networks["teacher's "] = self.teacher.network
-        self.masters.refresh()
-        found = diagnose(
-            networks,
-            lambda: [self._backward(*pair) for pair in micro],
-            gradients=math.isfinite(loss),
+    def _compute_gradients(self, number: int, rows: Tensor, labels: int) -> tuple[float, float]:
+        """Loss and gradient norm of step `number`. Raises TrainingError where it went wrong."""
+        masters, training = self.masters, self.training
+        micro_batches = split_batch(
+            self.tokens, rows, training.micro_batch, masters.shards, masters.network.device
         )
-        found = self.masters.shards.first(found)
-        where = found or f"the objective {self.objective.name!r} itself, at a loss of {loss}"
-        return f"training met NaN or Inf at step {step}: {where}; {kept(saved)}"
+        loss, norm = self.step.compute_gradients(micro_batches)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            cause = self.step.find_cause(micro_batches, loss)
+            raise TrainingError(
+                f"training met NaN or Inf at step {number}: {cause}; "
+                f"{describe_checkpoint(self.saved)}"
+            )
+        self.history.add(loss, labels)
+        if training.stop_diverged and self.history.has_diverged():
+            moved = masters.find_furthest()
+            raise TrainingError(self.history.describe_divergence(number, *moved, self.saved))
+        return loss, norm
 
+    def _is_due(self, step: int) -> bool:
+        """Whether a checkpoint should be written after `step`, or should have been since the last."""
+        every = self.training.checkpoint_every
+        bad = self.training.stop_diverged and self.history.is_worse()
+        return bool(every) and step // every > self.saved // every and not bad
 
-def order(sequences: int, batch: int, seen: int, seed: int, first: int = 0) -> Iterator[Tensor]:
-    """The rows of each step from `first` on: int64 (batch,), the last one shorter if it must be.
-
-    One permutation of all sequences after another, cut into batches across epochs, so that none is
-    left out and each is seen as often as any other, give or take one.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    stream = torch.empty(0, dtype=torch.int64)
-    for step, start in enumerate(range(0, seen, batch)):
-        size = min(batch, seen - start)
-        while len(stream) < size:
-            stream = torch.cat([stream, torch.randperm(sequences, generator=generator)])
-        rows, stream = stream[:size], stream[size:]
-        if step >= first:
-            yield rows
+    def _save(self, step: int) -> None:
+        self.metrics.sync()
+        facts = {"tokens": self.learnt}
+        self.checkpoint.save(step, self.masters.weights, self.step.optimizer, facts)
+        self.saved = step

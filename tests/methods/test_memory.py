@@ -40,12 +40,14 @@ from methods.quantization.awq import ScaleSearch
 from methods.quantization.formats import IntAsym
 from methods.quantization.inits import Clip, ClipSearch
 from methods.quantization.rounding import Round
+from methods.training.confidence import Confidence
 from methods.training.data import Generate
-from methods.training.forward import hidden
+from methods.training.forward import run_trunk
 from methods.training.masters import Masters
 from methods.training.memory import of_training
-from methods.training.objectives import CE, KL, Confidence, Objective
-from methods.training.train import Train, Training
+from methods.training.objectives import CE, KL, Objective
+from methods.training.settings import Training
+from methods.training.train import Train
 
 FORMAT = IntAsym(bits=2, group_size=64)
 WIDE = Training(micro_batch=32, batch_size=64)  # activations outweigh gradients
@@ -69,7 +71,7 @@ def stage(
     objective: Objective = TEACHES,
     student: Stage[Model] | None = None,
 ) -> Train:
-    teacher = base if objective.teacher else None
+    teacher = base if objective.needs_teacher else None
     tokens = Packed([], base, length, 64)
     return Train(student or base, teacher, tokens, FORMAT, objective, None, training)
 
@@ -125,7 +127,7 @@ def test_activations_are_what_a_real_run_saves(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden(network, torch.zeros(32, 64, dtype=torch.int64))
+        run_trunk(network, torch.zeros(32, 64, dtype=torch.int64))
     counted = sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
     found = estimate(base, replace(WIDE, dtype=dtype))
     assert found.activations == pytest.approx(counted, rel=0.05)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import TrainingError
 from methods.training.checkpoint import Checkpoint
-from methods.training.optimizer import adamw
+from methods.training.optimizer import make_adamw
 from methods.training.shards import Shards
 
 
@@ -25,7 +25,7 @@ class Counting(Shards):
     seen: ClassVar[list[weakref.ref[Tensor]]] = []
     alive: ClassVar[list[int]] = []
 
-    def gathered(self, part: Tensor, place: Tensor) -> Tensor | None:
+    def gather(self, part: Tensor, place: Tensor) -> Tensor | None:
         whole = part.clone()
         self.alive.append(sum(ref() is not None for ref in self.seen))
         self.seen.append(weakref.ref(whole))
@@ -36,7 +36,7 @@ def trained() -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"a.weight": (5, 3), "norm": (7,), "z": (4, 2)}
     weights = {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in shapes.items()}
-    optimizer = adamw("adamw", weights.values(), 1e-2, (0.9, 0.99), 0.1)
+    optimizer = make_adamw("adamw", weights.values(), 1e-2, (0.9, 0.99), 0.1)
     for _ in range(3):
         for weight in weights.values():
             weight.grad = torch.randn(weight.shape, generator=generator)
@@ -70,7 +70,7 @@ def test_one_that_is_not_finished_leaves_the_one_before(tmp_path: Path) -> None:
     before = (tmp_path / "c").read_bytes()
 
     class Killed(Shards):
-        def gathered(self, part: Tensor, place: Tensor) -> Tensor | None:
+        def gather(self, part: Tensor, place: Tensor) -> Tensor | None:
             if part.shape == (4, 2):
                 raise KeyboardInterrupt
             return part
@@ -84,7 +84,7 @@ def test_one_that_is_not_finished_leaves_the_one_before(tmp_path: Path) -> None:
 
 def test_a_tensor_that_does_not_fit_its_place_is_an_error(tmp_path: Path) -> None:
     class Doubled(Shards):
-        def gathered(self, part: Tensor, place: Tensor) -> Tensor | None:
+        def gather(self, part: Tensor, place: Tensor) -> Tensor | None:
             return part.double()
 
     weights, optimizer = trained()

@@ -1,4 +1,4 @@
-"""When a training counts as diverged: made-up courses, and every one that is committed."""
+"""When a training counts as diverged: made-up losses, and every one that is committed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.training.divergence import FEW, SOONEST, WINDOW, Course
+from methods.training.divergence import FEW, SOONEST, WINDOW, LossHistory
 
 RESULTS = Path(__file__).parents[3] / "results"
 GOOD = [1.0, 0.9, 0.8, 0.7, 0.6] * 6
@@ -19,10 +19,10 @@ GOOD = [1.0, 0.9, 0.8, 0.7, 0.6] * 6
 
 def stops(losses: list[float], labels: int = 10**9) -> int | None:
     """The step at which a training with these losses is stopped."""
-    course = Course()
+    history = LossHistory()
     for n, loss in enumerate(losses, 1):
-        course.add(loss, labels)
-        if course.diverged():
+        history.add(loss, labels)
+        if history.has_diverged():
             return n
     return None
 
@@ -65,12 +65,12 @@ def test_weights_that_do_not_move_are_not_stopped(labels: int) -> None:
 
 
 @given(st.lists(st.floats(0.0, 1e6), max_size=60), st.floats(1e-6, 1e6))
-def test_no_course_that_comes_back_is_stopped(losses: list[float], start: float) -> None:
+def test_no_history_that_comes_back_is_stopped(losses: list[float], start: float) -> None:
     """Whatever happens between, if one step in ten is below twice the first."""
-    course = [start]
+    history = [start]
     for n, loss in enumerate(losses):
-        course += [loss, *([2 * start] if n % (WINDOW - 1) == 0 else [])]
-    assert stops(course) is None
+        history += [loss, *([2 * start] if n % (WINDOW - 1) == 0 else [])]
+    assert stops(history) is None
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from methods.quantization.formats import FullPrecision, IntAsym
 from methods.training.checkpoint import Checkpoint
 from methods.training.masters import Masters
 from methods.training.objectives import KL
-from methods.training.train import Training, _Loop
+from methods.training.settings import Training
+from methods.training.step import TrainingStep
 from tests.methods.training.test_train import FORMAT, make_tokens, rows_of, same, stage, train
 
 
@@ -86,8 +87,8 @@ def test_nan_in_weights_teacher_and_gradient(llama: Model, teacher: Model, tmp_p
 def test_an_infinite_divergence_names_the_objective(
     llama: Model, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    infinite = KL.tokens
-    monkeypatch.setattr(KL, "tokens", lambda *given: infinite(*given) + math.inf)
+    finite = KL.token_losses
+    monkeypatch.setattr(KL, "token_losses", lambda *given: finite(*given) + math.inf)
     with pytest.raises(TrainingError, match="objective 'kl' itself"):
         train(tmp_path, llama, teacher, make_tokens())
 
@@ -97,7 +98,9 @@ WILD = Training(steps=40, batch_size=4, lr=3.0, trained="all", dtype="float32", 
 
 def wild_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A good learning rate until `step`, and WILD's after it."""
-    monkeypatch.setattr(Training, "rate", lambda self, at, _: self.lr if at >= step else 1e-3)
+    monkeypatch.setattr(
+        Training, "learning_rate", lambda self, at, _: self.lr if at >= step else 1e-3
+    )
 
 
 def test_divergence_stops_with_step_losses_layer_and_checkpoint(
@@ -132,7 +135,7 @@ def test_the_layer_named_is_the_one_that_moved(llama: Model) -> None:
         for weight in masters.weights.values():
             weight *= 1.1
         masters.weights[f"{layer}.weight"] *= -3
-    name, far = masters.furthest()
+    name, far = masters.find_furthest()
     assert (name, far) == (layer, pytest.approx(4.3, rel=1e-5))
 
 
@@ -140,14 +143,14 @@ def test_a_spike_that_recovers_stops_nothing(
     llama: Model, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And no checkpoint is written while it lasts."""
-    gradients, step, held = _Loop._gradients, [0], []
+    gradients, step, held = TrainingStep.compute_gradients, [0], []
 
-    def spiked(self: _Loop, micro: Any) -> tuple[float, float]:
+    def spiked(self: TrainingStep, micro: Any) -> tuple[float, float]:
         step[0] += 1
         loss, norm = gradients(self, micro)
         return (500.0 if 12 < step[0] <= 21 else loss), norm
 
-    monkeypatch.setattr(_Loop, "_gradients", spiked)
+    monkeypatch.setattr(TrainingStep, "compute_gradients", spiked)
     save = Checkpoint.save
     monkeypatch.setattr(
         Checkpoint, "save", lambda self, at, *given: (held.append(at), save(self, at, *given))
@@ -177,14 +180,16 @@ def test_the_last_steps_checkpoint_is_written_where_its_weights_are_finite(
     whole = train(tmp_path / "good", llama, teacher, make_tokens(), training)
     assert (tmp_path / "good" / "checkpoint.safetensors").exists()
 
-    def untrained(self: _Loop, micro: Any) -> tuple[float, float]:
+    def untrained(self: TrainingStep, micro: Any) -> tuple[float, float]:
         raise AssertionError("a step was run again")
 
-    monkeypatch.setattr(_Loop, "_gradients", untrained)
+    monkeypatch.setattr(TrainingStep, "compute_gradients", untrained)
     assert same(whole, train(tmp_path / "good", llama, teacher, make_tokens(), training))
     monkeypatch.undo()
 
-    monkeypatch.setattr(Training, "rate", lambda self, at, of: math.inf if at == of - 1 else 1e-3)
+    monkeypatch.setattr(
+        Training, "learning_rate", lambda self, at, of: math.inf if at == of - 1 else 1e-3
+    )
     train(tmp_path / "broken", llama, teacher, make_tokens(), training)
     assert not (tmp_path / "broken" / "checkpoint.safetensors").exists()
 

@@ -18,6 +18,7 @@ from harness.core.errors import BitgridError, TextError
 from harness.core.stage import execute
 from harness.data import Documents, Tokens
 from harness.models import Model
+from methods.training.confidence import Confidence
 from methods.training.forward import Labels
 from methods.training.objectives import (
     CAKLD,
@@ -26,9 +27,9 @@ from methods.training.objectives import (
     KL,
     MSE,
     TSLD,
-    Confidence,
     Objective,
     ReverseKL,
+    TokenLogits,
     Untrained,
 )
 
@@ -46,6 +47,12 @@ def pair(seed: int, n: int = 5, v: int = 7, scale: float = 3.0) -> tuple[Tensor,
     generator = torch.Generator().manual_seed(seed)
     student, teacher = scale * torch.randn(2, n, v, generator=generator, dtype=torch.float64)
     return student, teacher, torch.randint(v, (n,), generator=generator)
+
+
+def token_losses(
+    objective: Objective, student: Tensor, teacher: Tensor | None, labels: Tensor
+) -> Tensor:
+    return objective.token_losses(TokenLogits(student, teacher, labels))
 
 
 def reference(objective: Objective, z: np.ndarray, t: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -75,18 +82,18 @@ def test_closed_form(objective: Objective) -> None:
     for seed in range(5):
         student, teacher, labels = pair(seed)
         expected = reference(objective, *(t.numpy() for t in (student, teacher, labels)))
-        exact = objective.tokens(student, teacher, labels)
+        exact = token_losses(objective, student, teacher, labels)
         assert exact.dtype == torch.float64
         np.testing.assert_allclose(exact.numpy(), expected, rtol=1e-10)
-        single = objective.tokens(student.float(), teacher.float(), labels)
+        single = token_losses(objective, student.float(), teacher.float(), labels)
         assert single.dtype == torch.float32
         np.testing.assert_allclose(single.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_logits_are_computed_in_float32() -> None:
     student, teacher, labels = (t.bfloat16() if t.is_floating_point() else t for t in pair(0))
-    expected = KL().tokens(student.double(), teacher.double(), labels)
-    found = KL().tokens(student, teacher, labels)
+    expected = token_losses(KL(), student.double(), teacher.double(), labels)
+    found = token_losses(KL(), student, teacher, labels)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -95,7 +102,9 @@ def test_half_precision_logits_are_computed_in_float32() -> None:
 def test_gradient(objective: Objective) -> None:
     student, teacher, labels = pair(1, n=3, v=5)
     student.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: objective.tokens(z, teacher, labels), (student,))
+    assert torch.autograd.gradcheck(
+        lambda z: token_losses(objective, z, teacher, labels), (student,)
+    )
 
 
 def test_gradient_of_divergences_in_closed_form() -> None:
@@ -108,7 +117,7 @@ def test_gradient_of_divergences_in_closed_form() -> None:
         (CE(), q - torch.nn.functional.one_hot(labels, q.shape[-1])),
     ]:
         z = student.clone().requires_grad_()
-        objective.tokens(z, teacher, labels).sum().backward()
+        token_losses(objective, z, teacher, labels).sum().backward()
         torch.testing.assert_close(z.grad, expected)
 
 
@@ -122,11 +131,11 @@ def test_divergences_are_nonnegative_zero_at_equality_and_blind_to_shifts(
 ) -> None:
     student, teacher, labels = torch.tensor([left]), torch.tensor([right]), torch.tensor([1])
     for objective in DIVERGENCES:
-        loss = objective.tokens(student, teacher, labels)
+        loss = token_losses(objective, student, teacher, labels)
         assert loss >= -1e-5
-        assert objective.tokens(student, student, labels).abs() < 1e-6
-        shifted = objective.tokens(student.double() + 3.5, teacher.double() - 1.25, labels)
-        exact = objective.tokens(student.double(), teacher.double(), labels)
+        assert token_losses(objective, student, student, labels).abs() < 1e-6
+        shifted = token_losses(objective, student.double() + 3.5, teacher.double() - 1.25, labels)
+        exact = token_losses(objective, student.double(), teacher.double(), labels)
         torch.testing.assert_close(shifted, exact, rtol=1e-9, atol=1e-9)
 
 
@@ -136,17 +145,18 @@ def test_limits(left: list[float], right: list[float]) -> None:
     student = torch.tensor([left], dtype=torch.float64)
     teacher = torch.tensor([right], dtype=torch.float64)
     labels = torch.tensor([0])
-    forward = KL().tokens(student, teacher, labels)
-    reverse = ReverseKL().tokens(student, teacher, labels)
+    forward = token_losses(KL(), student, teacher, labels)
+    reverse = token_losses(ReverseKL(), student, teacher, labels)
     for objective, expected in [
         (CAKLD(0.0), forward),
         (CAKLD(1.0), reverse),
         (JSD(0.0), forward),
         (JSD(1.0), reverse),
     ]:
-        assert torch.equal(objective.tokens(student, teacher, labels), expected)
+        assert torch.equal(token_losses(objective, student, teacher, labels), expected)
     there, back = (
-        JSD(0.5).tokens(*logits, labels) for logits in [(student, teacher), (teacher, student)]
+        token_losses(JSD(0.5), *logits, labels)
+        for logits in [(student, teacher), (teacher, student)]
     )
     torch.testing.assert_close(there, back, rtol=1e-9, atol=1e-12)
     assert there <= math.log(2) + 1e-9
@@ -155,8 +165,10 @@ def test_limits(left: list[float], right: list[float]) -> None:
 def test_jsd_tends_to_its_limit() -> None:
     student, teacher, labels = pair(3, scale=1.0)
     beta = 1e-6
-    near = JSD(beta).tokens(student, teacher, labels) / (beta * (1 - beta))
-    torch.testing.assert_close(near, JSD(0.0).tokens(student, teacher, labels), rtol=1e-3, atol=0)
+    near = token_losses(JSD(beta), student, teacher, labels) / (beta * (1 - beta))
+    torch.testing.assert_close(
+        near, token_losses(JSD(0.0), student, teacher, labels), rtol=1e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize("objective", DISTILLING, ids=name)
@@ -165,8 +177,8 @@ def test_a_token_ruled_out_by_both_counts_nothing(objective: Objective) -> None:
     cut = torch.tensor([-INF], dtype=torch.float64).expand(5, 1)
     with_cut = [torch.cat([t, cut], -1).float() for t in (student, teacher)]
     z = with_cut[0].requires_grad_()
-    losses = objective.tokens(z, with_cut[1], labels)
-    expected = objective.tokens(student, teacher, labels).float()
+    losses = token_losses(objective, z, with_cut[1], labels)
+    expected = token_losses(objective, student, teacher, labels).float()
     scale = 6 / 7 if isinstance(objective, MSE) else 1.0
     torch.testing.assert_close(losses, expected * scale, rtol=1e-4, atol=1e-5)
     losses.sum().backward()
@@ -202,7 +214,7 @@ def test_a_token_ruled_out_by_one_side() -> None:
         (MSE(), whole, cut, INF),
     ]:
         z = student.clone().requires_grad_()
-        loss = objective.tokens(z, teacher, labels)
+        loss = token_losses(objective, z, teacher, labels)
         assert loss.item() == pytest.approx(expected, rel=1e-6), objective
         if math.isfinite(expected):
             loss.sum().backward()
@@ -218,18 +230,20 @@ def test_masked_positions_do_not_count_even_if_nan(objective: Objective) -> None
     mask = torch.rand(3, 6, generator=generator) < 0.5
     mask[2] = False
     where = mask[:, 1:]
-    before = objective.loss(student, teacher, ids, mask)
+    before = objective.batch_loss(student, teacher, ids, mask)
     spoilt = student.clone()
     spoilt[:, :-1][~where] = math.nan
     spoilt[:, -1] = math.nan
     spoilt.requires_grad_()
-    loss = objective.loss(spoilt, teacher, ids, mask)
+    loss = objective.batch_loss(spoilt, teacher, ids, mask)
     torch.testing.assert_close(loss, before)
     loss.backward()
     assert spoilt.grad is not None
     assert spoilt.grad.isfinite().all()
     if not objective.weighted:
-        losses = objective.tokens(student[:, :-1][where], teacher[:, :-1][where], ids[:, 1:][where])
+        losses = token_losses(
+            objective, student[:, :-1][where], teacher[:, :-1][where], ids[:, 1:][where]
+        )
         torch.testing.assert_close(loss, losses.mean())
 
 
@@ -239,7 +253,7 @@ def test_nothing_to_learn_is_zero_with_zero_gradient(objective: Objective) -> No
     teacher, ids = torch.randn(2, 4, 5), torch.zeros(2, 4, dtype=torch.int64)
     mask = torch.zeros(2, 4, dtype=torch.bool)
     mask[:, 0] = True  # nothing predicts a first token
-    loss = objective.loss(student, teacher, ids, mask)
+    loss = objective.batch_loss(student, teacher, ids, mask)
     loss.backward()
     assert loss == 0
     assert torch.equal(student.grad, torch.zeros_like(student))
@@ -248,7 +262,7 @@ def test_nothing_to_learn_is_zero_with_zero_gradient(objective: Objective) -> No
 def test_tsld_weights_each_sequence_by_the_teachers_losses() -> None:
     nll = torch.tensor([[1.0, 2.0, 3.0], [5.0, INF, 9.0], [1.0, 1.0, 1.0]])
     mask = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
-    weights = TSLD(temperature=2.0).weights(nll, mask)
+    weights = TSLD(temperature=2.0).token_weights(nll, mask)
     expected = np.zeros((3, 3))
     expected[0, :2] = softmax([0.5, 1.0])
     expected[1] = [0, 1, 0]
@@ -265,7 +279,7 @@ def test_tsld_loss_is_the_mean_over_sequences_of_weighted_kl() -> None:
         p, q = (softmax(t[b, :n].numpy(), -1) for t in (teacher, student))
         nll = -np.log(p[np.arange(n), ids[b, 1 : n + 1].numpy()])
         expected.append((softmax(nll) * rel_entr(p, q).sum(-1)).sum())
-    assert TSLD().loss(student, teacher, ids, mask).item() == pytest.approx(np.mean(expected))
+    assert TSLD().batch_loss(student, teacher, ids, mask).item() == pytest.approx(np.mean(expected))
 
 
 def test_settings_are_checked() -> None:
@@ -274,9 +288,9 @@ def test_settings_are_checked() -> None:
         lambda: CAKLD(confidence="mean"),  # type: ignore[arg-type]
         lambda: JSD(-0.1),
         lambda: TSLD(0.0),
-        lambda: Untrained().tokens(*pair(0)),
-        lambda: CAKLD().tokens(*pair(0)),
-        lambda: KL().tokens(pair(0)[0], None, pair(0)[2]),
+        lambda: token_losses(Untrained(), *pair(0)),
+        lambda: token_losses(CAKLD(), *pair(0)),
+        lambda: token_losses(KL(), pair(0)[0], None, pair(0)[2]),
     ):
         with pytest.raises(BitgridError):
             make()
@@ -316,14 +330,14 @@ def test_confidence_is_the_mean_over_labels_only(llama: Model) -> None:
 
 def test_only_an_open_gamma_asks_for_a_statistic(llama: Model, tmp_path: Path) -> None:
     tokens, teacher = Documents("x", "train"), Documents("y", "train")
-    assert CAKLD(0.5).statistic(teacher, tokens) is None  # type: ignore[arg-type]
-    assert KL().statistic(teacher, tokens) is None  # type: ignore[arg-type]
+    assert CAKLD(0.5).build_statistic(teacher, tokens) is None  # type: ignore[arg-type]
+    assert KL().build_statistic(teacher, tokens) is None  # type: ignore[arg-type]
     stages = {
-        CAKLD(confidence=c).statistic(teacher, tokens).key  # type: ignore[arg-type, union-attr]
+        CAKLD(confidence=c).build_statistic(teacher, tokens).key  # type: ignore[arg-type, union-attr]
         for c, _ in itertools.product(("label", "max"), range(2))
     }
     assert len(stages) == 2
-    stage = CAKLD().statistic(teacher, tokens)  # type: ignore[arg-type]
+    stage = CAKLD().build_statistic(teacher, tokens)  # type: ignore[arg-type]
     assert stage is not None
     ids = torch.randint(97, (4, 8))
     values = {teacher.key: llama, tokens.key: Tokens(ids, torch.ones_like(ids, dtype=torch.bool))}

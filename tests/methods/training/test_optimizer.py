@@ -13,8 +13,8 @@ from torch import nn
 from harness.core.errors import BitgridError
 from harness.core.stage import listening
 from harness.models import Model
-from methods.training.optimizer import MOMENTS, adamw, plain, require, restore
-from methods.training.train import Training
+from methods.training.optimizer import MOMENTS, make_adamw, require, restore, to_plain
+from methods.training.settings import Training
 from tests.methods.conftest import make_llama
 from tests.methods.training.test_train import make_tokens, rows_of, same, train
 
@@ -38,18 +38,18 @@ def test_moments_come_back_bit_for_bit() -> None:
     """Blocks of 256 within rows, over the ends of rows, and a weight too small for 8 bits."""
     shapes = [(16, 512), (128, 96), (8, 8)]
     weights = [nn.Parameter(torch.randn(shape)) for shape in shapes]
-    optimizer = adamw("adamw-8bit", weights, 1e-3, (0.9, 0.999), 0.0)
+    optimizer = make_adamw("adamw-8bit", weights, 1e-3, (0.9, 0.999), 0.0)
     for _ in range(3):
         for weight in weights:
             weight.grad = torch.randn_like(weight) * torch.rand(len(weight), 1) ** 4
         optimizer.step()
-    other = adamw("adamw-8bit", weights, 1e-3, (0.9, 0.999), 0.0)
+    other = make_adamw("adamw-8bit", weights, 1e-3, (0.9, 0.999), 0.0)
     for weight, in_rows in zip(weights, (True, False, None), strict=True):
         for name in MOMENTS:
-            values, scale = plain(optimizer.state[weight][name])
+            values, scale = to_plain(optimizer.state[weight][name])
             assert (None if scale is None else scale.ndim == 2) == in_rows
             restore(other, weight, name, values, scale)
-            again, rescaled = plain(other.state[weight][name])
+            again, rescaled = to_plain(other.state[weight][name])
             assert torch.equal(again, values)
             assert (scale is None) == (rescaled is None)
             assert scale is None or torch.equal(scale, rescaled)  # type: ignore[arg-type]

@@ -24,10 +24,14 @@ from harness.core.stage import execute, listening
 from harness.data import Documents, Tokens
 from harness.models import Model, linears
 from methods.quantization.formats import Format, FullPrecision, IntAsym
+from methods.training.batches import order_rows, split_batch
+from methods.training.determinism import compute_deterministically
 from methods.training.masters import Masters
 from methods.training.objectives import CAKLD, CE, JSD, KL, MSE, TSLD, Objective
+from methods.training.settings import Training
 from methods.training.shards import ALONE
-from methods.training.train import Train, Training, _Loop, order
+from methods.training.step import TrainingStep
+from methods.training.train import Train
 from tests.methods.conftest import make_llama
 
 FORMAT = IntAsym(bits=3, group_size=32)
@@ -90,7 +94,9 @@ def reference(
     masters = {n: p.detach().clone().requires_grad_() for n, p in chosen.items()}
     quantised = {f"{n}.weight" for n in linears(student.network)}
     optimizer = torch.optim.AdamW(masters.values(), lr=training.lr, weight_decay=0.0, foreach=False)
-    for rows in order(len(tokens), training.batch_size, training.extent(len(tokens))[1], 0):
+    for rows in order_rows(
+        len(tokens), training.batch_size, training.count_steps(len(tokens))[1], 0
+    ):
         ids, mask = tokens.ids[rows], tokens.mask[rows]
         used = {
             n: w + (format.quantize(w) - w).detach() if n in quantised else w
@@ -125,17 +131,23 @@ def test_equals_a_plain_loop(llama: Model, teacher: Model, tmp_path: Path) -> No
             assert close.float().mean() > 0.99, name
 
 
-def gradients(loop: _Loop, rows: Tensor) -> tuple[float, float, dict[str, Tensor]]:
-    loss, norm = loop._gradients(loop._micro_batches(rows))
-    return loss, norm, {n: w.grad.clone() for n, w in loop.masters.weights.items()}  # type: ignore[union-attr]
+def gradients(step: TrainingStep, tokens: Tokens) -> tuple[float, float, dict[str, Tensor]]:
+    """Loss, norm and the masters' gradients of a step on all of `tokens`."""
+    loss, norm = step.compute_gradients(split(step, tokens))
+    return loss, norm, {n: w.grad.clone() for n, w in step.masters.weights.items()}  # type: ignore[union-attr]
 
 
-def loop(
-    student: Model, teacher: Model | None, tokens: Tokens, objective: Objective, micro: int
-) -> _Loop:
+def split(step: TrainingStep, tokens: Tokens) -> list[tuple[Tensor, Tensor]]:
+    rows, device = torch.arange(len(tokens)), torch.device("cpu")
+    return split_batch(tokens, rows, step.training.micro_batch, ALONE, device)
+
+
+def make_step(
+    student: Model, teacher: Model | None, objective: Objective, micro: int
+) -> TrainingStep:
     training = Training(batch_size=8, micro_batch=micro, dtype="float32")
     masters = Masters.of(student, FORMAT, "all", torch.float32)
-    return _Loop(training, objective, None, masters, teacher, tokens, 0)
+    return TrainingStep(training, objective, None, masters, teacher)
 
 
 @pytest.mark.parametrize("objective", [KL(), CE(), TSLD(), CAKLD(0.4)], ids=repr)
@@ -144,11 +156,10 @@ def test_accumulation_equals_the_big_batch(
 ) -> None:
     tokens = make_tokens(8)
     tokens.mask[3] = False  # a sequence, and with micro_batch 1 a micro-batch, without labels
-    guide = teacher if objective.teacher else None
-    rows = torch.arange(8)
-    big = gradients(loop(llama, guide, tokens, objective, 8), rows)
+    guide = teacher if objective.needs_teacher else None
+    big = gradients(make_step(llama, guide, objective, 8), tokens)
     for micro in (1, 3):
-        small = gradients(loop(llama, guide, tokens, objective, micro), rows)
+        small = gradients(make_step(llama, guide, objective, micro), tokens)
         assert small[0] == pytest.approx(big[0], rel=1e-6)
         assert small[1] == pytest.approx(big[1], rel=1e-5)
         for name in big[2]:
@@ -166,15 +177,15 @@ def test_chunks_equal_whole_logits_in_float64(
     guide = ALONE.split(teacher, torch.float64)
     masters = Masters.of(student, FORMAT, "all", torch.float64)
     training = Training(batch_size=6, micro_batch=6, dtype="float32")
-    chunked = _Loop(
-        training, objective, None, masters, guide if objective.teacher else None, tokens, 0
+    chunked = TrainingStep(
+        training, objective, None, masters, guide if objective.needs_teacher else None
     )
-    ((ids, mask),) = chunked._micro_batches(torch.arange(6))
-    total, weight = chunked._backward(ids, mask)
+    ((ids, mask),) = split(chunked, tokens)
+    total, weight = chunked.run_micro_batch(ids, mask)
     found = {n: p.grad.clone() for n, p in masters.network.named_parameters()}  # type: ignore[union-attr]
     masters.network.zero_grad()
-    target = guide.network(ids).logits if objective.teacher else None
-    whole = objective.loss(masters.network(ids).logits, target, ids, mask)
+    target = guide.network(ids).logits if objective.needs_teacher else None
+    whole = objective.batch_loss(masters.network(ids).logits, target, ids, mask)
     whole.backward()
     assert float(total / weight) == pytest.approx(whole.item(), rel=1e-6)  # sums are float32
     for name, tensor in masters.network.named_parameters():
@@ -186,18 +197,18 @@ def test_chunks_equal_whole_logits_in_float64(
 
 
 def test_gradient_checkpointing_changes_no_gradient(llama: Model, teacher: Model) -> None:
-    tokens, rows, seen = make_tokens(8), torch.arange(8), []
+    tokens, seen = make_tokens(8), []
     for recomputed in (False, True):
         training = Training(
             batch_size=8, micro_batch=3, dtype="float32", gradient_checkpointing=recomputed
         )
         masters = Masters.of(llama, FORMAT, "body", torch.float32)
-        run = _Loop(training, KL(), None, masters, teacher, tokens, 0)
+        step = TrainingStep(training, KL(), None, masters, teacher)
         calls: list[int] = []
         masters.network.model.layers[0].self_attn.register_forward_hook(
             lambda *_, calls=calls: calls.append(1)
         )
-        seen.append((*gradients(run, rows), len(calls)))
+        seen.append((*gradients(step, tokens), len(calls)))
     plain, again = seen
     assert plain[:2] == again[:2]
     assert all(torch.equal(plain[2][name], again[2][name]) for name in plain[2])
@@ -209,7 +220,7 @@ def test_the_teacher_runs_once_a_micro_batch(llama: Model, teacher: Model) -> No
     guide = teacher.fork()
     calls: list[int] = []
     guide.network.base_model.register_forward_hook(lambda *_: calls.append(1))
-    gradients(loop(llama, guide, make_tokens(8), TSLD(), 3), torch.arange(8))
+    gradients(make_step(llama, guide, TSLD(), 3), make_tokens(8))
     assert len(calls) == 3
 
 
@@ -253,7 +264,7 @@ def test_bfloat16_keeps_float32_masters(llama: Model, teacher: Model, tmp_path: 
 
 def test_the_network_computes_with_what_the_format_gives(llama: Model) -> None:
     masters = Masters.of(llama, FORMAT, "body", torch.float32)
-    masters.refresh()
+    masters.requantize()
     for name, linear in linears(masters.network).items():
         master = masters.weights[f"{name}.weight"]
         assert torch.equal(linear.weight, FORMAT.quantize(master))
@@ -270,19 +281,19 @@ def test_what_training_leaves_is_latent_whatever_the_format(llama: Model, tmp_pa
 
 
 def test_clipping_bounds_the_step_not_the_metric(llama: Model, teacher: Model) -> None:
-    run = loop(llama, teacher, make_tokens(8), KL(), 8)
-    _, norm, grads = gradients(run, torch.arange(8))
+    step = make_step(llama, teacher, KL(), 8)
+    _, norm, grads = gradients(step, make_tokens(8))
     assert norm == pytest.approx(
         float(torch.cat([g.flatten() for g in grads.values()]).norm()), rel=1e-5
     )
-    run.training = Training(clip_norm=norm / 2)
+    step.training = Training(clip_norm=norm / 2)
     clipped: list[Tensor] = []
-    run.optimizer.register_step_pre_hook(
+    step.optimizer.register_step_pre_hook(
         lambda *_: clipped.extend(
-            w.grad.clone() for w in run.masters.weights.values() if w.grad is not None
+            w.grad.clone() for w in step.masters.weights.values() if w.grad is not None
         )
     )
-    run._update(0.0, norm)
+    step.update(0.0, norm)
     assert float(nn.utils.get_total_norm(clipped)) == pytest.approx(norm / 2, rel=1e-4)
 
 
@@ -290,27 +301,27 @@ def test_clipping_bounds_the_step_not_the_metric(llama: Model, teacher: Model) -
 
 
 def test_every_sequence_is_seen_equally_often() -> None:
-    batches = list(order(10, 4, 30, seed=0))
+    batches = list(order_rows(10, 4, 30, seed=0))
     assert [len(rows) for rows in batches] == [4] * 7 + [2]
     stream = torch.cat(batches)
     for epoch in stream.split(10):
         assert sorted(epoch.tolist()) == list(range(10))
     assert not torch.equal(stream[:10], stream[10:20])
-    later = list(order(10, 4, 30, seed=0, first=5))
+    later = list(order_rows(10, 4, 30, seed=0, first=5))
     assert all(torch.equal(a, b) for a, b in zip(later, batches[5:], strict=True))
-    assert not torch.equal(stream, torch.cat(list(order(10, 4, 30, seed=1))))
+    assert not torch.equal(stream, torch.cat(list(order_rows(10, 4, 30, seed=1))))
 
 
 def test_extent() -> None:
-    assert Training(epochs=2.0, batch_size=4).extent(10) == (5, 20)
-    assert Training(epochs=0.5, batch_size=4).extent(10) == (2, 5)
-    assert Training(steps=7, batch_size=4).extent(10) == (7, 28)
+    assert Training(epochs=2.0, batch_size=4).count_steps(10) == (5, 20)
+    assert Training(epochs=0.5, batch_size=4).count_steps(10) == (2, 5)
+    assert Training(steps=7, batch_size=4).count_steps(10) == (7, 28)
 
 
 def test_schedules() -> None:
     def rates(schedule: Any, warmup: int = 0) -> list[float]:
         training = Training(lr=2.0, schedule=schedule, warmup=warmup)
-        return [training.rate(step, 8) for step in range(8)]
+        return [training.learning_rate(step, 8) for step in range(8)]
 
     assert rates("constant") == [2.0] * 8
     assert rates("constant", 4)[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
@@ -395,16 +406,16 @@ def test_on_cuda_only_what_gives_the_same_bits_is_used_and_only_while_training()
     """Strictly: with warnings alone the backward pass of attention would not change."""
     settings: Any = torch.utils.deterministic
     before = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
-    with methods.training.forward.repeatable(torch.device("cpu")):
+    with compute_deterministically(torch.device("cpu")):
         assert torch.get_deterministic_debug_mode() == before[0] == 0
-    with methods.training.forward.repeatable(torch.device("cuda", 1)):
+    with compute_deterministically(torch.device("cuda", 1)):
         assert torch.get_deterministic_debug_mode() == 2
         assert not settings.fill_uninitialized_memory
         assert os.environ["FLASH_ATTENTION_DETERMINISTIC"] == "1"
     cause = "histc_cuda does not have a deterministic implementation, but you set it"
     with (
         pytest.raises(ModelError, match=r"implementation: set train\.deterministic to false"),
-        methods.training.forward.repeatable(torch.device("cuda")),
+        compute_deterministically(torch.device("cuda")),
     ):
         raise RuntimeError(cause)
     assert (torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory) == before

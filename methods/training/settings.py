@@ -1,0 +1,67 @@
+"""The hyper-parameters of a training, and what follows from them alone: steps and learning rates.
+
+Not here: what is done with them (`train`, `step`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from harness.core.checked import Checked
+from harness.core.stage import incidental
+from methods.training.masters import Trained
+from methods.training.optimizer import Optimizer
+
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Training(Checked):
+    """The hyper-parameters. Defaults are BitDistiller's, where it publishes them.
+
+    `trained`: `linears` the quantised weights only; `body` everything but embeddings and head, so
+    norms too; `all` (the published code) also those, which then leave the 16-bit model's. The
+    default keeps them as they are, since all methods compared here share them.
+    """
+
+    steps: PositiveInt | None = None  # optimizer steps; None: as many as `epochs` needs
+    epochs: PositiveFloat = 4.0
+    batch_size: PositiveInt = 128  # sequences a step
+    lr: NonNegativeFloat = 8e-6
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: NonNegativeInt = 0  # steps
+    weight_decay: NonNegativeFloat = 0.0  # of matrices; never of norms and biases
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    clip_norm: NonNegativeFloat = 1.0  # 0: off
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; masters are float32
+    optimizer: Optimizer = "adamw"  # 8-bit moments need torchao
+    trained: Trained = "body"
+    micro_batch: PositiveInt = incidental(8)  # sequences a process runs at once
+    gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
+    gpus: PositiveInt = incidental(1)  # processes that share the model and the batch
+    checkpoint_every: NonNegativeInt = incidental(100)  # steps; 0: never
+    deterministic: bool = incidental(True)  # on a GPU: slower, and the same bits each time
+    stop_diverged: bool = incidental(True)  # False: goes on, and keeps checkpoints, at any loss
+
+    def count_steps(self, sequences: int) -> tuple[int, int]:
+        """Steps, and sequences seen in all, for a data set of `sequences`.
+
+        Counted in epochs the last step may be smaller, so that each sequence is seen equally often.
+        """
+        if self.steps is not None:
+            return self.steps, self.steps * self.batch_size
+        seen = max(1, round(self.epochs * sequences))
+        return math.ceil(seen / self.batch_size), seen
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The learning rate of step 0, 1, … `steps` − 1: linear warm-up, then the schedule to 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, steps - self.warmup)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        return self.lr * (1 - done) if self.schedule == "linear" else self.lr
