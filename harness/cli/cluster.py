@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.cli.terminal import print_table
 from harness.cli.verb import (
     Verb,
     add_computing_arguments,
@@ -72,10 +73,12 @@ def _launch(arguments: argparse.Namespace) -> int:
         halvings, large = meet_memory(plan, store, view, keys, arguments.halve_micro_batch)
         given_up = {stage.key for stage in view.of("failed", "blocked")}
         prepared = submit.prepare(plan, store, profile, keys, large, given_up)
-        print("\n".join(_summarise(plan, store, prepared, profile)))
+        summary = _summarise(plan, store, prepared, profile)
         if left_out and not arguments.retry:
-            words = "stages failed before, or need one that did: --retry failed runs them again"
-            print(f"  left out            {left_out} {words}")
+            why = "stages failed before, or need one that did: --retry failed runs them again"
+            summary.append(("left out", f"{left_out} {why}"))
+        print(f"{plan.name}: {plan.question}")
+        print_table(summary, words=2, indent=2)
         if arguments.dry:
             for number, text in enumerate(submit.dry(prepared, grid, store, profile)):
                 print(f"\n# array {number}\n{text}", end="")
@@ -207,20 +210,24 @@ def meet_memory(
     return halvings, large
 
 
-def _summarise(plan: Plan, store: Store, prepared: Prepared, profile: Profile) -> list[str]:
+def _summarise(
+    plan: Plan, store: Store, prepared: Prepared, profile: Profile
+) -> list[tuple[str, str]]:
+    """What will be submitted: names of facts, and the facts."""
     stored = plan.stored()
     done = sum(store.has(key) for key in stored)
-    asked = sum(job.gpus * (job.request.hours or 0.0) for job in prepared.jobs)
-    lines = [
-        f"{plan.name}: {plan.question}",
-        f"  cells               {len(plan.cells)}",
-        f"  distinct models     {len({cell.model for cell in plan.cells})}",
-        f"  stages              {len(stored)}, done already: {done}, "
-        f"queued by another launch: {sum(key in prepared.queued for key in stored)}",
-        f"  jobs                {len(prepared.jobs)} in {len(prepared.arrays)} arrays, "
-        f"{prepared.waves} waves",
-        f"  GPU-hours           at most {asked:.1f}, by the jobs' time limits"
-        + _expected(plan, store, prepared),
+    queued = sum(key in prepared.queued for key in stored)
+    limit = sum(job.gpus * (job.request.hours or 0.0) for job in prepared.jobs)
+    expected = _expected(plan, store, prepared)
+    facts = [
+        ("cells", str(len(plan.cells))),
+        ("distinct models", str(len({cell.model for cell in plan.cells}))),
+        ("stages", f"{len(stored)}, done already: {done}, queued by another launch: {queued}"),
+        (
+            "jobs",
+            f"{len(prepared.jobs)} in {len(prepared.arrays)} arrays, {prepared.waves} waves",
+        ),
+        ("GPU-hours", f"at most {limit:.1f}, by the jobs' time limits{expected}"),
     ]
     for number, array in enumerate(prepared.arrays):
         kinds = Counter(
@@ -231,10 +238,9 @@ def _summarise(plan: Plan, store: Store, prepared: Prepared, profile: Profile) -
         request = array.request
         size = f"{array.gpus} GPU, " if array.gpus and profile.gpu != "none" else ""
         size += f"{request.memory_gib:g} GiB, {request.hours:g} h"
-        lines.append(
-            f"  array {number:<4}wave {array.wave}  {len(array.jobs)} jobs ({size}): {counts}{after}"
-        )
-    return lines
+        jobs = f"wave {array.wave}, {len(array.jobs)} jobs ({size}): {counts}{after}"
+        facts.append((f"array {number}", jobs))
+    return facts
 
 
 def _expected(plan: Plan, store: Store, prepared: Prepared) -> str:

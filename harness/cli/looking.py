@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 
+from harness.cli.terminal import print_table
 from harness.cli.verb import Verb, add_grid_argument, find_plan, open_store
 from harness.cluster import status as watch
 from harness.run import plan as plans
@@ -46,20 +47,20 @@ def _plan(arguments: argparse.Namespace) -> int:
         users.update({key for root in cell.roots for key in plan.upstream(root)})
     stored = plan.stored()
     print(f"{plan.name}: {plan.question}")
-    print(f"  cells               {len(plan.cells)}")
-    print(f"  distinct models     {len({cell.model for cell in plan.cells})}")
-    print(
-        f"  stages kept         {len(stored)}, shared by several cells: "
-        f"{sum(users[key] > 1 for key in stored)}"
-    )
-    print(f"  stages to compute   {sum(key in missing for key in stored)}")
-    for kind, number in Counter(plan.nodes[k].kind for k in stored if k in missing).items():
-        print(f"    {kind:18}{number}")
+    shared = sum(users[key] > 1 for key in stored)
+    kinds = Counter(plan.nodes[key].kind for key in stored if key in missing)
+    facts = [
+        ("cells", str(len(plan.cells))),
+        ("distinct models", str(len({cell.model for cell in plan.cells}))),
+        ("stages kept", f"{len(stored)}, shared by several cells: {shared}"),
+        ("stages to compute", str(sum(kinds.values()))),
+        *((f"  {kind}", str(number)) for kind, number in kinds.items()),
+    ]
+    print_table(facts, words=2, indent=2)
     if arguments.memory:
         print(_memory(arguments))
     if arguments.cells:
-        for cell in plan.cells:
-            print(f"  {cell.model[:8]}  {cell.id}")
+        print_table(((cell.model[:8], cell.id) for cell in plan.cells), words=2, indent=2)
     return 0
 
 
@@ -97,7 +98,10 @@ def _status(arguments: argparse.Namespace) -> int:
             print("\033[2J\033[H", end="")
         models = len({cell.model for cell in plan.cells})
         print(f"{plan.name}: {len(plan.cells)} cells, {models} models")
-        print("\n".join([*watch.table(view), *watch.details(view, store)]))
+        head, rows = watch.count_states(view)
+        print_table(rows, head, words=head.index("") + 1)
+        for line in watch.details(view, store):
+            print(line)
         if view.trouble:
             print(f"bitgrid: the queue is not known: {view.trouble}", file=sys.stderr)
         if not arguments.watch or not view.count("running", "queued"):
@@ -125,14 +129,16 @@ def _methods(arguments: argparse.Namespace) -> int:
     from harness.method import METHODS
 
     if arguments.name is None:
-        for name, entry in METHODS.load().items():
-            print(f"{name:16}{entry.about}")
+        methods = [(name, entry.about) for name, entry in METHODS.load().items()]
         for name, missing in METHODS.unavailable().items():
-            print(f"{name:16}unavailable: {missing.reason} ({os.path.relpath(missing.file)})")
+            source = os.path.relpath(missing.file)
+            methods.append((name, f"unavailable: {missing.reason} ({source})"))
+        print_table(methods, words=2)
         return 0
     entry = METHODS.find(arguments.name)
     print(f"{entry.name} ({entry.title}): {entry.about}")
     print(f"source: {os.path.relpath(entry.source)}")
+    settings = []
     for path, value in list_settings(entry.method):
         remarks = []
         if isinstance(value, Component):
@@ -140,8 +146,8 @@ def _methods(arguments: argparse.Namespace) -> int:
         if path in entry.fixed:
             remarks.append("fixed where only compared against")
         plain = "" if hasattr(value, "__dataclass_fields__") else value
-        shown = getattr(value, "name", plain)
-        print(f"  {path:28}{shown!s:18}{'; '.join(remarks)}".rstrip())
+        settings.append((path, str(getattr(value, "name", plain)), "; ".join(remarks)))
+    print_table(settings, words=3, indent=2)
     return 0
 
 
@@ -163,13 +169,15 @@ def _add_tasks_arguments(parser: argparse.ArgumentParser) -> None:
 def _tasks(arguments: argparse.Namespace) -> int:
     from harness.evaluation import evaluate, tasks
 
-    for name, protocol in evaluate.PERPLEXITY.items():
-        print(f"{name:24}perplexity: {protocol.words}; window {protocol.window}")
-    for name in tasks.testbed():
-        print(f"{name:24}lm-eval task on the embedded testbed")
+    listed = [
+        (name, f"perplexity: {protocol.words}; window {protocol.window}")
+        for name, protocol in evaluate.PERPLEXITY.items()
+    ]
+    listed += [(name, "lm-eval task on the embedded testbed") for name in tasks.testbed()]
+    print_table(listed, words=2)
     if arguments.all:
-        for name in tasks.names():
-            print(f"{name:24}lm-eval")
+        for name in tasks.names():  # thousands: not worth a table's time
+            print(f"{name:24}  lm-eval")
     else:
         print("and every lm-eval task by name (--all lists them)")
     return 0

@@ -98,19 +98,20 @@ def look(plan: Plan, store: Store) -> View:
     return View(plan, tuple(found), trouble)
 
 
-def table(view: View) -> list[str]:
-    """Counts of states by wave and kind of stage."""
-    rows: dict[tuple[int, str], Counter[str]] = {}
-    for found in view.stages:
-        kind = view.plan.nodes[found.key].kind
-        rows.setdefault((found.wave or 0, kind), Counter())[found.state] += 1
+def count_states(view: View) -> tuple[list[str], list[list[str]]]:
+    """Stages by wave (where jobs were launched) and kind, and their states: titles, and a line each."""
+    counts: dict[tuple[int, str], Counter[str]] = {}
+    for stage in view.stages:
+        kind = view.plan.nodes[stage.key].kind
+        counts.setdefault((stage.wave or 0, kind), Counter())[stage.state] += 1
     shown = [state for state in STATES if view.count(state)]
-    launched = any(found.wave for found in view.stages)
-    lines = [f"{'wave  ' if launched else ''}{'':16}" + "".join(f"{state:>9}" for state in shown)]
-    for (wave, kind), counts in sorted(rows.items(), key=lambda row: row[0][0]):
-        head = f"{wave or '·':<6}" if launched else ""
-        lines.append(f"{head}{kind:16}" + "".join(f"{counts[s] or '·':>9}" for s in shown))
-    return lines
+    launched = any(stage.wave for stage in view.stages)
+    head = ["wave"] if launched else []
+    rows = []
+    for (wave, kind), of_state in sorted(counts.items(), key=lambda line: line[0][0]):
+        first = [str(wave or "·")] if launched else []
+        rows.append([*first, kind, *(str(of_state[state] or "·") for state in shown)])
+    return [*head, "", *shown], rows
 
 
 def details(view: View, store: Store) -> list[str]:

@@ -57,7 +57,7 @@ def fail(plan: Plan, store: Store, key: str, when: float) -> None:
 def test_what_was_never_launched_is_to_do_and_asks_no_queue(plan: Plan, store: Store) -> None:
     view = watch.look(plan, store)
     assert {stage.state for stage in view.stages} == {"to do"} and view.trouble is None
-    assert watch.table(view)[0].split() == ["to", "do"]
+    assert watch.count_states(view) == (["", "to do"], [["Made", "4"], ["Scored", "8"]])
 
 
 def test_queued_running_done_and_lost(plan: Plan, store: Store, slurm: Slurm) -> None:
@@ -88,10 +88,10 @@ def test_queued_running_done_and_lost(plan: Plan, store: Store, slurm: Slurm) ->
     assert [stage.state for stage in lost[1:]] == ["blocked", "blocked"]
     assert found[job(plan, 3)[0]].words == "cancelled before it started"
     assert len(slurm.said("asked")) == 1
-    lines = watch.table(view)
-    assert lines[0].split() == ["wave", "running", "lost", "blocked", "queued"]
-    assert lines[1].split() == ["1", "Made", "1", "2", "·", "1"]
-    assert lines[2].split() == ["1", "Scored", "·", "·", "4", "4"]
+    assert watch.count_states(view) == (
+        ["wave", "", "running", "lost", "blocked", "queued"],
+        [["1", "Made", "1", "2", "·", "1"], ["1", "Scored", "·", "·", "4", "4"]],
+    )
     assert "lost: Made A bits=3 seed=0: time limit" not in watch.details(view, store)
     assert "lost: Made B bits=2 seed=0: time limit" in watch.details(view, store)
 
