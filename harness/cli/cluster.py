@@ -20,6 +20,7 @@ from harness.cli.verb import (
     add_computing_arguments,
     add_grid_argument,
     find_plan,
+    load_grid,
     open_store,
 )
 from harness.cluster import launches
@@ -54,16 +55,16 @@ def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _launch(arguments: argparse.Namespace) -> int:
     """Submit what a grid still needs, or with --dry show what would be submitted."""
-    from harness.cluster import profile as profiles
-    from harness.cluster import submit
-    from harness.core.stage import kinds
-    from harness.grid import expand as grids
-
     if arguments.halve_micro_batch and not arguments.retry:
         raise ClusterError("--halve-micro-batch is for what failed: give --retry failed too")
     store = open_store(arguments)
     store.check()
-    grid = grids.load(arguments.grid, arguments.allow_code_execution)
+    # First: what is imported after it reads what it says of the hub.
+    grid = load_grid(arguments.grid, arguments.allow_code_execution)
+    from harness.cluster import profile as profiles
+    from harness.cluster import submit
+    from harness.core.stage import kinds
+
     plan = plans.build(grid)
     profile = profiles.load(arguments.cluster, kinds())
     plans.remember(plan, store)

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 
 from harness.cli.terminal import print_table
-from harness.cli.verb import Verb, add_grid_argument, find_plan, open_store
+from harness.cli.verb import Verb, add_grid_argument, find_plan, load_grid, open_store
 from harness.cluster import status as watch
 from harness.run import plan as plans
 
@@ -66,11 +66,11 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _memory(arguments: argparse.Namespace) -> str:
     import harness.evaluation.memory  # noqa: F401  it registers estimates
+
+    grid = load_grid(arguments.grid)
     from harness.core.stage import closure
-    from harness.grid import expand as grids
     from harness.run import memory
 
-    grid = grids.load(arguments.grid, allow_code_execution=True)
     stages = closure([stage for cell in grid.cells for stage in cell.roots])
     return memory.table((stage for stage in stages if stage.stored), arguments.gpu_gib)
 

@@ -51,8 +51,6 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if "grid" in arguments:
             _check_exists(arguments.grid)
-            if not verb.asks_hub and arguments.grid.suffix != ".csv":
-                _go_offline(arguments.grid)
         return verb.function(arguments)
     except BitgridError as error:
         if arguments.traceback:
@@ -92,19 +90,6 @@ def make_parser() -> argparse.ArgumentParser:
         verb.add_arguments(verb_parser)
         verb_parser.set_defaults(verb=verb)
     return parser
-
-
-def _go_offline(path: Path) -> None:
-    """Ask the hub for nothing where a mirror is named: what is pinned there is what is meant.
-
-    Compute nodes have no network, and libraries that try it wait. HF_HUB_OFFLINE=0 overrules this.
-    """
-    from harness.config.document import Document
-
-    grid = Document(path).data if path.is_file() else None
-    if os.environ.get("BITGRID_MIRROR") or (isinstance(grid, dict) and grid.get("mirror")):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
 
 
 def _check_exists(path: Path) -> None:

@@ -12,7 +12,14 @@ import time
 from pathlib import Path
 
 from harness.cli.reporting import show_report
-from harness.cli.verb import RUNS, Verb, add_computing_arguments, add_grid_argument, open_store
+from harness.cli.verb import (
+    RUNS,
+    Verb,
+    add_computing_arguments,
+    add_grid_argument,
+    load_grid,
+    open_store,
+)
 from harness.cluster import status as watch
 from harness.core.errors import ReportError
 from harness.core.store import Store
@@ -50,14 +57,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
     """Run what is missing; the plan, and how many stages failed or lack an input."""
+    # First: what is imported after it reads what it says of the hub.
+    grid = load_grid(arguments.grid, arguments.allow_code_execution)
     from harness import models
-    from harness.grid import expand as grids
     from harness.run.progress import Bar
     from harness.run.runner import run
 
     models.device()  # this and the folders: before anything is computed
     store.check()
-    grid = grids.load(arguments.grid, arguments.allow_code_execution)
     plan = plans.build(grid)
     plans.remember(plan, store)
     export.check(arguments.out or RUNS / plan.name)
@@ -112,5 +119,4 @@ PREFETCH = Verb(
     "bitgrid prefetch experiments/paper-general-llama2-7b.yaml --mirror /shared/mirror",
     _prefetch,
     _add_prefetch_arguments,
-    asks_hub=True,
 )

@@ -10,11 +10,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.core.errors import StoreError
 from harness.core.store import Store
 from harness.run import plan as plans
 from harness.run.plan import Plan
+
+if TYPE_CHECKING:
+    from harness.grid.expand import Grid
 
 RUNS = Path("runs")
 """Where runs and reports are written, in the current folder. results/ holds what is published."""
@@ -32,7 +36,6 @@ class Verb:
     example: str
     function: Callable[[argparse.Namespace], int]
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-    asks_hub: bool = False  # also where a mirror is named
 
 
 def add_grid_argument(
@@ -57,11 +60,31 @@ def find_plan(arguments: argparse.Namespace, store: Store) -> Plan:
     """The plan of a grid: remembered where nothing changed, else built (which imports torch)."""
     plan = plans.remembered(arguments.grid, store)
     if plan is None:
-        from harness.grid import expand as grids
-
-        plan = plans.build(grids.load(arguments.grid, allow_code_execution=True))
+        plan = plans.build(load_grid(arguments.grid))
         plans.remember(plan, store)
     return plan
+
+
+def load_grid(path: Path, allow_code_execution: bool = True) -> Grid:
+    """The grid of a file; what a mirror has is not asked of the hub from here on."""
+    _go_offline(path)
+    from harness.grid import expand as grids
+
+    return grids.load(path, allow_code_execution)
+
+
+def _go_offline(path: Path) -> None:
+    """Ask the hub for nothing where a mirror is named: what is pinned there is what is meant.
+
+    Compute nodes have no network, and libraries that try it wait. HF_HUB_OFFLINE=0 overrules this.
+    It is read when those libraries are imported, so this comes first.
+    """
+    from harness.config.document import Document
+
+    grid = Document(path).data if path.is_file() else None
+    if os.environ.get("BITGRID_MIRROR") or (isinstance(grid, dict) and grid.get("mirror")):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
 
 
 def open_store(arguments: argparse.Namespace) -> Store:
