@@ -202,7 +202,7 @@ def test_a_job_runs_the_code_and_the_grid_as_they_were(
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "jobs                1 in 1 arrays, 1 waves" in done.stdout
+    assert re.search("jobs +1 in 1 arrays, 1 waves", done.stdout)
     for path in ("harness/__init__.py", "methods/__init__.py", "tiny.yaml"):
         (checkout / path).write_text("raise SystemExit('broken')\n")
 
