@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import __version__
-from harness.cli import cluster, looking, reporting, running, store
+from harness.cli import cluster, looking, reporting, running, starting, store
 from harness.cli.verb import Verb
 from harness.core.errors import BitgridError, GridError, close_to
+from harness.core.installation import check_packages
 from harness.grid import published
 
 VERBS = (
+    starting.INIT,
     running.RUN,
     running.PREFETCH,
     looking.STATUS,
@@ -49,6 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.device:
         os.environ["BITGRID_DEVICE"] = arguments.device
     try:
+        check_packages()
         if "grid" in arguments:
             _check_exists(arguments.grid)
         return verb.function(arguments)

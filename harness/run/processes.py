@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch
 
 from harness.core.errors import BitgridError
+from harness.core.installation import SAFE_PATH
 from harness.core.stage import Reporter, Stage, closure
 from harness.core.store import Store
 from harness.models import device
@@ -59,7 +60,7 @@ def together(
     command += [str(store.root), str(grid), stage.key]
     # Else torchrun allows one thread a process, and nothing would use the other cores.
     threads = max(1, torch.get_num_threads() // count)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **SAFE_PATH}
     with log.open("w") as errors:
         process = subprocess.Popen(
             command,

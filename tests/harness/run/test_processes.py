@@ -87,7 +87,7 @@ def test_progress_is_passed_on() -> None:
     assert heard == [(1, 2, {"loss": 0.5}), "short"]
 
 
-def test_processes_are_told_how_often_a_stage_was_made_leaner(
+def test_processes_are_told_how_often_a_stage_was_made_leaner_and_shun_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[list[str]] = []
@@ -95,8 +95,9 @@ def test_processes_are_told_how_often_a_stage_was_made_leaner(
     class Ended:
         """A process that does nothing."""
 
-        def __init__(self, command: list[str], **_: object) -> None:
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
             started.append(command)
+            assert env["PYTHONSAFEPATH"] == "1"  # a folder methods/ there takes no package's place
             self.stdin, self.stdout = io.StringIO(), io.StringIO()
 
         def wait(self) -> int:
