@@ -46,11 +46,11 @@ def main() -> None:
         ours = scores(model, "wikitext2", given.windows).rows[0]
         middle = time.monotonic()
         theirs = reference(shared / "data", given.windows)
-        print(f"wikitext2, {ours['n']} windows of 2048 tokens")
-        print(f"  harness      {ours['value']:.6f}  in {middle - began:.0f} s")
+        print(f"wikitext2, {ours.n} windows of 2048 tokens")
+        print(f"  harness      {ours.value:.6f}  in {middle - began:.0f} s")
         print(f"  independent  {theirs:.6f}  in {time.monotonic() - middle:.0f} s")
         for task in given.tasks:
-            rows = {row["metric"]: row["value"] for row in scores(model, task, given.limit).rows}
+            rows = {row.metric: row.value for row in scores(model, task, given.limit).rows}
             print(f"{task}, {given.limit} items")
             print(f"  harness      {rows}")
             print(f"  lm-eval      {direct(task, given.limit, task_batch(model.context))}")

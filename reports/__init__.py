@@ -2,26 +2,28 @@
 
     from reports import load, load_items, render, text
 
-    frame = load("results/quickstart")     # pandas DataFrame, one row a (cell, task, metric)
-    items = load_items("results/quickstart")    # one row an item; joined to the rows by `key`
+    frame = load("results/quickstart")     # pandas DataFrame, one row a (cell, task, metric, filter)
+    items = load_items("results/quickstart")    # one row an item
+    curves = load_curves("results/quickstart")  # one row a training step
     render("runs/quickstart")              # report.md, table.{md,tex,csv,txt}, plots/*.{png,pdf}
     render("runs/quickstart", html=True)   # index.html too: every number, what is behind it
     publish("runs/quickstart", "results/quickstart")    # the records and report.md, to commit
     print(text("results/quickstart"))      # the table for a terminal
     print(as_printed(figures, "latex"))    # a paper's tables, of its published figures
 
-A folder holds `grid.json`, `rows.jsonl`, `items.jsonl.gz` and, where something was trained,
-`curves.jsonl`. The way through: `rows` and `items` read and check them, `naming` tells rows
-apart, `summary` decides what stands in the table (its columns are in `columns`, its numbers in
-`entries`, what training cost in `cost`, who is best in `ranking`), `effects` says what one axis
-does, `stats` has the tests of both, `table` makes a sheet of it, which `sheet` and `latex` write,
-`plots` draws (how it looks is in `style`, the words under each in `figures`), `published` sets
-what papers print beside it, `page` joins them, `html` does so for a browser, `rendering` keeps
-the files up to date, `publishing` takes of them what is committed.
+The way through: `reading` reads and checks the files, whose lines are described in
+`harness.core.records`; `numbers` tells rows apart (`naming`), decides what stands in the table
+(`summary`, its columns in `columns` and `model_columns`, its numbers in `entries`, who is best in
+`ranking`) and what one axis does (`effects`); `plots` draws; `pages` writes: tables as sheets
+(`table`, `effects`, `published`) in every form (`sheet`, `latex`), the page for readers (`page`)
+and for a browser (`html`). `rendering` keeps the files up to date,
+`publishing` takes of them what is committed. Each imports what stands before
+it only; plots and pages do not know of each other.
 
-Not here: how a number was measured, and anything that needs a model. The only import from the rest
-of the project is `harness.core.errors`. pandas and matplotlib are loaded when they are first needed, so
-that `import reports`, and a second `render` of an unchanged folder, take no time.
+Not here: how a number was measured, and anything that needs a model. From the rest of the project
+only `harness.core.errors` and `harness.core.records` are imported. pandas and matplotlib are loaded
+when they are first needed, so that `import reports`, and a second `render` of an unchanged folder,
+take no time.
 """
 
 from __future__ import annotations
@@ -36,14 +38,42 @@ from reports.rendering import render, text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["as_printed", "load", "load_items", "publish", "render", "text"]
+__all__ = ["as_printed", "load", "load_curves", "load_items", "publish", "render", "text"]
 
 
 def load(folder: Path | str) -> pd.DataFrame:
-    """The rows of one exported grid; the columns are described at `reports.reading.rows.FIELDS`."""
-    from reports.reading import rows
+    """The rows of an exported grid: one a cell, task, metric and filter.
 
-    return rows.load(Path(folder))
+    The columns are the fields of `harness.core.records.Row`, `settings.<path>` for each setting that
+    varies, and `line`, the number of the line in rows.jsonl.
+    """
+    from reports.reading.export import Export
+
+    return Export(folder).rows
+
+
+def load_items(folder: Path | str) -> pd.DataFrame:
+    """The items behind the rows: one row an item of each evaluation.
+
+    Its columns are key, task, metric, filter, which its row has too, item, its number in the task,
+    and score: `items.merge(load(folder), on=["key", "task", "metric", "filter"])`. The mean score is
+    the row's value where `aggregation` is `mean`; exp of it where it is `exp_mean`. Cells that share
+    a model share a key, so that each of them has these items.
+    """
+    from reports.reading.export import Export
+    from reports.reading.items import make_items_frame
+
+    return make_items_frame(Export(folder).items)
+
+
+def load_curves(folder: Path | str) -> pd.DataFrame:
+    """The training curves: one row a trained model and step.
+
+    The columns are the fields of `harness.core.records.CurvePoint`.
+    """
+    from reports.reading.export import Export
+
+    return Export(folder).curves
 
 
 def as_printed(figures: Sequence[dict[str, str]], form: str = "text") -> str:
@@ -54,10 +84,3 @@ def as_printed(figures: Sequence[dict[str, str]], form: str = "text") -> str:
     from reports.pages import published
 
     return published.written(figures, form)
-
-
-def load_items(folder: Path | str) -> pd.DataFrame:
-    """The items behind the rows; the columns are described at `reports.reading.items.ITEM_FIELDS`."""
-    from reports.reading import items
-
-    return items.load_items(Path(folder))

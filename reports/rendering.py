@@ -12,9 +12,10 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reports.pages.figures import FIGURES
+if TYPE_CHECKING:
+    from reports.reading.export import Export
 
 RECORDS = (
     "grid.json",
@@ -43,35 +44,12 @@ def render(folder: Path | str, html: bool = False) -> list[Path]:
     if known is not None and html == (_PAGE in known):
         return [folder / name for name in known]
 
-    from reports import plots
-    from reports.numbers import effects, summary
-    from reports.pages import latex, page, published, sheet, table
-    from reports.reading import rows
+    from reports.reading.export import Export
 
-    found = summary.summarise(folder)
-    theirs = published.beside(found, rows.load(folder)) if found.grid.published else {}
-    beside = published.sheet(found, theirs)
-    shown = [table.sheet(found), *([beside] if beside else [])]
-    drawn = plots.draw(found, folder)
-    tested = effects.effects(folder)
-    report = page.page(found, list(drawn), beside, tested)
-    files: dict[str, bytes] = {
-        "report.md": report.encode(),
-        "table.md": "\n".join(map(sheet.markdown, shown)).encode(),
-        "table.tex": "\n".join(map(latex.latex, shown)).encode(),
-        "table.html": "\n".join(map(sheet.html, shown)).encode(),
-        "table.csv": table.tidy_csv(found, theirs).encode(),
-        "table.txt": page.terminal(found, _COLUMNS).encode(),
-    }
-    if html:
-        from reports.pages import html as web
-
-        files[_PAGE] = web.page(folder, found, drawn, page.further(found, beside, tested)).encode()
-    for name, pictures in drawn.items():
-        files |= {f"plots/{name}.{suffix}": data for suffix, data in pictures.items()}
+    files = _make_files(Export(folder), html)
     for name, data in files.items():
         write(folder / name, data)
-    for name in [*_TEXTS, *(f"plots/{plot}.{end}" for plot in FIGURES for end in ("png", "pdf"))]:
+    for name in [*_TEXTS, *_picture_names()]:
         if name not in files:
             (folder / name).unlink(missing_ok=True)  # of an earlier state of the grid
     stamp = {
@@ -95,8 +73,47 @@ def text(folder: Path | str, width: int | None = None) -> str:
 
     from reports.numbers import summary
     from reports.pages import page
+    from reports.reading.export import Export
 
-    return page.terminal(summary.summarise(folder), max(40, room))
+    return page.terminal(summary.summarise(Export(folder)), max(40, room))
+
+
+def _make_files(export: Export, html: bool) -> dict[str, bytes]:
+    """Name -> content of every file of the report."""
+    from reports import plots
+    from reports.numbers import effects, summary
+    from reports.pages import latex, page, published, sheet, table
+    from reports.pages.pictures import Picture
+
+    found = summary.summarise(export)
+    theirs = published.beside(found, export.rows)
+    beside = published.sheet(found, theirs)
+    sheets = [table.sheet(found), *([beside] if beside else [])]
+    drawn = plots.draw(plots.Context(export, found))
+    pictures = [Picture(plot.name, plot.caption, pair) for plot, pair in drawn.items()]
+    tested = effects.effects(export)
+    files: dict[str, bytes] = {
+        "report.md": page.page(found, pictures, beside, tested).encode(),
+        "table.md": "\n".join(map(sheet.markdown, sheets)).encode(),
+        "table.tex": "\n".join(map(latex.latex, sheets)).encode(),
+        "table.html": "\n".join(map(sheet.html, sheets)).encode(),
+        "table.csv": table.tidy_csv(found, theirs).encode(),
+        "table.txt": page.terminal(found, _COLUMNS).encode(),
+    }
+    if html:
+        from reports.pages import html as web
+
+        further = page.further(found, beside, tested)
+        files[_PAGE] = web.page(export, found, pictures, further).encode()
+    for picture in pictures:
+        files |= {f"plots/{picture.name}.{end}": data for end, data in picture.files.items()}
+    return files
+
+
+def _picture_names() -> list[str]:
+    from reports.plots import PLOTS
+
+    return [f"plots/{plot.name}.{suffix}" for plot in PLOTS for suffix in ("png", "pdf")]
 
 
 def _inputs(folder: Path) -> str:

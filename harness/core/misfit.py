@@ -62,20 +62,20 @@ class Misfit(NamedTuple):
 def explain(
     error: pydantic.ValidationError,
     data: Any,
-    known: Mapping[str, type[pydantic.BaseModel]] | None = None,
+    known: Mapping[str, type] | None = None,
     prefix: str = "",
 ) -> Misfit:
     """The one complaint about `data` that explains most.
 
-    `known`: the models whose keys may be given, under the top-level key that holds them ("" for the
-    top); `prefix`: the dotted path of `data` itself. A key that is unknown goes before one that is
+    `known`: the models and dataclasses whose keys may be given, under the dotted path that holds them
+    ("" for the top); `prefix`: the dotted path of `data` itself. A key that is unknown goes before one that is
     missing, since it may be the same one misspelt.
     """
     complaints = [(_place(each, data), each) for each in error.errors()]
     for place, each in complaints:
         if each["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            model = (known or {}).get(str(place[0]) if len(place) > 1 else "")
-            near = f"; {nearest(place[-1], model.model_fields)}" if model else ""
+            names = _keys_at([str(step) for step in place[:-1]], known or {})
+            near = f"; {nearest(place[-1], names)}" if names else ""
             start = _begin(prefix, place[:-1])
             return Misfit(place, f"{start}key {place[-1]!r} is unknown{near}")
     # Of one field the deepest complaint is of the type that what was given looks like.
@@ -96,6 +96,20 @@ def explain(
     limits = [each for each in same if each["type"] in _LIMITS]
     wanted = " or ".join(dict.fromkeys(map(_wanted, limits or same)))
     return Misfit(place, f"{start}{show(first['input'])} should be {wanted}")
+
+
+def _keys_at(path: Sequence[str], known: Mapping[str, type]) -> list[str]:
+    """The keys that may be given at a path, or at the nearest one above it that is known."""
+    for end in range(len(path), 0, -1):
+        if model := known.get(".".join(path[:end])):
+            return _keys(model)
+    return _keys(known[""]) if not path and "" in known else []
+
+
+def _keys(model: type) -> list[str]:
+    if issubclass(model, pydantic.BaseModel):
+        return [*model.model_fields]
+    return [*getattr(model, "__dataclass_fields__", ())]
 
 
 def show(given: object) -> str:

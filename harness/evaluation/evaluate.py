@@ -8,11 +8,12 @@ averages (`reports`), lm-eval itself (`tasks`), the testbed's tasks (`harness.te
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from harness.core.errors import GridError, ModelError, TextError
 from harness.core.reads import Read
+from harness.core.records import NO_FILTER, ItemScores, Precision, Score
 from harness.core.stage import Input, Resources, Stage, incidental, report, value
 from harness.data import pack, texts
 from harness.data.fill import DataSetRead
@@ -49,19 +51,23 @@ USUAL_TOKENS = 1024  # what few task items exceed, however long a model's contex
 class Scores:
     """What one task says of one model: rows, and the items behind them for paired statistics."""
 
-    rows: list[dict[str, Any]]
-    model: dict[str, Any]  # bits, format, group size and effective bits of what was evaluated
-    items: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Score]
+    model: Precision
+    items: list[ItemScores] = field(default_factory=list)
 
     def save(self, folder: Path) -> dict[str, Any]:
-        text = "".join(json.dumps(item) + "\n" for item in self.items)
+        text = "".join(json.dumps(asdict(item)) + "\n" for item in self.items)
         (folder / "items.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-        return {"rows": self.rows, "model": self.model}
+        return {"rows": [asdict(row) for row in self.rows], "model": asdict(self.model)}
 
     @classmethod
     def load(cls, folder: Path, facts: dict[str, Any]) -> Scores:
         lines = gzip.decompress((folder / "items.jsonl.gz").read_bytes()).decode().splitlines()
-        return cls(facts["rows"], facts["model"], [json.loads(line) for line in lines])
+        return cls(
+            [Score(**row) for row in facts["rows"]],
+            Precision(**facts["model"]),
+            [ItemScores(**json.loads(line)) for line in lines],
+        )
 
 
 @dataclass(frozen=True)
@@ -113,25 +119,30 @@ class Perplexity(Stage[Scores]):
         nll = torch.cat(list(_window_nll(model, windows))).double()
         mean, spread = nll.mean().item(), nll.std().item() if len(nll) > 1 else math.nan
         perplexity = math.exp(mean) if mean < 700 else math.inf
-        row = {
-            "task": self.task,
-            "metric": "ppl",
-            "primary": True,
-            "value": perplexity,
+        row = Score(
+            task=self.task,
+            metric="ppl",
+            filter=NO_FILTER,
+            group=None,
+            primary=True,
+            value=perplexity,
             # Delta method: the standard error of exp(mean) is exp(mean) times that of the mean.
-            "stderr": None if math.isnan(spread) else perplexity * spread / math.sqrt(len(nll)),
-            "n": len(nll),
-            "higher_is_better": False,
-            "num_fewshot": None,
-            "bos": self.bos,
-            "limit": self.limit,
-            "protocol": f"{self.protocol.words}; window {window}",
-            "task_version": str(self.version),
-            "lm_eval": None,
-            "testbed": self.protocol.testbed,
-        }
-        items = [{"item": i, "nll": loss} for i, loss in enumerate(nll.tolist())]
-        return Scores([row], _facts(model), items)
+            stderr=None if math.isnan(spread) else perplexity * spread / math.sqrt(len(nll)),
+            n=len(nll),
+            higher_is_better=False,
+            aggregation="exp_mean",
+            num_fewshot=None,
+            bos=self.bos,
+            chat_template=None,
+            limit=self.limit,
+            protocol=f"{self.protocol.words}; window {window}",
+            window=window,
+            tokenizer=_describe_tokenizer(model),
+            task_version=str(self.version),
+            lm_eval=None,
+            caveat=world.CAVEAT if self.protocol.testbed else None,
+        )
+        return Scores([row], _precision(model), [_item_scores(row, enumerate(nll.tolist()))])
 
 
 @dataclass(frozen=True)
@@ -173,20 +184,20 @@ class LmEval(Stage[Scores]):
             name: self.task if len(found["samples"]) == 1 else name for name in found["samples"]
         }
         rows = [row for name in named for row in self._rows(found, name, named[name])]
+        items = [
+            _item_scores(row, _scores_of(found["samples"][name], row))
+            for name in named
+            for row in rows
+            if row.task == named[name]
+        ]
+        rows = [_with_aggregation(row, of_row) for row, of_row in zip(rows, items, strict=True)]
         if self.task not in named.values():
             rows = _with_means(self.task, rows)
-        for row in rows:
-            in_row = row["task"] if row["task"] in named.values() else None
-            cut = sum(found["cut"][name] for name in named if in_row in (None, named[name]))
-            row["protocol"] += f"; {cut} prompts cut to fit the context" if cut else ""
-        items = [
-            {"task": named[name], "item": sample["doc_id"], **_item_scores(sample)}
-            for name, samples in found["samples"].items()
-            for sample in samples
-        ]
-        return Scores(rows, _facts(model), items)
+        cut = {named[name]: count for name, count in found["cut"].items()}
+        rows = [_with_cuts(row, cut) for row in rows]
+        return Scores(rows, _precision(model), [each for each in items if each.scores])
 
-    def _rows(self, found: Mapping[str, Any], name: str, shown: str) -> Iterator[dict[str, Any]]:
+    def _rows(self, found: Mapping[str, Any], name: str, shown: str) -> Iterator[Score]:
         """A row for each metric that lm-eval has of a task, the primary one first."""
         results = {
             metric.removesuffix(",none"): score
@@ -197,22 +208,28 @@ class LmEval(Stage[Scores]):
         primary = _primary(metrics)
         for metric in [primary, *sorted(metrics - {primary})]:
             base, _, chosen = metric.partition(",")
-            yield {
-                "task": shown,
-                "metric": metric,
-                "primary": metric == primary,
-                "value": float(results[metric]),
-                "stderr": results.get(f"{base}_stderr" + (f",{chosen}" if chosen else "")),
-                "n": found["n-samples"][name]["effective"],
-                "higher_is_better": bool(found["higher_is_better"].get(name, {}).get(base, True)),
-                "num_fewshot": found["n-shot"].get(name),
-                "bos": self.bos,
-                "limit": self.limit,
-                "protocol": "lm-eval",
-                "task_version": str(found["versions"].get(name)),
-                "lm_eval": tasks.release(),
-                "testbed": self.task in tasks.testbed(),
-            }
+            yield Score(
+                task=shown,
+                metric=base,
+                filter=chosen or NO_FILTER,
+                group=None,
+                primary=metric == primary,
+                value=float(results[metric]),
+                stderr=results.get(f"{base}_stderr" + (f",{chosen}" if chosen else "")),
+                n=found["n-samples"][name]["effective"],
+                higher_is_better=bool(found["higher_is_better"].get(name, {}).get(base, True)),
+                aggregation=None,
+                num_fewshot=found["n-shot"].get(name),
+                bos=self.bos,
+                chat_template=False,  # `tasks.evaluate` asks for none, whatever the model
+                limit=self.limit,
+                protocol="lm-eval",
+                window=None,
+                tokenizer=None,
+                task_version=str(found["versions"].get(name)),
+                lm_eval=tasks.release(),
+                caveat=world.CAVEAT if self.task in tasks.testbed() else None,
+            )
 
 
 @dataclass(frozen=True)
@@ -286,16 +303,26 @@ def _evaluable(model: Model) -> Model:
     return model
 
 
-def _facts(model: Model) -> dict[str, Any]:
+def _precision(model: Model) -> Precision:
     kinds = sorted({(q.format, q.bits, q.group_size) for q in model.quantized.values()})
-    formats = [kind[0] for kind in kinds] or ["none"]
-    return {
-        "format": "+".join(dict.fromkeys(formats)),
-        "bits": max((kind[1] for kind in kinds), default=16),
-        "group_size": max((kind[2] for kind in kinds), default=0),
-        "bits_per_weight": round(model.bits_per_weight(), 4) if kinds else 16.0,
-        "dtype": str(model.network.dtype).removeprefix("torch."),
-    }
+    formats = [format for format, _, _ in kinds] or ["none"]
+    return Precision(
+        format="+".join(dict.fromkeys(formats)),
+        bits=max((bits for _, bits, _ in kinds), default=16),
+        # 0, a whole row of the matrix, is the largest.
+        group_size=max((size for _, _, size in kinds), key=lambda size: size or math.inf)
+        if kinds
+        else None,
+        bits_per_weight=round(model.bits_per_weight(), 4) if kinds else 16.0,
+        dtype=str(model.network.dtype).removeprefix("torch."),
+    )
+
+
+def _describe_tokenizer(model: Model) -> str:
+    """Size of the vocabulary, and a digest that tells two of one size apart."""
+    entries = json.dumps(sorted(model.tokenizer.get_vocab().items()))
+    count = len(model.tokenizer.get_vocab())
+    return f"{count} tokens, {hashlib.sha256(entries.encode()).hexdigest()[:8]}"
 
 
 @torch.inference_mode()
@@ -360,38 +387,88 @@ def _primary(metrics: set[str]) -> str:
     return min(metrics)
 
 
-def _with_means(group: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_means(group: str, rows: list[Score]) -> list[Score]:
     """A group's own rows, a macro mean for each metric that all its tasks have, before theirs.
 
     A group whose tasks share no metric has no mean: then each task stands for itself.
     """
-    count = len({row["task"] for row in rows})
-    by_metric: dict[str, list[dict[str, Any]]] = {}
+    count = len({row.task for row in rows})
+    by_metric: dict[tuple[str, str], list[Score]] = {}
     for row in rows:
-        by_metric.setdefault(row["metric"], []).append(row)
-    means = [_macro_mean(group, same) for same in by_metric.values() if len(same) == count]
-    if not means:
+        by_metric.setdefault((row.metric, row.filter), []).append(row)
+    shared = {metric: same for metric, same in by_metric.items() if len(same) == count}
+    if not shared:
         return rows
-    primary = _primary({mean["metric"] for mean in means})
-    means = [{**mean, "primary": mean["metric"] == primary} for mean in means]
-    return [*means, *({**row, "primary": False} for row in rows)]
+    primary = _primary({_full_name(*metric) for metric in shared})
+    means = [_macro_mean(group, same) for same in shared.values()]
+    means = [replace(m, primary=_full_name(m.metric, m.filter) == primary) for m in means]
+    members = [
+        replace(row, primary=False, group=group if (row.metric, row.filter) in shared else None)
+        for row in rows
+    ]
+    return [*means, *members]
 
 
-def _macro_mean(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _macro_mean(task: str, rows: list[Score]) -> Score:
     """A group's row: the unweighted mean over its tasks, as MMLU is published."""
-    errors = [row["stderr"] for row in rows if row["stderr"] is not None]
-    return {
-        **rows[0],
-        "task": task,
-        "value": math.fsum(row["value"] for row in rows) / len(rows),
-        "stderr": math.sqrt(math.fsum(e * e for e in errors)) / len(rows) if errors else None,
-        "n": sum(row["n"] for row in rows),
-        "protocol": f"lm-eval; macro mean over {len(rows)} tasks",
-    }
+    errors = [row.stderr for row in rows if row.stderr is not None]
+    return replace(
+        rows[0],
+        task=task,
+        value=math.fsum(math.nan if row.value is None else row.value for row in rows) / len(rows),
+        stderr=math.sqrt(math.fsum(e * e for e in errors)) / len(rows) if errors else None,
+        n=sum(row.n or 0 for row in rows),
+        aggregation="macro_mean",
+        protocol=f"lm-eval; macro mean over {len(rows)} tasks",
+    )
 
 
-def _item_scores(sample: Mapping[str, Any]) -> dict[str, Any]:
-    scores = {metric: sample[metric] for metric in sample.get("metrics", []) if metric in sample}
-    if sample.get("filter", "none") != "none":
-        scores["filter"] = sample["filter"]
-    return {name: score for name, score in scores.items() if isinstance(score, bool | int | float)}
+def _full_name(metric: str, filter: str) -> str:
+    """`exact_match,strict-match`, as lm-eval has it; without a filter the metric alone."""
+    return metric if filter == NO_FILTER else f"{metric},{filter}"
+
+
+def _with_cuts(row: Score, cut: Mapping[str, int]) -> Score:
+    """The row, saying how many prompts were cut; of a group's, over all its tasks."""
+    count = cut[row.task] if row.task in cut else sum(cut.values())
+    told = f"; {count} prompts cut to fit the context" if count else ""
+    return replace(row, protocol=f"{row.protocol}{told}")
+
+
+def _scores_of(samples: Iterable[Mapping[str, Any]], row: Score) -> Iterator[tuple[int, float]]:
+    """(item, score) of a row's task, metric and filter, in lm-eval's order.
+
+    A score that is not one number, as what a word perplexity sums, is left out.
+    """
+    for sample in samples:
+        if (
+            row.metric in sample.get("metrics", ())
+            and sample.get("filter", NO_FILTER) == row.filter
+        ):
+            score = sample.get(row.metric)
+            if isinstance(score, bool | int | float):
+                yield sample["doc_id"], float(score)
+
+
+def _item_scores(row: Score, scored: Iterable[tuple[int, float]]) -> ItemScores:
+    pairs = list(scored)
+    numbers = [item for item, _ in pairs]
+    return ItemScores(
+        task=row.task,
+        metric=row.metric,
+        filter=row.filter,
+        items=None if numbers == list(range(len(pairs))) else numbers,
+        scores=[int(score) if score.is_integer() else score for _, score in pairs],
+    )
+
+
+def _with_aggregation(row: Score, items: ItemScores) -> Score:
+    """The row, saying that its value is the mean of its items, where it is.
+
+    lm-eval aggregates some metrics otherwise (F1, BLEU), and does not tell which.
+    """
+    if row.value is None or not items.scores:
+        return row
+    mean = math.fsum(items.scores) / len(items.scores)
+    is_mean = math.isclose(mean, row.value, rel_tol=1e-9, abs_tol=1e-12)
+    return replace(row, aggregation="mean") if is_mean else row

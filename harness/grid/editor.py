@@ -16,6 +16,7 @@ import pydantic
 from harness.config.settings import list_classes
 from harness.core.checked import field_types, fields_adapter
 from harness.core.component import Component
+from harness.core.records import ReportOptions, documentation
 from harness.evaluation import tasks
 from harness.evaluation.diagnostics import Options
 from harness.evaluation.evaluate import PERPLEXITY, TaskOptions
@@ -30,6 +31,8 @@ def make_schema() -> Json:
     grid = GridFile.model_json_schema()
     settings, definitions = _describe_settings()
     definitions |= grid.pop("$defs")
+    for name, meaning in documentation(ReportOptions).items():
+        definitions["ReportOptions"]["properties"][name]["description"] = meaning
     definitions["Settings"] = _mapping(settings)
     definitions["Method"] = _describe_method(settings)
     definitions["TaskOptions"] = _describe_options(TaskOptions)

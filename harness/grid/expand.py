@@ -30,12 +30,13 @@ from harness.config.document import Document
 from harness.config.settings import configure, list_possible, list_settings
 from harness.core.errors import BitgridError, GridError, SettingError, TextError, nearest
 from harness.core.misfit import Where, explain, show
+from harness.core.records import Finding, ReportOptions
 from harness.core.stage import Stage
 from harness.data import hub
 from harness.evaluation.diagnostics import Facts, Options, diagnostics
 from harness.evaluation.evaluate import PERPLEXITY, Scores, TaskOptions, evaluation, runs_code
 from harness.grid import published
-from harness.grid.schema import SEEDS, GridFile, Published, ReportSpec, misnamed
+from harness.grid.schema import SEEDS, GridFile, Published, misnamed
 from harness.method import METHODS, Entry, Method
 from harness.models import Model, layer_shapes, pretrained
 
@@ -111,9 +112,10 @@ def _validate(document: Document) -> GridFile:
     try:
         return GridFile.model_validate(document.data)
     except pydantic.ValidationError as error:
-        known: Mapping[str, type[pydantic.BaseModel]] = {
+        known: Mapping[str, type] = {
             "": GridFile,
-            "report": ReportSpec,
+            "report": ReportOptions,
+            "report.finding": Finding,
             "published": Published,
         }
         raise document.error(*explain(error, document.data, known)) from None

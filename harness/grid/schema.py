@@ -6,14 +6,14 @@ Not here: what the names in it mean, and the expansion into cells (`grid`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 
 from harness.core.errors import nearest
 from harness.core.misfit import Misfit, Where
+from harness.core.records import COLUMNS, ReportOptions
 
-Decimals = Annotated[int, pydantic.Field(ge=0, le=9)]
 Tolerance = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 SEEDS = range(-(2**63), 2**63)  # what the generators take
 Seed = Annotated[int, pydantic.Field(ge=SEEDS[0], le=SEEDS[-1])]
@@ -21,23 +21,6 @@ Seed = Annotated[int, pydantic.Field(ge=SEEDS[0], le=SEEDS[-1])]
 Options = Annotated[
     dict[str, Any], pydantic.BeforeValidator(lambda said: {} if said is None else said)
 ]
-
-
-class ReportSpec(pydantic.BaseModel):
-    """`report:` of a grid: what the table's rows are, what is averaged, what it is called."""
-
-    model_config = pydantic.ConfigDict(extra="forbid")
-    rows: list[str] | str = "label"
-    over: str = "seed"
-    columns: list[str] | str | None = None  # tasks, "average", "device_hours"; in the table's order
-    average: list[str] | None = None  # of which tasks; []: no average
-    aggregate: Literal["mean", "median"] = "mean"  # over seeds
-    spread: Literal["sd", "interval"] = "sd"  # what ± is: standard deviation, or 95 % interval
-    decimals: Decimals | dict[str, Decimals] | None = None  # of all numbers, or by task
-    effect: str | None = None  # the axis whose effect is tested, paired by seed
-    caption: str | None = None
-    note: str | None = None  # what a reader must know of the result, under the table
-    title: str | None = None
 
 
 class StandsFor(pydantic.BaseModel):
@@ -83,7 +66,7 @@ class GridFile(pydantic.BaseModel):
     evaluate: list[str | dict[str, Options]]
     diagnose: list[str | dict[str, Options]] = []
     published: Published | None = None
-    report: ReportSpec = ReportSpec()
+    report: ReportOptions = ReportOptions()
     seed: Seed | list[Seed] = 0
     allow_code_execution: bool = False
     mirror: str | None = None  # relative to the file that says it
@@ -104,7 +87,7 @@ def misnamed(
     axis, task = ("axis", [*axes]), ("task", [*tasks])
     # A shared base may name in `rows` what this grid does not vary: it is left out of the names.
     constant = ("model", "seed", "label", "method", *file.defaults)
-    shown = ("task", [*tasks, "average", "device_hours"])
+    shown = ("task", [*tasks, *COLUMNS])
     for where, given, (kind, known) in (
         (("report", "rows"), report.rows, ("axis", [*axes, *constant])),
         (("report", "over"), report.over, ("axis", [*axes, "seed"])),

@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,9 @@ from harness.core import provenance
 from harness.core.store import Store, write_json
 
 if TYPE_CHECKING:
-    from harness.core.stage import Stage
     from harness.grid.expand import Grid
-    from harness.models import Pretrained
 
-SCHEMA = 4
+SCHEMA = 5
 STATES = ("done", "stale", "running", "failed", "blocked", "queued")
 
 
@@ -57,7 +54,6 @@ class CellInfo:
     model: str
     scores: tuple[str, ...]
     diagnostics: tuple[str, ...] = ()
-    tokenizer: str | None = None  # size of the vocabulary, and a digest that tells two apart
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -77,10 +73,6 @@ class Plan:
     nodes: dict[str, Node]  # inputs before users
     watch: tuple[tuple[str, int, int], ...]  # (file, size, mtime in ns)
     mirror: str | None = None  # the environment's, when the plan was made
-
-    @property
-    def testbed(self) -> bool:
-        return any(cell.source.startswith("testbed") for cell in self.cells)
 
     def stored(self) -> list[str]:
         """Keys of the stages that are kept, inputs first."""
@@ -135,7 +127,6 @@ def build(grid: Grid) -> Plan:
             model=cell.model.key,
             scores=tuple(stage.key for stage in cell.scores),
             diagnostics=tuple(stage.key for stage in cell.diagnostics),
-            tokenizer=_tokenizer(cell.model),
         )
         for cell in grid.cells
     ]
@@ -144,28 +135,13 @@ def build(grid: Grid) -> Plan:
         path=str(grid.path.resolve()),
         question=grid.question,
         model=grid.file.model,
-        report=grid.file.report.model_dump(),
+        report=asdict(grid.file.report),
         published=grid.file.published.model_dump() if grid.file.published else None,
         cells=tuple(cells),
         nodes=nodes,
         watch=tuple(_mark(path) for path in sorted(watched)),
         mirror=os.environ.get("BITGRID_MIRROR"),
     )
-
-
-def _tokenizer(model: Stage[Any]) -> str | None:
-    """Of the published model that a cell begins with; all models behind a cell share one."""
-    from harness.core.stage import closure
-    from harness.models import Pretrained
-
-    base = next((stage for stage in closure([model]) if isinstance(stage, Pretrained)), None)
-    return None if base is None else _vocabulary(base)
-
-
-@cache
-def _vocabulary(base: Pretrained) -> str:
-    words = sorted(base.tokenizer().get_vocab().items())
-    return f"{len(words)} tokens, {hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]}"
 
 
 def remembered(path: Path, store: Store) -> Plan | None:

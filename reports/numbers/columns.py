@@ -9,16 +9,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.core.errors import ReportError, nearest
-from reports.reading.rows import PROTOCOL, Grid, Spec
+from harness.core.errors import nearest
+from harness.core.records import AVERAGE, COLUMNS, NO_FILTER, PROTOCOL, ReportOptions
+from reports.reading.export import Export
 
-# Columns by their names in a grid's `report:`, beside tasks.
-AVERAGE, DEVICE_HOURS = "average", "device_hours"
 TITLES = {
     "wikitext2": "WikiText-2",
     "c4": "C4",
@@ -34,9 +32,13 @@ TITLES = {
 }
 
 
+Quantity = tuple[str, str, str]
+"""Task, metric and filter: what the values of one column have in common."""
+
+
 @dataclass(frozen=True)
 class Column:
-    """One (task, metric), or the average when `task` is None."""
+    """The values of one task, metric and filter, or the average when `task` is None."""
 
     task: str | None
     metric: str
@@ -44,10 +46,38 @@ class Column:
     higher: bool
     tasks: tuple[str, ...] = ()  # of the average
     decimals: int | None = None  # where the grid says
+    filter: str = NO_FILTER
+    is_perplexity: bool = False  # exp of a mean loss
 
     @property
     def percent(self) -> bool:
         return self.higher
+
+    @property
+    def quantity(self) -> Quantity:
+        """What its values have in common; of the average, nothing has it."""
+        return self.task or AVERAGE, self.metric, self.filter
+
+    @property
+    def name(self) -> str:
+        """As files have it: `gsm8k.exact_match,strict-match`."""
+        named = full_metric(self.metric, self.filter)
+        return AVERAGE if self.task is None else f"{self.task}.{named}"
+
+    def select(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Those of the rows whose values the column has; of the average none."""
+        task, metric, filter = self.quantity
+        own = (rows["task"] == task) & (rows["metric"] == metric) & (rows["filter"] == filter)
+        return rows[own & (self.task is not None)]
+
+
+def quantity_of(record: Mapping[Any, Any]) -> Quantity:
+    return record["task"], record["metric"], record["filter"]
+
+
+def full_metric(metric: str, filter: str) -> str:
+    """`exact_match,strict-match`; without a filter the metric alone."""
+    return metric if filter == NO_FILTER else f"{metric},{filter}"
 
 
 def number(value: float, column: Column, decimals: int) -> str:
@@ -72,49 +102,59 @@ def number_of_bits(bits: float) -> str:
     return f"{bits:g}"
 
 
-def make_columns(shown: pd.DataFrame, grid: Grid, folder: Path) -> tuple[Column, ...]:
+def make_columns(shown: pd.DataFrame, export: Export) -> tuple[Column, ...]:
     """All of them: perplexities, then tasks, each in the rows' order, then the average of several.
 
-    The average is of `report.average`, else of the scores among `report.columns`, else of all.
+    `shown`: the primary rows. The average is of `report.average`, else of the scores among
+    `report.columns`, else of all scores.
     """
-    kinds = shown.drop_duplicates(["task", "metric"])
-    keys = list(zip(kinds["task"], kinds["metric"], kinds["higher_is_better"], strict=True))
-    titles = _titles([(task, metric) for task, metric, _ in keys])
-    found = [Column(t, m, titles[t, m], bool(higher)) for t, m, higher in keys]
-    found.sort(key=lambda column: column.higher)
-    scores = [column for column in found if column.higher]
-    tasks = [column.task for column in scores if column.task is not None]
-    wanted, path = grid.spec.average, folder / "grid.json"
-    for task in wanted or ():
-        if task in [column.task for column in found if not column.higher]:
-            raise ReportError(f"{path}: report.average: {task} is lower-is-better")
-        _check_task(path, "average", task, tasks, grid)
-    measured = [column.task for column in found if column.task is not None]
-    for task in [*(grid.spec.columns or ()), *filter(None, grid.spec.decimals)]:
-        where = "columns" if task in (grid.spec.columns or ()) else "decimals"
-        _check_task(path, where, task, [*measured, AVERAGE, DEVICE_HOURS], grid)
-    if wanted is None and grid.spec.columns is not None:
-        tasks = [task for task in tasks if task in grid.spec.columns]
-    averaged = tuple(dict.fromkeys(wanted if wanted is not None else tasks))
+    options = export.grid.report
+    kinds = shown.drop_duplicates(["task", "metric", "filter"]).to_dict("records")
+    titles = _titles([quantity_of(record) for record in kinds])
+    columns = [
+        Column(
+            record["task"],
+            record["metric"],
+            titles[quantity_of(record)],
+            bool(record["higher_is_better"]),
+            filter=record["filter"],
+            is_perplexity=record["aggregation"] == "exp_mean",
+        )
+        for record in kinds
+    ]
+    columns.sort(key=lambda column: column.higher)
+    tasks = [column.task for column in columns if column.higher and column.task is not None]
+    for task in options.average or ():
+        if task in [column.task for column in columns if not column.higher]:
+            raise export.error("grid.json", f"report.average: {task} is lower-is-better")
+        _check_task(export, "average", task, tasks)
+    measured = [column.task for column in columns if column.task is not None]
+    for where, names in (("columns", options.shown), ("decimals", options.decimals_by_name)):
+        for name in filter(None, names):
+            _check_task(export, where, name, [*measured, *COLUMNS])
+    if options.average is None and options.shown:
+        tasks = [task for task in tasks if task in options.shown]
+    averaged = tuple(dict.fromkeys(tasks if options.average is None else options.average))
     if len(averaged) > 1:
-        found.append(Column(None, "average", "Average", True, averaged))
-    default = grid.spec.decimals.get("")
+        columns.append(Column(None, "average", "Average", True, averaged))
+    decimals = options.decimals_by_name
     return tuple(
-        replace(c, decimals=grid.spec.decimals.get(c.task or AVERAGE, default)) for c in found
+        replace(c, decimals=decimals.get(c.task or AVERAGE, decimals.get(""))) for c in columns
     )
 
 
-def shown_columns(columns: Sequence[Column], spec: Spec) -> list[int]:
+def shown_columns(columns: Sequence[Column], options: ReportOptions) -> list[int]:
     """Which of the columns stand in the table, in the order of `report.columns`."""
-    if spec.columns is None:
+    if not options.shown:
         return list(range(len(columns)))
     names = [column.task or AVERAGE for column in columns]
-    return [i for task in spec.columns for i, name in enumerate(names) if name == task]
+    return [i for task in options.shown for i, name in enumerate(names) if name == task]
 
 
-def _check_task(path: Path, where: str, task: str, known: Sequence[str], grid: Grid) -> None:
-    if task not in known and not grid.holes:  # a hole may bring it
-        raise ReportError(f"{path}: report.{where}: no task {task!r}; {nearest(task, known)}")
+def _check_task(export: Export, where: str, task: str, known: Sequence[str]) -> None:
+    if task not in known and not export.grid.holes:  # a hole may bring it
+        message = f"report.{where}: task {task!r} is unknown; {nearest(task, known)}"
+        raise export.error("grid.json", message)
 
 
 def task_title(task: str) -> str:
@@ -122,30 +162,33 @@ def task_title(task: str) -> str:
     return TITLES.get(bare, bare if bare == task else bare.replace("_", " ").capitalize())
 
 
-def _titles(keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+def _titles(quantities: Sequence[Quantity]) -> dict[Quantity, str]:
     """Short titles where they stay unique, with the metric where a task has two."""
     titles = {}
-    for task, metric in keys:
-        bare = task_title(task)
-        several = [key for key in keys if key[0] == task]
-        titles[task, metric] = bare if len(several) == 1 else f"{bare} ({metric})"
+    for task, metric, filter in quantities:
+        several = [each for each in quantities if each[0] == task]
+        named = f"{task_title(task)} ({full_metric(metric, filter)})"
+        titles[task, metric, filter] = task_title(task) if len(several) == 1 else named
     taken = list(titles.values())
-    return {key: t if taken.count(t) == 1 else f"{key[0]} ({key[1]})" for key, t in titles.items()}
+    return {
+        each: title if taken.count(title) == 1 else f"{each[0]} ({full_metric(*each[1:])})"
+        for each, title in titles.items()
+    }
 
 
 def usual_protocol(shown: pd.DataFrame, column: Column) -> dict[str, Any]:
     """How most numbers of the column were measured; of equally many, the one with most items."""
-    rows = shown[(shown["task"] == column.task) & (shown["metric"] == column.metric)]
     counts: dict[str, int] = {}
-    seen: dict[str, dict[str, Any]] = {}
-    for record in rows[PROTOCOL].to_dict("records"):
-        found = protocol_of(record)
-        told = json.dumps(found, sort_keys=True)
-        counts[told] = counts.get(told, 0) + 1
-        seen[told] = found
-    best = max(counts, key=lambda told: (counts[told], seen[told]["n"] or 0, told))
-    return seen[best]
+    protocols: dict[str, dict[str, Any]] = {}
+    for record in column.select(shown)[list(PROTOCOL)].to_dict("records"):
+        protocol = protocol_of(record)
+        text = json.dumps(protocol, sort_keys=True)
+        counts[text] = counts.get(text, 0) + 1
+        protocols[text] = protocol
+    best = max(counts, key=lambda text: (counts[text], protocols[text]["n"] or 0, text))
+    return protocols[best]
 
 
 def protocol_of(record: Mapping[Any, Any]) -> dict[str, Any]:
+    """The fields of a row that say how it was measured; what is not known is None."""
     return {key: None if pd.isna(record[key]) else record[key] for key in PROTOCOL}

@@ -6,26 +6,29 @@ fixes the order of the data, so a pair differs in the axis alone.
 
 Pairs are seeds, never other settings: each combination of the other axes has effects of its own. A
 pair measured by two protocols is left out; one with NaN makes the effect NaN. Not here: drawing
-(`plots`), and whether items tell two methods apart (`compare`).
+(`reports.plots`), and whether items tell two methods apart (`ranking`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.core.errors import ReportError, nearest
-from reports.numbers.columns import Column, make_columns, protocol_of, shown_columns
+from harness.core.errors import nearest
+from reports.numbers.columns import (
+    Column,
+    make_columns,
+    protocol_of,
+    quantity_of,
+    shown_columns,
+)
 from reports.numbers.naming import setting
-from reports.numbers.stats import LEVEL, Interval, holm, t_interval
-from reports.pages.sheet import MISSING, Cell, Sheet
-from reports.reading import rows as exported
-from reports.reading.rows import Grid
+from reports.numbers.stats import Interval, holm, t_interval
+from reports.reading.export import Export
 
 _Record = dict[Any, Any]
 
@@ -49,92 +52,47 @@ class Effect:
         return (self.difference.mean > 0) == self.column.higher and self.difference.mean != 0
 
 
-def effects(folder: Path) -> tuple[Effect, ...]:
+def effects(export: Export) -> tuple[Effect, ...]:
     """The effects of `report.effect`, or of the axis that alone varies over two seeds or more.
 
     Empty where there is no such axis. Raises ReportError for an axis that the grid has not.
     """
-    grid, frame = exported.load_grid(folder), exported.load(folder)
-    shown = frame[frame["primary"]]
-    axis = _axis(folder, grid, shown)
+    shown = export.rows[export.rows["primary"]]
+    axis = _axis(export, shown)
     if axis is None:
         return ()
-    columns = make_columns(shown, grid, folder)
-    found = list(_effects(shown, axis, [columns[i] for i in shown_columns(columns, grid.spec)]))
+    columns = make_columns(shown, export)
+    chosen = [columns[i] for i in shown_columns(columns, export.grid.report)]
+    found = list(_effects(shown, axis, chosen))
     corrected = holm([effect.difference.p for effect in found])
     return tuple(replace(effect, p=p) for effect, p in zip(found, corrected, strict=True))
 
 
-def sheet(found: Sequence[Effect], decimals: int) -> Sheet:
-    """One line a comparison, one table of an axis."""
-    groups: dict[tuple[str, str, str], list[tuple[Cell, ...]]] = {}
-    for effect in found:
-        rows = groups.setdefault((effect.label, effect.context, effect.setting), [])
-        name = " ".join(part for part in (effect.label, effect.context) if part)
-        change, low, high = (_shown(effect, value, decimals) for value in _ends(effect.difference))
-        known = not math.isnan(effect.difference.low)
-        rows.append(
-            (
-                Cell(name),
-                Cell(f"{effect.baseline} → {effect.setting}"),
-                Cell(f"{effect.column.title} {'↑' if effect.column.higher else '↓'}"),
-                Cell(change, best=effect.p < 1 - LEVEL),
-                Cell(f"[{low}, {high}]" if known else MISSING),
-                Cell(f"{effect.p:.3f}" if known else MISSING),
-                Cell(str(effect.difference.n)),
-            )
-        )
-    tested = sum(not math.isnan(effect.p) for effect in found)
-    return Sheet(
-        name=f"effect-{found[0].axis}",
-        caption=(
-            f"The effect of {found[0].axis}, all else paired: mean over seeds of the difference, "
-            "with Student's 95 % interval, scores in percentage points. p: paired t-test, "
-            f"Holm-corrected for {tested} comparisons; in bold below 0.05."
-        ),
-        head=("Method", "Change", "Column", "Difference", "95 % interval", "p", "Seeds"),
-        groups=tuple(tuple(rows) for rows in groups.values()),
-        left=3,
-    )
-
-
-def _ends(difference: Interval) -> tuple[float, float, float]:
-    return difference.mean, difference.low, difference.high
-
-
-def _shown(effect: Effect, value: float, decimals: int) -> str:
-    """With its sign; a difference of scores in points."""
-    if effect.column.percent:
-        return f"{100 * value:+.{decimals}f}".replace("-", "−")
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _axis(folder: Path, grid: Grid, shown: pd.DataFrame) -> str | None:
+def _axis(export: Export, shown: pd.DataFrame) -> str | None:
     values: dict[str, set[str]] = {}
-    for axes in shown["axes"]:
-        for name, value in axes.items():
+    for settings in shown["settings"]:
+        for name, value in settings.items():
             values.setdefault(name, set()).add(setting(value, name))
-    wanted = grid.spec.effect
+    wanted = export.grid.report.effect
     if wanted is not None:
         if wanted in values:
             return wanted
-        if grid.holes:
+        if export.grid.holes:
             return None
-        raise ReportError(
-            f"{folder / 'grid.json'}: report.effect: no axis {wanted!r}; {nearest(wanted, values)}"
-        )
-    varying = [name for name, given in values.items() if len(given) > 1]
+        message = f"report.effect: axis {wanted!r} is unknown; {nearest(wanted, values)}"
+        raise export.error("grid.json", message)
+    varying = [name for name, several in values.items() if len(several) > 1]
     return varying[0] if len(varying) == 1 and shown["seed"].nunique() > 1 else None
 
 
 def _effects(shown: pd.DataFrame, axis: str, columns: list[Column]) -> Iterator[Effect]:
     contexts: dict[tuple[str, str], dict[str, list[_Record]]] = {}
     for record in shown.to_dict("records"):
-        if axis in record["axes"]:
-            others = sorted((key, v) for key, v in record["axes"].items() if key != axis)
+        if axis in record["settings"]:
+            others = sorted((key, v) for key, v in record["settings"].items() if key != axis)
             context = " ".join(f"{key}={setting(value, key)}" for key, value in others)
             settings = contexts.setdefault((record["label"], context), {})
-            settings.setdefault(setting(record["axes"][axis], axis), []).append(record)
+            settings.setdefault(setting(record["settings"][axis], axis), []).append(record)
     for (label, context), settings in contexts.items():
         (first, baseline), *rest = settings.items()
         for value, other in rest:
@@ -166,7 +124,9 @@ def _by_seed(records: list[_Record], column: Column) -> dict[int, list[_Record]]
     tasks = column.tasks or (column.task,)
     found: dict[int, list[_Record]] = {}
     for record in records:
-        own = record["metric"] == column.metric if column.task else record["higher_is_better"]
+        own = record["higher_is_better"]
+        if column.task is not None:
+            own = quantity_of(record) == column.quantity
         if record["task"] in tasks and own and not pd.isna(record["seed"]):
             found.setdefault(int(record["seed"]), []).append(record)
     return {

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.core.records import PROTOCOL, ReportOptions
 from reports.numbers import stats
 from reports.numbers.columns import Column, protocol_of
 from reports.numbers.naming import setting
-from reports.reading.items import Index, Items, behind
-from reports.reading.rows import PROTOCOL, Spec
+from reports.reading.items import ItemIndex, Items
 
 REFERENCE_BITS = 16
 
@@ -50,7 +50,7 @@ class Row:
     bits_per_weight: float | None
     models: int
     entries: tuple[Entry | None, ...]
-    device_hours: float | None = None  # of training, mean over models; None where not asked for
+    facts: tuple[float | None, ...] = ()  # of its models, mean over them: see `model_columns`
 
     @property
     def reference(self) -> bool:
@@ -79,8 +79,8 @@ def make_rows(
     columns: tuple[Column, ...],
     usual: list[dict[str, Any]],
     notes: Notes,
-    index: Index,
-    spec: Spec,
+    index: ItemIndex,
+    options: ReportOptions,
 ) -> list[Row]:
     """Rows by falling bits, of one width in the order of the labels; `usual` is a protocol a task."""
     labels, names = list(dict.fromkeys(shown["label"])), list(dict.fromkeys(shown["name"]))
@@ -94,12 +94,12 @@ def make_rows(
         entries: list[Entry | None] = []
         for column, protocol in zip(columns, [*usual, {}], strict=False):
             if column.task is None:
-                entries.append(_average(cells, column, columns, entries, notes, index, spec))
+                entries.append(_average(cells, column, columns, entries, notes, index, options))
                 continue
-            rows = cells[(cells["task"] == column.task) & (cells["metric"] == column.metric)]
+            rows = column.select(cells)
             marks = _marks(rows, protocol, notes)
             models = [[record] for record in _distinct(rows)]
-            entries.append(_entry(models, marks, index, spec) if models else None)
+            entries.append(_entry(models, marks, index, options) if models else None)
         weight = cells.drop_duplicates("model_key")["bits_per_weight"].mean()
         table.append(
             Row(
@@ -128,8 +128,8 @@ def _average(
     columns: Sequence[Column],
     entries: Sequence[Entry | None],
     notes: Notes,
-    index: Index,
-    spec: Spec,
+    index: ItemIndex,
+    options: ReportOptions,
 ) -> Entry | None:
     """Over a model's tasks first, then over models, and only over models that have every task."""
     parts = [c for c in columns if c.task in column.tasks and c.higher]
@@ -137,7 +137,7 @@ def _average(
         return None
     models: dict[str, list[_Record]] = {}
     for part in parts:
-        rows = cells[(cells["task"] == part.task) & (cells["metric"] == part.metric)]
+        rows = part.select(cells)
         for record in _distinct(rows):
             models.setdefault(record["model_key"], []).append(record)
     complete = [records for records in models.values() if len(records) == len(parts)]
@@ -152,13 +152,15 @@ def _average(
             if mark in notes.unlike
         }
     )
-    return _entry(complete, marks, index, spec)
+    return _entry(complete, marks, index, options)
 
 
-def _entry(models: list[list[_Record]], marks: Sequence[str], index: Index, spec: Spec) -> Entry:
+def _entry(
+    models: list[list[_Record]], marks: Sequence[str], index: ItemIndex, options: ReportOptions
+) -> Entry:
     """Of one row a task for each model."""
     values = [math.fsum(record["value"] for record in rows) / len(rows) for rows in models]
-    median = spec.aggregate == "median"
+    median = options.aggregate == "median"
     items = _together(models, index) if not median or len(models) == 1 else ()
     given = [record["stderr"] for rows in models for record in rows]
     error = math.fsum(given) / len(given) if len(given) == len(models) else math.nan
@@ -169,7 +171,7 @@ def _entry(models: list[list[_Record]], marks: Sequence[str], index: Index, spec
     return Entry(
         mean=float(np.median(values)) if median else over.mean,
         sd=sd,
-        spread=(over.high - over.low) / 2 if several and spec.spread == "interval" else sd,
+        spread=(over.high - over.low) / 2 if several and options.spread == "interval" else sd,
         se=None if math.isnan(error) else error,
         n=len(models),
         marks=tuple(marks),
@@ -178,11 +180,11 @@ def _entry(models: list[list[_Record]], marks: Sequence[str], index: Index, spec
     )
 
 
-def _together(models: list[list[_Record]], index: Index) -> tuple[Items, ...]:
+def _together(models: list[list[_Record]], index: ItemIndex) -> tuple[Items, ...]:
     """Each item's mean over models; none where a model's are missing or are other items."""
     found = []
     for rows in models:
-        parts = [behind(index, record) for record in rows]
+        parts = [index.behind(record) for record in rows]
         found.append([i.weighted(1 / len(rows)) for part in parts if part for i in part])
         if not all(parts) or not all(map(Items.alike, found[-1], found[0])):
             return ()
@@ -205,14 +207,14 @@ def _interval(models: list[list[_Record]], items: Sequence[Items]) -> tuple[floa
         return None
     several = len(items) > 1
     found = stats.bootstrap(items) if several else stats.task_interval(items[0].scores)
-    if models[0][0]["metric"] != "ppl":
+    if models[0][0]["aggregation"] != "exp_mean":
         return found.low, found.high
     # exp is monotonic, but the mean of several models' perplexities is not exp of their mean.
     return (math.exp(found.low), math.exp(found.high)) if len(models) == 1 else None
 
 
 def _marks(rows: pd.DataFrame, usual: dict[str, Any], notes: Notes) -> list[str]:
-    found = [protocol_of(record) for record in rows[PROTOCOL].to_dict("records")]
+    found = [protocol_of(record) for record in rows[list(PROTOCOL)].to_dict("records")]
     unlike = [protocol for protocol in found if protocol != usual]
     marks = []
     for protocol in unlike:

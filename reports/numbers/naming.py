@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.reading.rows import Spec
+from harness.core.records import ReportOptions
 
 
 def setting(value: object, path: str = "") -> str:
@@ -24,7 +24,7 @@ def setting(value: object, path: str = "") -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-def name_cells(frames: Sequence[pd.DataFrame], spec: Spec) -> dict[str, str]:
+def name_cells(frames: Sequence[pd.DataFrame], options: ReportOptions) -> dict[str, str]:
     """Cell -> name of its row: the label and, where it needs them, `key=value`."""
     cells: dict[str, dict[Any, Any]] = {}
     for frame in frames:
@@ -32,12 +32,12 @@ def name_cells(frames: Sequence[pd.DataFrame], spec: Spec) -> dict[str, str]:
             cells.setdefault(record["cell"], record)
     settings: dict[str, dict[str, Any]] = {
         cell: {
-            **record["axes"],
+            **record["settings"],
             **({} if pd.isna(record["seed"]) else {"seed": int(record["seed"])}),
         }
         for cell, record in cells.items()
     }
-    over = {cell: axes.pop(spec.over, None) for cell, axes in settings.items() if spec.over}
+    over = {cell: each.pop(options.over, None) for cell, each in settings.items() if options.over}
 
     telling: dict[str, list[str]] = {}
     for group in _groups(cells, lambda c: (cells[c]["label"], cells[c]["bits"])):
@@ -45,10 +45,10 @@ def name_cells(frames: Sequence[pd.DataFrame], spec: Spec) -> dict[str, str]:
         keys += [key for key in _varying(group, settings) if key not in keys]
     names = {}
     for cell, record in cells.items():
-        keys = [*(key for key in spec.rows if key != "label"), *telling[record["label"]]]
+        keys = [*(key for key in options.row_names if key != "label"), *telling[record["label"]]]
         names[cell] = _named(record["label"], settings[cell], keys)
 
-    # What the axes do not tell apart and would be averaged as if it were another seed.
+    # What the settings do not tell apart and would be averaged as if it were another seed.
     def same(cell: str) -> tuple[Any, ...]:
         return names[cell], cells[cell]["bits"], setting(over.get(cell))
 

@@ -6,7 +6,7 @@ a task with two items a subject. Drawing n - 1 of n makes the resamples' varianc
 whatever n is (McCarthy and Snowden, 1985).
 
 Every interval is of 95 %; `python -m benchmarks.coverage` shows that they cover. Not here: which
-numbers are compared (`compare`, `effects`).
+numbers are compared (`ranking`, `effects`).
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+
+from reports.reading.items import Floats
 
 LEVEL = 0.95
 RESAMPLES = 9999
 _CHUNK = 4_000_000  # numbers drawn at once
 _ALIKE = 1e-12  # of a mean: values that differ by less, by rounding, are equal
 _FEW = 32  # distinct values that are drawn as counts
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,19 @@ The rules that are here:
 - Columns are those of `report.columns`, in its order; every measured one where it says nothing.
 
 Not here: which columns there are (`columns`), what an entry is (`entries`), who is best (`ranking`),
-how a table is written (`table`).
+how a table is written (`reports.pages.table`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from harness.core.errors import ReportError
-from reports.numbers import cost
+from harness.core.records import GridHead
 from reports.numbers.columns import (
-    DEVICE_HOURS,
     Column,
     make_columns,
     number_of_bits,
@@ -29,17 +27,35 @@ from reports.numbers.columns import (
     usual_protocol,
 )
 from reports.numbers.entries import Notes, Row, make_rows
+from reports.numbers.model_columns import MODEL_COLUMNS, ModelColumn
 from reports.numbers.naming import name_cells
 from reports.numbers.ranking import rank
-from reports.reading import rows as exported
-from reports.reading.items import read
-from reports.reading.rows import Grid
+from reports.reading.export import Export
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A column of facts of models, and what it says of this grid."""
+
+    column: ModelColumn
+    values: pd.Series  # by key of the model
+    description: str
+
+
+class Remark(NamedTuple):
+    """What who made the grid says of it, or that something of it is left out."""
+
+    heading: str
+    text: str
+    of_rows: bool = True  # about these rows, so that it belongs in a caption
 
 
 @dataclass(frozen=True)
 class Summary:
-    grid: Grid
-    testbed: bool
+    """The comparison table of a grid, in numbers."""
+
+    grid: GridHead
+    caveats: tuple[str, ...]  # what whoever sees the values must know
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[tuple[str, str], ...]  # mark, what it says
@@ -47,10 +63,10 @@ class Summary:
     stale: tuple[str, ...]
     names: dict[str, str]  # cell -> name of its row, also of cells that only have curves
     decimals: int  # of percentages
+    remarks: tuple[Remark, ...] = ()  # what who made the grid says of it, and found in it
     comparisons: int = 0  # with a best number, whose p-values were corrected together
     tests: tuple[str, ...] = ()  # those that were used
-    device_hours: pd.Series | None = None  # of training, by key of the model; where asked for
-    devices: tuple[str, ...] = ()  # that it was trained on
+    model_facts: tuple[ModelFacts, ...] = ()  # where asked for
 
     @property
     def several(self) -> bool:
@@ -58,43 +74,52 @@ class Summary:
         return any(row.models > 1 for row in self.rows)
 
     def groups(self) -> list[tuple[Row, ...]]:
+        """Rows by bits."""
         bits = dict.fromkeys(row.bits for row in self.rows)
         return [tuple(row for row in self.rows if row.bits == each) for each in bits]
 
+    def fact(self, name: str) -> pd.Series | None:
+        """The values of a column of facts by key of the model; None where it was not asked for."""
+        return next((each.values for each in self.model_facts if each.column.name == name), None)
 
-def summarise(folder: Path) -> Summary:
-    """The table of one exported grid."""
-    grid, frame = exported.load_grid(folder), exported.load(folder)
+
+def summarise(export: Export) -> Summary:
+    """The table of one exported grid. Raises ReportError where there is nothing to show."""
+    grid, options, frame = export.grid, export.grid.report, export.rows
     if frame.empty:
-        raise ReportError(_nothing(folder, grid))
+        raise _nothing(export)
     shown = frame[frame["primary"]].copy()
     if shown.empty:
-        raise ReportError(
-            f"{folder / 'rows.jsonl'}: no row is marked primary, so no column is known"
-        )
-    names = name_cells([frame, exported.load_curves(folder)], grid.spec)
+        raise export.error("rows.jsonl", "no row is marked primary, so no column is known")
+    names = name_cells([frame, export.curves], options)
     shown["name"] = shown["cell"].map(names)
-    columns = make_columns(shown, grid, folder)
+    columns = make_columns(shown, export)
     usual = [usual_protocol(shown, column) for column in columns if column.task is not None]
     notes = Notes()
-    table = make_rows(shown, columns, usual, notes, read(folder), grid.spec)
-    chosen = shown_columns(columns, grid.spec)
+    table = make_rows(shown, columns, usual, notes, export.items, options)
+    chosen = shown_columns(columns, options)
     if not chosen:
-        raise ReportError(f"{folder / 'grid.json'}: report.columns: none of them was measured yet")
-    table = [replace(row, entries=tuple(row.entries[i] for i in chosen)) for row in table]
-    hours, devices = None, list[str]()
-    if DEVICE_HOURS in (grid.spec.columns or ()):
-        stages = exported.load_provenance(folder)
-        hours = cost.device_hours(frame, exported.load_curves(folder), stages)
-        devices = cost.device_names(frame, stages)
-        table = [replace(row, device_hours=_mean_hours(row, shown, hours)) for row in table]
+        raise export.error("grid.json", "report.columns: none of them was measured yet")
+    facts = tuple(
+        ModelFacts(column, column.values(export), column.describe(export))
+        for name, column in MODEL_COLUMNS.items()
+        if name in options.shown
+    )
+    table = [
+        replace(
+            row,
+            entries=tuple(row.entries[i] for i in chosen),
+            facts=tuple(_mean_fact(row, shown, each.values) for each in facts),
+        )
+        for row in table
+    ]
     items = shown.loc[shown["higher_is_better"], "n"].dropna()
     decimals = 1 if (items < 1000).any() else 2  # more would be noise
     ranked = rank(table, [columns[i] for i in chosen], decimals, notes)
     marks = {mark for row in table for entry in row.entries if entry for mark in entry.marks}
     return Summary(
         grid=grid,
-        testbed=grid.testbed or bool(frame["testbed"].any()),
+        caveats=tuple(dict.fromkeys(frame["caveat"].dropna())),
         columns=tuple(columns[i] for i in chosen),
         rows=ranked.rows,
         notes=tuple((mark, words) for words, mark in notes.marks.items() if mark in marks),
@@ -102,18 +127,31 @@ def summarise(folder: Path) -> Summary:
         stale=_stale(frame, names),
         names=names,
         decimals=decimals,
+        remarks=tuple(_remarks(export)),
         comparisons=ranked.comparisons,
         tests=ranked.tests,
-        device_hours=hours,
-        devices=tuple(devices),
+        model_facts=facts,
     )
 
 
-def _mean_hours(row: Row, shown: pd.DataFrame, hours: pd.Series) -> float | None:
-    """Over the row's models; None where one of them was not trained."""
+def _mean_fact(row: Row, shown: pd.DataFrame, values: pd.Series) -> float | None:
+    """Over the row's models; None where one of them has none."""
     models = shown.loc[(shown["name"] == row.name) & (shown["bits"] == row.bits), "model_key"]
-    known = hours.reindex(models.unique())
+    known = values.reindex(models.unique())
     return None if known.isna().any() else float(known.mean())
+
+
+def _remarks(export: Export) -> list[Remark]:
+    """The grid's note, and its finding where it is about these rows."""
+    note, finding = export.grid.report.note, export.grid.report.finding
+    remarks = [Remark("Note", note)] if note else []
+    if finding is not None and finding.rows == export.rows_digest:
+        remarks.append(Remark("Finding", finding.text))
+    elif finding is not None:
+        about = f"rows {finding.rows}" if finding.rows else "rows that it does not name"
+        text = f"a finding about {about}; these are rows {export.rows_digest}."
+        remarks.append(Remark("Left out", text, of_rows=False))
+    return remarks
 
 
 def _stale(frame: pd.DataFrame, names: dict[str, str]) -> tuple[str, ...]:
@@ -125,9 +163,10 @@ def _stale(frame: pd.DataFrame, names: dict[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(lines))
 
 
-def _nothing(folder: Path, grid: Grid) -> str:
-    open_cells = f"{len(grid.holes)} of {grid.cells} cells are open"
-    words = f"{folder / 'rows.jsonl'}: no finished row; {open_cells}"
-    reasons = [str(hole.get("reason", "")) for hole in grid.holes]
-    failed = [reason for reason in reasons if reason != "not run yet"]
-    return f"{words}, the first: {(failed or reasons)[0]}" if reasons else words
+def _nothing(export: Export) -> ReportError:
+    grid = export.grid
+    message = f"no finished row; {len(grid.holes)} of {grid.cells} cells are open"
+    failed = [hole.reason for hole in grid.holes if not hole.waits]
+    reasons = failed or [hole.reason for hole in grid.holes]
+    first = f", the first: {reasons[0]}" if reasons else ""
+    return export.error("rows.jsonl", f"{message}{first}")

@@ -11,22 +11,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from reports.numbers.columns import Column, number, number_of_bits
+from reports.numbers.columns import Column, number, number_of_bits, quantity_of
 from reports.numbers.entries import Entry, Row
 from reports.numbers.summary import Summary
-from reports.pages import figures
 from reports.pages import html_provenance as provenance
 from reports.pages.page import open_cells, progress, protocols
+from reports.pages.pictures import Picture
 from reports.pages.sheet import Cell, Sheet
-from reports.pages.table import TESTBED, explanations, sheet
-from reports.reading import rows as exported
+from reports.pages.table import explanations, sheet
+from reports.reading.export import Export
 
 ASSETS = Path(__file__).parent / "assets"
 _DOWNLOADS = {
@@ -46,18 +45,17 @@ _Record = dict[str, Any]  # as `html_provenance.measurements` gives it
 
 
 def page(
-    folder: Path,
+    export: Export,
     summary: Summary,
-    plots: Mapping[str, Mapping[str, bytes]],
+    pictures: Sequence[Picture],
     sheets: Sequence[tuple[str, Sheet]] = (),
 ) -> str:
     """The whole file.
 
-    `plots` are the figures that lie in `folder`/plots, by name and suffix; `sheets` further tables,
-    each with its heading.
+    `pictures` lie in the folder plots beside it; `sheets` are further tables, each with its heading.
     """
-    stages = exported.load_provenance(folder)
-    found = provenance.measurements(exported.load(folder), summary)
+    stages = export.stages
+    found = provenance.measurements(export.rows, summary)
     style, script = _asset("page.css"), _asset("page.js")
     grid, table = summary.grid, sheet(summary)
     rows = zip(summary.rows, table.rows, strict=True)
@@ -70,8 +68,8 @@ def page(
             policy=_policy(style, script),
             data=provenance.embedded(provenance.data(summary, found, stages)),
             grid=grid,
-            title=grid.spec.title or grid.name,
-            warning=TESTBED if summary.testbed else None,
+            title=grid.report.title or grid.name,
+            warnings=summary.caveats,
             progress=progress(summary),
             made=provenance.made(stages),
             head=_head(table, summary.columns),
@@ -79,12 +77,13 @@ def page(
             notes=table.notes,
             sheets=sheets,
             explanations=explanations(summary),
+            remarks=summary.remarks,
             measurements=found,
-            plots=[_plot(name, plots[name]) for name in figures.FIGURES if name in plots],
+            pictures=pictures,
             protocols=protocols(summary),
             open_cells=_open_cells(summary, found),
             stale=summary.stale,
-            downloads={n: words for n, words in _DOWNLOADS.items() if _exists(folder, n)},
+            downloads={n: words for n, words in _DOWNLOADS.items() if _exists(export.folder, n)},
         )
     )
 
@@ -139,13 +138,6 @@ def _head(table: Sheet, columns: Sequence[Column]) -> list[tuple[str, bool, str]
     ]
 
 
-def _plot(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
-    width, height = struct.unpack(">II", files["png"][16:24])  # of the PNG header
-    title = figures.title(name)
-    words = figures.FIGURES[name].removeprefix(f"{title}.").strip()
-    return {"name": name, "title": title, "words": words, "width": width, "height": height}
-
-
 def _row(row: Row, cells: Sequence[Cell], summary: Summary, found: list[_Record]) -> dict[str, Any]:
     """A row of the table: words first, then the numbers with what stands behind them."""
     words = len(cells) - len(summary.columns)
@@ -177,7 +169,7 @@ def _behind(
         for index, each in own
         if each["record"]["primary"]
         and each["record"]["task"] in tasks
-        and (column.task is None or each["record"]["metric"] == column.metric)
+        and (column.task is None or quantity_of(each["record"]) == column.quantity)
     ]
     about = []
     if entry.interval is not None:
@@ -197,10 +189,9 @@ def _open_cells(summary: Summary, found: list[_Record]) -> list[dict[str, Any]]:
     listed = []
     for hole, words in zip(summary.grid.holes, open_cells(summary), strict=True):
         done = {
-            (each["record"]["task"], each["record"]["metric"])
+            quantity_of(each["record"])
             for each in found
-            if each["record"]["cell"] == hole.get("cell") and each["record"]["primary"]
+            if each["record"]["cell"] == hole.cell and each["record"]["primary"]
         }
-        failed = words["reason"] != "not run yet"
-        listed.append({**words, "failed": failed, "done": len(done)})
+        listed.append({**words, "failed": not hole.waits, "done": len(done)})
     return sorted(listed, key=lambda each: not each["failed"])

@@ -20,10 +20,17 @@ from typing import Any
 
 import pandas as pd
 
-from reports.numbers.columns import Column, number, number_of_bits
+from harness.core.records import StageRecord
+from reports.numbers.columns import (
+    Column,
+    full_metric,
+    number,
+    number_of_bits,
+    quantity_of,
+)
 from reports.numbers.naming import setting
 from reports.numbers.summary import Summary
-from reports.reading.rows import Stages, inputs
+from reports.reading.export import Stages, inputs
 
 FACTS = {
     "value": "Value, unrounded",
@@ -40,7 +47,7 @@ FACTS = {
     "task_version": "Version of the task",
     "lm_eval": "lm-eval",
     "seed": "Seed",
-    "axes": "Varied settings",
+    "settings": "Varied settings",
     "method": "Method",
     "format": "Number format",
     "group_size": "Group size",
@@ -54,17 +61,19 @@ FACTS = {
 }
 """What the panel says of a measurement: field of the row -> label."""
 
-_RECORDED = ("schema", "key", "stage", "value")  # not facts of how a stage was computed
-
 
 def measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
     """The rows of the export as a reader wants them: those that the table shows, then the rest."""
-    columns = {(column.task, column.metric): column for column in summary.columns}
+    columns = {column.quantity: column for column in summary.columns}
     found = []
     for record in frame.to_dict("records"):
-        task, metric = record["task"], record["metric"]
-        column = columns.get((task, metric)) or Column(
-            task, metric, f"{task} ({metric})", bool(record["higher_is_better"])
+        metric = full_metric(record["metric"], record["filter"])
+        column = columns.get(quantity_of(record)) or Column(
+            record["task"],
+            record["metric"],
+            f"{record['task']} ({metric})",
+            bool(record["higher_is_better"]),
+            filter=record["filter"],
         )
         found.append(
             {
@@ -73,6 +82,7 @@ def measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
                 "bits": number_of_bits(record["bits"]),
                 "seed": "–" if pd.isna(record["seed"]) else str(record["seed"]),
                 "column": column,
+                "metric": metric,
                 "value": _finite(record["value"]),
                 "shown": number(record["value"], column, summary.decimals),
                 "error": _error(record, column, summary.decimals),
@@ -95,16 +105,17 @@ def data(summary: Summary, found: list[dict[str, Any]], stages: Stages) -> dict[
 
 def made(stages: Stages) -> dict[str, str]:
     """What all stages have to say together: commits, devices, time."""
-    kept = [line for line in stages.values() if line.get("wall_s") is not None]
+    kept = [stage for stage in stages.values() if stage.wall_s is not None]
+    total = sum(stage.wall_s or 0 for stage in kept)
     facts = {
-        "Computed": f"{len(kept)} stages in {duration(sum(line['wall_s'] for line in kept))}",
-        "Commit": _listed(_commit(line, 12) for line in kept if line.get("commit")),
-        "Device": _listed(_device(line) for line in kept),
-        "Python": _listed(str(line["python"]) for line in kept if line.get("python")),
+        "Computed": f"{len(kept)} stages in {duration(total)}",
+        "Commit": _listed(_commit(stage, 12) for stage in kept if stage.commit),
+        "Device": _listed(_device(stage) for stage in kept),
+        "Python": _listed(stage.python for stage in kept if stage.python),
         "torch": _listed(
-            line["packages"]["torch"]
-            for line in kept
-            if isinstance(line.get("packages"), dict) and "torch" in line["packages"]
+            stage.packages["torch"]
+            for stage in kept
+            if stage.packages is not None and "torch" in stage.packages
         ),
     }
     return {label: words for label, words in facts.items() if words} if kept else {}
@@ -139,7 +150,7 @@ def _row(each: dict[str, Any], stages: Stages) -> dict[str, Any]:
         "seed": each["seed"],
         "stale": _said(known.get("stale")),
         "key": record["key"],
-        "task": f"{record['task']} {record['metric']}",
+        "task": f"{record['task']} {full_metric(record['metric'], record['filter'])}",
         "facts": [_said(known.get(field)) for field in FACTS],
     }
 
@@ -173,7 +184,7 @@ def _said(value: Any) -> str | None:
 
 def _of_the_chain(key: str, stages: Stages) -> dict[str, str]:
     """What pins the published models behind a number, and the time of all its stages."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, StageRecord] = {}
     queue = [key]
     while queue:
         at = queue.pop()
@@ -181,12 +192,12 @@ def _of_the_chain(key: str, stages: Stages) -> dict[str, str]:
             return {"revision": "not in this export: export the grid again from its store"}
         if at not in found:
             found[at] = stages[at]
-            queue += inputs(stages[at]["stage"])
+            queue += inputs(stages[at].stage)
     models = set()
-    for stage in (line["stage"] for line in found.values()):
+    for stage in (record.stage for record in found.values()):
         if _name(stage) == "Pretrained":
             models.add(f"{stage.get('source')} at {stage.get('digest')}")
-    seconds = [line["wall_s"] for line in found.values() if line.get("wall_s") is not None]
+    seconds = [record.wall_s for record in found.values() if record.wall_s is not None]
     return {"revision": "; ".join(sorted(models)), "total": duration(sum(seconds))}
 
 
@@ -195,31 +206,30 @@ def _name(stage: dict[str, Any]) -> str:
     return str(stage.get("class", "?")).rpartition(".")[2]
 
 
-def _stage(line: dict[str, Any], file: str | None) -> dict[str, Any]:
-    stage = line["stage"]
-    wall = None if line.get("wall_s") is None else duration(line["wall_s"])
+def _stage(record: StageRecord, file: str | None) -> dict[str, Any]:
+    stage = record.stage
+    wall = None if record.wall_s is None else duration(record.wall_s)
     facts: dict[str, str | None] = {
-        "Commit": _commit(line) if line.get("commit") else None,
-        "Computed": _when(line.get("started")),
+        "Commit": _commit(record) if record.commit else None,
+        "Computed": _when(record.started),
         "Wall time": wall,
-        "Peak memory": _gib(line.get("peak_rss_gib")),
-        "Peak memory of the GPU": _gib(line.get("peak_gpu_gib")),
-        "Device": _device(line) if line.get("device") else None,
-        "Versions": _versions(line),
-        "Digest of the code": line.get("code"),
+        "Peak memory": _gib(record.peak_rss_gib),
+        "Peak memory of the GPU": _gib(record.peak_gpu_gib),
+        "Device": _device(record) if record.device else None,
+        "Versions": _versions(record),
+        "Digest of the code": _said(record.code),
+        "files": _said(record.files),
+        **{name: _said(fact) for name, fact in record.more.items()},
     }
-    told = {"commit", "started", "wall_s", "peak_rss_gib", "peak_gpu_gib", "code", "packages"}
-    told |= {"device", "device_name", "threads", "host", "python", *_RECORDED}
-    facts |= {name: _said(fact) for name, fact in line.items() if name not in told}
     return {
         "name": _name(stage),
         "facts": [[label, words] for label, words in facts.items() if words is not None],
         "settings": [[path, words] for path, words in _settings(stage)],
         "inputs": list(dict.fromkeys(inputs(stage))),
         "time": wall,
-        "memory": _gib(line.get("peak_gpu_gib") or line.get("peak_rss_gib")),
-        "commit": _commit(line, 8) if line.get("commit") else None,
-        "command": _command(line, file),
+        "memory": _gib(record.peak_gpu_gib or record.peak_rss_gib),
+        "commit": _commit(record, 8) if record.commit else None,
+        "command": _command(record, file),
     }
 
 
@@ -235,33 +245,33 @@ def _settings(stage: dict[str, Any], above: str = "") -> Iterator[tuple[str, str
             yield path, setting(held)
 
 
-def _command(line: dict[str, Any], file: str | None) -> str | None:
+def _command(record: StageRecord, file: str | None) -> str | None:
     """How to compute it again; None where the rows do not say which file asked for it."""
     if file is None:
         return None
     steps = [f"bitgrid run {shlex.quote(file)}"]
-    if commit := line.get("commit"):
+    if commit := record.commit:
         steps.insert(0, f"git checkout {shlex.quote(commit.rstrip('+'))}")
         if commit.endswith("+"):
             steps.insert(0, "# the code had changes that this commit has not")
     return "\n".join(steps)
 
 
-def _commit(line: dict[str, Any], digits: int = 40) -> str:
-    commit, more = line["commit"].rstrip("+"), line["commit"].endswith("+")
+def _commit(record: StageRecord, digits: int = 40) -> str:
+    text = record.commit or ""
+    commit, more = text.rstrip("+"), text.endswith("+")
     return commit[:digits] + (" with uncommitted changes" if more else "")
 
 
-def _device(line: dict[str, Any]) -> str:
-    threads = f", {line['threads']} threads" if line.get("threads") else ""
-    host = f", host {line['host']}" if line.get("host") else ""
-    return f"{line.get('device')} ({line.get('device_name')}){threads}{host}"
+def _device(record: StageRecord) -> str:
+    threads = f", {record.threads} threads" if record.threads else ""
+    host = f", host {record.host}" if record.host else ""
+    return f"{record.device} ({record.device_name}){threads}{host}"
 
 
-def _versions(line: dict[str, Any]) -> str | None:
-    packages = line.get("packages")
-    versions = {"Python": line["python"]} if line.get("python") else {}
-    versions |= packages if isinstance(packages, dict) else {}
+def _versions(record: StageRecord) -> str | None:
+    versions = {"Python": record.python} if record.python else {}
+    versions |= record.packages or {}
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or None
 
 

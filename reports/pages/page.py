@@ -1,21 +1,22 @@
 """The page of a grid, as Markdown and for a terminal: its question, its table, how each number was
 measured, and what is missing.
 
-Not here: HTML.
+Not here: HTML (`html`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from reports.numbers import effects
+from harness.core.records import NOT_RUN
+from reports.numbers.columns import full_metric
 from reports.numbers.effects import Effect
 from reports.numbers.naming import setting
 from reports.numbers.summary import Summary
-from reports.pages import figures, published
+from reports.pages import effects, published
+from reports.pages.pictures import Picture
 from reports.pages.sheet import Sheet, escape_markdown, markdown, plain, wrap
-from reports.pages.table import TESTBED, explanations, sheet
+from reports.pages.table import explanations, sheet
 
 _TITLES = {
     "num_fewshot": "Few-shot",
@@ -35,24 +36,22 @@ _LATER = ("chat_template", "tokenizer")  # which rows of older exports do not ha
 
 def page(
     summary: Summary,
-    plots: Sequence[str],
+    pictures: Sequence[Picture],
     beside: Sheet | None = None,
     found: Sequence[Effect] = (),
 ) -> str:
-    """report.md; `plots` are the names of the figures that were drawn."""
-    grid = summary.grid
-    parts = [f"# {escape_markdown(grid.spec.title or grid.name)}"]
+    """report.md."""
+    grid, options = summary.grid, summary.grid.report
+    parts = [f"# {escape_markdown(options.title or grid.name)}"]
     if grid.question:
         parts.append(escape_markdown(grid.question))
-    if summary.testbed:
-        parts.append(f"> **{TESTBED}.**")
+    parts += [f"> **{escape_markdown(caveat)}.**" for caveat in summary.caveats]
     parts.append(f"Model: `{grid.model}`. {progress(summary)}")
-    if grid.spec.caption:
-        parts.append(escape_markdown(grid.spec.caption))
+    if options.caption:
+        parts.append(escape_markdown(options.caption))
     parts.append(markdown(sheet(summary)).rstrip())
     parts.append(" ".join(explanations(summary)))
-    if grid.spec.note:
-        parts.append(f"Note: {escape_markdown(grid.spec.note)}")
+    parts += [f"{each.heading}: {escape_markdown(each.text)}" for each in summary.remarks]
     parts.append(
         "`bitgrid report` writes this table as LaTeX, HTML and, unrounded, as CSV too, and the figures "
         "as PDF."
@@ -63,10 +62,10 @@ def page(
         table = effects.sheet(found, summary.decimals)
         parts += [f"## The effect of {escape_markdown(found[0].axis)}"]
         parts += [escape_markdown(table.caption), markdown(table).rstrip()]
-    for name in [name for name in figures.FIGURES if name in plots]:
-        parts.append(f"## {figures.title(name)}")
-        parts.append(f"![{figures.title(name)}](plots/{name}.png)")
-        parts.append(figures.FIGURES[name])
+    for picture in pictures:
+        parts.append(f"## {picture.title}")
+        parts.append(f"![{picture.title}](plots/{picture.name}.png)")
+        parts.append(picture.caption)
     parts += ["## How each column was measured", _protocols(summary)]
     if grid.holes:
         parts += ["## Not finished", _holes(summary)]
@@ -107,16 +106,16 @@ def further(
 def terminal(summary: Summary, width: int) -> str:
     """What a run ends with: question, table, and what is open, wrapped to `width`."""
     grid = summary.grid
-    lines = wrap(f"{grid.spec.title or grid.name}: {grid.question}".rstrip(": "), width)
+    lines = wrap(f"{grid.report.title or grid.name}: {grid.question}".rstrip(": "), width)
     lines += ["", plain(sheet(summary), width), ""]
     lines += wrap(" ".join(explanations(summary, terminal=True)), width)
-    if grid.spec.note:
-        lines += wrap(f"Note: {grid.spec.note}", width)
-    if summary.testbed:
-        lines += wrap(f"{TESTBED}.", width)
+    for remark in summary.remarks:
+        lines += wrap(f"{remark.heading}: {remark.text}", width)
+    for caveat in summary.caveats:
+        lines += wrap(f"{caveat}.", width)
     if grid.holes or summary.stale:
         lines += ["", *wrap(progress(summary), width)]
-    for hole in [hole for hole in open_cells(summary) if hole["reason"] != "not run yet"][:10]:
+    for hole in [hole for hole in open_cells(summary) if hole["reason"] != NOT_RUN][:10]:
         words = wrap(f"{_cell(hole)}: {hole['reason']}", width - 2)
         lines += [f"  {part}" for part in words]
     return "\n".join(lines) + "\n"
@@ -126,12 +125,12 @@ def progress(summary: Summary) -> str:
     """How far the grid is, in one sentence."""
     grid = summary.grid
     finished = grid.cells - len(grid.holes)
-    waiting = sum(hole["reason"] == "not run yet" for hole in open_cells(summary))
+    waiting = sum(hole.waits for hole in grid.holes)
     words = f"{finished} of {grid.cells} cells finished"
     if len(grid.holes) > waiting:
         words += f", {len(grid.holes) - waiting} failed"
     if waiting:
-        words += f", {waiting} not run yet"
+        words += f", {waiting} {NOT_RUN}"
     if summary.stale:
         words += f"; numbers that are stale: {len(summary.stale)}"
     return words + "."
@@ -143,7 +142,12 @@ def protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:
     told = {k for usual in summary.protocols for k in usual if usual[k] is not None}
     keys = [key for key in _TITLES if key in told or key not in _LATER]
     lines = [
-        [column.title, str(column.task), column.metric, *(said(usual[k]) for k in keys)]
+        [
+            column.title,
+            str(column.task),
+            full_metric(column.metric, column.filter),
+            *(said(usual[k]) for k in keys),
+        ]
         for column, usual in zip(columns, summary.protocols, strict=True)
     ]
     return ["Column", "Task", "Metric", *(_TITLES[key] for key in keys)], lines
@@ -169,31 +173,26 @@ def said(value: object) -> str:
 def _holes(summary: Summary) -> str:
     lines = ["| Method | Settings | Seed | Why |", "| :-- | :-- | :-- | :-- |"]
     for hole in open_cells(summary):
-        cells = [hole["label"], hole["axes"], hole["seed"], hole["reason"]]
+        cells = [hole["label"], hole["settings"], hole["seed"], hole["reason"]]
         lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
     return "\n".join(lines)
 
 
 def _cell(hole: dict[str, str]) -> str:
     seed = f"seed {hole['seed']}" if hole["seed"] != "–" else ""
-    return ", ".join(part for part in [hole["label"], hole["axes"], seed] if part)
+    return ", ".join(part for part in [hole["label"], hole["settings"], seed] if part)
 
 
 def open_cells(summary: Summary) -> list[dict[str, str]]:
     """The cells without a full set of scores, as words, in the grid's order."""
     return [
         {
-            "label": str(hole.get("label", hole.get("cell", "?"))),
-            "axes": ", ".join(
-                f"{key}={setting(value)}" for key, value in _axes(hole).items() if key != "seed"
+            "label": hole.label,
+            "settings": ", ".join(
+                f"{key}={setting(value)}" for key, value in hole.settings.items() if key != "seed"
             ),
-            "seed": said(hole.get("seed")),
-            "reason": str(hole.get("reason", "unknown")),
+            "seed": said(hole.seed),
+            "reason": hole.reason,
         }
         for hole in summary.grid.holes
     ]
-
-
-def _axes(hole: dict[str, Any]) -> dict[str, Any]:
-    axes = hole.get("axes")
-    return axes if isinstance(axes, dict) else {}

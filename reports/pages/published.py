@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from harness.core.errors import ReportError
-from reports.numbers.columns import AVERAGE, Column, number, number_of_bits, task_title
+from harness.core.records import AVERAGE
+from reports.numbers.columns import Column, number, number_of_bits, task_title
 from reports.numbers.entries import Row
 from reports.numbers.summary import Summary
 from reports.pages.latex import latex
@@ -201,7 +202,7 @@ def _beside(ours: str, theirs: Theirs, marks: dict[str, str]) -> Cell:
 
 
 def _tolerance(summary: Summary) -> str:
-    given = summary.grid.tolerance
+    given = summary.grid.tolerances
     if not given:
         return "No tolerance was stated."
     told = ", ".join(f"{name} {value:g}".strip() for name, value in given.items())
@@ -230,7 +231,7 @@ def _of_row(summary: Summary, row: Row, cells: pd.DataFrame) -> Iterator[tuple[i
         if why is not None or not math.isfinite(difference):
             yield place, Theirs(figure["value"], why=why, remark=remark)
             continue
-        limits = summary.grid.tolerance
+        limits = summary.grid.tolerances
         limit = limits.get(figure["task"], limits.get(figure["metric"], limits.get("")))
         near = None if limit is None else abs(difference) <= limit + 1e-9
         yield place, Theirs(figure["value"], difference, near, remark=remark)
@@ -262,7 +263,7 @@ def _figure(
         if f["method"].casefold() == row.label.casefold()
         and float(f["bits"]) == row.bits
         and f["task"] == task
-        and (column.task is None or f["metric"] == column.metric.partition(",")[0])
+        and (column.task is None or f["metric"] == column.metric)
     ]
     models = list(dict.fromkeys(cells["model"]))
     stated = summary.grid.published_model

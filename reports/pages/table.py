@@ -10,16 +10,13 @@ import csv
 import io
 from collections.abc import Mapping
 
-from reports.numbers.columns import DEVICE_HOURS, Column, number, number_of_bits, task_title
+from reports.numbers.columns import number, number_of_bits, task_title
 from reports.numbers.entries import Row
 from reports.numbers.ranking import ALPHA
 from reports.numbers.summary import Summary
 from reports.pages.published import Theirs
 from reports.pages.sheet import MISSING, Cell, Sheet
 
-TESTBED = (
-    "Testbed rows: an invented miniature world; they rank methods and say nothing about a real LLM"
-)
 TIED = "†"
 
 
@@ -50,20 +47,18 @@ def tidy_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None =
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = ["bits", "method", "label", "bits_per_weight", "models"]
-    head += [] if summary.device_hours is None else [DEVICE_HOURS]
+    head += [each.column.name for each in summary.model_facts]
     words = dict(summary.notes)
     for column in summary.columns:
-        name = _name(column)
-        head += [
-            name,
-            *(f"{name}.{part}" for part in ("sd", "se", "low", "high", "n", "p", "note")),
-        ]
+        parts = ("sd", "se", "low", "high", "n", "p", "note")
+        name = column.name
+        head += [name, *(f"{name}.{part}" for part in parts)]
         head += [f"{name}.published", f"{name}.difference"] if theirs else []
     writer.writerow(head)
     for at, row in enumerate(summary.rows):
         name, label = " ".join(row.name.split()), " ".join(row.label.split())
         cells = [number_of_bits(row.bits), name, label, row.bits_per_weight, row.models]
-        cells += [] if summary.device_hours is None else [_exact(row.device_hours)]
+        cells += [_exact(value) for value in row.facts]
         for place, entry in enumerate(row.entries):
             if entry is None:
                 cells += ["", "", "", "", "", 0, "", ""]
@@ -79,11 +74,11 @@ def tidy_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None =
 
 
 def caption(summary: Summary) -> str:
-    """The grid's caption, or one that explains the table; testbed rows always say what they are."""
-    title = summary.grid.spec.caption or f"{summary.grid.model}: methods grouped by bits."
-    note = [summary.grid.spec.note] if summary.grid.spec.note else []
-    testbed = [TESTBED + "."] if summary.testbed else []
-    return " ".join([title, *explanations(summary), *note, *testbed])
+    """The grid's caption, or one that explains the table; caveats are always told."""
+    title = summary.grid.report.caption or f"{summary.grid.model}: methods grouped by bits."
+    remarks = [remark.text for remark in summary.remarks if remark.of_rows]
+    caveats = [f"{caveat}." for caveat in summary.caveats]
+    return " ".join([title, *explanations(summary), *remarks, *caveats])
 
 
 def explanations(summary: Summary, terminal: bool = False) -> list[str]:
@@ -96,11 +91,7 @@ def explanations(summary: Summary, terminal: bool = False) -> list[str]:
     if any(entry.second for entry in entries) and not terminal:
         best += ", second underlined"
     words.append(f"{best}; bpw: bits per weight, scales and zero points counted.")
-    if summary.device_hours is not None:
-        words.append(
-            "Device-h: device-hours of training, its time by the GPUs (on CPUs: the processes) that "
-            f"shared it ({', '.join(summary.devices) or 'devices not recorded'}), mean over models."
-        )
+    words += [each.description for each in summary.model_facts]
     average = next((column for column in summary.columns if column.task is None), None)
     scores = [column for column in summary.columns if column.higher and column.task is not None]
     if average is not None and {column.task for column in scores} != set(average.tasks):
@@ -122,34 +113,29 @@ def explanations(summary: Summary, terminal: bool = False) -> list[str]:
 
 def _spreads(summary: Summary) -> list[str]:
     """What ± is, and that a median has none."""
-    spec = summary.grid.spec
+    options = summary.grid.report
     if not summary.several:
         return []
-    if spec.aggregate == "median":
+    if options.aggregate == "median":
         return ["Medians over models (column n) of different seeds."]
-    if spec.spread == "interval":
+    if options.spread == "interval":
         return ["± is half of Student's 95 % interval over models (column n) of different seeds."]
     return ["± is the standard deviation over models (column n) of different seeds."]
 
 
 def _head(summary: Summary) -> list[str]:
     arrows = [f"{column.title} {'↑' if column.higher else '↓'}" for column in summary.columns]
-    hours = [] if summary.device_hours is None else ["Device-h"]
-    return ["Bits", "Method", "bpw", *(["n"] if summary.several else []), *hours, *arrows]
+    facts = [each.column.title for each in summary.model_facts]
+    return ["Bits", "Method", "bpw", *(["n"] if summary.several else []), *facts, *arrows]
 
 
 def _stub(summary: Summary, row: Row) -> list[Cell]:
     weight = MISSING if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}"
     words = [number_of_bits(row.bits), row.name, weight]
     words += [_models(row)] if summary.several else []
-    if summary.device_hours is not None:
-        words.append(MISSING if row.device_hours is None else _hours(row.device_hours))
+    for each, value in zip(summary.model_facts, row.facts, strict=True):
+        words.append(MISSING if value is None else each.column.show(value))
     return [Cell(text) for text in words]
-
-
-def _hours(given: float) -> str:
-    """0.078, 8.25, 420."""
-    return f"{given:.{3 if given < 1 else 2 if given < 100 else 0}f}"
 
 
 def _models(row: Row) -> str:
@@ -176,10 +162,6 @@ def _numbers(summary: Summary, row: Row) -> list[Cell]:
             )
         )
     return cells
-
-
-def _name(column: Column) -> str:
-    return "average" if column.task is None else f"{column.task}.{column.metric}"
 
 
 def _exact(value: float | None) -> str:

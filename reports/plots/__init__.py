@@ -1,51 +1,37 @@
-"""The figures, as the bytes of their PNG and PDF files.
+"""The plots, as the bytes of their PNG and PDF files.
 
-Each is drawn from exported rows alone, with no clock, no global state and no settings of the user's,
-so that equal input gives equal bytes. `data` has the numbers behind them, `panels` what they share;
-`scores`, `dots`, `curves` and `inside` draw. Not here: colours and sizes (`reports.plots.style`), the words
-under a figure (`reports.pages.figures`).
+Each is drawn from an export alone, with no clock, no global state and no settings of the user's, so
+that equal input gives equal bytes. Each file draws the plots of its `PLOTS`; `context` has what they
+are drawn from, `data` the numbers that several need, `panels` what axes and legends share, `style`
+colours and sizes. Not here: the pages that show them (`reports.pages`).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import matplotlib
 
-from reports.numbers.effects import effects
-from reports.numbers.summary import Summary
-from reports.plots import curves, data, dots, inside, scores, style
-from reports.plots.data import per_model
-from reports.plots.panels import device_hours, files, unit
-from reports.reading import rows
+from reports.plots import bits, curves, dots, inside, slopes, style, sweeps
+from reports.plots.context import Context as Context
+from reports.plots.context import Plot
+from reports.plots.panels import files
+
+PLOTS: tuple[Plot, ...] = (
+    *bits.PLOTS,
+    *dots.PLOTS,
+    *slopes.PLOTS,
+    *sweeps.PLOTS,
+    *curves.PLOTS,
+    *inside.PLOTS,
+)
+"""In the order of the page."""
 
 
-def draw(summary: Summary, folder: Path) -> dict[str, dict[str, bytes]]:
-    """Name -> {"png": …, "pdf": …} of every figure of `reports.pages.figures` that has something to show."""
-    frame, trained = rows.load(folder), rows.load_curves(folder)
-    trained = trained.assign(name=trained["cell"].map(summary.names))
-    models = per_model(frame, summary)
-    methods = [row.name for row in summary.rows if not row.reference]
-    looks = style.looks([*methods, *trained["name"]])
-    tokens = data.tokens_trained(models, trained, frame)
-    hours = models["model_key"].map({} if summary.device_hours is None else summary.device_hours)
-    kept = rows.load_diagnostics(folder)
-    steps = inside.steps(kept, summary.names)
+def draw(context: Context) -> dict[Plot, dict[str, bytes]]:
+    """The files, by suffix (png, pdf), of every plot that has something to show."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, style.RC))
-        figures = {
-            "score_vs_bits": scores.against_bits(summary, models, looks),
-            "perplexity": dots.perplexity(summary, models, looks),
-            "ablation": dots.ablation(summary, effects(folder)),
-            "slopes": scores.slopes(summary),
-            "sweep": scores.sweep(summary, models, looks),
-            "score_vs_tokens": scores.against_cost(summary, models, tokens, looks, unit),
-            "score_vs_hours": scores.against_cost(summary, models, hours, looks, device_hours),
-            "training_loss": curves.loss(trained, looks),
-            "weights": inside.weights(steps),
-            "errors": inside.errors(steps),
-            "confidence": inside.confidence(kept, summary.names, looks),
-        }
-        return {name: files(figure) for name, figure in figures.items() if figure is not None}
+        figures = {plot: plot.draw(context) for plot in PLOTS}
+        return {plot: files(figure) for plot, figure in figures.items() if figure is not None}

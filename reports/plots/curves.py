@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reports.numbers.columns import number_of_bits
 from reports.plots import style
+from reports.plots.context import Context, Plot
 from reports.plots.data import band, shortened
 from reports.plots.panels import handle, is_wide, legend, logarithmic, say, unit
-from reports.plots.style import Look
 
 _POINTS = 1500  # of a curve: more cannot be seen
 
 
-def loss(curves: pd.DataFrame, looks: dict[str, Look]) -> Figure | None:
+def draw_training_loss(context: Context) -> Figure | None:
     """A panel a number of bits; a row's seeds are a mean and a band, one seed a smoothed line."""
+    curves, looks = context.curves, context.looks
     finite = curves.loc[np.isfinite(curves["loss"]), "loss"]
     if finite.empty:
         return None
@@ -65,3 +65,14 @@ def loss(curves: pd.DataFrame, looks: dict[str, Look]) -> Figure | None:
     pairs = zip(drawn, short, strict=True)
     legend(figure, [handle(looks[name], words, line=True) for name, words in pairs], common)
     return figure
+
+
+PLOTS = (
+    Plot(
+        "training_loss",
+        "Training loss. "
+        "Over several seeds the line is the mean and the band reaches from the smallest to the "
+        "largest; lines are smoothed. Objectives differ, so only curves of one objective compare.",
+        draw_training_loss,
+    ),
+)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from reports.numbers.columns import number_of_bits
+from reports.numbers.columns import Quantity, number_of_bits, quantity_of
 from reports.numbers.entries import REFERENCE_BITS
 from reports.numbers.naming import setting
 from reports.numbers.stats import t_interval
@@ -51,28 +51,28 @@ def pareto(points: Iterable[tuple[float, float]], higher: bool) -> list[tuple[fl
 def per_model(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     """One row a distinct model of each row of the table.
 
-    Columns: name, label, axes, seed, cell, bits, bits_per_weight, model_key, and under its index the
+    Columns: name, label, settings, seed, cell, bits, bits_per_weight, model_key, and under its index the
     value of each column of the table: a float, or None where the model has none.
     """
     shown = frame[frame["primary"]].copy()
     shown["name"] = shown["cell"].map(summary.names)
     identity = ["name", "bits", "model_key"]
-    facts = ["label", "axes", "seed", "cell", "bits_per_weight"]
+    facts = ["label", "settings", "seed", "cell", "bits_per_weight"]
     models = shown.drop_duplicates(identity)[[*identity, *facts]].reset_index(drop=True)
-    told: dict[tuple[Any, ...], dict[tuple[str, str], float]] = {}
+    values: dict[tuple[Any, ...], dict[Quantity, float]] = {}
     for record in shown.to_dict("records"):
-        known = told.setdefault(tuple(record[key] for key in identity), {})
-        known.setdefault((record["task"], record["metric"]), record["value"])
+        of_model = values.setdefault(tuple(record[key] for key in identity), {})
+        of_model.setdefault(quantity_of(record), record["value"])
     # Of all tasks, as an average may be over some that have no column.
-    better = shown[shown["higher_is_better"]].drop_duplicates(["task", "metric"])
-    scores = list(zip(better["task"], better["metric"], strict=True))
+    better = shown[shown["higher_is_better"]].to_dict("records")
+    scores = list(dict.fromkeys(map(quantity_of, better)))
     for index, column in enumerate(summary.columns):
         keys = [key for key in scores if key[0] in column.tasks]
         if column.task is not None:
-            keys = [(column.task, column.metric)]
+            keys = [column.quantity]
         found = [
             sum(known[key] for key in keys) / len(keys) if set(keys) <= set(known) else None
-            for known in told.values()
+            for known in values.values()
         ]
         models[index] = pd.Series(found, dtype="object")
     return models
@@ -100,15 +100,15 @@ def main_score(summary: Summary) -> int | None:
     )
 
 
-def numbers_and_words(axes: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
-    """A cell's axes as numbers and as words.
+def numbers_and_words(settings: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
+    """A cell's settings as numbers and as words.
 
     A component with its parts, `objective: "cakld gamma=0.5"`, is the words `objective: cakld` and
     the number `objective.gamma`.
     """
     numbers: dict[str, float] = {}
     words: dict[str, str] = {}
-    for axis, value in axes.items():
+    for axis, value in settings.items():
         said = setting(value, axis)
         if isinstance(value, int | float) and not isinstance(value, bool) and said != "channel":
             numbers[axis] = float(value)
@@ -149,7 +149,7 @@ class Sweep:
 def sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
     """Every numeric axis on which some series has `least` values; bits are no such axis."""
     quantised = models[models["bits"] < REFERENCE_BITS]
-    told = [numbers_and_words(axes) for axes in quantised["axes"]]
+    told = [numbers_and_words(settings) for settings in quantised["settings"]]
     found = []
     for axis in dict.fromkeys(axis for numbers, _ in told for axis in numbers):
         if _is_bits(axis):
@@ -176,8 +176,8 @@ def series_names(models: pd.DataFrame, without: str | None, bits: bool = True) -
     `bits`: whether lines of several bits are several lines.
     """
     settings = []
-    for axes, width in zip(models["axes"], models["bits"], strict=True):
-        numbers, words = numbers_and_words(axes)
+    for varied, width in zip(models["settings"], models["bits"], strict=True):
+        numbers, words = numbers_and_words(varied)
         told = {**words, **{key: f"{value:g}" for key, value in numbers.items()}}
         told = {key: f"{key}={value}" for key, value in told.items()}
         told = {key: said for key, said in told.items() if not _is_bits(key)}

@@ -7,17 +7,16 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from reports.numbers.columns import Column, number, number_of_bits
-from reports.numbers.effects import Effect
+from reports.numbers.effects import effects as compute_effects
 from reports.numbers.entries import Row
-from reports.numbers.summary import Summary
 from reports.plots import data, style
+from reports.plots.context import Context, Plot
 from reports.plots.data import Mean
 from reports.plots.panels import is_wide, legend, logarithmic, marks, quantity, references, scale
 from reports.plots.style import Look
@@ -27,11 +26,12 @@ _LETTERS = 22  # of a line of a row's name, which leave room for data in one col
 _LINE = 0.13  # inches
 
 
-def perplexity(summary: Summary, models: pd.DataFrame, looks: dict[str, Look]) -> Figure | None:
+def draw_perplexity(context: Context) -> Figure | None:
     """A panel a column that is better lower, a row of dots for each row of the table.
 
     Dots and not bars: a logarithmic axis has no zero for a bar to stand on.
     """
+    summary, models, looks = context.summary, context.models, context.looks
     columns = [index for index, column in enumerate(summary.columns) if not column.higher]
     groups = [group for group in summary.groups() if not group[0].reference]
     rows = [row for group in groups for row in group]
@@ -59,12 +59,13 @@ def perplexity(summary: Summary, models: pd.DataFrame, looks: dict[str, Look]) -
     return figure
 
 
-def ablation(summary: Summary, effects: Sequence[Effect]) -> Figure | None:
+def draw_ablation(context: Context) -> Figure | None:
     """What each setting of an axis changes against the first one, paired by seed.
 
     Bits are no such axis: what they cost is in the score over bits.
     """
-    effects = [effect for effect in effects if effect.bits is not None]
+    summary = context.summary
+    effects = [effect for effect in compute_effects(context.export) if effect.bits is not None]
     score = data.main_score(summary)
     chosen = [] if score is None else [summary.columns[score]]
     chosen += [column for column in summary.columns if not column.higher][:2]
@@ -197,3 +198,19 @@ def _print(axes: Axes, at: float, words: str) -> None:
         va="center",
         fontsize=7,
     )
+
+
+PLOTS = (
+    Plot(
+        "perplexity",
+        "Perplexity. Error bars are 95 % t-intervals over seeds; a broken line is a 16-bit model.",
+        draw_perplexity,
+    ),
+    Plot(
+        "ablation",
+        "What one axis changes. "
+        "Differences paired by seed with 95 % t-intervals; coloured where Holm's corrected p is "
+        "below 0.05.",
+        draw_ablation,
+    ),
+)

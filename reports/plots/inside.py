@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,57 +14,59 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from harness.core.records import Confidence, Diagnostic, Histogram, Level, Weights
 from reports.plots import style
+from reports.plots.context import Context, Plot
 from reports.plots.panels import handle, is_wide, legend, logarithmic, say
-from reports.plots.style import Look
 
 _LETTERS = 26  # of a line of a panel's title
 _PANELS = 8  # of a figure over both columns
 _RARE = 0.05  # share of the groups below which a level is not drawn
 _LEAST = 10  # labels below which a mean loss is noise
 
-Record = dict[str, Any]
+Kind = TypeVar("Kind", bound=Diagnostic)
 
 
 class Step(NamedTuple):
     """One step of a method at the fewest bits, under the name of the row whose result it is."""
 
     title: str
-    record: Record
+    record: Weights
 
 
-def steps(records: Sequence[Record], names: Mapping[str, str]) -> list[Step]:
+def steps(records: Sequence[Diagnostic], names: Mapping[str, str]) -> list[Step]:
     """The distinct steps whose weights were looked at, of the grid's fewest bits, in order.
 
     Methods share steps: what clipping gives is a step of one row and the result of another, whose
     name it then has.
     """
-    found = _of_fewest_bits(records, "weights")
+    found = _of_fewest_bits(records, Weights)
     titles: dict[str, str] = {}
-    for last in {record["cell"]: record for record in found}.values():
-        titles.setdefault(last["key"], names[last["cell"]])
+    for last in {record.cell: record for record in found}.values():
+        titles.setdefault(last.key, names[last.cell])
     for record in found:
-        titles.setdefault(record["key"], f"{names[record['cell']]}: {record['step']}")
-    distinct = {record["key"]: record for record in found}
+        titles.setdefault(record.key, f"{names[record.cell]}: {record.step}")
+    distinct = {record.key: record for record in found}
     return [Step(titles[key], record) for key, record in distinct.items()]
 
 
-def weights(found: list[Step]) -> Figure | None:
+def draw_weights(context: Context) -> Figure | None:
     """A panel a step: the histogram of one layer, with the levels that it is rounded to."""
+    found = steps(context.export.diagnostics, context.summary.names)
     shown = found[:_PANELS]
     if not shown:
         return None
     figure, panels = _grid(len(shown), 1.25)
-    ends = [end for step in shown for end in _ends(step.record["histogram"])]
+    ends = [end for step in shown for end in _ends(step.record.histogram)]
     for axes, (title, record) in zip(panels, shown, strict=True):
-        _histogram(axes, record["histogram"])
+        _histogram(axes, record.histogram)
         axes.set_xlim(1.03 * min(ends), 1.03 * max(ends))
         axes.set_title(textwrap.fill(title, _LETTERS))
         axes.set_xlabel("weight")
         axes.set_yticks([])
         axes.grid(False)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    layers = dict.fromkeys(step.record["histogram"]["layer"] for step in shown)
+    layers = dict.fromkeys(step.record.histogram.layer for step in shown)
     say(figure, [", ".join(layers), *_cut(found)])
     legend(
         figure,
@@ -76,46 +78,44 @@ def weights(found: list[Step]) -> Figure | None:
     return figure
 
 
-def _ends(told: Record) -> list[float]:
+def _ends(histogram: Histogram) -> list[float]:
     """Where a histogram and its levels end."""
-    return [
-        told["low"],
-        told["high"],
-        *(q for level in _frequent(told) for q in level["quartiles"]),
-    ]
+    quartiles = (end for level in _frequent(histogram) for end in level.quartiles)
+    return [histogram.low, histogram.high, *quartiles]
 
 
-def _frequent(told: Record) -> list[Record]:
-    return [level for level in told["levels"] if level["share"] >= _RARE]
+def _frequent(histogram: Histogram) -> list[Level]:
+    return [level for level in histogram.levels if level.share >= _RARE]
 
 
-def _histogram(axes: Axes, told: Record) -> None:
-    counts = np.asarray(told["counts"], dtype=float)
-    edges = np.linspace(told["low"], told["high"], len(counts) + 1)
+def _histogram(axes: Axes, histogram: Histogram) -> None:
+    counts = np.asarray(histogram.counts, dtype=float)
+    edges = np.linspace(histogram.low, histogram.high, len(counts) + 1)
     if len(counts):
         axes.stairs(counts / counts.max(), edges, fill=True, color=style.WEIGHTS)
-    for level in _frequent(told):
-        low, middle, high = level["quartiles"]
-        strength = math.sqrt(level["share"])
+    for level in _frequent(histogram):
+        low, middle, high = level.quartiles
+        strength = math.sqrt(level.share)
         axes.axvspan(low, high, color=style.LEVELS, alpha=0.25 * strength, lw=0)
         axes.axvline(middle, color=style.LEVELS, alpha=strength, lw=1.2)
 
 
-def errors(found: list[Step]) -> Figure | None:
+def draw_errors(context: Context) -> Figure | None:
     """A heat map a step: layers over projections, all on one scale."""
     import seaborn  # slow, and only here
 
+    found = steps(context.export.diagnostics, context.summary.names)
     shown = found[:_PANELS]
     if not shown:
         return None
-    columns = list(dict.fromkeys(e["projection"] for step in shown for e in step.record["errors"]))
-    blocks = 1 + max(e["block"] for step in shown for e in step.record["errors"])
+    columns = list(dict.fromkeys(e.projection for step in shown for e in step.record.errors))
+    blocks = 1 + max(e.block for step in shown for e in step.record.errors)
     tables, unknown = [], 0
     for step in shown:
         table = np.full((blocks, len(columns)), np.nan)
-        for each in step.record["errors"]:
-            table[each["block"], columns.index(each["projection"])] = each["error"]
-            unknown += not math.isfinite(each["error"])
+        for each in step.record.errors:
+            table[each.block, columns.index(each.projection)] = each.error
+            unknown += not math.isfinite(each.error)
         tables.append(np.where(np.isfinite(table), table, np.nan))
     largest = max((float(np.nanmax(t)) for t in tables if np.isfinite(t).any()), default=1.0)
     figure, panels = _grid(len(shown), min(4.0, max(0.9, 0.13 * blocks)))
@@ -145,43 +145,43 @@ def errors(found: list[Step]) -> Figure | None:
     return figure
 
 
-def confidence(
-    records: Sequence[Record], names: Mapping[str, str], looks: dict[str, Look]
-) -> Figure | None:
+def draw_confidence(context: Context) -> Figure | None:
     """The mean loss of a token, and the share of the loss, by how sure the teacher is of it."""
-    found = [each for each in _of_fewest_bits(records, "confidence") if sum(each["tokens"])]
+    names, looks = context.summary.names, context.looks
+    found = _of_fewest_bits(context.export.diagnostics, Confidence)
+    found = [record for record in found if sum(record.tokens)]
     if not found:
         return None
-    shown = list(dict.fromkeys(names[record["cell"]] for record in found))[:_PANELS]
+    shown = list(dict.fromkeys(names[record.cell] for record in found))[:_PANELS]
     figure = Figure(figsize=(style.COLUMN, 3.3))
     above, below = figure.subplots(2, 1, sharex=True)
     means: list[float] = []
     notes = []
     for record in found:
-        name = names[record["cell"]]
+        name = names[record.cell]
         if name not in shown:
             continue
-        tokens, loss = np.asarray(record["tokens"], float), np.asarray(record["loss"], float)
+        tokens, loss = np.asarray(record.tokens, float), np.asarray(record.loss, float)
         edges = np.linspace(0, 1, len(tokens) + 1)
         enough = tokens >= _LEAST
         each = np.where(enough, loss * tokens.sum() / np.maximum(tokens, 1), np.nan)
         means += [float(mean) for mean in each if mean > 0]
-        before = record["step"] == "before training"
+        before = record.step == "before training"
         line = {"color": looks[name].colour, "ls": ":" if before else looks[name].dash}
         above.plot((edges[1:] + edges[:-1]) / 2, each, marker=".", ms=3, **line)
         if loss.sum() > 0:
             below.plot(edges, 100 * np.append(0, loss.cumsum()) / loss.sum(), **line)
-        if record["unbounded"]:
-            words = f"{record['unbounded']} tokens without a finite loss left out"
-            notes.append(f"{name}, {record['step']}: {words}")
-    share = np.append(0, np.cumsum(found[0]["tokens"])) / sum(found[0]["tokens"])
+        if record.unbounded:
+            words = f"{record.unbounded} tokens without a finite loss left out"
+            notes.append(f"{name}, {record.step}: {words}")
+    share = np.append(0, np.cumsum(found[0].tokens)) / sum(found[0].tokens)
     below.fill_between(edges, 100 * share, color=style.FRONT, lw=0, label="tokens")
     if is_wide(means):
         logarithmic(above, "y", min(means), max(means))
     above.set_ylabel("loss of a token")
     below.set_ylabel("cumulative share (%)")
     below.set_xlabel("teacher's probability of the label")
-    rest = len({names[record["cell"]] for record in found}) - len(shown)
+    rest = len({names[record.cell] for record in found}) - len(shown)
     say(figure, [*notes, *([f"{rest} more methods not drawn"] if rest else [])])
     handles = [handle(looks[name], name, line=True) for name in shown]
     legend(
@@ -195,10 +195,10 @@ def confidence(
     return figure
 
 
-def _of_fewest_bits(records: Sequence[Record], diagnostic: str) -> list[Record]:
-    found = [record for record in records if record["diagnostic"] == diagnostic]
-    fewest = min((record["bits"] for record in found), default=0)
-    return [record for record in found if record["bits"] == fewest]
+def _of_fewest_bits(records: Sequence[Diagnostic], kind: type[Kind]) -> list[Kind]:
+    found = [record for record in records if isinstance(record, kind)]
+    fewest = min((record.bits for record in found), default=0)
+    return [record for record in found if record.bits == fewest]
 
 
 def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -225,3 +225,30 @@ def _short(names: Sequence[str]) -> list[str]:
     """`down` for `mlp.down_proj`, where that stays unique."""
     found = [name.rpartition(".")[2].removesuffix("_proj") for name in names]
     return found if len(set(found)) == len(found) else list(names)
+
+
+PLOTS = (
+    Plot(
+        "weights",
+        "Weights of one layer and the levels they are rounded to. "
+        "Lines are the median over groups of each level counted from zero, fainter where fewer "
+        "groups have it; bands reach from quartile to quartile. One seed, the fewest bits.",
+        draw_weights,
+    ),
+    Plot(
+        "errors",
+        "Quantisation error of each layer. "
+        "|rounded − full precision| / |full precision| of the weights, Frobenius norms; after "
+        "training it includes what training moved, after scaling it is against the scaled weights. "
+        "One seed, the fewest bits.",
+        draw_errors,
+    ),
+    Plot(
+        "confidence",
+        "Where the loss comes from. "
+        "By the teacher's probability of the label, on a sample of the training data; dotted before "
+        "training. Objectives differ, so only losses of one objective compare. One seed, the fewest "
+        "bits.",
+        draw_confidence,
+    ),
+)

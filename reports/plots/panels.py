@@ -18,6 +18,7 @@ from reports.numbers.columns import Column, number_of_bits
 from reports.numbers.entries import REFERENCE_BITS, Entry
 from reports.numbers.summary import Summary
 from reports.plots import style
+from reports.plots.data import Mean
 from reports.plots.style import Look
 
 FEW = 8  # entries that a legend in one column of a paper can hold
@@ -49,7 +50,7 @@ def quantity(column: Column) -> str:
     """The words at an axis that shows a column."""
     if column.higher:
         return "average score (%)" if column.task is None else f"{column.title} (%)"
-    named = "perplexity" if column.metric in ("ppl", "perplexity") else column.metric
+    named = "perplexity" if column.is_perplexity else column.metric
     return named if column.title == "PPL" else f"{column.title} {named}"
 
 
@@ -109,9 +110,19 @@ def unit(largest: float) -> tuple[float, str]:
     return 1.0, "tokens trained on"
 
 
-def device_hours(largest: float) -> tuple[float, str]:
-    """The same of hours, which are not divided."""
-    return 1.0, "device-hours of training"
+def line_of_means(axes: Axes, at: list[float], means: list[Mean], look: Look) -> None:
+    """A line through means, with their intervals."""
+    axes.errorbar(
+        at,
+        [each.mean for each in means],
+        yerr=[each.half for each in means],
+        color=look.colour,
+        marker=look.marker,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        elinewidth=0.8,
+        capsize=1.5,
+    )
 
 
 def legend(figure: Figure, handles: Sequence[Artist], title: str = "") -> None:

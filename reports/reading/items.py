@@ -1,37 +1,34 @@
-"""The scores of every item behind a row: `items.jsonl.gz`, read and checked.
+"""The scores of the items behind rows, and which items stand behind which row.
 
-A folder of an older export has none; then nothing is said that needs them. Not here: what is
-computed from them (`stats`, `ranking`).
+A row names its items: they have its key, task, metric and filter, and its `aggregation` says how its
+value follows from them. Nothing is guessed from values. Not here: what is computed from items
+(`reports.numbers`).
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.core.errors import ReportError
-from reports.numbers.stats import Floats
-from reports.reading.rows import SCHEMA, Field
+from harness.core.records import ITEM_KEY, RowItems
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FILE = "items.jsonl.gz"
+Floats = NDArray[np.float64]
+Key = tuple[str, ...]
+"""The values of a row's or an item's fields `ITEM_KEY`."""
 
-ITEM_FIELDS: dict[str, Field] = {
-    "key": Field((str,), "str", "key of the evaluation stage, as in the rows"),
-    "task": Field((str,), "str", "task; of a group of tasks, one of its members"),
-    "metric": Field((str,), "str", "metric, as in the rows"),
-    "item": Field((int,), "int64", "number of the item in the task, equal for all models"),
-    "score": Field((float,), "float64", "its score; for ppl the mean NLL of its window, in nats"),
-}
-"""The columns of `load_items`, in order."""
+ITEM_COLUMNS = dict.fromkeys(ITEM_KEY, "str") | {"item": "int64", "score": "float64"}
+"""The columns of `load_items` and their types; `item` is the number of an item in its task."""
+
+_NO_MEAN: Key = ()  # of a member whose value is not the mean of its items: no items are found
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Items:
     """The items of one task that weigh alike: numbers (N,) int64, scores (N,)."""
 
     task: str
-    numbers: np.ndarray
+    numbers: NDArray[np.int64]
     scores: Floats
     weight: float = 1.0  # of their mean in the row's value
 
@@ -52,76 +49,82 @@ class Items:
         return same and np.array_equal(self.numbers, other.numbers)
 
 
-Index = dict[tuple[str, str, str], Items]
+@dataclass(frozen=True)
+class ItemIndex:
+    """All items of an export, and the rows whose mean the row of a group is."""
+
+    by_row: dict[Key, Items] = field(default_factory=dict)
+    members: dict[Key, list[Key]] = field(default_factory=dict)
+
+    def behind(self, row: Mapping[Any, Any]) -> list[Items] | None:
+        """The items whose weighted means make a row's value; None where they are not there.
+
+        Of an `exp_mean`, whose value is exp of the mean, too.
+        """
+        key = key_of(row)
+        if row["aggregation"] in ("mean", "exp_mean"):
+            own = self.by_row.get(key)
+            return None if own is None else [own]
+        if row["aggregation"] != "macro_mean":
+            return None
+        parts = [self.by_row.get(member) for member in self.members.get(key, ())]
+        if not parts or None in parts:
+            return None
+        return [part.weighted(1 / len(parts)) for part in parts if part is not None]
 
 
-def load_items(folder: Path) -> pd.DataFrame:
-    """One row an item of each evaluation; see `ITEM_FIELDS`. Empty where none were exported."""
+def make_index(lines: Iterable[tuple[str, RowItems]], rows: pd.DataFrame) -> ItemIndex:
+    """Of the lines of items.jsonl.gz, each with its place in words, and the rows of the export.
+
+    Raises ReportError for items that do not give the value of their row.
+    """
+    by_row: dict[Key, Items] = {}
+    values = {key_of(row): row for row in rows.to_dict("records")}
+    for where, line in lines:
+        scores = np.asarray(line.scores, np.float64)
+        numbers = np.arange(len(scores)) if line.items is None else np.asarray(line.items, np.int64)
+        if len(numbers) != len(scores) or not len(scores):
+            raise ReportError(f"{where}: {len(numbers)} items, but {len(scores)} scores")
+        by_row[key_of(vars(line))] = Items(line.task, numbers, scores)
+        _check_value(where, scores, values.get(key_of(vars(line)), {}))
+    members: dict[Key, list[Key]] = {}
+    named = [*ITEM_KEY, "group", "aggregation"]
+    for row in rows.loc[rows["group"].notna(), named].drop_duplicates().to_dict("records"):
+        group = members.setdefault(key_of({**row, "task": row["group"]}), [])
+        group.append(key_of(row) if row["aggregation"] == "mean" else _NO_MEAN)
+    return ItemIndex(by_row, members)
+
+
+def make_items_frame(index: ItemIndex) -> pd.DataFrame:
+    """One row an item, with the columns `ITEM_COLUMNS`."""
     import pandas as pd
 
-    found = read(folder)
-    parts = [
-        {
-            "key": np.full(len(items.numbers), key),
-            "task": np.full(len(items.numbers), task),
-            "metric": np.full(len(items.numbers), metric),
-            "item": items.numbers,
-            "score": items.scores,
-        }
-        for (key, task, metric), items in found.items()
-    ]
+    parts: dict[str, list[Any]] = {name: [] for name in ITEM_COLUMNS}
+    for key, items in index.by_row.items():
+        for name, value in zip(ITEM_KEY, key, strict=True):
+            parts[name].append(np.full(len(items.numbers), value))
+        parts["item"].append(items.numbers)
+        parts["score"].append(items.scores)
     return pd.DataFrame(
         {
-            name: pd.Series(
-                np.concatenate([part[name] for part in parts]) if parts else [], dtype=field.dtype
-            )
-            for name, field in ITEM_FIELDS.items()
+            name: pd.Series(np.concatenate(parts[name]) if parts[name] else [], dtype=dtype)
+            for name, dtype in ITEM_COLUMNS.items()
         }
     )
 
 
-def read(folder: Path) -> Index:
-    """(key, task, metric) -> its items."""
-    path = folder / FILE
-    if not path.exists():
-        return {}
-    try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-    except (OSError, EOFError, ValueError) as error:
-        raise ReportError(f"{path}: not a gzipped text ({error}); export the grid again") from error
-    found: Index = {}
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-            if record["schema"] != SCHEMA:
-                raise ReportError(f"{where}: schema version {record['schema']!r}, not {SCHEMA}")
-            scores = np.asarray(record["scores"], np.float64)
-            numbers = record["items"]
-            numbers = np.arange(len(scores)) if numbers is None else np.asarray(numbers, np.int64)
-            if numbers.shape != scores.shape or scores.ndim != 1 or not len(scores):
-                raise ValueError(f"{numbers.shape} items, {scores.shape} scores")
-            key = record["key"], record["task"], record["metric"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ReportError(f"{where}: not the items of a row ({error!r})") from error
-        found[key] = Items(key[1], numbers, scores)
-    return found
+def _check_value(where: str, scores: Floats, row: Mapping[Any, Any]) -> None:
+    mean, aggregation = float(scores.mean()), row.get("aggregation")
+    if aggregation not in ("mean", "exp_mean"):
+        return
+    given = math.exp(min(mean, 700.0)) if aggregation == "exp_mean" else mean
+    value = row["value"]
+    if math.isfinite(value) and not math.isclose(given, value, rel_tol=1e-6, abs_tol=1e-9):
+        raise ReportError(
+            f"{where}: these items give {given:g}, but the value of their row is {value:g}"
+        )
 
 
-def behind(index: Index, row: dict[Any, Any]) -> list[Items] | None:
-    """The items whose weighted means make a row's value; None where they are not there.
-
-    The value of a group of tasks, as of MMLU, is the unweighted mean of its members'.
-    """
-    key, task, metric = row["key"], row["task"], row["metric"]
-    own = index.get((key, task, metric))
-    if own is not None:
-        parts = [own]
-    else:
-        found = [items for (k, _, m), items in index.items() if (k, m) == (key, metric)]
-        parts = [items.weighted(1 / len(found)) for items in found]
-    if not parts:
-        return None
-    mean = math.fsum(part.weight * float(part.scores.mean()) for part in parts)
-    value = math.exp(min(mean, 700.0)) if metric == "ppl" else mean
-    return parts if math.isclose(value, row["value"], rel_tol=1e-6, abs_tol=1e-9) else None
+def key_of(record: Mapping[Any, Any]) -> Key:
+    """The fields by which items are joined with their row."""
+    return tuple(str(record[name]) for name in ITEM_KEY)

@@ -9,44 +9,58 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from harness.core.records import ITEM_KEY, NO_FILTER, SCHEMA
+from harness.testbed.world import CAVEAT
+from reports.numbers import effects, summary
+from reports.numbers.effects import Effect
+from reports.numbers.summary import Summary
+from reports.reading.export import Export
+
 TASKS = ["testbed_knowledge", "testbed_story", "testbed_arithmetic"]
 
 
 def row(**given: Any) -> dict[str, Any]:
     """A valid row; the cell and the model follow from what tells rows apart, unless given."""
     base: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "grid": "tiny",
         "method": "rtn",
         "label": "RTN",
-        "axes": {},
+        "settings": {},
         "seed": 0,
         "model": "testbed",
         "bits": 2,
         "format": "int-asym",
         "group_size": 128,
         "bits_per_weight": None,
+        "dtype": "float32",
         "task": TASKS[0],
         "metric": "acc",
+        "filter": NO_FILTER,
+        "group": None,
         "primary": True,
         "value": 0.5,
         "stderr": None,
         "n": 200,
         "higher_is_better": True,
+        "aggregation": "mean",
         "num_fewshot": 5,
         "bos": False,
+        "chat_template": None,
         "limit": None,
         "protocol": "multiple choice",
+        "window": None,
+        "tokenizer": None,
         "task_version": "1",
         "lm_eval": "0.4.13",
-        "testbed": True,
+        "caveat": CAVEAT,
         "key": "e" * 8,
         "stale": None,
     }
     made = {**base, **given}
     if "bits_per_weight" not in given and made["bits"] < 16:
         made["bits_per_weight"] = made["bits"] + 0.14
-    identity = f"{made['label']}-{made['bits']}-{json.dumps(made['axes'], sort_keys=True)}"
+    identity = f"{made['label']}-{made['bits']}-{json.dumps(made['settings'], sort_keys=True)}"
     made.setdefault("cell", f"{identity}-{made['seed']}")
     made.setdefault("model_key", made["cell"])
     return made
@@ -57,6 +71,7 @@ def ppl(**given: Any) -> dict[str, Any]:
         "task": "testbed-ppl",
         "metric": "ppl",
         "higher_is_better": False,
+        "aggregation": "exp_mean",
         "num_fewshot": None,
         "lm_eval": None,
         "protocol": "windows of 512 tokens",
@@ -71,8 +86,8 @@ def measured(scores: list[float], **given: Any) -> tuple[dict[str, Any], dict[st
     value = math.exp(mean) if make is ppl else mean
     made = make(**{"value": value, "n": len(scores), **given})
     made["key"] = f"{made['model_key']}-{made['task']}"
-    line = {"schema": 1, "items": None, "scores": scores}
-    return made, {**line, **{name: made[name] for name in ("key", "task", "metric")}}
+    line = {"schema": SCHEMA, "items": None, "scores": scores}
+    return made, {**line, **{name: made[name] for name in ITEM_KEY}}
 
 
 def write(
@@ -85,11 +100,10 @@ def write(
     """An exported grid in `folder`."""
     rows = list(rows)
     head = {
-        "schema": 1,
+        "schema": SCHEMA,
         "name": "tiny",
         "question": "Which method survives?",
         "model": "testbed",
-        "testbed": True,
         "report": {},
         "cells": len({each["cell"] for each in rows}),
         "holes": [],
@@ -102,9 +116,27 @@ def write(
         text = "".join(json.dumps(each) + "\n" for each in items)
         (folder / "items.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     if curves is not None:
-        lines = "".join(json.dumps(each) + "\n" for each in curves)
+        lines = "".join(json.dumps({"schema": SCHEMA, **each}) + "\n" for each in curves)
         (folder / "curves.jsonl").write_text(lines)
     return folder
+
+
+def summary_of(folder: Path) -> Summary:
+    """The table of an exported grid."""
+    return summary.summarise(Export(folder))
+
+
+def effects_of(folder: Path) -> tuple[Effect, ...]:
+    """The effects in an exported grid."""
+    return effects.effects(Export(folder))
+
+
+def drawn_of(folder: Path) -> set[str]:
+    """Names of the plots of an exported grid."""
+    from reports import plots
+
+    export = Export(folder)
+    return {plot.name for plot in plots.draw(plots.Context(export, summary.summarise(export)))}
 
 
 def quickstart(folder: Path, seeds: int = 3) -> Path:
@@ -118,7 +150,7 @@ def quickstart(folder: Path, seeds: int = 3) -> Path:
             "label": label,
             "method": label.lower(),
             "bits": bits,
-            "axes": {} if bits == 16 else {"format.bits": bits},
+            "settings": {} if bits == 16 else {"format.bits": bits},
             "seed": seed,
             "cell": f"{label}-{bits}-{seed}",
             "model_key": f"{label}-{bits}-{seed if trained else 0}",
@@ -145,7 +177,7 @@ def quickstart(folder: Path, seeds: int = 3) -> Path:
                         {
                             "cell": f"{label}-{bits}-{seed}",
                             "label": label,
-                            "axes": {"format.bits": bits},
+                            "settings": {"format.bits": bits},
                             "seed": seed,
                             "bits": bits,
                             "step": step,
@@ -160,14 +192,14 @@ def quickstart(folder: Path, seeds: int = 3) -> Path:
         {
             "cell": "GPTQ-2-0",
             "label": "GPTQ",
-            "axes": {"format.bits": 2},
+            "settings": {"format.bits": 2},
             "seed": 0,
             "reason": "failed: NaN at step 12 in layer model.layers.3",
         },
         {
             "cell": "GPTQ-3-0",
             "label": "GPTQ",
-            "axes": {"format.bits": 3},
+            "settings": {"format.bits": 3},
             "seed": 0,
             "reason": "not run yet",
         },

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.core.records import NO_FILTER, ItemScores, Precision, Score
 from harness.core.stage import Input, Stage, report, value
 from harness.evaluation.evaluate import Scores
 from harness.grid.expand import Cell, Grid, GridFile
@@ -63,24 +64,35 @@ class Scored(Stage[Scores]):
         log(f"scored {self.task}")
         report(1, 2, loss=0.5)
         time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
-        row = {
-            "task": self.task,
-            "metric": "acc",
-            "primary": True,
-            "value": bits / 16,
-            "stderr": 0.01,
-            "n": 100,
-            "higher_is_better": True,
-            "num_fewshot": 0,
-            "bos": False,
-            "limit": None,
-            "protocol": "toy",
-            "task_version": "1",
-            "lm_eval": None,
-            "testbed": True,
-        }
-        facts = {"format": "toy", "bits": bits, "group_size": 0, "bits_per_weight": float(bits)}
-        return Scores([row], facts)
+        row = Score(
+            task=self.task,
+            metric="acc",
+            filter=NO_FILTER,
+            group=None,
+            primary=True,
+            value=bits / 16,
+            stderr=0.01,
+            n=2,
+            higher_is_better=True,
+            aggregation="mean",
+            num_fewshot=0,
+            bos=False,
+            chat_template=False,
+            limit=None,
+            protocol="toy",
+            window=None,
+            tokenizer=None,
+            task_version="1",
+            lm_eval=None,
+            caveat="Toy rows.",
+        )
+        precision = Precision(
+            format="toy", bits=bits, group_size=0, bits_per_weight=float(bits), dtype=None
+        )
+        items = ItemScores(
+            task=self.task, metric="acc", filter=NO_FILTER, items=None, scores=[0.0, bits / 8]
+        )
+        return Scores([row], precision, [items])
 
 
 def toy_grid(

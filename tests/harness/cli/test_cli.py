@@ -24,6 +24,7 @@ import harness
 import reports
 from harness.cli.main import VERBS, main, make_parser
 from harness.cli.verb import Verb
+from harness.core.records import ITEM_KEY
 
 ROOT = Path(__file__).parents[3]
 
@@ -75,15 +76,15 @@ def test_the_reduced_quickstart_runs_end_to_end(
     rows = [json.loads(line) for line in (place / "runs/quick/rows.jsonl").open()]
     assert {row["label"] for row in rows} == {"BF16", "RTN", "AWQ-clip", "LLM-QAT", "BitDistiller"}
     assert sum(row["primary"] for row in rows) == 5 * 4
-    assert all(row["testbed"] and row["n"] > 0 and row["stale"] is None for row in rows)
+    assert all(row["caveat"] and row["n"] > 0 and row["stale"] is None for row in rows)
     by_label = {row["label"]: row["value"] for row in rows if row["task"] == "testbed-ppl"}
     assert by_label["BF16"] < by_label["BitDistiller"]
     assert by_label["BF16"] * 1.5 < by_label["RTN"]
-    items = reports.load_items(place / "runs/quick").groupby(["key", "task", "metric"])["score"]
+    items = reports.load_items(place / "runs/quick").groupby(list(ITEM_KEY))["score"]
     for row in rows:
-        mean = items.get_group((row["key"], row["task"], row["metric"])).mean()
-        given = math.exp(mean) if row["metric"] == "ppl" else mean
-        assert given == pytest.approx(row["value"])
+        mean = items.get_group(tuple(row[name] for name in ITEM_KEY)).mean()
+        value = math.exp(mean) if row["aggregation"] == "exp_mean" else mean
+        assert value == pytest.approx(row["value"])
     for row in rows:
         assert row["bits"] == (16 if row["label"] == "BF16" else 2)
     for label in by_label:

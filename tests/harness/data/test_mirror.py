@@ -99,22 +99,22 @@ def test_scores_equal_lm_evals_own_run(
     )
     assert direct is not None
     theirs = direct["results"][DIRECT[task]]
-    metrics = {row["metric"]: row for row in ours.rows}
+    metrics = {row.metric: row for row in ours.rows}
     assert set(metrics) == {
         name.removesuffix(",none") for name in theirs if "," in name and "_stderr" not in name
     }
     for metric, row in metrics.items():
-        assert row["value"] == theirs[f"{metric},none"]
-        if row["stderr"] is not None:
-            assert row["stderr"] == theirs[f"{metric}_stderr,none"]
-    assert {row["task"] for row in ours.rows} == {task}
+        assert row.value == theirs[f"{metric},none"]
+        if row.stderr is not None:
+            assert row.stderr == theirs[f"{metric}_stderr,none"]
+    assert {row.task for row in ours.rows} == {task}
 
 
 @pytest.mark.parametrize(
     ("task", "primary", "others"),
     [
-        ("piqa", "acc", {"acc_norm"}),
-        ("arc_challenge", "acc", {"acc_norm"}),
+        ("piqa", "acc,none", {"acc_norm,none"}),
+        ("arc_challenge", "acc,none", {"acc_norm,none"}),
         ("gsm8k", "exact_match,flexible-extract", {"exact_match,strict-match"}),
         ("humaneval", "pass@1,create_test", set()),
     ],
@@ -128,19 +128,21 @@ def test_tasks_run_from_the_mirror(
     tmp_path: Path,
 ) -> None:
     rows = _score(stories, task, tmp_path, limit=1).rows
-    assert [row["metric"] for row in rows if row["primary"]] == [primary]
-    assert {row["metric"] for row in rows if not row["primary"]} == others
-    assert all(row["n"] == 1 and 0 <= row["value"] <= 1 for row in rows)
+    names = {f"{row.metric},{row.filter}": row for row in rows}
+    assert [name for name, row in names.items() if row.primary] == [primary]
+    assert {name for name, row in names.items() if not row.primary} == others
+    assert all(row.n == 1 and row.value in (0, 1) for row in rows)
 
 
 def test_mmlu_is_the_macro_mean_of_57_subjects(
     real: Path, stories: tuple[Pretrained, Model], tmp_path: Path
 ) -> None:
     first, *subjects = _score(stories, "mmlu", tmp_path, limit=1).rows
-    assert (first["task"], first["n"], first["primary"]) == ("mmlu", 57, True)
-    assert first["num_fewshot"] == 5
-    assert len(subjects) == 57 and not any(row["primary"] for row in subjects)
-    assert first["value"] == pytest.approx(sum(row["value"] for row in subjects) / 57)
+    assert (first.task, first.n, first.primary) == ("mmlu", 57, True)
+    assert (first.num_fewshot, first.aggregation) == (5, "macro_mean")
+    assert len(subjects) == 57 and not any(row.primary for row in subjects)
+    assert {row.group for row in subjects} == {"mmlu"}
+    assert first.value == pytest.approx(sum(row.value or 0 for row in subjects) / 57)
 
 
 def test_perplexity_of_mirrored_texts(
@@ -148,16 +150,16 @@ def test_perplexity_of_mirrored_texts(
 ) -> None:
     for task in ("wikitext2", "c4-new"):
         (row,) = _score(stories, task, tmp_path, window=128, limit=2).rows
-        assert row["n"] == 2 and math.isfinite(row["value"])
+        assert row.n == 2 and row.value is not None and math.isfinite(row.value)
 
 
 def test_prompts_that_are_cut_are_counted(real: Path, shared: Path, tmp_path: Path) -> None:
     folder = str(shared / "models/stories260K")
     found = pretrained(folder, "float32"), read_model(folder, "float32")
     rows = _score(found, "winogrande", tmp_path, limit=1, num_fewshot=0).rows
-    assert rows[0]["protocol"] == "lm-eval"
+    assert rows[0].protocol == "lm-eval"
     rows = _score(found, "gsm8k", tmp_path, limit=1).rows
-    assert rows[0]["protocol"] == "lm-eval; 1 prompts cut to fit the context"
+    assert rows[0].protocol == "lm-eval; 1 prompts cut to fit the context"
 
 
 def test_humanevals_own_solutions_pass_and_wrong_ones_do_not(real: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from harness.core.errors import GridError, ModelError, TextError
+from harness.core.records import NO_FILTER, ItemScores, Precision, Score
 from harness.core.stage import execute
 from harness.evaluation import evaluate, tasks
 from harness.evaluation.evaluate import PERPLEXITY, Scores, TaskOptions, evaluation
@@ -51,16 +52,17 @@ def test_wikitext_protocol_equals_a_plain_float64_computation(
             losses.append(-sum(logp[t, window[t + 1]].item() for t in range(31)) / 31)
     reference = math.exp(sum(losses) / len(losses))
     (row,) = found.rows
-    assert row["value"] == pytest.approx(reference, rel=1e-5)
-    assert row["n"] == len(windows) == len(found.items)
-    assert row["bos"] is bos
-    assert "window 32" in row["protocol"]
+    assert row.value == pytest.approx(reference, rel=1e-5)
+    assert row.n == len(windows) == len(found.items[0].scores)
+    assert row.bos is bos
+    assert row.protocol is not None and "window 32" in row.protocol
     spread = torch.tensor(losses).double().std().item() / math.sqrt(len(losses))
-    assert row["stderr"] == pytest.approx(reference * spread, rel=1e-4)
+    assert row.stderr == pytest.approx(reference * spread, rel=1e-4)
 
 
 def _window_losses(scores: Scores) -> list[float]:
-    return [item["nll"] for item in scores.items]
+    (items,) = scores.items
+    return items.scores
 
 
 def _losses_of(model: Model, windows: list[list[int]]) -> list[float]:
@@ -156,14 +158,47 @@ def test_lm_eval_through_us_equals_lm_eval_directly(task: str, tmp_path: Path) -
     )
     assert direct is not None
     row, normalised = found.rows
-    assert row["value"] == direct["results"][task]["acc,none"]
-    assert row["stderr"] == direct["results"][task]["acc_stderr,none"]
-    assert normalised["value"] == direct["results"][task]["acc_norm,none"]
-    assert (normalised["metric"], normalised["primary"]) == ("acc_norm", False)
-    assert (row["n"], row["metric"], row["testbed"]) == (12, "acc", True)
-    assert row["num_fewshot"] == (5 if task == "testbed_knowledge" else 0)
-    assert len(found.items) == 12
-    assert sum(item["acc"] for item in found.items) / 12 == pytest.approx(row["value"])
+    assert row.value == direct["results"][task]["acc,none"]
+    assert row.stderr == direct["results"][task]["acc_stderr,none"]
+    assert normalised.value == direct["results"][task]["acc_norm,none"]
+    assert (normalised.metric, normalised.primary) == ("acc_norm", False)
+    assert (row.n, row.metric, row.filter, row.caveat) == (12, "acc", "none", world.CAVEAT)
+    assert row.num_fewshot == (5 if task == "testbed_knowledge" else 0)
+    for each, items in zip(found.rows, found.items, strict=True):
+        assert (items.task, items.metric, items.filter) == (task, each.metric, each.filter)
+        assert each.aggregation == "mean"
+        assert sum(items.scores) / 12 == pytest.approx(each.value)
+
+
+def _row(**facts: Any) -> Score:
+    names = [each.name for each in fields(Score)]
+    base = dict.fromkeys(names) | {"task": "t", "metric": "acc", "filter": NO_FILTER}
+    return Score(**{**base, "protocol": "lm-eval", "higher_is_better": True, **facts})
+
+
+def test_filters_of_an_answer_have_their_own_items() -> None:
+    """lm-eval has the items of a task once for each filter, in turn."""
+    samples = [
+        {"doc_id": 7 + i, "filter": name, "metrics": ["exact_match"], "exact_match": score}
+        for name, scores in (("strict-match", [0.0, 0.0, 1.0]), ("flexible", [1.0, 0.0, 1.0]))
+        for i, score in enumerate(scores)
+    ]
+    for name, scores in (("flexible", [1, 0, 1]), ("strict-match", [0, 0, 1])):
+        row = _row(metric="exact_match", filter=name, value=sum(scores) / 3)
+        items = evaluate._item_scores(row, evaluate._scores_of(samples, row))
+        assert (items.filter, items.items, items.scores) == (name, [7, 8, 9], scores)
+        assert evaluate._with_aggregation(row, items).aggregation == "mean"
+
+
+def test_a_value_that_is_not_the_mean_of_its_items_is_not_said_to_be() -> None:
+    samples = [
+        {"doc_id": 0, "metrics": ["f1", "word_perplexity"], "f1": 1.0, "word_perplexity": (1, 2)}
+    ]
+    for metric, value in (("f1", 0.5), ("word_perplexity", 3.0), ("f1", math.nan)):
+        row = _row(metric=metric, value=value)
+        items = evaluate._item_scores(row, evaluate._scores_of(samples, row))
+        assert items.scores == ([1] if metric == "f1" else [])
+        assert evaluate._with_aggregation(row, items).aggregation is None
 
 
 def test_bos_is_what_the_row_says_or_an_error(tmp_path: Path) -> None:
@@ -175,27 +210,30 @@ def test_bos_is_what_the_row_says_or_an_error(tmp_path: Path) -> None:
 
 def test_a_group_is_the_macro_mean_over_its_tasks() -> None:
     rows = [
-        {"task": f"t{i}", "value": v, "stderr": s, "n": n, "protocol": "lm-eval", "primary": True}
+        _row(task=f"t{i}", value=v, stderr=s, n=n, primary=True)
         for i, (v, s, n) in enumerate([(0.2, 0.1, 10), (0.4, 0.2, 1000), (0.9, 0.2, 10)])
     ]
     mean = evaluate._macro_mean("mmlu", rows)
-    assert mean["value"] == pytest.approx(0.5)
-    assert mean["stderr"] == pytest.approx(0.1)
-    assert (mean["n"], mean["task"]) == (1020, "mmlu")
-    assert mean["protocol"] == "lm-eval; macro mean over 3 tasks"
+    assert mean.value == pytest.approx(0.5)
+    assert mean.stderr == pytest.approx(0.1)
+    assert (mean.n, mean.task, mean.aggregation) == (1020, "mmlu", "macro_mean")
+    assert mean.protocol == "lm-eval; macro mean over 3 tasks"
 
 
 def test_a_group_has_a_mean_of_each_metric_that_its_tasks_share() -> None:
-    def row(task: str, metric: str, value: float) -> dict[str, Any]:
-        facts = {"task": task, "metric": metric, "value": value, "stderr": None, "n": 1}
-        return {**facts, "primary": metric == "acc", "protocol": "lm-eval"}
+    def row(task: str, metric: str, value: float, primary: bool) -> Score:
+        return _row(task=task, metric=metric, value=value, n=1, primary=primary)
 
-    rows = [row("a", "acc", 0.2), row("a", "acc_norm", 0.4), row("b", "acc", 0.6)]
+    rows = [
+        row("a", "acc", 0.2, True),
+        row("a", "acc_norm", 0.4, False),
+        row("b", "acc", 0.6, True),
+    ]
     found = evaluate._with_means("group", rows)
-    assert [(r["task"], r["metric"]) for r in found if r["primary"]] == [("group", "acc")]
-    assert found[0]["value"] == pytest.approx(0.4)
-    assert len(found) == 4
-    unlike = [row("a", "acc", 0.2), {**row("b", "em", 0.6), "primary": True}]
+    assert [(r.task, r.metric) for r in found if r.primary] == [("group", "acc")]
+    assert found[0].value == pytest.approx(0.4)
+    assert [r.group for r in found] == [None, "group", None, "group"]
+    unlike = [row("a", "acc", 0.2, True), row("b", "em", 0.6, True)]
     assert evaluate._with_means("group", unlike) == unlike
 
 
@@ -207,7 +245,9 @@ def test_primary_metrics_follow_the_papers() -> None:
 
 
 def test_scores_come_back_from_disk(tmp_path: Path) -> None:
-    scores = Scores([{"value": 0.5}], {"bits": 2}, [{"item": 0, "acc": 1.0}])
+    precision = Precision(format="nf3", bits=3, group_size=0, bits_per_weight=3.1, dtype="float32")
+    items = ItemScores(task="t", metric="acc", filter=NO_FILTER, items=None, scores=[1.0, 0.0])
+    scores = Scores([_row(value=0.5)], precision, [items])
     assert Scores.load(tmp_path, scores.save(tmp_path)) == scores
 
 

@@ -33,10 +33,10 @@ def mirrored(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_perplexity_equals_an_independent_computation(model: Model, shared: Path) -> None:
     (row,) = smollm2_checks.scores(model, "wikitext2", limit=1).rows
     assert row["n"] == 1
-    assert row["value"] == pytest.approx(smollm2_checks.reference(shared / "data", 1), abs=1e-3)
+    assert row.value == pytest.approx(smollm2_checks.reference(shared / "data", 1), abs=1e-3)
 
 
 def test_lm_eval_through_us_equals_lm_evals_own_run(model: Model) -> None:
     rows = smollm2_checks.scores(model, "piqa", limit=6).rows
     theirs = smollm2_checks.direct("piqa", limit=6, batch=task_batch(model.context))
-    assert {row["metric"]: row["value"] for row in rows} == theirs
+    assert {row.metric: row.value for row in rows} == theirs

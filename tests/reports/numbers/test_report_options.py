@@ -10,10 +10,9 @@ import pytest
 from scipy import stats
 
 from harness.core.errors import ReportError
-from reports.numbers.summary import summarise
 from reports.pages.sheet import Sheet, markdown
 from reports.pages.table import sheet
-from tests.support.synthetic_grids import TASKS, ppl, row, write
+from tests.support.synthetic_grids import TASKS, ppl, row, summary_of, write
 
 VALUES = [0.5, 0.7, 0.51]
 
@@ -25,7 +24,7 @@ def shown(folder: Path, **report: Any) -> Sheet:
         for seed, value in enumerate(VALUES)
     ]
     rows += [ppl(seed=seed, value=5 + seed) for seed in range(3)]
-    return sheet(summarise(write(folder, rows, report=report)))
+    return sheet(summary_of(write(folder, rows, report=report)))
 
 
 def numbers(found: Sheet) -> dict[str, str]:
@@ -59,7 +58,7 @@ def test_medians(tmp_path: Path) -> None:
     assert numbers(found)["Knowledge ↑"] == "51.0"
     assert "Medians over models" in found.caption and "±" not in markdown(found)
     rows = [ppl(seed=seed, value=value) for seed, value in enumerate([5.0, math.nan, 6.0])]
-    summary = summarise(write(tmp_path, rows, report={"aggregate": "median"}))
+    summary = summary_of(write(tmp_path, rows, report={"aggregate": "median"}))
     assert "| NaN |" in markdown(sheet(summary))
 
 
@@ -83,12 +82,21 @@ def test_decimals_of_all_and_by_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("report", "words"),
     [
-        ({"columns": ["testbed_stori"]}, r"report.columns: no task 'testbed_stori'; did you mean"),
-        ({"decimals": {"averag": 1}}, r"report.decimals: no task 'averag'; did you mean 'average'"),
-        ({"decimals": 12}, r"report.decimals: 12 is no number from 0 to 9"),
-        ({"aggregate": "mode"}, r"report.aggregate: there is no 'mode'; did you mean 'mean'"),
-        ({"spread": "se"}, r"report.spread: there is no 'se'; did you mean 'sd'"),
-        ({"columns": 3}, r"report.columns is a name or a list of names, not 3"),
+        (
+            {"columns": ["testbed_stori"]},
+            r"report.columns: task 'testbed_stori' is unknown; did you mean",
+        ),
+        (
+            {"decimals": {"averag": 1}},
+            r"report.decimals: task 'averag' is unknown; did you mean 'average'",
+        ),
+        (
+            {"decimals": 12},
+            r"report.decimals: 12 should be at most 9",
+        ),
+        ({"aggregate": "mode"}, r"report.aggregate: 'mode' should be 'mean' or 'median'"),
+        ({"spread": "se"}, r"report.spread: 'se' should be 'sd' or 'interval'"),
+        ({"columns": 3}, r"report.columns: 3 should be a list or text"),
     ],
 )
 def test_what_is_not_there(tmp_path: Path, report: dict[str, Any], words: str) -> None:
@@ -97,9 +105,9 @@ def test_what_is_not_there(tmp_path: Path, report: dict[str, Any], words: str) -
 
 
 def test_a_column_that_is_still_to_come(tmp_path: Path) -> None:
-    hole = {"cell": "x", "label": "X", "axes": {}, "seed": 0, "reason": "not run yet"}
+    hole = {"cell": "x", "label": "X", "settings": {}, "seed": 0, "reason": "not run yet"}
     chosen = {"columns": ["later", TASKS[0]], "decimals": {"later": 1}}
-    summary = summarise(write(tmp_path, [row()], report=chosen, holes=[hole]))
+    summary = summary_of(write(tmp_path, [row()], report=chosen, holes=[hole]))
     assert [column.title for column in summary.columns] == ["Knowledge"]
     with pytest.raises(ReportError, match="none of them was measured yet"):
-        summarise(write(tmp_path, [row()], report={"columns": "later"}, holes=[hole]))
+        summary_of(write(tmp_path, [row()], report={"columns": "later"}, holes=[hole]))

@@ -17,8 +17,8 @@ from harness.core.errors import ReportError
 from reports.numbers.columns import number
 from reports.numbers.entries import Entry
 from reports.numbers.naming import setting
-from reports.numbers.summary import Summary, summarise
-from tests.support.synthetic_grids import TASKS, ppl, row, write
+from reports.numbers.summary import Summary
+from tests.support.synthetic_grids import TASKS, ppl, row, summary_of, write
 
 PUBLISHED = Path(__file__).parents[3] / "harness/published/bitdistiller-2402.10631.csv"
 
@@ -70,7 +70,7 @@ def scores(label: str, values: Iterable[float], **given: Any) -> list[dict[str, 
 @pytest.mark.parametrize("model", ["LLaMA-2-7B", "LLaMA-2-13B"])
 def test_averages_equal_the_printed_ones(tmp_path: Path, model: str) -> None:
     rows, averages = published(model)
-    summary = summarise(write(tmp_path, rows))
+    summary = summary_of(write(tmp_path, rows))
     average = summary.columns[-1]
     assert average.tasks == ("mmlu", "piqa", "hellaswag", "winogrande", "arc_challenge")
     assert len(summary.rows) == len(averages) == 13
@@ -82,7 +82,7 @@ def test_averages_equal_the_printed_ones(tmp_path: Path, model: str) -> None:
 
 
 def test_the_papers_bold_figures(tmp_path: Path) -> None:
-    summary = summarise(write(tmp_path, published("LLaMA-2-7B")[0]))
+    summary = summary_of(write(tmp_path, published("LLaMA-2-7B")[0]))
     assert [each.bits for each in summary.rows] == [16] + [3] * 6 + [2] * 6
     best = {c.title: [] for c in summary.columns}
     for each in summary.rows:
@@ -99,7 +99,7 @@ def test_the_papers_bold_figures(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_mean_and_sd_over_models(tmp_path: Path, values: list[list[float]]) -> None:
     rows = [r for seed, each in enumerate(values) for r in scores("A", each, seed=seed)]
-    summary = summarise(write(tmp_path, rows))
+    summary = summary_of(write(tmp_path, rows))
     (found,) = summary.rows
     for index, one in enumerate([*zip(*values, strict=True), [sum(v) / 3 for v in values]]):
         cell = found.entries[index]
@@ -115,49 +115,52 @@ def test_mean_and_sd_over_models(tmp_path: Path, values: list[list[float]]) -> N
 def test_seeds_of_one_model_are_one_model(tmp_path: Path) -> None:
     rows = [row(seed=seed, model_key="same", value=0.4) for seed in range(3)]
     rows += [row(label="B", seed=seed, value=0.4 + seed / 10) for seed in range(3)]
-    summary = summarise(write(tmp_path, rows))
+    summary = summary_of(write(tmp_path, rows))
     assert sure(summary, "RTN", "Knowledge") == Entry(mean=pytest.approx(0.4), n=1)
     assert sure(summary, "B", "Knowledge").n == 3
     assert summary.several
 
 
 def test_what_varies_is_in_the_name(tmp_path: Path) -> None:
-    def axes(**given: object) -> dict[str, Any]:
-        return {"label": "B", "axes": given}
+    def settings(**given: object) -> dict[str, Any]:
+        return {"label": "B", "settings": given}
 
-    rows = [row(label="RTN"), row(**axes(objective="kl", lr=1e-5), seed=0)]
-    rows += [row(**axes(objective="kl", lr=1e-5), seed=1), row(**axes(objective="jsd", lr=1e-5))]
-    rows += [row(**axes(objective="kl", lr=1e-5), bits=3)]
-    summary = summarise(write(tmp_path, rows))
+    rows = [row(label="RTN"), row(**settings(objective="kl", lr=1e-5), seed=0)]
+    rows += [
+        row(**settings(objective="kl", lr=1e-5), seed=1),
+        row(**settings(objective="jsd", lr=1e-5)),
+    ]
+    rows += [row(**settings(objective="kl", lr=1e-5), bits=3)]
+    summary = summary_of(write(tmp_path, rows))
     assert names(summary) == ["B objective=kl", "RTN", "B objective=kl", "B objective=jsd"]
-    shown = summarise(write(tmp_path, rows, report={"rows": ["label", "lr"]}))
+    shown = summary_of(write(tmp_path, rows, report={"rows": ["label", "lr"]}))
     assert names(shown)[-1] == "B lr=1e-05 objective=jsd"
 
 
 def test_another_axis_may_be_averaged_over(tmp_path: Path) -> None:
     rows = [
-        row(axes={"data.size": size}, seed=seed, value=0.5 + size / 100)
+        row(settings={"data.size": size}, seed=seed, value=0.5 + size / 100)
         for size in (1, 2)
         for seed in (0, 1)
     ]
-    summary = summarise(write(tmp_path, rows, report={"over": "data.size"}))
+    summary = summary_of(write(tmp_path, rows, report={"over": "data.size"}))
     assert names(summary) == ["RTN seed=0", "RTN seed=1"]
     assert sure(summary, "RTN seed=0", "Knowledge").n == 2
-    every = summarise(write(tmp_path, rows, report={"over": None}))
+    every = summary_of(write(tmp_path, rows, report={"over": None}))
     assert len(every.rows) == 4
 
 
 def test_cells_that_no_axis_tells_apart_are_not_averaged(tmp_path: Path) -> None:
     rows = [row(cell="a", group_size=64), row(cell="b", group_size=128)]
-    assert names(summarise(write(tmp_path, rows))) == ["RTN group_size=64", "RTN group_size=128"]
+    assert names(summary_of(write(tmp_path, rows))) == ["RTN group_size=64", "RTN group_size=128"]
     rows = [row(cell="a", value=0.1), row(cell="b", value=0.2)]
-    assert names(summarise(write(tmp_path, rows))) == ["RTN cell=a", "RTN cell=b"]
+    assert names(summary_of(write(tmp_path, rows))) == ["RTN cell=a", "RTN cell=b"]
 
 
 def test_nan_makes_the_average_nan_and_missing_makes_none(tmp_path: Path) -> None:
     rows = scores("Whole", [0.1, 0.2, 0.3])
     rows += scores("Diverged", [0.1, math.nan, 0.3]) + scores("Open", [0.9, 0.9])
-    summary = summarise(write(tmp_path, rows))
+    summary = summary_of(write(tmp_path, rows))
     assert math.isnan(sure(summary, "Diverged", "Average").mean)
     assert entry(summary, "Open", "Average") is None
     assert entry(summary, "Open", "Arithmetic") is None
@@ -167,34 +170,34 @@ def test_nan_makes_the_average_nan_and_missing_makes_none(tmp_path: Path) -> Non
 
 def test_one_diverged_seed_is_not_averaged_away(tmp_path: Path) -> None:
     rows = [ppl(seed=seed, value=value) for seed, value in enumerate([5.0, math.nan, 5.2])]
-    summary = summarise(write(tmp_path, rows))
+    summary = summary_of(write(tmp_path, rows))
     assert math.isnan(sure(summary, "RTN", "PPL").mean)
 
 
 def test_only_models_with_every_task_are_averaged(tmp_path: Path) -> None:
     rows = scores("A", [0.2, 0.2, 0.2], seed=0) + scores("A", [0.8, 0.8], seed=1)
-    found = sure(summarise(write(tmp_path, rows)), "A", "Average")
+    found = sure(summary_of(write(tmp_path, rows)), "A", "Average")
     assert (found.mean, found.n) == (pytest.approx(0.2), 1)
 
 
 def test_the_grid_may_choose_the_averaged_tasks(tmp_path: Path) -> None:
     rows = [*scores("A", [0.2, 0.4, 0.9]), ppl(label="A", value=9.0)]
     chosen = {"average": TASKS[:2]}
-    summary = summarise(write(tmp_path, rows, report=chosen))
+    summary = summary_of(write(tmp_path, rows, report=chosen))
     assert sure(summary, "A", "Average").mean == pytest.approx(0.3)
-    with pytest.raises(ReportError, match=r"no task 'testbed_stori'; did you mean"):
-        summarise(write(tmp_path, rows, report={"average": ["testbed_stori", TASKS[0]]}))
+    with pytest.raises(ReportError, match=r"task 'testbed_stori' is unknown; did you mean"):
+        summary_of(write(tmp_path, rows, report={"average": ["testbed_stori", TASKS[0]]}))
     with pytest.raises(ReportError, match="lower-is-better"):
-        summarise(write(tmp_path, rows, report={"average": ["testbed-ppl", TASKS[0]]}))
-    hole = {"cell": "x", "label": "X", "axes": {}, "seed": 0, "reason": "not run yet"}
+        summary_of(write(tmp_path, rows, report={"average": ["testbed-ppl", TASKS[0]]}))
+    hole = {"cell": "x", "label": "X", "settings": {}, "seed": 0, "reason": "not run yet"}
     waiting = {"average": [*TASKS, "later"]}
-    open_grid = summarise(write(tmp_path, rows, report=waiting, holes=[hole]))
+    open_grid = summary_of(write(tmp_path, rows, report=waiting, holes=[hole]))
     assert entry(open_grid, "A", "Average") is None
 
 
 def test_ties_are_those_that_look_equal(tmp_path: Path) -> None:
     rows = [row(label=name, value=v) for name, v in [("A", 0.5001), ("B", 0.5), ("C", 0.3)]]
-    summary = summarise(write(tmp_path, rows))
+    summary = summary_of(write(tmp_path, rows))
     best = {name: sure(summary, name, "Knowledge").best for name in "ABC"}
     assert best == {"A": True, "B": True, "C": False}
 
@@ -202,7 +205,7 @@ def test_ties_are_those_that_look_equal(tmp_path: Path) -> None:
 def test_another_protocol_is_marked_and_does_not_compete(tmp_path: Path) -> None:
     rows = scores("A", [0.3, 0.3]) + scores("B", [0.4, 0.4])
     rows += scores("C", [0.9], n=20, limit=20) + scores("C", [0.0, 0.1])[1:]
-    summary = summarise(write(tmp_path, rows))
+    summary = summary_of(write(tmp_path, rows))
     assert dict(summary.notes) == {
         "a": "measured otherwise than its column: limit 20 (column: null), n 20 (column: 200)"
     }
@@ -219,19 +222,19 @@ def test_another_protocol_is_marked_and_does_not_compete(tmp_path: Path) -> None
 )
 def test_every_part_of_the_protocol_counts(tmp_path: Path, change: dict[str, Any]) -> None:
     rows = [row(label="A"), row(label="B"), row(label="C", **change)]
-    summary = summarise(write(tmp_path, rows))
+    summary = summary_of(write(tmp_path, rows))
     assert sure(summary, "C", "Knowledge").marks == ("a",)
 
 
 def test_seeds_measured_differently_are_marked(tmp_path: Path) -> None:
     rows = [row(seed=0), row(seed=1), row(seed=2, limit=5)]
-    summary = summarise(write(tmp_path, rows))
+    summary = summary_of(write(tmp_path, rows))
     assert "some of its seeds with limit 5" in summary.notes[0][1]
 
 
 def test_stale_is_marked_and_competes(tmp_path: Path) -> None:
     rows = [row(label="A", value=0.2), row(label="B", value=0.9, stale="train.py changed")]
-    summary = summarise(write(tmp_path, rows))
+    summary = summary_of(write(tmp_path, rows))
     assert summary.notes == (("a", "stale: train.py changed"),)
     assert sure(summary, "B", "Knowledge").best
     assert summary.stale == ("B, 2 bits, testbed_knowledge acc, seed 0: train.py changed",)
@@ -240,12 +243,12 @@ def test_stale_is_marked_and_competes(tmp_path: Path) -> None:
 def test_titles_name_the_metric_where_a_task_has_two(tmp_path: Path) -> None:
     rows = [row(task="piqa"), row(task="piqa", metric="acc_norm"), ppl(value=3.0)]
     rows += [row(task="my_task", primary=True), row(task="mmlu", primary=False)]
-    titles = [column.title for column in summarise(write(tmp_path, rows)).columns]
+    titles = [column.title for column in summary_of(write(tmp_path, rows)).columns]
     assert titles == ["PPL", "PIQA (acc)", "PIQA (acc_norm)", "my_task", "Average"]
 
 
 def test_numbers_look_as_in_the_paper(tmp_path: Path) -> None:
-    perplexity, score = summarise(write(tmp_path, [ppl(value=3.0), row()])).columns
+    perplexity, score = summary_of(write(tmp_path, [ppl(value=3.0), row()])).columns
     given = [5.472, 999.0, 3453.2, 2.2e5, math.nan, math.inf]
     assert [number(v, perplexity, 2) for v in given] == [
         *("5.47", "999.00", "3453", "2.2e5", "NaN", "inf")

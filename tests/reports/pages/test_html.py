@@ -46,7 +46,7 @@ def stages(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         "peak_gpu_gib": 11.25,
     }
     source = {"class": "harness.models.model.Pretrained", "source": "testbed", "digest": "d1ge57"}
-    lines = [{"schema": 1, "key": "published", "stage": source}]
+    lines = [{"schema": 2, "key": "published", "stage": source}]
     for model in dict.fromkeys(each["model_key"] for each in rows):
         trained = {
             "class": "methods.training.train.Train",
@@ -54,14 +54,14 @@ def stages(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "lr": 4e-4,
         }
         rounded = {"class": "methods.recipe.Round", "model": {"stage": f"t {model}"}}
-        lines.append({"schema": 1, "key": f"t {model}", "stage": trained, **ran, "wall_s": 95.0})
-        lines.append({"schema": 1, "key": model, "stage": rounded})
+        lines.append({"schema": 2, "key": f"t {model}", "stage": trained, **ran, "wall_s": 95.0})
+        lines.append({"schema": 2, "key": model, "stage": rounded})
     for each in {each["key"]: each for each in rows}.values():
         scored = {
             "class": "harness.evaluation.evaluate.LmEval",
             "model": {"stage": each["model_key"]},
         }
-        lines.append({"schema": 1, "key": each["key"], "stage": scored, **ran})
+        lines.append({"schema": 2, "key": each["key"], "stage": scored, **ran})
     return lines
 
 
@@ -285,7 +285,7 @@ def test_hostile_text_stays_text(browser: Any, tmp_path: Path) -> None:
     rows = [
         row(
             label=words,
-            axes={f"axis {words}": words},
+            settings={f"axis {words}": words},
             task=f"task {words}",
             protocol=words,
             stale=words,
@@ -296,7 +296,7 @@ def test_hostile_text_stays_text(browser: Any, tmp_path: Path) -> None:
         for index, words in enumerate(HOSTILE)
     ]
     everything = " ".join(HOSTILE)
-    hole = {"cell": "h", "label": everything, "axes": {"a": everything}, "seed": 0}
+    hole = {"cell": "h", "label": everything, "settings": {"a": everything}, "seed": 0}
     made = write(
         tmp_path,
         rows,
@@ -381,8 +381,8 @@ def test_the_page_is_made_on_demand_and_then_kept_up_to_date(tmp_path: Path) -> 
 
 def test_bad_provenance_is_one_clear_line(tmp_path: Path) -> None:
     made = write(tmp_path, [row()])
-    (tmp_path / "provenance.jsonl").write_text('{"schema": 1, "key": "k", "stage": []}\n')
-    with pytest.raises(ReportError, match=r"provenance.jsonl:1: field 'stage' should be dict"):
+    (tmp_path / "provenance.jsonl").write_text('{"schema": 2, "key": "k", "stage": []}\n')
+    with pytest.raises(ReportError, match=r"provenance.jsonl:1: stage: "):
         reports.render(made, html=True)
 
 
@@ -409,13 +409,13 @@ def test_marks_and_statistics_are_those_of_the_table(browser: Any, tmp_path: Pat
 
 
 def test_published_figures_and_effects_stand_below(browser: Any, tmp_path: Path) -> None:
-    common = {"label": "RTN", "bits": 2, "model": "LLaMA-2-7B", "testbed": False, "n": 1000}
+    common = {"label": "RTN", "bits": 2, "model": "LLaMA-2-7B", "caveat": None, "n": 1000}
     rows = [
         row(
             **common,
             task="piqa",
             num_fewshot=0,
-            axes={"objective": objective},
+            settings={"objective": objective},
             seed=seed,
             value=0.53 + gain + seed / 100,
         )

@@ -13,11 +13,10 @@ import pytest
 
 import reports
 from harness.core.errors import ReportError
-from reports.numbers.summary import summarise
 from reports.pages.published import Theirs, beside, sheet, sheets
 from reports.pages.sheet import Sheet
-from reports.reading.rows import load
-from tests.support.synthetic_grids import ppl, row, write
+from reports.reading.export import Export
+from tests.support.synthetic_grids import ppl, row, summary_of, write
 
 FILE = Path(__file__).parents[3] / "harness/published/bitdistiller-2402.10631.csv"
 LINES = list(csv.DictReader(FILE.read_text().splitlines()))
@@ -93,7 +92,7 @@ def test_every_form_has_the_digits() -> None:
         reports.as_printed([])
 
 
-LLAMA = {"model": "meta-llama/Llama-2-7b-hf", "testbed": False, "limit": None, "n": 1000}
+LLAMA = {"model": "meta-llama/Llama-2-7b-hf", "caveat": None, "limit": None, "n": 1000}
 
 
 def measured(label: str = "RTN", bits: int = 2, **change: Any) -> list[dict[str, Any]]:
@@ -108,8 +107,8 @@ def measured(label: str = "RTN", bits: int = 2, **change: Any) -> list[dict[str,
 
 def compared(folder: Path, rows: list[dict[str, Any]], **grid: Any) -> dict[str, Theirs]:
     folder = write(folder, rows, **{"published": LINES, **grid})
-    summary = summarise(folder)
-    found = beside(summary, load(folder))
+    summary = summary_of(folder)
+    found = beside(summary, Export(folder).rows)
     return {summary.columns[c].task or "average": theirs for (_, c), theirs in found.items()}
 
 
@@ -121,8 +120,8 @@ def test_ours_theirs_and_the_difference(tmp_path: Path) -> None:
     assert found["winogrande"] == Theirs("49.96", pytest.approx(0.04), near=False)
     ours = (24.12 + 54 + 26.33 + 50 + 21.58) / 5
     assert found["average"] == Theirs("35.08", pytest.approx(ours - 35.08), near=False)
-    summary = summarise(tmp_path)
-    shown = sheet(summary, beside(summary, load(tmp_path)))
+    summary = summary_of(tmp_path)
+    shown = sheet(summary, beside(summary, Export(tmp_path).rows))
     assert shown is not None
     (line,) = shown.rows
     assert [f"{c.text} {c.after}" for c in line[2:4]] == [
@@ -171,7 +170,7 @@ def test_figures_of_exports_before_they_had_a_window_are_subtracted(tmp_path: Pa
     )
 
 
-CODE = {"model": "WizardLM/WizardCoder-Python-7B-V1.0", "testbed": False, "label": "BitDistiller"}
+CODE = {"model": "WizardLM/WizardCoder-Python-7B-V1.0", "caveat": None, "label": "BitDistiller"}
 
 
 def code(folder: Path, **grid: Any) -> dict[str, Theirs]:

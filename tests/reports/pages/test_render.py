@@ -134,12 +134,20 @@ print(sorted(name for name in sys.modules if name.startswith(("harness", "method
         "[]",
         "[]",
         "[]",
-        "['harness', 'harness.core', 'harness.core.errors']",
+        "['harness', 'harness.core', 'harness.core.errors', 'harness.core.records']",
     ]
 
 
 def test_a_change_is_rendered_and_what_is_gone_is_removed(tmp_path: Path) -> None:
-    curve = {"cell": "c", "label": "RTN", "axes": {}, "seed": 0, "bits": 2, "step": 1, "loss": 1.0}
+    curve = {
+        "cell": "c",
+        "label": "RTN",
+        "settings": {},
+        "seed": 0,
+        "bits": 2,
+        "step": 1,
+        "loss": 1.0,
+    }
     folder = write(tmp_path, [row(cell="c")], [curve])
     reports.render(folder)
     assert (folder / "plots/training_loss.png").exists()
@@ -163,19 +171,19 @@ def test_odd_grids_can_be_drawn(tmp_path: Path) -> None:
     reports.render(reference)
     assert not (reference / "plots").exists()
     rows = [
-        row(label="M", axes={"objective": f"long objective name {i}"}, bits=bits, value=i / 20)
+        row(label="M", settings={"objective": f"long objective name {i}"}, bits=bits, value=i / 20)
         for i in range(12)
         for bits in (2, 3, 4)
     ]
     reports.render(write(tmp_path / "c", rows + [ppl(**_identity(r), value=9.0) for r in rows]))
-    unknown = {"cell": "new", "label": "Z", "axes": {}, "seed": None, "bits": 2, "loss": None}
+    unknown = {"cell": "new", "label": "Z", "settings": {}, "seed": None, "bits": 2, "loss": None}
     curves = [{**unknown, "step": 1}, {**unknown, "step": 2, "loss": -0.5}]
     reports.render(write(tmp_path / "d", [row(task=task) for task in TASKS], curves))
     assert (tmp_path / "d/plots/training_loss.pdf").exists()
 
 
 def _identity(given: dict[str, object]) -> dict[str, object]:
-    return {key: given[key] for key in ("label", "axes", "bits", "seed")}
+    return {key: given[key] for key in ("label", "settings", "bits", "seed")}
 
 
 def test_dollar_signs_in_names_are_no_mathematics(tmp_path: Path) -> None:

@@ -14,21 +14,16 @@ import pytest
 from scipy import stats as scipy_stats
 
 from harness.core.errors import ReportError
-from reports.numbers import summary
-from reports.pages.figures import FIGURES
-from reports.plots import data, draw, inside
-from reports.reading import rows
-from tests.support.synthetic_grids import TASKS, ppl, quickstart, row, write
+from harness.core.records import Weights, from_json
+from reports.plots import PLOTS, data, inside
+from reports.reading.export import Export
+from tests.support.synthetic_grids import TASKS, drawn_of, ppl, quickstart, row, summary_of, write
 
 RNG = np.random.default_rng(0)
 
 
-def drawn(folder: Path) -> set[str]:
-    return set(draw(summary.summarise(folder), folder))
-
-
 def trained(cell: dict[str, Any], tokens: int, steps: int = 30) -> list[dict[str, Any]]:
-    keys = ("cell", "label", "axes", "seed", "bits")
+    keys = ("cell", "label", "settings", "seed", "bits")
     return [
         {
             **{key: cell[key] for key in keys},
@@ -46,7 +41,7 @@ def swept(folder: Path, axis: str, values: list[Any], cost: bool = False, **grid
     for index, value in enumerate(values):
         for seed in range(3):
             kept = 0.5 + 0.05 * index + 0.01 * seed
-            one = row(label="BitDistiller", axes={axis: value}, seed=seed, value=kept)
+            one = row(label="BitDistiller", settings={axis: value}, seed=seed, value=kept)
             found += [one, ppl(**identity(one), value=9 - kept)]
             curves += trained(one, 1000 * 2**index if cost else 1000)
     found.append(row(label="RTN", value=0.4))
@@ -55,7 +50,7 @@ def swept(folder: Path, axis: str, values: list[Any], cost: bool = False, **grid
 
 
 def identity(given: dict[str, Any]) -> dict[str, Any]:
-    return {key: given[key] for key in ("label", "axes", "seed", "bits")}
+    return {key: given[key] for key in ("label", "settings", "seed", "bits")}
 
 
 @pytest.mark.parametrize("higher", [True, False])
@@ -125,8 +120,8 @@ def test_a_component_with_its_parts_is_words_and_numbers() -> None:
 def test_gamma_is_swept_and_the_rest_are_level_lines(tmp_path: Path) -> None:
     values = [f"cakld gamma={gamma}" for gamma in (0, 0.25, 0.5, 1)]
     folder = swept(tmp_path, "objective", [*values, "cakld confidence=label"])
-    found = summary.summarise(folder)
-    (sweep,) = data.sweeps(data.per_model(rows.load(folder), found))
+    found = summary_of(folder)
+    (sweep,) = data.sweeps(data.per_model(Export(folder).rows, found))
     assert sweep.axis == "objective.gamma"
     (points,) = sweep.series.values()
     index = data.main_score(found)
@@ -136,13 +131,13 @@ def test_gamma_is_swept_and_the_rest_are_level_lines(tmp_path: Path) -> None:
     )
     assert len(points[0.25]) == 3
     assert list(sweep.level) == ["BitDistiller objective=cakld confidence=label", "RTN"]
-    assert {"sweep", "perplexity"} <= drawn(folder)
+    assert {"sweep", "perplexity"} <= drawn_of(folder)
 
 
 def test_averages_over_tasks_are_the_tables(tmp_path: Path) -> None:
     folder = quickstart(tmp_path)
-    found = summary.summarise(folder)
-    models = data.per_model(rows.load(folder), found)
+    found = summary_of(folder)
+    models = data.per_model(Export(folder).rows, found)
     index = data.main_score(found)
     assert index is not None and found.columns[index].task is None
     means = data.by_row(models, index, 1.0)
@@ -157,8 +152,8 @@ def test_an_average_of_tasks_without_columns_is_drawn_too(tmp_path: Path) -> Non
     told = json.loads((folder / "grid.json").read_text())
     told["report"] = {"columns": ["testbed-ppl", "average"], "average": TASKS[:2]}
     (folder / "grid.json").write_text(json.dumps(told))
-    assert "score_vs_bits" in drawn(folder)
-    models = data.per_model(rows.load(folder), summary.summarise(folder))
+    assert "score_vs_bits" in drawn_of(folder)
+    models = data.per_model(Export(folder).rows, summary_of(folder))
     assert models[1].notna().all()
 
 
@@ -166,23 +161,25 @@ def test_tokens_are_found_through_the_model_where_cells_share_a_training(tmp_pat
     shared = {"bits": 2, "model_key": "m"}
     found = [row(label="A", cell="a", **shared), row(label="B", cell="b", **shared)]
     folder = write(tmp_path, found, trained({**found[0], "cell": "a"}, 500))
-    frame = rows.load(folder)
-    models = data.per_model(frame, summary.summarise(folder))
-    assert data.tokens_trained(models, rows.load_curves(folder), frame).tolist() == [500, 500]
+    frame = Export(folder).rows
+    models = data.per_model(frame, summary_of(folder))
+    assert data.tokens_trained(models, Export(folder).curves, frame).tolist() == [500, 500]
 
 
 def test_each_figure_is_drawn_only_where_its_data_are(tmp_path: Path) -> None:
-    assert drawn(write(tmp_path / "a", [row(), row(label="AWQ", value=0.6)])) == set()
-    assert drawn(write(tmp_path / "b", [row(bits=2), row(bits=3, value=0.6)])) == {"score_vs_bits"}
+    assert drawn_of(write(tmp_path / "a", [row(), row(label="AWQ", value=0.6)])) == set()
+    assert drawn_of(write(tmp_path / "b", [row(bits=2), row(bits=3, value=0.6)])) == {
+        "score_vs_bits"
+    }
     two = swept(tmp_path / "c", "init.shrink", [0.1, 0.5])
-    assert drawn(two) == {"perplexity", "training_loss", "ablation"}
+    assert drawn_of(two) == {"perplexity", "training_loss", "ablation"}
     three = swept(tmp_path / "d", "init.shrink", [0.1, 0.5, 0.9])
-    assert drawn(three) == {"perplexity", "training_loss", "ablation", "sweep"}
+    assert drawn_of(three) == {"perplexity", "training_loss", "ablation", "sweep"}
     cost = swept(tmp_path / "e", "data.sequences", [256, 512, 1024], cost=True)
-    assert drawn(cost) == drawn(three) | {"score_vs_tokens"}
-    everything = drawn(quickstart(tmp_path / "f"))
+    assert drawn_of(cost) == drawn_of(three) | {"score_vs_tokens"}
+    everything = drawn_of(quickstart(tmp_path / "f"))
     assert everything == {"score_vs_bits", "perplexity", "slopes", "training_loss"}
-    assert everything <= set(FIGURES)
+    assert everything <= {plot.name for plot in PLOTS}
 
 
 @pytest.mark.filterwarnings("error")
@@ -195,8 +192,7 @@ def test_values_that_are_not_finite_do_not_hide_the_others(tmp_path: Path) -> No
     assert broken != lines
     (folder / "rows.jsonl").write_text("\n".join(broken))
     with np.errstate(invalid="ignore"):  # of the table: ± of an infinite number
-        found = summary.summarise(folder)
-    assert {"sweep", "perplexity"} <= set(draw(found, folder))
+        assert {"sweep", "perplexity"} <= drawn_of(folder)
     assert plt.get_fignums() == []  # no global state
 
 
@@ -209,19 +205,22 @@ def test_names_lose_what_they_share() -> None:
 
 def test_the_ablation_leaves_out_bits_whose_cost_is_another_figure(tmp_path: Path) -> None:
     several = [
-        row(axes={"format.bits": b}, bits=b, seed=s, value=0.2 * b) for b in (2, 3) for s in (0, 1)
+        row(settings={"format.bits": b}, bits=b, seed=s, value=0.2 * b)
+        for b in (2, 3)
+        for s in (0, 1)
     ]
-    assert drawn(write(tmp_path, several)) == {"score_vs_bits"}
+    assert drawn_of(write(tmp_path, several)) == {"score_vs_bits"}
 
 
 def weights(cell: dict[str, Any], step: str, key: str, error: float = 0.5) -> dict[str, Any]:
-    told = {name: cell[name] for name in ("schema", "cell", "label", "axes", "seed", "bits")}
+    told = {name: cell[name] for name in ("schema", "cell", "label", "settings", "seed", "bits")}
     errors = [
         {
             "layer": f"layers.{b}.mlp.{p}_proj",
             "block": b,
             "projection": f"mlp.{p}_proj",
             "error": error,
+            "rounding": 0.1,
         }
         for b in range(3)
         for p in ("up", "down")
@@ -234,7 +233,7 @@ def weights(cell: dict[str, Any], step: str, key: str, error: float = 0.5) -> di
 
 
 def confidence(cell: dict[str, Any], step: str, loss: list[float]) -> dict[str, Any]:
-    told = {name: cell[name] for name in ("schema", "cell", "label", "axes", "seed", "bits")}
+    told = {name: cell[name] for name in ("schema", "cell", "label", "settings", "seed", "bits")}
     kind = {"diagnostic": "confidence", "step": step, "key": step, "objective": "kl"}
     return {**told, **kind, "tokens": [20, 5, 100], "loss": loss, "unbounded": 1}
 
@@ -249,14 +248,14 @@ def test_steps_have_the_name_of_the_row_whose_result_they_are(tmp_path: Path) ->
         weights(wide, "full precision", "d"),
     ]
     names = {each["cell"]: each["label"] for each in (ours, rtn, wide)}
-    found = inside.steps(records, names)
+    found = inside.steps([from_json(Weights, each, "") for each in records], names)
     assert [step.title for step in found] == ["RTN", "Ours: clip", "Ours"]
     folder = write(tmp_path, [ours, rtn, wide])
     records += [
         confidence(ours, when, [0.1, 0.2, 0.3]) for when in ("before training", "after training")
     ]
     (folder / "diagnostics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    assert {"weights", "errors", "confidence"} <= drawn(folder)
+    assert {"weights", "errors", "confidence"} <= drawn_of(folder)
 
 
 @pytest.mark.filterwarnings("error")
@@ -268,7 +267,7 @@ def test_diagnostics_that_are_not_finite_are_drawn_around(tmp_path: Path) -> Non
     ]
     folder = write(tmp_path, [one])
     (folder / "diagnostics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    assert drawn(folder) == {"weights", "errors", "confidence"}
+    assert drawn_of(folder) == {"weights", "errors", "confidence"}
 
 
 def test_a_broken_diagnostic_is_one_line(tmp_path: Path) -> None:
@@ -277,10 +276,11 @@ def test_a_broken_diagnostic_is_one_line(tmp_path: Path) -> None:
     folder = write(tmp_path, [row()])
     (folder / "diagnostics.jsonl").write_text(json.dumps(broken) + "\n")
     with pytest.raises(
-        ReportError, match=r"diagnostics.jsonl:1: levels: expected an object, found"
+        ReportError,
+        match=r"diagnostics.jsonl:1: histogram.levels: ",
     ):
-        rows.load_diagnostics(folder)
+        _ = Export(folder).diagnostics
     del broken["errors"]
     (folder / "diagnostics.jsonl").write_text(json.dumps(broken) + "\n")
-    with pytest.raises(ReportError, match="field 'errors' is missing"):
-        rows.load_diagnostics(folder)
+    with pytest.raises(ReportError, match="key 'errors' is missing"):
+        _ = Export(folder).diagnostics

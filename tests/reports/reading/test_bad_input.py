@@ -11,22 +11,26 @@ import pytest
 from harness.cli.main import main
 from tests.support.synthetic_grids import TASKS, measured, ppl, row, write
 
-HOLE = {"cell": "x", "label": "X", "axes": {}, "seed": 0, "reason": "failed: out of memory"}
+HOLE = {"cell": "x", "label": "X", "settings": {}, "seed": 0, "reason": "failed: out of memory"}
 
 
 @pytest.mark.parametrize(
     ("rows", "grid", "words"),
     [
-        ([row(), row(seed=1, schema=7)], {}, "rows.jsonl:2: schema version 7, expected 1"),
-        ([row()], {"schema": 7}, "grid.json: schema version 7, expected 1"),
+        ([row(), row(seed=1, schema=7)], {}, "rows.jsonl:2: schema version 7, expected 2"),
+        ([row()], {"schema": 7}, "grid.json: schema version 7, expected 2"),
         ([row(), row(value=0.6)], {}, "twice with a different value: 0.5 (line 1), 0.6 (line 2)"),
         (
             [],
             {"holes": [HOLE], "cells": 1},
             "no finished row; 1 of 1 cells are open, the first: failed",
         ),
-        ([row()], {"report": {"colums": ["x"]}}, "no setting 'colums'; did you mean 'columns'?"),
-        ([row()], {"report": {"effect": "x"}}, "report.effect: no axis 'x'"),
+        (
+            [row()],
+            {"report": {"colums": ["x"]}},
+            "report: key 'colums' is unknown; did you mean 'columns'?",
+        ),
+        ([row()], {"report": {"effect": "x"}}, "report.effect: axis 'x' is unknown"),
     ],
 )
 def test_what_cannot_be_shown(
@@ -64,4 +68,4 @@ def test_a_number_of_a_broken_items_file(
     made, line = measured([1, 0, 1])
     folder = write(tmp_path, [made], items=[{**line, "schema": 7}])
     assert main(["report", str(folder)]) == 2
-    assert "items.jsonl.gz:1: schema version 7, not 1" in capsys.readouterr().err
+    assert "items.jsonl.gz:1: schema version 7, expected 2" in capsys.readouterr().err

@@ -11,18 +11,20 @@ import pytest
 
 import reports
 from harness.core.errors import ReportError
-from reports.reading.rows import FIELDS, load_curves, load_grid
+from harness.core.records import SCHEMA, Row, documentation
+from reports.reading.export import Export
+from reports.reading.frames import column_types
 from tests.support.synthetic_grids import ppl, quickstart, row, write
 
 
 def test_columns_are_typed_and_documented(tmp_path: Path) -> None:
     frame = reports.load(quickstart(tmp_path))
-    assert list(frame.columns) == [*FIELDS, "line", "axes.format.bits"]
-    for name, field in FIELDS.items():
-        assert str(frame[name].dtype) == field.dtype, name
-        assert field.words
+    assert list(frame.columns) == [*column_types(Row), "line", "settings.format.bits"]
+    for name, dtype in column_types(Row).items():
+        assert str(frame[name].dtype) == dtype, name
+        assert documentation(Row)[name]
     assert frame["bos"].tolist()[0] is False
-    assert load_curves(tmp_path)["step"].dtype == "int64"
+    assert reports.load_curves(tmp_path)["step"].dtype == "int64"
 
 
 def test_missing_facts_keep_their_type(tmp_path: Path) -> None:
@@ -67,18 +69,24 @@ def bad_rows(tmp_path: Path, second: str) -> str:
 
 
 def test_another_schema_version(tmp_path: Path) -> None:
-    words = bad_rows(tmp_path, json.dumps(row(schema=2)))
-    assert words.startswith(f"{tmp_path / 'rows.jsonl'}:3: schema version 2, expected 1")
+    words = bad_rows(tmp_path, json.dumps(row(schema=1)))
+    assert words.startswith(f"{tmp_path / 'rows.jsonl'}:3: schema version 1, expected 2")
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"schema": 1, "cell"', "rows.jsonl:3: not JSON"),
+        ('{"schema": 2, "cell"', "rows.jsonl:3: not JSON"),
         ("[1]", "rows.jsonl:3: expected an object, found list"),
-        (json.dumps({**row(seed=1), "task": None}), "rows.jsonl:3: field 'task' is missing"),
-        (json.dumps(row(seed=1, value="61")), "field 'value' should be int or float, found '61'"),
-        (json.dumps(row(seed=1, n=True)), "rows.jsonl:3: field 'n' should be int, found True"),
+        (
+            json.dumps({**row(seed=1), "task": None}),
+            "rows.jsonl:3: task: null should be text",
+        ),
+        (json.dumps(row(seed=1, value="61")), "value: '61' should be a number"),
+        (
+            json.dumps(row(seed=1, n=True)),
+            "rows.jsonl:3: n: true should be a whole number",
+        ),
         (json.dumps(row(seed=1, higher_is_better=False)), "better higher in one row"),
     ],
 )
@@ -87,14 +95,22 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
 
 
 def test_a_bad_curve_line_is_named(tmp_path: Path) -> None:
-    curve = {"cell": "a", "label": "A", "axes": {}, "seed": 0, "bits": 2, "step": 1, "loss": 1.0}
+    curve = {
+        "cell": "a",
+        "label": "A",
+        "settings": {},
+        "seed": 0,
+        "bits": 2,
+        "step": 1,
+        "loss": 1.0,
+    }
     folder = write(tmp_path, [row()], [curve, {**curve, "step": "two"}])
-    with pytest.raises(ReportError, match=r"curves.jsonl:2: field 'step' should be int"):
+    with pytest.raises(ReportError, match=r"curves.jsonl:2: step: 'two' should be a whole number"):
         reports.render(folder)
 
 
 def test_nothing_finished_says_what_is_open(tmp_path: Path) -> None:
-    hole = {"cell": "a", "label": "A", "axes": {}, "seed": 0}
+    hole = {"cell": "a", "label": "A", "settings": {}, "seed": 0}
     holes = [{**hole, "reason": "not run yet"}, {**hole, "reason": "failed: out of memory"}]
     folder = write(tmp_path, [], holes=holes, cells=2)
     with pytest.raises(ReportError, match=r"no finished row; 2 of 2 .* failed: out of memory"):
@@ -107,14 +123,15 @@ def test_nothing_finished_says_what_is_open(tmp_path: Path) -> None:
 
 
 def test_the_spec_has_defaults_and_no_unread_keys(tmp_path: Path) -> None:
-    spec = load_grid(write(tmp_path, [row()])).spec
-    assert (spec.rows, spec.over, spec.average) == (("label",), "seed", None)
-    assert load_grid(write(tmp_path, [row()], report={"rows": "a"})).spec.rows == ("a",)
+    options = Export(write(tmp_path, [row()])).grid.report
+    assert (options.row_names, options.over, options.average) == (("label",), "seed", None)
+    options = Export(write(tmp_path, [row()], report={"rows": "a"})).grid.report
+    assert options.row_names == ("a",)
     folder = write(tmp_path, [row()], report={"averages": ["x"]})
-    with pytest.raises(ReportError, match=r"no setting 'averages'; did you mean 'average'\?"):
-        load_grid(folder)
-    with pytest.raises(ReportError, match=r"schema version 3, expected 1"):
-        load_grid(write(tmp_path, [row()], schema=3))
+    with pytest.raises(ReportError, match=r"'averages' is unknown; did you mean 'average'\?"):
+        _ = Export(folder).grid
+    with pytest.raises(ReportError, match=f"schema version 3, expected {SCHEMA}"):
+        _ = Export(write(tmp_path, [row()], schema=3)).grid
 
 
 def test_no_primary_row(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""The pictures of a page: what is drawn in them, in words, and their files.
+
+Not here: drawing them (`reports.plots`).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure, whose files are `plots/<name>.<suffix>`."""
+
+    name: str
+    caption: str  # its first sentence is the title
+    files: dict[str, bytes]  # suffix -> content: png, pdf
+
+    @property
+    def title(self) -> str:
+        return self.caption.split(". ")[0].rstrip(".")
+
+    @property
+    def words(self) -> str:
+        """The caption without its title."""
+        return self.caption.removeprefix(f"{self.title}.").strip()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, as the PNG's header has them."""
+        width, height = struct.unpack(">II", self.files["png"][16:24])
+        return width, height

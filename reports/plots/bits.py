@@ -1,0 +1,105 @@
+"""The score against effective bits per weight."""
+
+from __future__ import annotations
+
+import math
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from reports.numbers.columns import number_of_bits
+from reports.numbers.entries import Entry
+from reports.plots import data, style
+from reports.plots.context import Context, Plot
+from reports.plots.data import Mean
+from reports.plots.panels import (
+    FEW,
+    handle,
+    is_wide,
+    legend,
+    line_of_means,
+    logarithmic,
+    marks,
+    quantity,
+    references,
+    say,
+    scale,
+)
+
+_APART = 0.05  # bits per weight: rows nearer than that cost the same
+
+
+def draw_score_vs_bits(context: Context) -> Figure | None:
+    """The average (or the only score, or else perplexity) over bits, with the Pareto front."""
+    summary, models, looks = context.summary, context.models, context.looks
+    index = data.main_score(summary)
+    index = 0 if index is None else index
+    column = summary.columns[index]
+    means = data.by_row(models, index, scale(column))
+    points: dict[str, list[tuple[float, Mean]]] = {}
+    marked: dict[str, list[Entry]] = {}
+    unshown = []
+    for row in summary.rows:
+        entry, found = row.entries[index], means[row.name, row.bits]
+        if entry is None or row.reference:
+            continue
+        if math.isfinite(found.mean):
+            weight = row.bits if row.bits_per_weight is None else row.bits_per_weight
+            points.setdefault(row.name, []).append((weight, found))
+            marked.setdefault(row.name, []).append(entry)
+        else:
+            words = f"{row.name}, {number_of_bits(row.bits)} bits"
+            unshown.append(f"{words}: {found.mean}, not drawn")
+    weights = [weight for line in points.values() for weight, _ in line]
+    if not points or max(weights) - min(weights) < _APART:
+        return None
+    figure = Figure(figsize=(style.COLUMN if len(points) <= FEW else style.PAGE, 2.2))
+    axes = figure.subplots()
+    handles: list[Line2D] = references(axes, summary, index)
+    shown = [(weight, each.mean) for line in points.values() for weight, each in line]
+    handles += _front(axes, data.pareto(shown, column.higher), max(weights))
+    for name, line in points.items():
+        line.sort()
+        line_of_means(axes, [weight for weight, _ in line], [each for _, each in line], looks[name])
+        handles.append(handle(looks[name], name + marks(marked[name])))
+    axes.margins(x=0.08, y=0.1)
+    values = [value for _, value in shown]
+    if not column.higher and is_wide(values):
+        logarithmic(axes, "y", min(values), max(values))
+    axes.set_xlabel("effective bits per weight")
+    axes.set_ylabel(quantity(column))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    say(figure, unshown)
+    legend(figure, handles)
+    return figure
+
+
+def _front(axes: Axes, front: list[tuple[float, float]], end: float) -> list[Line2D]:
+    """A staircase: what can be had for at most so many bits."""
+    if len(front) < 2:
+        return []
+    at = [*(weight for weight, _ in front), max(end, front[-1][0])]
+    values = [*(value for _, value in front), front[-1][1]]
+    return axes.plot(
+        at,
+        values,
+        drawstyle="steps-post",
+        color=style.FRONT,
+        linewidth=3,
+        solid_capstyle="butt",
+        zorder=1,
+        label="Pareto front",
+    )
+
+
+PLOTS = (
+    Plot(
+        "score_vs_bits",
+        "Score against effective bits per weight. "
+        "Scales and zero points are counted; no model below and left of the Pareto front is better "
+        "in both; error bars are 95 % t-intervals over seeds.",
+        draw_score_vs_bits,
+    ),
+)

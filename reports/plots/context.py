@@ -1,0 +1,52 @@
+"""What every plot is drawn from, and what a plot is.
+
+Not here: how anything looks (`style`), the numbers that several plots need (`data`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from reports.numbers.summary import Summary
+from reports.plots import data, style
+from reports.plots.style import Look
+from reports.reading.export import Export
+
+
+@dataclass(frozen=True)
+class Context:
+    """An export and its summary, with what is made of both for plots."""
+
+    export: Export
+    summary: Summary
+
+    @cached_property
+    def models(self) -> pd.DataFrame:
+        """One row a distinct model of each row of the table: see `data.per_model`."""
+        return data.per_model(self.export.rows, self.summary)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """The training curves with the `name` of their row."""
+        curves = self.export.curves
+        return curves.assign(name=curves["cell"].map(self.summary.names))
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """How each row looks, by its name: the same in all plots."""
+        methods = [row.name for row in self.summary.rows if not row.reference]
+        return style.looks([*methods, *self.curves["name"]])
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of a report. To add one, list it in `PLOTS` of the file that draws it."""
+
+    name: str  # of its files
+    caption: str  # the words under it; the first sentence is its title
+    draw: Callable[[Context], Figure | None]  # None where the export has nothing to show

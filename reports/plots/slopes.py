@@ -1,0 +1,79 @@
+"""Tasks from 16 bits down: a panel a method, a line a task."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+
+from matplotlib.figure import Figure
+
+from reports.numbers.columns import number_of_bits
+from reports.numbers.entries import REFERENCE_BITS, Row
+from reports.plots import style
+from reports.plots.context import Context, Plot
+from reports.plots.panels import handle, legend, say
+
+_PANELS = 8  # of a figure over both columns
+_LETTERS = 15  # an inch, of a panel's title
+
+
+def draw_slopes(context: Context) -> Figure | None:
+    """A panel a method: each task from the 16-bit model down to the fewest bits."""
+    summary = context.summary
+    tasks = [i for i, c in enumerate(summary.columns) if c.higher and c.task is not None]
+    reference = next((row for row in summary.rows if row.reference), None)
+    if len(tasks) < 2 or reference is None:
+        return None
+    methods: dict[str, list[Row]] = {}
+    for row in summary.rows:
+        if not row.reference and row.name != reference.name:
+            methods.setdefault(row.name, []).append(row)
+    fewest = min((row.bits for rows in methods.values() for row in rows), default=math.inf)
+    chosen = {n: rows for n, rows in methods.items() if any(row.bits == fewest for row in rows)}
+    if not chosen:
+        return None
+    shown = dict(list(chosen.items())[:_PANELS])
+    widths = sorted({row.bits for rows in shown.values() for row in rows}, reverse=True)
+    across = min(4, len(shown))
+    down = math.ceil(len(shown) / across)
+    size = (style.COLUMN if across <= 2 else style.PAGE, 0.3 + 1.75 * down)
+    figure = Figure(figsize=size)
+    panels = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
+    looks = style.looks([summary.columns[index].title for index in tasks])
+    for axes, (name, rows) in zip(panels, shown.items(), strict=False):
+        ordered = [reference, *sorted(rows, key=lambda row: -row.bits)]
+        for index in tasks:
+            look = looks[summary.columns[index].title]
+            entries = [(row.bits, row.entries[index]) for row in ordered]
+            finite = [(b, e.mean) for b, e in entries if e is not None and math.isfinite(e.mean)]
+            axes.plot(
+                [0 if bits >= REFERENCE_BITS else 1 + widths.index(bits) for bits, _ in finite],
+                [100 * value for _, value in finite],
+                color=look.colour,
+                marker=look.marker,
+                markeredgecolor="white",
+                markeredgewidth=0.5,
+            )
+        letters = int(_LETTERS * size[0] / across)
+        axes.set_title(textwrap.fill(name, letters, break_on_hyphens=False))
+        ticks = [reference.bits, *widths]
+        axes.set_xticks(range(len(ticks)), [number_of_bits(bits) for bits in ticks])
+        axes.set_xlim(-0.25, len(ticks) - 0.75)
+        axes.grid(False, axis="x")
+        axes.set_xlabel("bits")
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    figure.supylabel("score (%)", fontsize=8)
+    if len(chosen) > len(shown):
+        say(figure, [f"the first {len(shown)} of {len(chosen)} methods"])
+    legend(figure, [handle(look, title) for title, look in looks.items()])
+    return figure
+
+
+PLOTS = (
+    Plot(
+        "slopes",
+        "Tasks from 16 bits down. Each line is a task, each panel a method; means over seeds.",
+        draw_slopes,
+    ),
+)

@@ -1,0 +1,182 @@
+"""Scores along a numeric axis, and against what training cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from harness.core.records import DEVICE_HOURS
+from reports.numbers.columns import number_of_bits
+from reports.numbers.entries import REFERENCE_BITS
+from reports.plots import data, style
+from reports.plots.context import Context, Plot
+from reports.plots.data import Sweep
+from reports.plots.panels import (
+    handle,
+    is_wide,
+    legend,
+    line_of_means,
+    logarithmic,
+    places,
+    quantity,
+    references,
+    scale,
+    unit,
+)
+from reports.plots.style import Look
+
+_MORE = 1.2  # most over least: less is one cost
+
+
+def draw_sweep(context: Context) -> Figure | None:
+    """For each numeric axis the average and each perplexity (a panel each) over its values."""
+    summary, known = context.summary, context.looks
+    found = data.sweeps(context.models)
+    score = data.main_score(summary)
+    columns = [] if score is None else [score]
+    columns += [i for i, column in enumerate(summary.columns) if not column.higher][:2]
+    if not found or not columns:
+        return None
+    size = (style.COLUMN if len(found) == 1 else style.PAGE, 0.4 + 1.5 * len(columns))
+    figure = Figure(figsize=size)
+    panels = figure.subplots(len(columns), len(found), squeeze=False, sharex="col")
+    names = [name for each in found for name in (*each.series, *each.level)]
+    looks = known if set(names) <= set(known) else style.looks(names)
+    handles: dict[str, Line2D] = {}
+    for across, each in enumerate(found):
+        for down, index in enumerate(columns):
+            axes = panels[down][across]
+            drawn = references(axes, summary, index)
+            handles |= {str(line.get_label()): line for line in drawn}
+            _swept(axes, each, index, scale(summary.columns[index]), looks)
+            if across == 0:
+                axes.set_ylabel(quantity(summary.columns[index]))
+        panels[-1][across].set_xlabel(each.axis)
+    for each in found:
+        handles |= {name: handle(looks[name], name) for name in each.series}
+        handles |= {name: handle(looks[name], name, line=True) for name in each.level}
+    legend(figure, list(handles.values()))
+    return figure
+
+
+def _swept(axes: Axes, sweep: Sweep, index: int, factor: float, looks: dict[str, Look]) -> None:
+    for name, rows in sweep.level.items():
+        axes.axhline(
+            factor * data.mean(data.values(rows, index)).mean,
+            color=looks[name].colour,
+            ls=looks[name].dash,
+            lw=1.0,
+        )
+    for name, points in sweep.series.items():
+        means = [
+            data.mean(factor * value for value in data.values(rows, index))
+            for rows in points.values()
+        ]
+        at, look = list(points), looks[name]
+        axes.plot(at, [m.mean for m in means], color=look.colour, marker=look.marker, mec="white")
+        axes.fill_between(
+            at,
+            [m.mean - m.half for m in means],
+            [m.mean + m.half for m in means],
+            color=look.colour,
+            alpha=0.2,
+            lw=0,
+        )
+    places(axes, sorted({at for points in sweep.series.values() for at in points}))
+    axes.margins(y=0.1)
+
+
+def draw_score_vs_tokens(context: Context) -> Figure | None:
+    """The score against the tokens that a model was trained on."""
+    tokens = data.tokens_trained(context.models, context.curves, context.export.rows)
+    return _draw_against_cost(context, tokens, unit)
+
+
+def draw_score_vs_hours(context: Context) -> Figure | None:
+    """The score against device-hours of training, where the grid asks for them."""
+    hours = context.summary.fact(DEVICE_HOURS)
+    cost = context.models["model_key"].map({} if hours is None else hours)
+    return _draw_against_cost(context, cost, lambda _: (1.0, "device-hours of training"))
+
+
+def _draw_against_cost(
+    context: Context, cost: pd.Series, unit: Callable[[float], tuple[float, str]]
+) -> Figure | None:
+    """What more training buys. Points of a line differ in one numeric axis.
+
+    cost: of each model, NaN where it was not trained. unit: what the largest is divided by for the
+    axis, and the axis's words.
+    """
+    summary, models, known = context.summary, context.models, context.looks
+    index = data.main_score(summary)
+    index = 0 if index is None else index
+    column = summary.columns[index]
+    models = models.assign(cost=cost.astype(float))
+    quantised = models[models["bits"] < REFERENCE_BITS]
+    trained = quantised[quantised["cost"].notna()]
+    totals = trained["cost"]
+    if totals.empty or totals.max() < _MORE * totals.min():
+        return None
+    swept = data.sweeps(trained, least=2)
+    axis = swept[0].axis if len(swept) == 1 else None
+    quantised = quantised.assign(series=quantised["name"])
+    if axis is not None:
+        quantised.loc[trained.index, "series"] = data.series_names(trained, axis, bits=False)
+    looks = known if set(quantised["series"]) <= set(known) else style.looks(quantised["series"])
+    bits = sorted(trained["bits"].unique(), reverse=True)
+    figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
+    panels = figure.subplots(1, len(bits), squeeze=False, sharex=True, sharey=True)[0]
+    size, words = unit(float(totals.max()))
+    handles: dict[str, Line2D] = {}
+    for axes, each in zip(panels, bits, strict=True):
+        handles |= {str(line.get_label()): line for line in references(axes, summary, index)}
+        here = quantised[quantised["bits"] == each]
+        for name, rows in here.groupby("series", sort=False):
+            look, means = looks[str(name)], data.by_row(rows, index, scale(column))
+            level = rows["cost"].isna().all()
+            handles[str(name)] = handle(look, str(name), line=level)
+            if level:
+                axes.axhline(means[str(name), each].mean, color=look.colour, ls=look.dash, lw=1.0)
+                continue
+            points = sorted(
+                (float(same["cost"].mean()) / size, means[str(row), each])
+                for row, same in rows.groupby("name", sort=False)
+            )
+            line_of_means(axes, [at for at, _ in points], [mean for _, mean in points], look)
+        if is_wide(totals):
+            logarithmic(axes, "x", float(totals.min()) / size, float(totals.max()) / size)
+        axes.margins(x=0.08, y=0.1)
+        if not is_wide(totals):
+            axes.set_xlim(0, 1.06 * float(totals.max()) / size)
+        axes.set_title(f"{number_of_bits(each)} bits")
+        axes.set_xlabel(words)
+    panels[0].set_ylabel(quantity(column))
+    legend(figure, list(handles.values()))
+    return figure
+
+
+PLOTS = (
+    Plot(
+        "sweep",
+        "Scores along an axis. "
+        "Bands are 95 % t-intervals over seeds; level lines are cells without a value on the axis.",
+        draw_sweep,
+    ),
+    Plot(
+        "score_vs_tokens",
+        "Score against tokens trained on. "
+        "Error bars are 95 % t-intervals over seeds; level lines are methods that do not train.",
+        draw_score_vs_tokens,
+    ),
+    Plot(
+        "score_vs_hours",
+        "Score against device-hours of training. "
+        "A device is a GPU, on CPUs a process; error bars are 95 % t-intervals over seeds; level "
+        "lines are methods that do not train.",
+        draw_score_vs_hours,
+    ),
+)
