@@ -56,6 +56,23 @@ def test_the_commands_of_the_tour_exist(words: str) -> None:
     make_parser().parse_args(words.split())
 
 
+def test_the_tree_names_every_room_and_nothing_else() -> None:
+    lines = re.findall(
+        r"^    ( *)([\w.]+/?) +\S", README.split("## Where things are")[1], re.MULTILINE
+    )
+    top, named = "", set()
+    for indent, name in lines:
+        top = top if indent else name
+        named.add(top + name if indent else name)
+    rooms = {
+        f"{path.parent.relative_to(ROOT)}/"
+        for room in ("harness", "methods", "reports")
+        for path in (ROOT / room).glob("*/__init__.py")
+    }
+    assert named >= rooms | {"experiments/", "results/", "runs/", "tests/", "benchmarks/", "docs/"}
+    assert all((ROOT / name).exists() for name in named - {"runs/"})
+
+
 def test_every_link_leads_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?://)(.*?)\)", README):
         assert (ROOT / target).exists(), target
