@@ -20,10 +20,12 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 
-def _read_pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    return {canonicalize_name(name): version for name, version in pins}
+def _read_pins(file: str = "constraints.txt") -> dict[str, str]:
+    text = (ROOT / file).read_text()
+    return {
+        canonicalize_name(name): version
+        for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
+    }
 
 
 def _requirements() -> list[Requirement]:
@@ -38,6 +40,14 @@ def test_a_pin_lies_in_the_range_that_is_asked_for(requirement: Requirement) -> 
         assert requirement.name == "setuptools", "what the tests use is pinned"
     else:
         assert requirement.specifier.contains(pin), f"{requirement} and {pin}"
+
+
+def test_the_lock_holds_what_is_pinned_and_names_no_host() -> None:
+    pins, locked = _read_pins(), _read_pins("requirements.lock")
+    assert locked.items() >= pins.items()
+    text = (ROOT / "requirements.lock").read_text()
+    assert len(re.findall(r"^[\w.-]+==.*\\\n    --hash=sha256:", text, re.MULTILINE)) == len(locked)
+    assert "://" not in text and "index" not in text
 
 
 def test_no_dependency_is_pinned_for_users() -> None:
