@@ -4,7 +4,7 @@
 
 Launches a grid of that many trainings of the testbed's small model, two tasks each, with commands of
 SLURM that answer as the real ones and count their calls; then looks at the grid with all jobs queued
-and with everything done. With --lab SLURM is real, on this host (see `tests/slurm/lab.py`), with a
+and with everything done. With --lab SLURM is real, on this host (see `tests/support/slurm/lab.py`), with a
 partition that is down so that jobs stay queued, and its controller counts the calls. Every verb is a process of its own, as for a user; times are in seconds, by
 the clock and of CPU, which on a busy machine is the better one.
 
@@ -30,7 +30,7 @@ from typing import Protocol
 
 from harness.core.store import Store, write_json
 from harness.run import plan as plans
-from tests.slurm.lab import Lab
+from tests.support.slurm.lab import Lab
 
 GRID = """# What do many cells cost to plan and to submit?
 model: testbed-small

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.lab import Lab, missing
+from tests.support.slurm.lab import Lab, missing
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import submitit
 
-from tests.slurm.lab import Lab, LabError, missing
+from tests.support.slurm.lab import Lab, LabError, missing
 
 
 def _until(ready: Callable[[], bool], seconds: float = 120) -> None:
@@ -106,7 +106,7 @@ def test_nothing_is_left_when_its_process_is_killed(lab: Lab, tmp_path: Path) ->
     """Beside the session's lab, so with ports of its own."""
     folder = Path(f"{lab.folder}-2")
     code = (
-        "import sys, time; from pathlib import Path; from tests.slurm.lab import Lab\n"
+        "import sys, time; from pathlib import Path; from tests.support.slurm.lab import Lab\n"
         "with Lab(Path(sys.argv[1])) as lab:\n"
         "    lab.run('sbatch', '--wrap=srun sleep 1000', '--output=/dev/null')\n"
         "    while '1.0' not in lab.squeue('--steps'): time.sleep(0.1)\n"

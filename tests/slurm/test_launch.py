@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.slurm.lab import Lab
-from tests.slurm.place import INSIDE, Place, until
+from tests.support.slurm.lab import Lab
+from tests.support.slurm.place import INSIDE, Place, until
 
 TRAINED: dict[str, Any] = {"defaults": {"train.steps": 40, "train.checkpoint_every": 5}}
 

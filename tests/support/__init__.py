@@ -1,1 +1,1 @@
-"""What tests and benchmarks both need: a fake hub, a mirror, toy stages, synthetic grids."""
+"""What tests and benchmarks both need: a SLURM, a fake hub, a mirror, toy stages, grids."""

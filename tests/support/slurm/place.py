@@ -19,7 +19,7 @@ from harness.cluster import launches
 from harness.cluster.launches import Launch
 from harness.core.store import Store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 INSIDE = Path(__file__).parent / "inside"
 
 # One model of a million weights that trains for seconds: what is tested is not what is computed.

@@ -1,7 +1,7 @@
 """A real SLURM on this host for the tests: two nodes, fake GPUs, accounting, all on loopback.
 
-    eval $(python -m tests.slurm.lab /tmp/lab)      # by hand: sbatch, squeue, sacct, submitit
-    python -m tests.slurm.lab /tmp/lab --stop
+    eval $(python -m tests.support.slurm.lab /tmp/lab)      # by hand: sbatch, squeue, sacct, submitit
+    python -m tests.support.slurm.lab /tmp/lab --stop
 
 The configuration is in the three .conf files beside this one. Several labs may run at once, each
 in its own folder and with its own ports; no service of the system is touched. Every process of a
@@ -83,7 +83,7 @@ class Lab:
 
     def __enter__(self) -> Lab:
         # A shell that waits for the end of its input: that comes when this process is gone.
-        stop = [sys.executable, "-m", "tests.slurm.lab", str(self.folder), "--stop"]
+        stop = [sys.executable, "-m", "tests.support.slurm.lab", str(self.folder), "--stop"]
         self._guard = subprocess.Popen(
             ["sh", "-c", 'read _; exec "$@"', "guard", *stop],
             stdin=subprocess.PIPE,
@@ -374,7 +374,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 def main() -> None:
     """Starts a lab that stays up, and prints what to export; or stops it."""
-    parser = argparse.ArgumentParser(prog="python -m tests.slurm.lab", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.support.slurm.lab", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="the lab's folder, with a short path")
     parser.add_argument("--stop", action="store_true", help="end it and remove the folder")
