@@ -58,7 +58,7 @@ def forget_adapters() -> None:
 
 
 @cache
-def field_types(cls: type) -> Mapping[str, Any]:
+def field_types(cls: Any) -> Mapping[str, Any]:
     """The types of the fields that a dataclass is made of, with their constraints."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}

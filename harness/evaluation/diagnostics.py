@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from harness.core.checked import Checked
 from harness.core.errors import GridError, nearest
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.method import Method
@@ -128,7 +129,7 @@ def group_levels(weight: Tensor, group_size: int) -> list[Facts]:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """What a grid may say of a diagnostic beside its name."""
 
     layer: str | None = None

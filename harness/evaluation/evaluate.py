@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.core.checked import Checked
 from harness.core.errors import GridError, ModelError, TextError
 from harness.core.reads import Read
 from harness.core.records import NO_FILTER, ItemScores, Precision, Score
@@ -233,7 +234,7 @@ class LmEval(Stage[Scores]):
 
 
 @dataclass(frozen=True)
-class TaskOptions:
+class TaskOptions(Checked):
     """What a grid may say of a task beside its name."""
 
     limit: Annotated[int, Field(gt=0)] | None = None
@@ -279,6 +280,16 @@ def evaluation(
 def task_batch(context: int) -> int:
     """How many of a task's texts are run at once by a model of so long a context."""
     return max(1, EVALUATION_TOKENS // min(context, USUAL_TOKENS))
+
+
+def higher_is_better(task: str) -> bool:
+    """Whether a task's primary metric is a score, rather than a perplexity."""
+    return task not in PERPLEXITY
+
+
+def list_known() -> tuple[str, ...]:
+    """Names that are known without asking lm-eval, which takes seconds."""
+    return (*PERPLEXITY, *tasks.testbed())
 
 
 def runs_code(task: str) -> bool:

@@ -17,9 +17,8 @@ from harness.config.settings import list_classes
 from harness.core.checked import field_types, fields_adapter
 from harness.core.component import Component
 from harness.core.records import ReportOptions, documentation
-from harness.evaluation import tasks
 from harness.evaluation.diagnostics import Options
-from harness.evaluation.evaluate import PERPLEXITY, TaskOptions
+from harness.evaluation.evaluate import TaskOptions, list_known
 from harness.grid.schema import GridFile
 from harness.method import METHODS
 
@@ -46,7 +45,7 @@ def make_schema() -> Json:
         "compare": _list_of(_refer("Method")),
         "defaults": _refer("Settings"),
         "vary": _mapping({**axes, "seed": seed, "model": _list_of(_TEXT)}),
-        "evaluate": _list_named([*PERPLEXITY, *tasks.testbed()], "TaskOptions"),
+        "evaluate": _list_named(list(list_known()), "TaskOptions"),
         "diagnose": _list_named(["weights", "confidence"], "DiagnosticOptions"),
     }
     required = {"anyOf": [{"required": ["base"]}, {"required": grid.pop("required")}]}
@@ -93,8 +92,7 @@ def _describe_method(settings: Iterable[str]) -> Json:
 
 def _describe_options(options: type) -> Json:
     """A mapping of options; nothing after a name says that there are none."""
-    mapping = pydantic.TypeAdapter(options).json_schema() | {"additionalProperties": False}
-    return _any_of([mapping, {"type": "null"}])
+    return _any_of([pydantic.TypeAdapter(options).json_schema(), {"type": "null"}])
 
 
 def _list_named(names: list[str], options: str) -> Json:

@@ -16,7 +16,7 @@ from harness.core.records import COLUMNS, ReportOptions
 
 Tolerance = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 SEEDS = range(-(2**63), 2**63)  # what the generators take
-Seed = Annotated[int, pydantic.Field(ge=SEEDS[0], le=SEEDS[-1])]
+Seed = Annotated[int, pydantic.Field(strict=True, ge=SEEDS[0], le=SEEDS[-1])]
 # `{testbed-ppl: }` is a task without options, as `testbed-ppl` is.
 Options = Annotated[
     dict[str, Any], pydantic.BeforeValidator(lambda said: {} if said is None else said)
@@ -72,7 +72,7 @@ class GridFile(pydantic.BaseModel):
     mirror: str | None = None  # relative to the file that says it
 
 
-def misnamed(
+def list_misnamed(
     file: GridFile,
     axes: Collection[str],
     tasks: Collection[str],

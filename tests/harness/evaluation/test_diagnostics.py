@@ -153,10 +153,10 @@ def test_the_first_seed_is_diagnosed_and_steps_are_shared(write: Any) -> None:
         ),
         (
             "[{weights: {layers: x}}]",
-            "diagnostic option 'layers' is unknown; did you mean 'layer'?",
+            "diagnose.weights: key 'layers' is unknown; did you mean 'layer'?",
         ),
         ("[{confidence: {layer: x}}]", "confidence: the option 'layer' says nothing"),
-        ("[weights, weights]", "diagnostic 'weights' is given twice"),
+        ("[weights, weights]", "diagnose: 'weights' is given twice"),
     ],
 )
 def test_errors_name_the_line_and_the_nearest_name(write: Any, diagnose: str, words: str) -> None:

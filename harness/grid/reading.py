@@ -1,0 +1,83 @@
+"""A grid file as it is read: its text, and what it says as typed values.
+
+What does not fit is a GridError in one line: file, line, what was given, the nearest valid name.
+Not here: the keys (`schema`), what the names stand for (`points`, `expand`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+from harness.config.document import Document
+from harness.core.errors import GridError
+from harness.core.misfit import Where, explain
+from harness.core.records import Finding, ReportOptions
+from harness.grid import published
+from harness.grid.schema import GridFile, Published, list_misnamed
+
+T = TypeVar("T")
+KEYS: Mapping[str, type] = {
+    "": GridFile,
+    "report": ReportOptions,
+    "report.finding": Finding,
+    "published": Published,
+}
+
+
+def read_grid(path: Path) -> tuple[Document, GridFile]:
+    """The text of a grid, and its keys."""
+    document = Document(path, merged=("defaults", "report"))
+    if not isinstance(document.data, dict):
+        raise document.error((), "a grid is a mapping with at least model, method and evaluate")
+    return document, fit(document, (), GridFile, document.data, KEYS)
+
+
+def fit(
+    document: Document,
+    where: Where,
+    kind: Any,
+    data: object,
+    known: Mapping[str, type] | None = None,
+) -> Any:
+    """`data`, which stands at `where`, as a value of type `kind`."""
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(data)
+    except pydantic.ValidationError as error:
+        prefix = ".".join(step for step in where if isinstance(step, str))
+        wrong = explain(error, data, known, prefix)
+        raise document.error((*where, *wrong.where), wrong.message) from None
+
+
+def read_named(
+    document: Document, key: str, items: Sequence[str | Mapping[str, Any]], options: type[T]
+) -> dict[str, T]:
+    """A list of names, each alone or with options, as options by name."""
+    named: dict[str, T] = {}
+    for number, item in enumerate(items):
+        pairs: Mapping[str, Any] = {item: {}} if isinstance(item, str) else item
+        for name, data in pairs.items():
+            where: Where = (key, number, name)
+            if name in named:
+                raise document.error(where, f"{key}: {name!r} is given twice")
+            named[name] = fit(document, where, options, data, {"": options})
+    return named
+
+
+def check_names(
+    document: Document, file: GridFile, axes: Collection[str], tasks: Collection[str]
+) -> None:
+    """Raises GridError where `report` or `published` name what the grid does not have."""
+    figures: list[dict[str, str]] = []
+    if file.published is not None:
+        try:
+            path = published.find(file.published.name, file.published.model)
+            figures = published.figures(path, file.published.model)
+        except GridError as error:
+            raise document.error(("published",), str(error)) from None
+    printed, metrics = ({figure[name] for figure in figures} for name in ("task", "metric"))
+    for wrong in list_misnamed(file, axes, tasks, printed, metrics):
+        raise document.error(*wrong)
