@@ -219,7 +219,7 @@ def test_loss_by_confidence_adds_up_to_the_objective(write: Any, tmp_path: Path)
     gamma = values.of(stage.statistic)
     with torch.no_grad():
         guide = teacher.network(tokens.ids).logits
-        loss = stage.objective.loss(
+        loss = stage.objective.batch_loss(
             student.network(tokens.ids).logits, guide, tokens.ids, tokens.mask, gamma
         )
         labels = tokens.ids[:, 1:]

@@ -179,8 +179,8 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "published.tolerance: .inf should be a finite number or a mapping",
         ),
         ("data.length: 128", "data.temperature: .inf", 13, "temperature: .inf should be a finite"),
-        ("data.length: 128", "train.lr: -1", 13, "train: lr -1.0 is negative"),
-        ("data.length: 128", "train.betas: [0.9, 1]", 13, "train: betas (0.9, 1.0) are not from 0"),
+        ("data.length: 128", "train.lr: -1", 13, "train.lr: -1 should be at least 0"),
+        ("data.length: 128", "train.betas: [0.9, 1]", 13, "train.betas: 1 should be less than 1"),
         ("data.length: 128", "train.lr: .nan", 13, "train.lr: .nan should be a finite number"),
         (
             "data.length: 128",
