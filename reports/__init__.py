@@ -2,7 +2,7 @@
 
     from reports import load, load_items, render, text
 
-    frame = load("results/quickstart")     # pandas DataFrame, one row a (cell, task, metric, filter)
+    frame = load("results/quickstart")  # pandas DataFrame: one row a cell, task, metric, filter
     items = load_items("results/quickstart")    # one row an item
     curves = load_curves("results/quickstart")  # one row a training step
     render("runs/quickstart")              # report.md, table.{md,tex,csv,txt}, plots/*.{png,pdf}
@@ -44,8 +44,8 @@ __all__ = ["as_printed", "load", "load_curves", "load_items", "publish", "render
 def load(folder: Path | str) -> pd.DataFrame:
     """The rows of an exported grid: one a cell, task, metric and filter.
 
-    The columns are the fields of `harness.core.records.Row`, `settings.<path>` for each setting that
-    varies, and `line`, the number of the line in rows.jsonl.
+    The columns are the fields of `harness.core.records.Row`, `settings.<path>` for each setting
+    that varies, and `line`, the number of the line in rows.jsonl.
     """
     from reports.reading.export import Export
 
@@ -56,9 +56,9 @@ def load_items(folder: Path | str) -> pd.DataFrame:
     """The items behind the rows: one row an item of each evaluation.
 
     Its columns are key, task, metric, filter, which its row has too, item, its number in the task,
-    and score: `items.merge(load(folder), on=["key", "task", "metric", "filter"])`. The mean score is
-    the row's value where `aggregation` is `mean`; exp of it where it is `exp_mean`. Cells that share
-    a model share a key, so that each of them has these items.
+    and score: `items.merge(load(folder), on=["key", "task", "metric", "filter"])`. The mean score
+    is the row's value where `aggregation` is `mean`; exp of it where it is `exp_mean`. Cells that
+    share a model share a key, so that each of them has these items.
     """
     from reports.reading.export import Export
     from reports.reading.items import make_items_frame

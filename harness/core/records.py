@@ -7,16 +7,17 @@
     diagnostics.jsonl  Diagnostic    one line a cell, diagnostic and step of its method
     provenance.jsonl   StageRecord   one line a stage behind the rows
 
-Each line is a JSON object: the fields of its record, and `schema`, the version of these definitions.
-A field's type is what JSON may hold there, its text what it means; both are read by `reports`, which
-checks every line against them. A field without a default must be there, `null` where its type allows
-it; a field that is added later has a default, so that older lines can be read.
+Each line is a JSON object: the fields of its record, and `schema`, the version of these
+definitions. A field's type is what JSON may hold there, its text what it means; both are read by
+`reports`, which checks every line against them. A field without a default must be there, `null`
+where its type allows it; a field that is added later has a default, so that older lines can be
+read.
 
 An item is joined with its row by `ITEM_KEY`. Who evaluates fills `Score`, `Precision` and
 `ItemScores`; `harness.run.export` knows the cell and makes `Row` and `RowItems` of them.
 
-Not here: reading and writing files (`harness.run.export`, `reports.reading`), and anything that needs
-torch, pandas or pydantic to be imported.
+Not here: reading and writing files (`harness.run.export`, `reports.reading`), and anything that
+needs torch, pandas or pydantic to be imported.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class Score:
     higher_is_better: Annotated[bool, "false for perplexity"]
     aggregation: Annotated[
         Aggregation | None,
-        "how the value follows from the items: `mean`; `exp_mean`: exp of their mean; `macro_mean`: "
-        "the unweighted mean of the rows of which it is the group; null: otherwise",
+        "how the value follows from the items: `mean`; `exp_mean`: exp of their mean; "
+        "`macro_mean`: the unweighted mean of the rows of which it is the group; null: otherwise",
     ]
     num_fewshot: Annotated[int | None, "examples in the prompt"]
     bos: Annotated[bool | None, "whether a prompt began with BOS"]
@@ -242,6 +243,11 @@ class StageRecord:
         default_factory=dict
     )
 
+    @property
+    def name(self) -> str:
+        """The stage's kind; of a record that has none, its class without the module."""
+        return str(self.stage.get("kind") or self.stage.get("class", "?")).rpartition(".")[2]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hole:
@@ -381,7 +387,7 @@ def documentation(kind: type) -> dict[str, str]:
 
 
 def rows_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """What tells the rows of one run from those of another: a digest of methods, settings and values.
+    """A digest of methods, settings and values: it tells the rows of two runs apart.
 
     `rows`: fields of `Row` by name. Their order, repeats, labels and keys do not
     count.

@@ -82,7 +82,10 @@ def make_rows(
     index: ItemIndex,
     options: ReportOptions,
 ) -> list[Row]:
-    """Rows by falling bits, of one width in the order of the labels; `usual` is a protocol a task."""
+    """Rows by falling bits, of one width in the order of the labels.
+
+    `usual`: for each column of a task, how most of its values were measured.
+    """
     labels, names = list(dict.fromkeys(shown["label"])), list(dict.fromkeys(shown["name"]))
     keys = sorted(
         set(zip(shown["bits"], shown["name"], shown["label"], strict=True)),

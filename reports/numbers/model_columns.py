@@ -1,12 +1,12 @@
 """Columns of a table that are facts of a row's models and no scores: never ranked, never averaged.
 
-A grid asks for them by name in `report.columns`. To add one, write a `ModelColumn` here and its name
-in `harness.core.records.COLUMNS`.
+A grid asks for them by name in `report.columns`. To add one, write a `ModelColumn` here and its
+name in `harness.core.records.COLUMNS`.
 
 Device-hours are what a model cost to train: the hours of its training times the devices that shared
-it. A device is a GPU, or on CPUs a process. The time is the training's own clock, which goes on from
-the last checkpoint after a restart, where the wall time of its stage begins anew: steps that were
-done twice count once. How many devices there were stands in the stage's settings. Searching,
+it. A device is a GPU, or on CPUs a process. The time is the training's own clock, which goes on
+from the last checkpoint after a restart, where the wall time of its stage begins anew: steps that
+were done twice count once. How many devices there were stands in the stage's settings. Searching,
 generating and evaluating are not counted.
 
 Not here: tokens (`reports.plots.data`).
@@ -36,7 +36,7 @@ class ModelColumn:
 
 
 def device_hours(export: Export) -> pd.Series:
-    """Key of a model -> hours; without those that were not trained, or whose hours are not known."""
+    """Key of a model -> hours; without models that were not trained, or whose hours are unknown."""
     keys = export.rows.drop_duplicates("cell").set_index("cell")["model_key"]
     seconds = export.curves.groupby(export.curves["cell"].map(keys))["seconds"].max()
     devices = {key: _count_devices(key, export.stages) for key in seconds.index}
@@ -91,7 +91,7 @@ def _chain(key: str, stages: Stages) -> Iterator[StageRecord]:
 
 
 def _shared(stage: Any) -> int:
-    """How many devices a described stage asks for in its settings (`gpus`); 0 if it says nothing."""
+    """How many devices a described stage asks for in its settings; 0 if it says nothing."""
     if not isinstance(stage, dict):
         return 0
     gpus = stage.get("gpus")

@@ -3,9 +3,9 @@
 Best and second are decided on the digits shown, within a group of at least two numbers (three for
 a second); equal digits share. A number measured otherwise than its column does not compete.
 
-Whoever is not best is tested against the best on the same items, and is *tied* where p, corrected by
-Holm for all comparisons of the table, is not below 0.05. Seeds are held fixed: an item's score is
-its mean over a method's models. What differs between seeds is for ± and `effects`.
+Whoever is not best is tested against the best on the same items, and is *tied* where p, corrected
+by Holm for all comparisons of the table, is not below 0.05. Seeds are held fixed: an item's score
+is its mean over a method's models. What differs between seeds is for ± and `effects`.
 """
 
 from __future__ import annotations

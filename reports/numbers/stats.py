@@ -1,9 +1,9 @@
 """Intervals and tests for scores: over a task's items, between two methods, and over seeds.
 
-What scipy and statsmodels have is theirs. The bootstrap draws here, since scipy's holds an index for
-every item of every resample, and draws as many items as there are: it then understates the spread of
-a task with two items a subject. Drawing n - 1 of n makes the resamples' variance the unbiased s²/n
-whatever n is (McCarthy and Snowden, 1985).
+What scipy and statsmodels have is theirs. The bootstrap draws here, since scipy's holds an index
+for every item of every resample, and draws as many items as there are: it then understates the
+spread of a task with two items a subject. Drawing n - 1 of n makes the resamples' variance the
+unbiased s²/n whatever n is (McCarthy and Snowden, 1985).
 
 Every interval is of 95 %; `python -m benchmarks.coverage` shows that they cover. Not here: which
 numbers are compared (`ranking`, `effects`).
@@ -60,7 +60,7 @@ def standard_error(scores: Floats) -> float:
 
 
 def task_interval(scores: Floats) -> Interval:
-    """Of a task's mean over items (N,): Wilson's where items are right or wrong, else Student's t."""
+    """Of a task's mean over items (N,): Wilson's where they are right or wrong, else Student's."""
     if len(scores) and np.isin(scores, (0.0, 1.0)).all():
         low, high = proportion_confint(scores.sum(), len(scores), 1 - LEVEL, method="wilson")
         return Interval(float(scores.mean()), float(low), float(high), n=len(scores))

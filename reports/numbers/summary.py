@@ -6,8 +6,8 @@ The rules that are here:
 - A number measured otherwise than most of its column has a mark, and does not compete for best.
 - Columns are those of `report.columns`, in its order; every measured one where it says nothing.
 
-Not here: which columns there are (`columns`), what an entry is (`entries`), who is best (`ranking`),
-how a table is written (`reports.pages.table`).
+Not here: which columns there are (`columns`), what an entry is (`entries`), who is best
+(`ranking`), how a table is written (`reports.pages.table`).
 """
 
 from __future__ import annotations

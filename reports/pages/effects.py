@@ -1,4 +1,7 @@
-"""The effects of an axis as a table. Not here: how they are computed (`reports.numbers.effects`)."""
+"""The effects of an axis as a table.
+
+Not here: how they are computed (`reports.numbers.effects`).
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ def page(
 ) -> str:
     """The whole file.
 
-    `pictures` lie in the folder plots beside it; `sheets` are further tables, each with its heading.
+    `pictures` lie in the folder plots beside it; `sheets` are further tables, each with its
+    heading.
     """
     stages = export.stages
     found = provenance.measurements(export.rows, summary)

@@ -193,17 +193,13 @@ def _of_the_chain(key: str, stages: Stages) -> dict[str, str]:
         if at not in found:
             found[at] = stages[at]
             queue += inputs(stages[at].stage)
-    models = set()
-    for stage in (record.stage for record in found.values()):
-        if _name(stage) == "Pretrained":
-            models.add(f"{stage.get('source')} at {stage.get('digest')}")
+    models = {
+        f"{record.stage.get('source')} at {record.stage.get('digest')}"
+        for record in found.values()
+        if record.name.lower() == "pretrained"
+    }
     seconds = [record.wall_s for record in found.values() if record.wall_s is not None]
     return {"revision": "; ".join(sorted(models)), "total": duration(sum(seconds))}
-
-
-def _name(stage: dict[str, Any]) -> str:
-    """The stage's class without its module."""
-    return str(stage.get("class", "?")).rpartition(".")[2]
 
 
 def _stage(record: StageRecord, file: str | None) -> dict[str, Any]:
@@ -222,7 +218,7 @@ def _stage(record: StageRecord, file: str | None) -> dict[str, Any]:
         **{name: _said(fact) for name, fact in record.more.items()},
     }
     return {
-        "name": _name(stage),
+        "name": record.name,
         "facts": [[label, words] for label, words in facts.items() if words is not None],
         "settings": [[path, words] for path, words in _settings(stage)],
         "inputs": list(dict.fromkeys(inputs(stage))),

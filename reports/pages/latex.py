@@ -35,7 +35,10 @@ _LATEX = {
 
 
 def latex(sheet: Sheet) -> str:
-    """A `table*` for a two-column paper; it needs booktabs, and xcolor where a tolerance is shown."""
+    """A `table*` for a two-column paper.
+
+    It needs booktabs, and xcolor where a tolerance is shown.
+    """
     needs = r"\usepackage{booktabs}" + (r" \usepackage{xcolor}" if sheet.toleranced else "")
     columns = "l" * sheet.left + "r" * (len(sheet.head) - sheet.left)
     lines = [

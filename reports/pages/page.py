@@ -53,8 +53,8 @@ def page(
     parts.append(" ".join(explanations(summary)))
     parts += [f"{each.heading}: {escape_markdown(each.text)}" for each in summary.remarks]
     parts.append(
-        "`bitgrid report` writes this table as LaTeX, HTML and, unrounded, as CSV too, and the figures "
-        "as PDF."
+        "`bitgrid report` writes this table as LaTeX, HTML and, unrounded, as CSV too, and the "
+        "figures as PDF."
     )
     if grid.published:
         parts += _published(summary, beside)

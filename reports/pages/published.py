@@ -1,10 +1,11 @@
 """What papers print: their tables alone, and beside what was measured.
 
-A figure is a line of a published file (`harness.grid.published` reads it): strings, the value as printed.
-Beside a measured number stand theirs and the difference, ours - theirs, in the printed unit. Nothing
-is subtracted where the model, the group size, the metric, the few-shot count or the window differ, or
-where only some items were scored; a note says which. A task that the grid says stands for another one
-is subtracted, with a note of how they differ. What a file does not state is not checked.
+A figure is a line of a published file (`harness.grid.published` reads it): strings, the value as
+printed. Beside a measured number stand theirs and the difference, ours - theirs, in the printed
+unit. Nothing is subtracted where the model, the group size, the metric, the few-shot count or the
+window differ, or where only some items were scored; a note says which. A task that the grid says
+stands for another one is subtracted, with a note of how they differ. What a file does not state is
+not checked.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The plots, as the bytes of their PNG and PDF files.
 
 Each is drawn from an export alone, with no clock, no global state and no settings of the user's, so
-that equal input gives equal bytes. Each file draws the plots of its `PLOTS`; `context` has what they
-are drawn from, `data` the numbers that several need, `panels` what axes and legends share, `style`
-colours and sizes. Not here: the pages that show them (`reports.pages`).
+that equal input gives equal bytes. Each file draws the plots of its `PLOTS`; `context` has what
+they are drawn from, `data` the numbers that several need, `panels` what axes and legends share,
+`style` colours and sizes. Not here: the pages that show them (`reports.pages`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The numbers behind the figures: one value a model, intervals, fronts, axes. Nothing is drawn here."""
+"""The numbers behind the figures: one value a model, intervals, fronts, axes.
+
+Nothing is drawn here.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +54,8 @@ def pareto(points: Iterable[tuple[float, float]], higher: bool) -> list[tuple[fl
 def per_model(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     """One row a distinct model of each row of the table.
 
-    Columns: name, label, settings, seed, cell, bits, bits_per_weight, model_key, and under its index the
-    value of each column of the table: a float, or None where the model has none.
+    Columns: name, label, settings, seed, cell, bits, bits_per_weight, model_key, and under its
+    index the value of each column of the table: a float, or None where the model has none.
     """
     shown = frame[frame["primary"]].copy()
     shown["name"] = shown["cell"].map(summary.names)

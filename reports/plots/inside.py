@@ -1,4 +1,4 @@
-"""What a model looks like inside: its weights, the error of each layer, where its loss comes from."""
+"""A model from inside: its weights, the error of each layer, where its loss comes from."""
 
 from __future__ import annotations
 
@@ -246,9 +246,9 @@ PLOTS = (
     Plot(
         "confidence",
         "Where the loss comes from. "
-        "By the teacher's probability of the label, on a sample of the training data; dotted before "
-        "training. Objectives differ, so only losses of one objective compare. One seed, the fewest "
-        "bits.",
+        "By the teacher's probability of the label, on a sample of the training data; dotted "
+        "before training. Objectives differ, so only losses of one objective compare. One seed, "
+        "the fewest bits.",
         draw_confidence,
     ),
 )

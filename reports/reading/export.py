@@ -1,4 +1,4 @@
-"""An exported grid: `grid.json` and the files of lines beside it, each read when it is first needed.
+"""An exported grid: `grid.json` and the files of lines beside it, read when they are needed.
 
 Not here: choosing, averaging and sorting (`reports.numbers`).
 """
@@ -34,7 +34,10 @@ Stages = dict[str, StageRecord]
 
 
 class Export:
-    """The files of one grid in `folder`. Every property raises ReportError for a file that is wrong."""
+    """The files of one grid in `folder`.
+
+    Every property raises ReportError for a file that is wrong.
+    """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)

@@ -1,7 +1,7 @@
 """The scores of the items behind rows, and which items stand behind which row.
 
-A row names its items: they have its key, task, metric and filter, and its `aggregation` says how its
-value follows from them. Nothing is guessed from values. Not here: what is computed from items
+A row names its items: they have its key, task, metric and filter, and its `aggregation` says how
+its value follows from them. Nothing is guessed from values. Not here: what is computed from items
 (`reports.numbers`).
 """
 

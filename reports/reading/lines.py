@@ -1,4 +1,7 @@
-"""Files of JSON lines, each checked against its record. Not here: what is made of them (`export`)."""
+"""Files of JSON lines, each checked against its record.
+
+Not here: what is made of them (`export`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command says of exports that cannot be shown, or not as they seem: one line, status 2."""
+"""What the command says of exports that cannot be shown: one line, status 2."""
 
 from __future__ import annotations
 

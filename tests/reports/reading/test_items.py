@@ -87,7 +87,7 @@ COMMITTED = sorted(path.parent for path in (ROOT / "results").glob("*/rows.jsonl
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_joined_items_give_the_values_of_committed_rows(folder: Path) -> None:
-    """The join that `load_items` documents: no row gets another one's items, and none lacks its own."""
+    """The join that `load_items` documents: every row gets its own items, and no others."""
     rows = reports.load(folder)
     joined = rows.merge(reports.load_items(folder), on=list(ITEM_KEY))
     means = joined.groupby(["cell", *ITEM_KEY])["score"].mean()
