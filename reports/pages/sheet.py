@@ -8,9 +8,10 @@ from __future__ import annotations
 import html as escaping
 import re
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from rich.cells import cell_len
 
 MISSING = "–"
 
@@ -103,7 +104,7 @@ def plain(sheet: Sheet, width: int) -> str:
         for cells in group[1:]:
             cells[0] = ""
     body = [cells for group in groups for cells in group]
-    widths = [max(display_width(cells[i]) for cells in [head, *body]) for i in range(len(head))]
+    widths = [max(cell_len(cells[i]) for cells in [head, *body]) for i in range(len(head))]
     widths[1] = min(widths[1], max(16, width // 2))
     gap = 1 if len(_blocks(widths, width, 2)) > len(_blocks(widths, width, 1)) == 1 else 2
     lines: list[str] = []
@@ -132,14 +133,6 @@ def escape_markdown(words: str) -> str:
 
 def wrap(words: str, width: int) -> list[str]:
     return textwrap.wrap(words, max(20, width), break_long_words=False, break_on_hyphens=False)
-
-
-def display_width(words: str) -> int:
-    """Columns that a terminal needs."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in words
-    )
 
 
 def _text(words: str) -> str:
@@ -181,5 +174,5 @@ def _lines(
 
 
 def _pad(words: str, width: int, left: bool) -> str:
-    space = " " * (width - display_width(words))
+    space = " " * (width - cell_len(words))
     return words + space if left else space + words

@@ -134,7 +134,7 @@ print(sorted(name for name in sys.modules if name.startswith(("harness", "method
         "[]",
         "[]",
         "[]",
-        "['harness', 'harness.core', 'harness.core.errors', 'harness.core.records']",
+        "['harness', 'harness.core', 'harness.core.errors', 'harness.core.misfit', 'harness.core.records']",
     ]
 
 

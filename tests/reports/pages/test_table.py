@@ -14,11 +14,12 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 import reports
 from reports.numbers.summary import Summary
 from reports.pages.latex import escape_latex, latex
-from reports.pages.sheet import display_width, html, markdown, plain
+from reports.pages.sheet import html, markdown, plain
 from reports.pages.table import sheet, tidy_csv
 from tests.support.synthetic_grids import ppl, quickstart, row, summary_of, write
 
@@ -174,7 +175,7 @@ def test_text_fits_its_width_and_loses_nothing(tmp_path: Path, width: int) -> No
     summary = summary_of(quickstart(tmp_path))
     found = plain(sheet(summary), width)
     if width > 40:
-        assert all(display_width(line) <= width for line in found.splitlines())
+        assert all(cell_len(line) <= width for line in found.splitlines())
     for title in ("PPL ↓", "Knowledge ↑", "Story ↑", "Arithmetic ↑", "Average ↑"):
         assert found.count(title) == 1
     assert "9.83 ± 0.30*" in found
@@ -195,4 +196,4 @@ def test_terminal_text_says_what_it_is(tmp_path: Path) -> None:
     assert "Testbed rows: an invented miniature world" in found
     assert "25 of 27 cells finished, 1 failed, 1 not run yet" in found
     assert "failed: NaN at step 12" in found
-    assert all(display_width(line) <= 80 for line in found.splitlines())
+    assert all(cell_len(line) <= 80 for line in found.splitlines())
