@@ -85,26 +85,26 @@ def _make_files(export: Export, html: bool) -> dict[str, bytes]:
     from reports.pages import latex, page, published, sheet, table
     from reports.pages.pictures import Picture
 
-    found = summary.summarise(export)
-    theirs = published.beside(found, export.rows)
-    beside = published.sheet(found, theirs)
-    sheets = [table.sheet(found), *([beside] if beside else [])]
-    drawn = plots.draw(plots.Context(export, found))
+    table_summary = summary.summarise(export)
+    theirs = published.beside(table_summary, export.rows)
+    beside = published.sheet(table_summary, theirs)
+    sheets = [table.sheet(table_summary), *([beside] if beside else [])]
+    drawn = plots.draw(plots.Context(export, table_summary))
     pictures = [Picture(plot.name, plot.caption, pair) for plot, pair in drawn.items()]
     tested = effects.effects(export)
     files: dict[str, bytes] = {
-        "report.md": page.page(found, pictures, beside, tested).encode(),
+        "report.md": page.page(table_summary, pictures, beside, tested).encode(),
         "table.md": "\n".join(map(sheet.markdown, sheets)).encode(),
         "table.tex": "\n".join(map(latex.latex, sheets)).encode(),
         "table.html": "\n".join(map(sheet.html, sheets)).encode(),
-        "table.csv": table.tidy_csv(found, theirs).encode(),
-        "table.txt": page.terminal(found, _COLUMNS).encode(),
+        "table.csv": table.tidy_csv(table_summary, theirs).encode(),
+        "table.txt": page.terminal(table_summary, _COLUMNS).encode(),
     }
     if html:
         from reports.pages import html as web
 
-        further = page.further(found, beside, tested)
-        files[_PAGE] = web.page(export, found, pictures, further).encode()
+        further = page.further(table_summary, beside, tested)
+        files[_PAGE] = web.page(export, table_summary, pictures, further).encode()
     for picture in pictures:
         files |= {f"plots/{picture.name}.{end}": data for end, data in picture.files.items()}
     return files

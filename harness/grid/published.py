@@ -1,8 +1,9 @@
 """Figures that papers print, to stand beside what was measured.
 
 Those in `harness/published/` come with the package; a user's own lie in `published/` of the folder
-in which a command is given. A file has the columns source, table, model, method, bits, group_size,
-task, num_fewshot, window (tokens, of a perplexity), metric and value, one figure a line.
+in which a command is given. A file has the columns source, table, model, method, bits, group_size
+(`channel` where it is a whole row, empty where weights share no scale), task, num_fewshot, window
+(tokens, of a perplexity), metric and value, one figure a line.
 Not here: showing them (`reports.pages.published`).
 """
 

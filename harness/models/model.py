@@ -35,7 +35,7 @@ class Quantized:
 
     format: str
     bits: int
-    group_size: int  # 0: one group a row (per channel)
+    group_size: int  # weights that share a scale; 0: a whole row of the matrix (per channel)
     bits_per_weight: float
 
 

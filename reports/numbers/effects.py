@@ -63,9 +63,9 @@ def effects(export: Export) -> tuple[Effect, ...]:
         return ()
     columns = make_columns(shown, export)
     chosen = [columns[i] for i in shown_columns(columns, export.grid.report)]
-    found = list(_effects(shown, axis, chosen))
-    corrected = holm([effect.difference.p for effect in found])
-    return tuple(replace(effect, p=p) for effect, p in zip(found, corrected, strict=True))
+    uncorrected = list(_effects(shown, axis, chosen))
+    corrected = holm([effect.difference.p for effect in uncorrected])
+    return tuple(replace(effect, p=p) for effect, p in zip(uncorrected, corrected, strict=True))
 
 
 def _axis(export: Export, shown: pd.DataFrame) -> str | None:
@@ -122,15 +122,15 @@ def _difference(
 def _by_seed(records: list[_Record], column: Column) -> dict[int, list[_Record]]:
     """Seed -> its rows behind the column, by task; only seeds that have one row of every task."""
     tasks = column.tasks or (column.task,)
-    found: dict[int, list[_Record]] = {}
+    by_seed: dict[int, list[_Record]] = {}
     for record in records:
         own = record["higher_is_better"]
         if column.task is not None:
             own = quantity_of(record) == column.quantity
         if record["task"] in tasks and own and not pd.isna(record["seed"]):
-            found.setdefault(int(record["seed"]), []).append(record)
+            by_seed.setdefault(int(record["seed"]), []).append(record)
     return {
         seed: sorted(rows, key=lambda record: record["task"])
-        for seed, rows in found.items()
+        for seed, rows in by_seed.items()
         if sorted(record["task"] for record in rows) == sorted(map(str, tasks))
     }

@@ -165,8 +165,8 @@ def _entry(
     values = [math.fsum(record["value"] for record in rows) / len(rows) for rows in models]
     median = options.aggregate == "median"
     items = _together(models, index) if not median or len(models) == 1 else ()
-    given = [record["stderr"] for rows in models for record in rows]
-    error = math.fsum(given) / len(given) if len(given) == len(models) else math.nan
+    errors = [record["stderr"] for rows in models for record in rows]
+    error = math.fsum(errors) / len(errors) if len(errors) == len(models) else math.nan
     error = _error(items) if math.isnan(error) else error
     over = stats.t_interval(values)
     several = len(models) > 1 and not median
@@ -185,17 +185,17 @@ def _entry(
 
 def _together(models: list[list[_Record]], index: ItemIndex) -> tuple[Items, ...]:
     """Each item's mean over models; none where a model's are missing or are other items."""
-    found = []
+    by_model = []
     for rows in models:
         parts = [index.behind(record) for record in rows]
-        found.append([i.weighted(1 / len(rows)) for part in parts if part for i in part])
-        if not all(parts) or not all(map(Items.alike, found[-1], found[0])):
+        by_model.append([i.weighted(1 / len(rows)) for part in parts if part for i in part])
+        if not all(parts) or not all(map(Items.alike, by_model[-1], by_model[0])):
             return ()
-        if len(found[-1]) != len(found[0]):
+        if len(by_model[-1]) != len(by_model[0]):
             return ()
     return tuple(
         Items(same[0].task, same[0].numbers, np.mean([i.scores for i in same], 0), same[0].weight)
-        for same in zip(*found, strict=True)
+        for same in zip(*by_model, strict=True)
     )
 
 
@@ -209,20 +209,20 @@ def _interval(models: list[list[_Record]], items: Sequence[Items]) -> tuple[floa
     if not items:
         return None
     several = len(items) > 1
-    found = stats.bootstrap(items) if several else stats.task_interval(items[0].scores)
+    interval = stats.bootstrap(items) if several else stats.task_interval(items[0].scores)
     if models[0][0]["aggregation"] != "exp_mean":
-        return found.low, found.high
+        return interval.low, interval.high
     # exp is monotonic, but the mean of several models' perplexities is not exp of their mean.
-    return (math.exp(found.low), math.exp(found.high)) if len(models) == 1 else None
+    return (math.exp(interval.low), math.exp(interval.high)) if len(models) == 1 else None
 
 
 def _marks(rows: pd.DataFrame, usual: dict[str, Any], notes: Notes) -> list[str]:
-    found = [protocol_of(record) for record in rows[list(PROTOCOL)].to_dict("records")]
-    unlike = [protocol for protocol in found if protocol != usual]
+    protocols = [protocol_of(record) for record in rows[list(PROTOCOL)].to_dict("records")]
+    unlike = [protocol for protocol in protocols if protocol != usual]
     marks = []
     for protocol in unlike:
         words = _difference(protocol, usual)
-        if len(unlike) < len(found):
+        if len(unlike) < len(protocols):
             words = f"some of its seeds with {words}"
         marks.append(notes.mark(f"measured otherwise than its column: {words}", unlike=True))
     for reason in sorted(set(rows["stale"].dropna())):

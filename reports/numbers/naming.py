@@ -76,15 +76,15 @@ def _groups(cells: Iterable[str], key: Callable[[str], Any]) -> list[list[str]]:
 
 def _varying(group: list[str], settings: dict[str, dict[str, Any]]) -> list[str]:
     keys = sorted({key for cell in group for key in settings[cell]})
-    found = {
+    settings_by_key = {
         key: {setting(settings[c][key]) if key in settings[c] else None for c in group}
         for key in keys
     }
-    return [key for key in keys if len(found[key]) > 1]
+    return [key for key in keys if len(settings_by_key[key]) > 1]
 
 
 def _named(name: str, settings: dict[str, Any], keys: Iterable[str]) -> str:
-    told = [
+    parts = [
         f"{key}={setting(settings[key], key)}" for key in dict.fromkeys(keys) if key in settings
     ]
-    return " ".join([name, *told])
+    return " ".join([name, *parts])

@@ -78,9 +78,9 @@ def t_interval(values: Floats | Sequence[float]) -> Interval:
         return Interval(mean, math.nan, math.nan, n=n)
     if np.ptp(values) <= _ALIKE * abs(mean):
         return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0, n)
-    found = stats.ttest_1samp(values, 0.0)
-    low, high = found.confidence_interval(LEVEL)
-    return Interval(mean, float(low), float(high), float(found.pvalue), n)
+    test = stats.ttest_1samp(values, 0.0)
+    low, high = test.confidence_interval(LEVEL)
+    return Interval(mean, float(low), float(high), float(test.pvalue), n)
 
 
 def bootstrap(blocks: Sequence[Weighted], resamples: int = RESAMPLES, seed: int = 0) -> Interval:

@@ -13,10 +13,10 @@ from reports.numbers.stats import LEVEL, Interval
 from reports.pages.sheet import MISSING, Cell, Sheet
 
 
-def sheet(found: Sequence[Effect], decimals: int) -> Sheet:
+def sheet(effects: Sequence[Effect], decimals: int) -> Sheet:
     """One line a comparison, one table of an axis."""
     groups: dict[tuple[str, str, str], list[tuple[Cell, ...]]] = {}
-    for effect in found:
+    for effect in effects:
         rows = groups.setdefault((effect.label, effect.context, effect.setting), [])
         name = " ".join(part for part in (effect.label, effect.context) if part)
         change, low, high = (_shown(effect, value, decimals) for value in _ends(effect.difference))
@@ -32,11 +32,11 @@ def sheet(found: Sequence[Effect], decimals: int) -> Sheet:
                 Cell(str(effect.difference.n)),
             )
         )
-    tested = sum(not math.isnan(effect.p) for effect in found)
+    tested = sum(not math.isnan(effect.p) for effect in effects)
     return Sheet(
-        name=f"effect-{found[0].axis}",
+        name=f"effect-{effects[0].axis}",
         caption=(
-            f"The effect of {found[0].axis}, all else paired: mean over seeds of the difference, "
+            f"The effect of {effects[0].axis}, all else paired: mean over seeds of the difference, "
             "with Student's 95 % interval, scores in percentage points. p: paired t-test, "
             f"Holm-corrected for {tested} comparisons; in bold below 0.05."
         ),

@@ -56,7 +56,7 @@ def page(
     heading.
     """
     stages = export.stages
-    found = provenance.measurements(export.rows, summary)
+    measured = provenance.measurements(export.rows, summary)
     style, script = _asset("page.css"), _asset("page.js")
     grid, table = summary.grid, sheet(summary)
     rows = zip(summary.rows, table.rows, strict=True)
@@ -67,22 +67,22 @@ def page(
             style=style,
             script=script,
             policy=_policy(style, script),
-            data=provenance.embedded(provenance.data(summary, found, stages)),
+            data=provenance.embedded(provenance.data(summary, measured, stages)),
             grid=grid,
             title=grid.report.title or grid.name,
             warnings=summary.caveats,
             progress=progress(summary),
-            made=provenance.made(stages),
+            made=provenance.summarise_stages(stages),
             head=_head(table, summary.columns),
-            rows=[_row(row, cells, summary, found) for row, cells in rows],
+            rows=[_row(row, cells, summary, measured) for row, cells in rows],
             notes=table.notes,
             sheets=sheets,
             explanations=explanations(summary),
             remarks=summary.remarks,
-            measurements=found,
+            measurements=measured,
             pictures=pictures,
             protocols=protocols(summary),
-            open_cells=_open_cells(summary, found),
+            open_cells=_open_cells(summary, measured),
             stale=summary.stale,
             downloads={n: words for n, words in _DOWNLOADS.items() if _exists(export.folder, n)},
         )
@@ -139,12 +139,14 @@ def _head(table: Sheet, columns: Sequence[Column]) -> list[tuple[str, bool, str]
     ]
 
 
-def _row(row: Row, cells: Sequence[Cell], summary: Summary, found: list[_Record]) -> dict[str, Any]:
+def _row(
+    row: Row, cells: Sequence[Cell], summary: Summary, measured: list[_Record]
+) -> dict[str, Any]:
     """A row of the table: words first, then the numbers with what stands behind them."""
     words = len(cells) - len(summary.columns)
     own = [
         (index, each)
-        for index, each in enumerate(found)
+        for index, each in enumerate(measured)
         if each["name"] == row.name and each["record"]["bits"] == row.bits
     ]
     return {
@@ -185,13 +187,13 @@ def _behind(
     }
 
 
-def _open_cells(summary: Summary, found: list[_Record]) -> list[dict[str, Any]]:
+def _open_cells(summary: Summary, measured: list[_Record]) -> list[dict[str, Any]]:
     """Cells that lack scores, what failed first, each with how much of it is there already."""
     listed = []
     for hole, words in zip(summary.grid.holes, open_cells(summary), strict=True):
         done = {
             quantity_of(each["record"])
-            for each in found
+            for each in measured
             if each["record"]["cell"] == hole.cell and each["record"]["primary"]
         }
         listed.append({**words, "failed": not hole.waits, "done": len(done)})

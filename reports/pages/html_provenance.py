@@ -65,7 +65,7 @@ FACTS = {
 def measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
     """The rows of the export as a reader wants them: those that the table shows, then the rest."""
     columns = {column.quantity: column for column in summary.columns}
-    found = []
+    measured = []
     for record in frame.to_dict("records"):
         metric = full_metric(record["metric"], record["filter"])
         column = columns.get(quantity_of(record)) or Column(
@@ -75,7 +75,7 @@ def measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
             bool(record["higher_is_better"]),
             filter=record["filter"],
         )
-        found.append(
+        measured.append(
             {
                 "record": record,
                 "name": summary.names[record["cell"]],
@@ -89,36 +89,36 @@ def measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
                 "stale": not pd.isna(record["stale"]),
             }
         )
-    return sorted(found, key=lambda each: not each["record"]["primary"])
+    return sorted(measured, key=lambda each: not each["record"]["primary"])
 
 
-def data(summary: Summary, found: list[dict[str, Any]], stages: Stages) -> dict[str, Any]:
+def data(summary: Summary, measured: list[dict[str, Any]], stages: Stages) -> dict[str, Any]:
     """The block that the page's script reads; `found` as `measurements` gives it."""
     file = summary.grid.file
     return {
         "labels": list(FACTS.values()),
-        "rows": [_row(each, stages) for each in found],
+        "rows": [_row(each, stages) for each in measured],
         "stages": {key: _stage(line, file) for key, line in stages.items()},
         "file": file,
     }
 
 
-def made(stages: Stages) -> dict[str, str]:
+def summarise_stages(stages: Stages) -> dict[str, str]:
     """What all stages have to say together: commits, devices, time."""
-    kept = [stage for stage in stages.values() if stage.wall_s is not None]
-    total = sum(stage.wall_s or 0 for stage in kept)
+    computed = [stage for stage in stages.values() if stage.wall_s is not None]
+    total = sum(stage.wall_s or 0 for stage in computed)
     facts = {
-        "Computed": f"{len(kept)} stages in {duration(total)}",
-        "Commit": _listed(_commit(stage, 12) for stage in kept if stage.commit),
-        "Device": _listed(_device(stage) for stage in kept),
-        "Python": _listed(stage.python for stage in kept if stage.python),
+        "Computed": f"{len(computed)} stages in {duration(total)}",
+        "Commit": _listed(_commit(stage, 12) for stage in computed if stage.commit),
+        "Device": _listed(_device(stage) for stage in computed),
+        "Python": _listed(stage.python for stage in computed if stage.python),
         "torch": _listed(
             stage.packages["torch"]
-            for stage in kept
+            for stage in computed
             if stage.packages is not None and "torch" in stage.packages
         ),
     }
-    return {label: words for label, words in facts.items() if words} if kept else {}
+    return {label: text for label, text in facts.items() if text} if computed else {}
 
 
 def embedded(content: object) -> str:
@@ -141,21 +141,21 @@ def duration(seconds: float) -> str:
 
 def _row(each: dict[str, Any], stages: Stages) -> dict[str, Any]:
     record = each["record"]
-    known = {field: record[field] for field in [*FACTS, "stale"] if _given(record, field)}
+    known = {field: record[field] for field in [*FACTS, "stale"] if _is_known(record, field)}
     known |= _of_the_chain(record["key"], stages)
     seed = "" if each["seed"] == "–" else f", seed {each['seed']}"
     return {
         "title": f"{each['name']}, {each['bits']} bits{seed} · {each['column'].title}",
         "shown": each["shown"] + (f" ± {each['error']}" if each["error"] else ""),
         "seed": each["seed"],
-        "stale": _said(known.get("stale")),
+        "stale": _describe(known.get("stale")),
         "key": record["key"],
         "task": f"{record['task']} {full_metric(record['metric'], record['filter'])}",
-        "facts": [_said(known.get(field)) for field in FACTS],
+        "facts": [_describe_field(field, known.get(field)) for field in FACTS],
     }
 
 
-def _given(record: dict[Any, Any], field: str) -> bool:
+def _is_known(record: dict[Any, Any], field: str) -> bool:
     """A value is always there, as NaN if need be; elsewhere NaN stands for nothing."""
     held = record.get(field)
     return field == "value" or isinstance(held, dict) or not pd.isna(held)
@@ -170,7 +170,13 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _said(value: Any) -> str | None:
+def _describe_field(field: str, value: Any) -> str | None:
+    if field == "group_size" and value is not None:
+        return setting(int(value), field)
+    return _describe(value)
+
+
+def _describe(value: Any) -> str | None:
     if isinstance(value, dict):
         return ", ".join(f"{key}={setting(each)}" for key, each in value.items()) or None
     if value is None or value is pd.NA:
@@ -184,21 +190,21 @@ def _said(value: Any) -> str | None:
 
 def _of_the_chain(key: str, stages: Stages) -> dict[str, str]:
     """What pins the published models behind a number, and the time of all its stages."""
-    found: dict[str, StageRecord] = {}
+    chain: dict[str, StageRecord] = {}
     queue = [key]
     while queue:
         at = queue.pop()
         if at not in stages:
             return {"revision": "not in this export: export the grid again from its store"}
-        if at not in found:
-            found[at] = stages[at]
+        if at not in chain:
+            chain[at] = stages[at]
             queue += inputs(stages[at].stage)
     models = {
         f"{record.stage.get('source')} at {record.stage.get('digest')}"
-        for record in found.values()
+        for record in chain.values()
         if record.name.lower() == "pretrained"
     }
-    seconds = [record.wall_s for record in found.values() if record.wall_s is not None]
+    seconds = [record.wall_s for record in chain.values() if record.wall_s is not None]
     return {"revision": "; ".join(sorted(models)), "total": duration(sum(seconds))}
 
 
@@ -213,9 +219,9 @@ def _stage(record: StageRecord, file: str | None) -> dict[str, Any]:
         "Peak memory of the GPU": _gib(record.peak_gpu_gib),
         "Device": _device(record) if record.device else None,
         "Versions": _versions(record),
-        "Digest of the code": _said(record.code),
-        "files": _said(record.files),
-        **{name: _said(fact) for name, fact in record.more.items()},
+        "Digest of the code": _describe(record.code),
+        "files": _describe(record.files),
+        **{name: _describe(fact) for name, fact in record.more.items()},
     }
     return {
         "name": record.name,

@@ -38,7 +38,7 @@ def page(
     summary: Summary,
     pictures: Sequence[Picture],
     beside: Sheet | None = None,
-    found: Sequence[Effect] = (),
+    tested: Sequence[Effect] = (),
 ) -> str:
     """report.md."""
     grid, options = summary.grid, summary.grid.report
@@ -58,9 +58,9 @@ def page(
     )
     if grid.published:
         parts += _published(summary, beside)
-    if found:
-        table = effects.sheet(found, summary.decimals)
-        parts += [f"## The effect of {escape_markdown(found[0].axis)}"]
+    if tested:
+        table = effects.sheet(tested, summary.decimals)
+        parts += [f"## The effect of {escape_markdown(tested[0].axis)}"]
         parts += [escape_markdown(table.caption), markdown(table).rstrip()]
     for picture in pictures:
         parts.append(f"## {picture.title}")
@@ -90,7 +90,7 @@ def _published(summary: Summary, beside: Sheet | None) -> list[str]:
 
 
 def further(
-    summary: Summary, beside: Sheet | None, found: Sequence[Effect]
+    summary: Summary, beside: Sheet | None, tested: Sequence[Effect]
 ) -> list[tuple[str, Sheet]]:
     """The tables after the comparison, each with its heading, for other pages than this."""
     title = "Beside the published figures"
@@ -98,8 +98,8 @@ def further(
     if beside is None and (words := published.silence(summary)):
         sheets.append((title, Sheet("published", words, head=(), groups=())))
     sheets += [("As published", each) for each in published.sheets(summary.grid.published)]
-    if found:
-        sheets.append((f"The effect of {found[0].axis}", effects.sheet(found, summary.decimals)))
+    if tested:
+        sheets.append((f"The effect of {tested[0].axis}", effects.sheet(tested, summary.decimals)))
     return sheets
 
 
@@ -139,14 +139,14 @@ def progress(summary: Summary) -> str:
 def protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """How each column was measured: titles, and a line a column."""
     columns = [column for column in summary.columns if column.task is not None]
-    told = {k for usual in summary.protocols for k in usual if usual[k] is not None}
-    keys = [key for key in _TITLES if key in told or key not in _LATER]
+    stated = {k for usual in summary.protocols for k in usual if usual[k] is not None}
+    keys = [key for key in _TITLES if key in stated or key not in _LATER]
     lines = [
         [
             column.title,
             str(column.task),
             full_metric(column.metric, column.filter),
-            *(said(usual[k]) for k in keys),
+            *(describe_value(usual[k]) for k in keys),
         ]
         for column, usual in zip(columns, summary.protocols, strict=True)
     ]
@@ -163,7 +163,7 @@ def _protocols(summary: Summary) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
-def said(value: object) -> str:
+def describe_value(value: object) -> str:
     """A setting of a protocol in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -191,7 +191,7 @@ def open_cells(summary: Summary) -> list[dict[str, str]]:
             "settings": ", ".join(
                 f"{key}={setting(value)}" for key, value in hole.settings.items() if key != "seed"
             ),
-            "seed": said(hole.seed),
+            "seed": describe_value(hole.seed),
             "reason": hole.reason,
         }
         for hole in summary.grid.holes

@@ -23,6 +23,7 @@ from harness.core.errors import ReportError
 from harness.core.records import AVERAGE
 from reports.numbers.columns import Column, number, number_of_bits, task_title
 from reports.numbers.entries import Row
+from reports.numbers.naming import setting
 from reports.numbers.summary import Summary
 from reports.pages.latex import latex
 from reports.pages.sheet import MISSING, Cell, Sheet, escape_markdown, html, markdown, plain, wrap
@@ -48,19 +49,19 @@ def sheets(figures: Sequence[Figure]) -> list[Sheet]:
 
     A table whose models have one task each has a column a model; else each model has a table.
     """
-    found = []
+    tables = []
     for source, table in dict.fromkeys((f["source"], f["table"]) for f in figures):
         lines = [f for f in figures if (f["source"], f["table"]) == (source, table)]
         models = list(dict.fromkeys(f["model"] for f in lines))
         single = all(len({f["task"] for f in lines if f["model"] == m}) == 1 for m in models)
         if single and len(models) > 1:
-            found.append(_sheet(lines, f"{table}, as printed in {source}.", table, models=True))
+            tables.append(_sheet(lines, f"{table}, as printed in {source}.", table, models=True))
             continue
         for model in models:
             own = [f for f in lines if f["model"] == model]
             caption = f"{model}, as printed in {source}."
-            found.append(_sheet(own, caption, f"{table}-{model}", models=False))
-    return found
+            tables.append(_sheet(own, caption, f"{table}-{model}", models=False))
+    return tables
 
 
 def written(figures: Sequence[Figure], form: str) -> str:
@@ -68,8 +69,8 @@ def written(figures: Sequence[Figure], form: str) -> str:
     if not figures:
         raise ReportError("there is no published figure to show")
     best = "Best of each group *." if form == "text" else BEST
-    told = [replace(each, caption=f"{each.caption} {best}") for each in sheets(figures)]
-    return "\n".join(FORMS[form](each) for each in told)
+    captioned = [replace(each, caption=f"{each.caption} {best}") for each in sheets(figures)]
+    return "\n".join(FORMS[form](each) for each in captioned)
 
 
 def _text(sheet: Sheet) -> str:
@@ -139,15 +140,15 @@ def _placed(values: Sequence[str], metric: str) -> list[Cell]:
 
 def beside(summary: Summary, frame: pd.DataFrame) -> dict[tuple[int, int], Theirs]:
     """(row, column) of the summary -> the figure printed of it; `frame` are its rows."""
-    found: dict[tuple[int, int], Theirs] = {}
+    printed: dict[tuple[int, int], Theirs] = {}
     if not summary.grid.published:
-        return found
+        return printed
     names = frame["cell"].map(summary.names)
     for index, row in enumerate(summary.rows):
         cells = frame[(names == row.name) & (frame["bits"] == row.bits) & frame["primary"]]
         for place, theirs in _of_row(summary, row, cells):
-            found[index, place] = theirs
-    return found
+            printed[index, place] = theirs
+    return printed
 
 
 def sheet(summary: Summary, theirs: dict[tuple[int, int], Theirs]) -> Sheet | None:
@@ -192,9 +193,9 @@ def silence(summary: Summary) -> str | None:
 
 
 def _beside(ours: str, theirs: Theirs, marks: dict[str, str]) -> Cell:
-    told = [f"not subtracted: {theirs.why}"] if theirs.why else []
-    told += [theirs.remark] if theirs.remark else []
-    marked = tuple(marks.setdefault(words, chr(ord("a") + len(marks))) for words in told)
+    remarks = [f"not subtracted: {theirs.why}"] if theirs.why else []
+    remarks += [theirs.remark] if theirs.remark else []
+    marked = tuple(marks.setdefault(words, chr(ord("a") + len(marks))) for words in remarks)
     if theirs.why is not None or theirs.difference is None:
         return Cell(ours, after=f"/ {theirs.printed}", marks=marked)
     decimals = len(theirs.printed.partition(".")[2]) if "e" not in theirs.printed else 0
@@ -203,11 +204,11 @@ def _beside(ours: str, theirs: Theirs, marks: dict[str, str]) -> Cell:
 
 
 def _tolerance(summary: Summary) -> str:
-    given = summary.grid.tolerances
-    if not given:
+    tolerances = summary.grid.tolerances
+    if not tolerances:
         return "No tolerance was stated."
-    told = ", ".join(f"{name} {value:g}".strip() for name, value in given.items())
-    return f"✓ within the stated tolerance ({told}, in the printed unit), ✗ outside it."
+    listed = ", ".join(f"{name} {value:g}".strip() for name, value in tolerances.items())
+    return f"✓ within the stated tolerance ({listed}, in the printed unit), ✗ outside it."
 
 
 def _of_row(summary: Summary, row: Row, cells: pd.DataFrame) -> Iterator[tuple[int, Theirs]]:
@@ -245,12 +246,12 @@ def _stands_for(summary: Summary, task: str) -> str:
 
 def _remark(summary: Summary, column: Column) -> str | None:
     """How the tasks of a column differ from the published ones, where the grid says so."""
-    told = []
+    remarks = []
     for task in [column.task] if column.task is not None else column.tasks:
-        if said := summary.grid.stands_for.get(task):
-            renamed = "" if said["task"] == task else f"{task} for {said['task']}: "
-            told.append(f"{renamed}{said['why']}")
-    return "; ".join(told) or None
+        if other := summary.grid.stands_for.get(task):
+            renamed = "" if other["task"] == task else f"{task} for {other['task']}: "
+            remarks.append(f"{renamed}{other['why']}")
+    return "; ".join(remarks) or None
 
 
 def _figure(
@@ -273,7 +274,7 @@ def _figure(
         if lines and not same:
             return None, None
         lines = same
-    sizes = {str(int(size)) for size in cells["group_size"].dropna() if size} or {""}
+    sizes = {setting(int(size), "group_size") for size in cells["group_size"].dropna()} or {""}
     alike = [f for f in lines if {f["group_size"]} == sizes]
     if alike:
         return alike[0], None

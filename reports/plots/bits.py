@@ -42,16 +42,16 @@ def draw_score_vs_bits(context: Context) -> Figure | None:
     marked: dict[str, list[Entry]] = {}
     unshown = []
     for row in summary.rows:
-        entry, found = row.entries[index], means[row.name, row.bits]
+        entry, mean = row.entries[index], means[row.name, row.bits]
         if entry is None or row.reference:
             continue
-        if math.isfinite(found.mean):
+        if math.isfinite(mean.mean):
             weight = row.bits if row.bits_per_weight is None else row.bits_per_weight
-            points.setdefault(row.name, []).append((weight, found))
+            points.setdefault(row.name, []).append((weight, mean))
             marked.setdefault(row.name, []).append(entry)
         else:
-            words = f"{row.name}, {number_of_bits(row.bits)} bits"
-            unshown.append(f"{words}: {found.mean}, not drawn")
+            which = f"{row.name}, {number_of_bits(row.bits)} bits"
+            unshown.append(f"{which}: {mean.mean}, not drawn")
     weights = [weight for line in points.values() for weight, _ in line]
     if not points or max(weights) - min(weights) < _APART:
         return None

@@ -33,15 +33,15 @@ def draw_training_loss(context: Context) -> Figure | None:
     for axes, each in zip(panels, bits, strict=True):
         for name, rows in curves[curves["bits"] == each].groupby("name", sort=False):
             seeds = [line for _, line in rows.groupby("cell", sort=False)]
-            found, look = band(seeds, place), looks[str(name)]
-            if found.gaps:
+            loss_band, look = band(seeds, place), looks[str(name)]
+            if loss_band.gaps:
                 notes.append(
-                    f"{name}, {number_of_bits(each)} bits: not finite at {found.gaps} steps"
+                    f"{name}, {number_of_bits(each)} bits: not finite at {loss_band.gaps} steps"
                 )
-            step = max(1, math.ceil(len(found.at) / _POINTS))
-            at = found.at[::step] / size
+            step = max(1, math.ceil(len(loss_band.at) / _POINTS))
+            at = loss_band.at[::step] / size
             if len(seeds) > 1:
-                low, high = found.low[::step], found.high[::step]
+                low, high = loss_band.low[::step], loss_band.high[::step]
                 axes.fill_between(at, low, high, color=look.colour, alpha=0.25, lw=0)
             else:
                 raw = seeds[0].sort_values("step").iloc[::step]
@@ -52,7 +52,7 @@ def draw_training_loss(context: Context) -> Figure | None:
                     alpha=0.25,
                     linewidth=0.6,
                 )
-            axes.plot(at, found.mean[::step], color=look.colour, ls=look.dash)
+            axes.plot(at, loss_band.mean[::step], color=look.colour, ls=look.dash)
         if is_wide(finite):
             logarithmic(axes, "y", float(finite.min()), float(finite.max()))
         axes.set_title(f"{number_of_bits(each)} bits")

@@ -29,12 +29,12 @@ class Mean(NamedTuple):
 
 def mean(values: Iterable[float]) -> Mean:
     """NaN among the values makes the mean NaN; so does a lack of values."""
-    given = list(values)
-    if not given:
+    numbers = list(values)
+    if not numbers:
         return Mean(math.nan)
-    found = t_interval(given)
-    half = (found.high - found.low) / 2
-    return Mean(found.mean, half if math.isfinite(half) else 0.0)
+    interval = t_interval(numbers)
+    half = (interval.high - interval.low) / 2
+    return Mean(interval.mean, half if math.isfinite(half) else 0.0)
 
 
 def pareto(points: Iterable[tuple[float, float]], higher: bool) -> list[tuple[float, float]]:
@@ -73,11 +73,11 @@ def per_model(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
         keys = [key for key in scores if key[0] in column.tasks]
         if column.task is not None:
             keys = [column.quantity]
-        found = [
+        averages = [
             sum(known[key] for key in keys) / len(keys) if set(keys) <= set(known) else None
             for known in values.values()
         ]
-        models[index] = pd.Series(found, dtype="object")
+        models[index] = pd.Series(averages, dtype="object")
     return models
 
 
@@ -112,29 +112,29 @@ def numbers_and_words(settings: Mapping[str, Any]) -> tuple[dict[str, float], di
     numbers: dict[str, float] = {}
     words: dict[str, str] = {}
     for axis, value in settings.items():
-        said = setting(value, axis)
-        if isinstance(value, int | float) and not isinstance(value, bool) and said != "channel":
+        text = setting(value, axis)
+        if isinstance(value, int | float) and not isinstance(value, bool) and text != "channel":
             numbers[axis] = float(value)
             continue
         rest = []
-        for part in said.split(" "):
-            key, equals, told = part.partition("=")
-            found = _number(told) if equals else None
-            if found is None:
+        for part in text.split(" "):
+            key, equals, value_text = part.partition("=")
+            number = _number(value_text) if equals else None
+            if number is None:
                 rest.append(part)
             else:
-                numbers[f"{axis}.{key}"] = found
+                numbers[f"{axis}.{key}"] = number
         if rest:
             words[axis] = " ".join(rest)
     return numbers, words
 
 
-def _number(said: str) -> float | None:
+def _number(text: str) -> float | None:
     try:
-        found = float(said)
+        number = float(text)
     except ValueError:
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 @dataclass
@@ -152,13 +152,15 @@ class Sweep:
 def sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
     """Every numeric axis on which some series has `least` values; bits are no such axis."""
     quantised = models[models["bits"] < REFERENCE_BITS]
-    told = [numbers_and_words(settings) for settings in quantised["settings"]]
-    found = []
-    for axis in dict.fromkeys(axis for numbers, _ in told for axis in numbers):
+    parsed = [numbers_and_words(settings) for settings in quantised["settings"]]
+    swept = []
+    for axis in dict.fromkeys(axis for numbers, _ in parsed for axis in numbers):
         if _is_bits(axis):
             continue
         sweep = Sweep(axis)
-        at = pd.Series([numbers.get(axis, math.nan) for numbers, _ in told], index=quantised.index)
+        at = pd.Series(
+            [numbers.get(axis, math.nan) for numbers, _ in parsed], index=quantised.index
+        )
         on, off = quantised[at.notna()], quantised[at.isna()]
         names = series_names(on, without=axis)
         for name, rows in on.groupby(names, sort=False):
@@ -169,8 +171,8 @@ def sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
         for name, rows in off.groupby(_with_bits(off, among=quantised), sort=False):
             sweep.level[str(name)] = rows
         if any(len(places) >= least for places in sweep.series.values()):
-            found.append(sweep)
-    return found
+            swept.append(sweep)
+    return swept
 
 
 def series_names(models: pd.DataFrame, without: str | None, bits: bool = True) -> pd.Series:
@@ -181,10 +183,10 @@ def series_names(models: pd.DataFrame, without: str | None, bits: bool = True) -
     settings = []
     for varied, width in zip(models["settings"], models["bits"], strict=True):
         numbers, words = numbers_and_words(varied)
-        told = {**words, **{key: f"{value:g}" for key, value in numbers.items()}}
-        told = {key: f"{key}={value}" for key, value in told.items()}
-        told = {key: said for key, said in told.items() if not _is_bits(key)}
-        settings.append({**told, "bits": f"{number_of_bits(width)} bits"} if bits else told)
+        shown = {**words, **{key: f"{value:g}" for key, value in numbers.items()}}
+        shown = {key: f"{key}={value}" for key, value in shown.items()}
+        shown = {key: text for key, text in shown.items() if not _is_bits(key)}
+        settings.append({**shown, "bits": f"{number_of_bits(width)} bits"} if bits else shown)
     varying = {
         key
         for key in {key for each in settings for key in each}

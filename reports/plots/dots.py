@@ -46,10 +46,10 @@ def draw_perplexity(context: Context) -> Figure | None:
         lines = references(axes, summary, index, upright=True)
         handles |= {str(line.get_label()): line for line in lines}
         means = data.by_row(models, index, scale(summary.columns[index]))
-        found = [means[row.name, row.bits] for row in rows]
+        row_means = [means[row.name, row.bits] for row in rows]
         base = [means[row.name, row.bits] for row in summary.rows if row.reference]
-        scaled = _limits(axes, [*found, *base])
-        for row, mean, at in zip(rows, found, places, strict=True):
+        scaled = _limits(axes, [*row_means, *base])
+        for row, mean, at in zip(rows, row_means, places, strict=True):
             _print(axes, at, _words(row, mean, index, summary.columns[index]))
             _dot(axes, at, mean, looks[row.name], scaled)
         axes.set_xlabel(quantity(summary.columns[index]) + (" (log scale)" if scaled else ""))
@@ -89,9 +89,9 @@ def draw_ablation(context: Context) -> Figure | None:
             difference, factor = effect.difference, scale(column)
             half = (difference.high - difference.low) / 2
             mean = Mean(factor * difference.mean, factor * half if math.isfinite(half) else 0.0)
-            told = effect.p < 0.05
+            significant = effect.p < 0.05
             look = Look(style.BETTER if effect.better else style.WORSE, "o")
-            _dot(axes, at, mean, look if told else Look(style.UNTOLD, "o"), False)
+            _dot(axes, at, mean, look if significant else Look(style.UNTOLD, "o"), False)
             _print(axes, at, f"{mean.mean:+.{1 if column.percent else 2}f}")
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(x=0.08)
@@ -135,15 +135,15 @@ def _rows(
     line = _LINE * max(name.count("\n") for name in wrapped) + _LINE + 0.03
     height = 0.75 + line * (places[-1] + 1)
     figure = Figure(figsize=(style.PAGE if wide else style.COLUMN, height))
-    found = list(figure.subplots(1, panels, squeeze=False, sharey=True)[0])
-    found[0].set_yticks([*labels, *ticks], [*labels.values(), *ticks.values()])
-    for label in found[0].get_yticklabels()[len(labels) :]:
+    axes_row = list(figure.subplots(1, panels, squeeze=False, sharey=True)[0])
+    axes_row[0].set_yticks([*labels, *ticks], [*labels.values(), *ticks.values()])
+    for label in axes_row[0].get_yticklabels()[len(labels) :]:
         label.set_fontweight("bold")
-    found[0].set_ylim(places[-1] + 0.7, -0.7)
-    for axes in found:
+    axes_row[0].set_ylim(places[-1] + 0.7, -0.7)
+    for axes in axes_row:
         axes.grid(True, axis="y", linestyle=":")
         axes.tick_params(axis="y", length=0)
-    return figure, found, places
+    return figure, axes_row, places
 
 
 def _limits(axes: Axes, means: Iterable[Mean]) -> bool:

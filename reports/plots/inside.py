@@ -40,20 +40,20 @@ def steps(records: Sequence[Diagnostic], names: Mapping[str, str]) -> list[Step]
     Methods share steps: what clipping gives is a step of one row and the result of another, whose
     name it then has.
     """
-    found = _of_fewest_bits(records, Weights)
+    records_of_weights = _of_fewest_bits(records, Weights)
     titles: dict[str, str] = {}
-    for last in {record.cell: record for record in found}.values():
+    for last in {record.cell: record for record in records_of_weights}.values():
         titles.setdefault(last.key, names[last.cell])
-    for record in found:
+    for record in records_of_weights:
         titles.setdefault(record.key, f"{names[record.cell]}: {record.step}")
-    distinct = {record.key: record for record in found}
+    distinct = {record.key: record for record in records_of_weights}
     return [Step(titles[key], record) for key, record in distinct.items()]
 
 
 def draw_weights(context: Context) -> Figure | None:
     """A panel a step: the histogram of one layer, with the levels that it is rounded to."""
-    found = steps(context.export.diagnostics, context.summary.names)
-    shown = found[:_PANELS]
+    all_steps = steps(context.export.diagnostics, context.summary.names)
+    shown = all_steps[:_PANELS]
     if not shown:
         return None
     figure, panels = _grid(len(shown), 1.25)
@@ -67,7 +67,7 @@ def draw_weights(context: Context) -> Figure | None:
         axes.grid(False)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     layers = dict.fromkeys(step.record.histogram.layer for step in shown)
-    say(figure, [", ".join(layers), *_cut(found)])
+    say(figure, [", ".join(layers), *_cut(all_steps)])
     legend(
         figure,
         [
@@ -104,8 +104,8 @@ def draw_errors(context: Context) -> Figure | None:
     """A heat map a step: layers over projections, all on one scale."""
     import seaborn  # slow, and only here
 
-    found = steps(context.export.diagnostics, context.summary.names)
-    shown = found[:_PANELS]
+    all_steps = steps(context.export.diagnostics, context.summary.names)
+    shown = all_steps[:_PANELS]
     if not shown:
         return None
     columns = list(dict.fromkeys(e.projection for step in shown for e in step.record.errors))
@@ -141,23 +141,23 @@ def draw_errors(context: Context) -> Figure | None:
     bar.outline.set_visible(False)
     bar.set_label("relative error")
     notes = [f"{unknown} layers not finite, left white"] if unknown else []
-    say(figure, [*notes, *_cut(found)])
+    say(figure, [*notes, *_cut(all_steps)])
     return figure
 
 
 def draw_confidence(context: Context) -> Figure | None:
     """The mean loss of a token, and the share of the loss, by how sure the teacher is of it."""
     names, looks = context.summary.names, context.looks
-    found = _of_fewest_bits(context.export.diagnostics, Confidence)
-    found = [record for record in found if sum(record.tokens)]
-    if not found:
+    measured = _of_fewest_bits(context.export.diagnostics, Confidence)
+    measured = [record for record in measured if sum(record.tokens)]
+    if not measured:
         return None
-    shown = list(dict.fromkeys(names[record.cell] for record in found))[:_PANELS]
+    shown = list(dict.fromkeys(names[record.cell] for record in measured))[:_PANELS]
     figure = Figure(figsize=(style.COLUMN, 3.3))
     above, below = figure.subplots(2, 1, sharex=True)
     means: list[float] = []
     notes = []
-    for record in found:
+    for record in measured:
         name = names[record.cell]
         if name not in shown:
             continue
@@ -174,14 +174,14 @@ def draw_confidence(context: Context) -> Figure | None:
         if record.unbounded:
             words = f"{record.unbounded} tokens without a finite loss left out"
             notes.append(f"{name}, {record.step}: {words}")
-    share = np.append(0, np.cumsum(found[0].tokens)) / sum(found[0].tokens)
+    share = np.append(0, np.cumsum(measured[0].tokens)) / sum(measured[0].tokens)
     below.fill_between(edges, 100 * share, color=style.FRONT, lw=0, label="tokens")
     if is_wide(means):
         logarithmic(above, "y", min(means), max(means))
     above.set_ylabel("loss of a token")
     below.set_ylabel("cumulative share (%)")
     below.set_xlabel("teacher's probability of the label")
-    rest = len({names[record.cell] for record in found}) - len(shown)
+    rest = len({names[record.cell] for record in measured}) - len(shown)
     say(figure, [*notes, *([f"{rest} more methods not drawn"] if rest else [])])
     handles = [handle(looks[name], name, line=True) for name in shown]
     legend(
@@ -196,9 +196,9 @@ def draw_confidence(context: Context) -> Figure | None:
 
 
 def _of_fewest_bits(records: Sequence[Diagnostic], kind: type[Kind]) -> list[Kind]:
-    found = [record for record in records if isinstance(record, kind)]
-    fewest = min((record.bits for record in found), default=0)
-    return [record for record in found if record.bits == fewest]
+    of_kind = [record for record in records if isinstance(record, kind)]
+    fewest = min((record.bits for record in of_kind), default=0)
+    return [record for record in of_kind if record.bits == fewest]
 
 
 def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -217,14 +217,14 @@ def _across(count: int) -> int:
     return min(count, 3 if count in (5, 6) else 4)
 
 
-def _cut(found: Sequence[Step]) -> list[str]:
-    return [f"the first {_PANELS} of {len(found)} steps"] if len(found) > _PANELS else []
+def _cut(all_steps: Sequence[Step]) -> list[str]:
+    return [f"the first {_PANELS} of {len(all_steps)} steps"] if len(all_steps) > _PANELS else []
 
 
 def _short(names: Sequence[str]) -> list[str]:
     """`down` for `mlp.down_proj`, where that stays unique."""
-    found = [name.rpartition(".")[2].removesuffix("_proj") for name in names]
-    return found if len(set(found)) == len(found) else list(names)
+    short = [name.rpartition(".")[2].removesuffix("_proj") for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 PLOTS = (

@@ -56,8 +56,8 @@ def quantity(column: Column) -> str:
 
 def marks(entries: Iterable[Entry]) -> str:
     """The table's notes hold for a figure too."""
-    told = ",".join(sorted({mark for entry in entries for mark in entry.marks}))
-    return f" [{told}]" if told else ""
+    listed = ",".join(sorted({mark for entry in entries for mark in entry.marks}))
+    return f" [{listed}]" if listed else ""
 
 
 def handle(look: Look, label: str, line: bool = False) -> Line2D:
@@ -69,8 +69,8 @@ def handle(look: Look, label: str, line: bool = False) -> Line2D:
 
 def is_wide(values: Iterable[float]) -> bool:
     """Whether an axis over these values should be logarithmic."""
-    found = list(values)
-    return bool(found) and min(found) > 0 and max(found) / min(found) >= _WIDE
+    numbers = list(values)
+    return bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) >= _WIDE
 
 
 def logarithmic(axes: Axes, side: Literal["x", "y"], low: float, high: float) -> None:
@@ -155,9 +155,9 @@ def _taller(figure: Figure, inches: float) -> None:
 def files(figure: Figure) -> dict[str, bytes]:
     """Without date or program version, so that they are equal whenever the picture is."""
     metadata = {"png": ["Software"], "pdf": ["CreationDate", "Creator", "Producer"]}
-    found = {}
+    contents = {}
     for suffix, keys in metadata.items():
         out = io.BytesIO()
         figure.savefig(out, format=suffix, metadata=dict.fromkeys(keys))
-        found[suffix] = out.getvalue()
-    return found
+        contents[suffix] = out.getvalue()
+    return contents

@@ -61,9 +61,9 @@ class Look:
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """One look a method, in order; beyond eight, colours return with another marker and dash."""
-    found = {}
+    by_name = {}
     for index, name in enumerate(dict.fromkeys(names)):
         turn = index // len(_COLOURS)
         marker = _MARKERS[(index + turn) % len(_MARKERS)]
-        found[name] = Look(_COLOURS[index % len(_COLOURS)], marker, _DASHES[turn % len(_DASHES)])
-    return found
+        by_name[name] = Look(_COLOURS[index % len(_COLOURS)], marker, _DASHES[turn % len(_DASHES)])
+    return by_name

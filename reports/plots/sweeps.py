@@ -35,19 +35,19 @@ _MORE = 1.2  # most over least: less is one cost
 def draw_sweep(context: Context) -> Figure | None:
     """For each numeric axis the average and each perplexity (a panel each) over its values."""
     summary, known = context.summary, context.looks
-    found = data.sweeps(context.models)
+    swept = data.sweeps(context.models)
     score = data.main_score(summary)
     columns = [] if score is None else [score]
     columns += [i for i, column in enumerate(summary.columns) if not column.higher][:2]
-    if not found or not columns:
+    if not swept or not columns:
         return None
-    size = (style.COLUMN if len(found) == 1 else style.PAGE, 0.4 + 1.5 * len(columns))
+    size = (style.COLUMN if len(swept) == 1 else style.PAGE, 0.4 + 1.5 * len(columns))
     figure = Figure(figsize=size)
-    panels = figure.subplots(len(columns), len(found), squeeze=False, sharex="col")
-    names = [name for each in found for name in (*each.series, *each.level)]
+    panels = figure.subplots(len(columns), len(swept), squeeze=False, sharex="col")
+    names = [name for each in swept for name in (*each.series, *each.level)]
     looks = known if set(names) <= set(known) else style.looks(names)
     handles: dict[str, Line2D] = {}
-    for across, each in enumerate(found):
+    for across, each in enumerate(swept):
         for down, index in enumerate(columns):
             axes = panels[down][across]
             drawn = references(axes, summary, index)
@@ -56,7 +56,7 @@ def draw_sweep(context: Context) -> Figure | None:
             if across == 0:
                 axes.set_ylabel(quantity(summary.columns[index]))
         panels[-1][across].set_xlabel(each.axis)
-    for each in found:
+    for each in swept:
         handles |= {name: handle(looks[name], name) for name in each.series}
         handles |= {name: handle(looks[name], name, line=True) for name in each.level}
     legend(figure, list(handles.values()))

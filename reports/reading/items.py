@@ -117,11 +117,11 @@ def _check_value(where: str, scores: Floats, row: Mapping[Any, Any]) -> None:
     mean, aggregation = float(scores.mean()), row.get("aggregation")
     if aggregation not in ("mean", "exp_mean"):
         return
-    given = math.exp(min(mean, 700.0)) if aggregation == "exp_mean" else mean
+    expected = math.exp(min(mean, 700.0)) if aggregation == "exp_mean" else mean
     value = row["value"]
-    if math.isfinite(value) and not math.isclose(given, value, rel_tol=1e-6, abs_tol=1e-9):
+    if math.isfinite(value) and not math.isclose(expected, value, rel_tol=1e-6, abs_tol=1e-9):
         raise ReportError(
-            f"{where}: these items give {given:g}, but the value of their row is {value:g}"
+            f"{where}: these items give {expected:g}, but the value of their row is {value:g}"
         )
 
 
