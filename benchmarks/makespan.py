@@ -45,21 +45,21 @@ from harness.run.plan import Plan
 # 8000 sequences of 1024 tokens. Not measured: from FLOPs at 40 % of the peak, rounded up. A task's
 # name goes before its kind.
 HOURS = {
-    "Generate": 3.0,
-    "Confidence": 0.1,
-    "ClipSearch": 0.3,
-    "ScaleSearch": 0.2,
-    "Train": 1.2,
+    "generate": 3.0,
+    "confidence": 0.1,
+    "clip-search": 0.3,
+    "scale-search": 0.2,
+    "train": 1.2,
     "Apply": 0.5,
-    "Perplexity": 0.05,
+    "perplexity": 0.05,
     "mmlu": 1.2,
     "hellaswag": 0.4,
     "gsm8k": 1.5,
     "humaneval": 0.4,
     "humaneval_instruct": 0.4,
-    "LmEval": 0.1,
+    "lm-eval": 0.1,
 }
-SAVING = {"Train", "Generate"}  # kinds of stages that go on from a checkpoint
+SAVING = {"train", "generate"}  # kinds of stages that go on from a checkpoint
 SEQUENCES = 8000
 NODE = 8  # GPUs
 TESTED = 500  # jobs that the scheduler looks at in one pass: SLURM's bf_max_job_test
@@ -318,9 +318,9 @@ def usual(plan: Plan, key: str) -> float:
     """Hours that a stage takes on the whole: the longer, the more sequences."""
     stage, kind = plan.nodes[key].stage, plan.nodes[key].kind
     hours = HOURS.get(str(stage.get("task")), HOURS[kind])
-    if kind == "Generate":
+    if kind == "generate":
         return hours * stage["count"] / SEQUENCES
-    if kind == "Train":
+    if kind == "train":
         steps, batch = stage["training"]["steps"], stage["training"]["batch_size"]
         sources = plan.upstream(stage["tokens"]["stage"])
         counts = sum(plan.nodes[source].stage.get("count", 0) for source in sources)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from harness.config.settings import list_settings
 from harness.core.component import Component
@@ -79,6 +80,7 @@ class Method(Component, family="method"):
 class Apply(Stage[Model]):
     """A method that is one step."""
 
+    kind: ClassVar[str] = "apply"
     method: Method
     model: Input[Model]
     calibration: Input[Tokens] | None

@@ -71,12 +71,12 @@ class Recipe(Method):
             return {}
         found = tuple(
             Contribution(
-                step,
                 self._build_teacher(base),
                 Round(student, base, self.format),
                 trained.tokens,
                 self.objective,
                 trained.statistic,
+                step=step,
             )
             for step, student in (("before training", start), ("after training", trained))
         )

@@ -67,7 +67,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
     plan = plans.build(grid)
     profile = profiles.load(arguments.cluster, kinds())
-    plans.remember(plan, store)
+    plan = plans.remember(plan, store)
     with launches.alone(store):
         view = watch.look(plan, store)
         keys, left_out = choose_stages(view, store, arguments.retry == "failed")
@@ -87,9 +87,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         if not prepared.arrays:
             print("nothing to submit")
             return 0
-        launch = submit.launch(
-            prepared, grid, store, profile, arguments.allow_code_execution, halvings, large
-        )
+        launch = submit.launch(prepared, grid, plan, store, profile, halvings, large)
     ids = [launch.submitted[number] for number in range(len(prepared.arrays))]
     print(f"launched {launch.id}: {len(prepared.jobs)} jobs as {', '.join(ids)}")
     print(f"  bitgrid status {arguments.grid} --watch")

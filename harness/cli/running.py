@@ -41,6 +41,8 @@ def _run(arguments: argparse.Namespace) -> int:
         plan, failed = _compute(arguments, store)
     else:
         print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
+    for line in plans.stale(plan, store):
+        print(f"stale: {line}", file=sys.stderr)
     folder = arguments.out or RUNS / plan.name
     export.export(plan, store, folder)
     try:
@@ -65,14 +67,13 @@ def _compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
 
     models.device()  # this and the folders: before anything is computed
     store.check()
-    plan = plans.build(grid)
-    plans.remember(plan, store)
+    plan = plans.remember(plans.build(grid), store)
     export.check(arguments.out or RUNS / plan.name)
     missing = [key for key in plans.needed(plan, store) if plan.nodes[key].stored]
     if not missing:
         return plan, 0
     with Bar(plan, missing, store) as bar:
-        outcome = run(grid, plan, store, bar, time.time() if arguments.retry else 0.0)
+        outcome = run(plan, store, bar, time.time() if arguments.retry else 0.0)
     print(f"computed {len(outcome.computed)} stages of {len(plan.stored())}", file=sys.stderr)
     return plan, len(outcome.failed) + len(outcome.blocked)
 

@@ -60,8 +60,7 @@ def find_plan(arguments: argparse.Namespace, store: Store) -> Plan:
     """The plan of a grid: remembered where nothing changed, else built (which imports torch)."""
     plan = plans.remembered(arguments.grid, store)
     if plan is None:
-        plan = plans.build(load_grid(arguments.grid))
-        plans.remember(plan, store)
+        plan = plans.remember(plans.build(load_grid(arguments.grid)), store)
     return plan
 
 

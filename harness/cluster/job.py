@@ -1,7 +1,7 @@
 """What one job of a launch does: its share of the grid, with the code and the grid as they were.
 
-Called with (launch folder, index) and nothing else; values go to the store, never through the
-scheduler. A job that is run again, after a requeue or by mistake twice, finds what is done and goes
+Called with (launch folder, index) and nothing else: the stages are made from the launch's plan, and
+values go to the store, never through the scheduler. A job that is run again, after a requeue or by mistake twice, finds what is done and goes
 on with the rest. Not here: submission (`launch`), which stages share a job (`waves`).
 """
 
@@ -19,7 +19,6 @@ from harness.cluster import launches
 from harness.cluster.launches import Placed
 from harness.core.errors import BitgridError
 from harness.core.store import Store
-from harness.grid import expand as grids
 from harness.run import plan as plans
 from harness.run.plan import Plan
 from harness.run.runner import Share, run
@@ -73,19 +72,13 @@ def work(folder: Path, index: int) -> dict[str, int]:
     signal.signal(signal.SIGTERM, lambda number, _: _ended.append(number))
     began, launch = time.time(), launches.read(folder)
     job, store = launch.jobs[index], Store(Path(launch.store))
-    grid = grids.load(folder / f"{launch.grid}.yaml", launch.allow_code_execution)
-    plan = plans.build(grid)
-    if unknown := [key for key in job.keys if key not in plan.nodes]:
-        raise BitgridError(
-            f"{grid.path}: {len(unknown)} stages are other ones than when the grid was launched: "
-            "a model, text or plugin changed since; launch again"
-        )
+    plan = plans.read(folder / launches.PLAN)
     share = Share(job.keys, launch.halvings, launch.visible_s)
     attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
     _say(f"job {index} of {launch.id}, attempt {attempt}: {len(job.keys)} stages")
     global _attempt
     _attempt = Attempt(plan, store, job, began)
-    outcome = run(grid, plan, store, Log(_attempt), launch.created, share)
+    outcome = run(plan, store, Log(_attempt), launch.created, share)
     if not (outcome.failed or outcome.blocked):
         return {"computed": len(outcome.computed)}
     if _ended:

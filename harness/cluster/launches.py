@@ -2,6 +2,7 @@
 
     <store>/launches/<id>/launch.json     jobs, arrays, profile; written before anything is submitted
                           <grid>.yaml     the grid as it was, bases and mirror resolved
+                          plan.json       its plan: what jobs make their stages from
                           submitted.jsonl SLURM's id of each array, as soon as it is known
                           logs/<array>/   submitit's files: a job's log, arguments, result
     <store>/code/<digest>/                the code as it was, shared by launches of the same code
@@ -26,7 +27,8 @@ from pathlib import Path
 from harness.core.errors import ClusterError, StoreError
 from harness.core.store import Store, write_json
 
-SCHEMA = 1
+SCHEMA = 2
+PLAN = "plan.json"
 WAIT_S = 600.0  # for another launch into the same store
 
 
@@ -52,7 +54,6 @@ class Launch:
     code: str
     cluster: str
     created: float  # seconds since the epoch; failures before it are run again
-    allow_code_execution: bool
     visible_s: float
     jobs: tuple[Placed, ...]
     halvings: dict[str, int] = field(default_factory=dict)  # by stage: see `Stage.leaner`

@@ -7,8 +7,8 @@
     gpus: 64                 # that one may hope for; evaluations are spread over so many
     setup: [module load cuda/12.4]
     stages:                  # by kind of stage; `bitgrid plan` names the kinds of a grid
-      Train: {hours: 12, cpus: 8}
-      LmEval: {hours: 2, memory_gib: 32}
+      train: {hours: 12, cpus: 8}
+      lm-eval: {hours: 2, memory_gib: 32}
     large: {constraint: a100-80g, memory_gib: 128}   # for a retry after memory ran out
 
 Not here: which stages share a job (`waves`), how jobs are submitted (`launch`).

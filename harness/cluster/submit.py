@@ -35,9 +35,11 @@ from harness.cluster import job, launches, waves
 from harness.cluster.launches import Launch, Placed
 from harness.cluster.profile import Profile, Request
 from harness.core import provenance
+from harness.core.definitions import ROOT
 from harness.core.errors import BitgridError, ClusterError
 from harness.core.store import Store
 from harness.grid.expand import Grid
+from harness.run import plan as plans
 from harness.run.plan import Plan
 
 SNAPSHOT = ("harness", "methods")
@@ -97,9 +99,9 @@ def prepare(
 def launch(
     prepared: Prepared,
     grid: Grid,
+    plan: Plan,
     store: Store,
     profile: Profile,
-    allow_code_execution: bool = False,
     halvings: Mapping[str, int] | None = None,
     large: Collection[str] = (),
 ) -> Launch:
@@ -120,7 +122,6 @@ def launch(
         code=str(snapshot(store)),
         cluster=profile.cluster,
         created=time.time(),
-        allow_code_execution=allow_code_execution or grid.file.allow_code_execution,
         visible_s=profile.visible_s,
         jobs=tuple(
             Placed(j.keys, *places[n], j.wave, j.request.hours or 1.0)
@@ -131,6 +132,7 @@ def launch(
     )
     made.write()
     _write_grid(grid, made.folder / f"{grid.name}.yaml")
+    plans.write(plan, made.folder / launches.PLAN)
     try:
         for number, array in enumerate(prepared.arrays):
             _submit(made, number, array, profile)
@@ -168,18 +170,18 @@ def snapshot(store: Store) -> Path:
     files = [
         path
         for part in SNAPSHOT
-        for path in sorted((provenance.ROOT / part).rglob("*"))
+        for path in sorted((ROOT / part).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     ]
-    digest, commit = hashlib.sha256(), provenance.commit() or ""
+    digest, commit = hashlib.sha256(), provenance.commit(files) or ""
     for path in files:
-        digest.update(f"{path.relative_to(provenance.ROOT)}\n".encode() + path.read_bytes())
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     folder = store.root / "code" / f"{digest.hexdigest()[:16]}-{commit[:8]}"
     if folder.exists():
         return folder
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     for path in files:
-        copy = draft / path.relative_to(provenance.ROOT)
+        copy = draft / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     (draft / "COMMIT").write_text(commit + "\n")

@@ -85,6 +85,16 @@ class Component(Checked, ABC):
         """Family and name, as keys hold them: `objective/kl`. Raises BitgridError as `own_name`."""
         return f"{cls._family}/{cls.own_name()}"
 
+    @staticmethod
+    def called(identity: str) -> type[Component]:
+        """The class whose `identity_name` is given. Raises BitgridError where no module defines it."""
+        family, _, name = identity.partition("/")
+        if name not in _members.get(family, {}):
+            raise BitgridError(
+                f"{family} {name!r} is unknown; {nearest(name, _members.get(family, {}))}"
+            )
+        return _members[family][name]
+
     @classmethod
     def choices(cls) -> dict[str, type[Self]]:
         """The classes that are or derive from this one, by name."""

@@ -1,39 +1,32 @@
 """What stood behind a value when it was computed: code, commit, versions, device, time, memory.
 
-Recorded in each manifest and shown; never acted on (rule 4: a change of code makes a result stale,
-not invalid). Not here: the key, which alone decides what is computed again (`stage`).
+Recorded in each manifest and shown; never acted on: a change of code makes a value stale, which is
+said, not invalid. Not here: the key, which alone decides what is computed again
+(`harness.core.stage`), and how code is read (`harness.core.definitions`).
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import hashlib
-import importlib.util
 import os
 import platform
 import resource
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-PACKAGES = (
-    "bitgrid",
-    "torch",
-    "torchao",
-    "transformers",
-    "lm_eval",
-    "datasets",
-    "tokenizers",
-    "numpy",
-)
-ROOT = Path(__file__).parents[2]
+from harness.core.definitions import ROOT, Code, compare
+
+if TYPE_CHECKING:
+    import torch
+
+ALWAYS = ("bitgrid", "torch")  # behind every value
+UNTRACKED = "untracked"
 
 
 @dataclass
@@ -44,16 +37,14 @@ class Measured:
 
 
 @contextlib.contextmanager
-def measured() -> Iterator[Measured]:
-    """Wall time and peak memory of a block, with the machine it ran on.
+def measured(here: torch.device) -> Iterator[Measured]:
+    """Wall time and peak memory of a block that computes on device `here`, with the machine.
 
     Of several processes that share the block, the largest peak.
     """
     import torch
 
-    from harness.models import device
-
-    found, started, clock, here = Measured(), time.time(), time.perf_counter(), device()
+    found, started, clock = Measured(), time.time(), time.perf_counter()
     if here.type == "cuda":
         torch.cuda.reset_peak_memory_stats(here)
     yield found
@@ -61,7 +52,7 @@ def measured() -> Iterator[Measured]:
         "started": round(started, 3),
         "wall_s": round(time.perf_counter() - clock, 3),
         "peak_rss_gib": _largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20),
-        **environment(),
+        **environment(here),
     }
     if here.type == "cuda":
         found.facts["peak_gpu_gib"] = _largest(torch.cuda.max_memory_allocated(here) / 2**30)
@@ -78,17 +69,12 @@ def _largest(gib: float) -> float:
     return round(most.item(), 3)
 
 
-def environment() -> dict[str, Any]:
-    """Commit, package versions and device of this process."""
+def environment(here: torch.device) -> dict[str, Any]:
+    """The machine of a process that computes on device `here`: Python, host, threads, job."""
     import torch
 
-    from harness.models import device
-
-    here = device()
     named = torch.cuda.get_device_name(here) if here.type == "cuda" else platform.processor()
     return {
-        "commit": commit(),
-        "packages": versions(),
         "python": platform.python_version(),
         "host": platform.node(),
         "device": here.type,
@@ -108,45 +94,108 @@ def _job() -> dict[str, Any]:
     return {"job": named, "attempt": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
 
 
+def versions(distributions: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of installed distributions, and of those behind every value."""
+    named = {name: _version(name) for name in sorted({*ALWAYS, *distributions})}
+    return {name: found for name, found in named.items() if found is not None}
+
+
 @cache
-def versions() -> dict[str, str]:
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def commit(files: Iterable[Path] = ()) -> str | None:
+    """The git commit of the project's code, with `+` where one of `files` differs from it.
+
+    A file that git does not know differs too. None outside of a checkout. A snapshot of the code has
+    a file COMMIT that says it.
+    """
+    with contextlib.suppress(OSError):
+        return (ROOT / "COMMIT").read_text().strip() or None
+    head = _head(ROOT)
+    inside = {path for path in files if path.is_relative_to(ROOT)}
+    return head and head + ("+" if inside & _changed_files(ROOT) else "")
+
+
+def other_sources(files: Iterable[Path]) -> dict[str, str]:
+    """Source files outside of this project -> their commit, `+` where changed, or "untracked".
+
+    Files of installed packages are left out: those have versions.
+    """
     found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+    for path in sorted(files):
+        if path.is_relative_to(ROOT) or "site-packages" in path.parts:
+            continue
+        top = _top(path.parent)
+        head = top and _head(top)
+        changed = top is not None and path in _changed_files(top)
+        found[str(path)] = UNTRACKED if not head else head + ("+" if changed else "")
     return found
 
 
 @cache
-def commit() -> str | None:
-    """The git commit of the code, with `+` where the tree differs from it; None outside a checkout.
-
-    A snapshot of the code has a file that says it.
-    """
-    with contextlib.suppress(OSError):
-        return (ROOT / "COMMIT").read_text().strip() or None
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(ROOT), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def _head(folder: Path) -> str | None:
+    return _git(folder, "rev-parse", "HEAD")
 
 
 @cache
-def code_digest(modules: frozenset[str]) -> str:
-    """Digest of the code in `modules` and in the project's modules that they import.
+def _top(folder: Path) -> Path | None:
+    """The checkout that a folder lies in."""
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    return Path(top) if top else None
 
-    Comments, docstrings and layout do not count, so that a cosmetic edit makes nothing stale.
+
+@cache
+def _changed_files(folder: Path) -> frozenset[Path]:
+    """Files of a checkout that differ from its commit, or that git does not know."""
+    lines = _git(folder, "status", "--porcelain", "-uall", "--no-renames", "-z") or ""
+    return frozenset(folder / line[3:] for line in lines.split("\0") if line)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.rstrip("\n")
+
+
+def code_facts(code: Code) -> dict[str, Any]:
+    """What a manifest says of the code behind a value, as it is now."""
+    outside = other_sources(code.files)
+    return {
+        "code": code.digest,
+        "commit": commit(code.files),
+        "packages": versions(code.distributions),
+        **({"sources": outside} if outside else {}),
+    }
+
+
+def why_stale(
+    recorded: Mapping[str, Any],
+    digest: str,
+    old: Mapping[str, str] | None,
+    new: Mapping[str, str] | None,
+) -> str | None:
+    """Why a value is stale, in words; None where it is not.
+
+    `recorded`: its manifest. `digest`: of the code that would compute it now. `old` and `new`: the
+    definitions behind both digests, None where they are not known.
     """
-    total = hashlib.sha256()
-    reachable = {name: path for module in modules for name, path in _reachable(module).items()}
-    for name, path in sorted(reachable.items()):
-        total.update(f"{name}:{_code(path)}\n".encode())
-    return total.hexdigest()[:16]
+    if recorded.get("code") != digest:
+        names = compare(old, new) if old is not None and new is not None else []
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"code changed: {shown}" if names else "code changed"
+    for name, was in sorted(dict(recorded.get("packages") or {}).items()):
+        now = _version(name)
+        if name != "bitgrid" and now != was:  # its own code has a digest
+            return f"package changed: {name} {was} -> {now or 'not installed'}"
+    return None
 
 
 def sources() -> list[Path]:
@@ -154,75 +203,6 @@ def sources() -> list[Path]:
     return sorted(
         path
         for package in ("harness", "methods")
-        for pattern in (
-            "**/*.py",
-            "testbed/tasks/*.yaml",
-            "testbed/model/*.safetensors",
-        )
+        for pattern in ("**/*.py", "testbed/tasks/*.yaml", "testbed/model/*.safetensors")
         for path in (ROOT / package).glob(pattern)
     )
-
-
-def _reachable(module: str) -> dict[str, Path]:
-    """Modules of the same projects that `module` imports, directly or not, by name."""
-    ours = {"harness", "methods", module.partition(".")[0]}
-    found: dict[str, Path] = {}
-    queue = [module]
-    while queue:
-        name = queue.pop()
-        path = _file(name)
-        if name in found or path is None:
-            continue
-        found[name] = path
-        for imported in _imports(path):
-            if imported.partition(".")[0] in ours:
-                queue.append(imported)
-    return found
-
-
-@cache
-def _file(module: str) -> Path | None:
-    loaded = sys.modules.get(module)
-    if loaded is not None and getattr(loaded, "__file__", None):
-        return Path(str(loaded.__file__))
-    if module.partition(".")[0] in ("harness", "methods"):  # found without importing anything
-        base = ROOT.joinpath(*module.split("."))
-        both = (base.with_suffix(".py"), base / "__init__.py")
-        return next((path for path in both if path.is_file()), None)
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec and spec.origin and os.path.isfile(spec.origin) else None
-
-
-@cache
-def _imports(path: Path) -> tuple[str, ...]:
-    names: list[str] = []
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return tuple(names)
-
-
-@cache
-def _code(path: Path) -> str:
-    """Digest of a file's code without comments, docstrings and layout."""
-    tree = _tree(path)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and body:
-            first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-@cache
-def _tree(path: Path) -> ast.Module:
-    try:
-        return ast.parse(path.read_text())
-    except (SyntaxError, UnicodeDecodeError):
-        return ast.parse("")

@@ -2,6 +2,7 @@
 
     @dataclass(frozen=True)
     class Perplexity(Stage[float]):
+        kind: ClassVar[str] = "perplexity"
         model: Input[Model]                  # a stage here before the run, its value inside `run`
         window: int = 2048
 
@@ -9,12 +10,14 @@
             model = value(self.model)
             ...
 
-A cell of a grid is a graph of such stages. Everything else follows: a stage's key chains its class,
+A cell of a grid is a graph of such stages. Everything else follows: a stage's key chains its kind,
 its version, its fields and its inputs' keys, so that equal work has an equal key and is done once.
+The kind is a declared name: no class, module or file name is in a key, so that code may be renamed
+and moved without making a value new.
 
-In this file: `Stage`, keys, inputs, running one stage from a clean state, and `report`, by which a
-running stage says how far it is. Not here: where values lie (`store`), what order stages run in
-(`plan`, `run`).
+In this file: `Stage`, keys, inputs, stages from their descriptions, running one stage from a clean
+state, and `report`, by which a running stage says how far it is. Not here: where values lie
+(`harness.core.store`), what order stages run in (`harness.run.plan`, `harness.run.runner`).
 """
 
 from __future__ import annotations
@@ -22,16 +25,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import random
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
+from harness.core.component import Component
+from harness.core.errors import BitgridError, CollisionError
 from harness.core.reads import Read
 
 T = TypeVar("T")
@@ -53,15 +61,31 @@ class Stage(Generic[T]):
     A field holds JSON scalars, tuples, frozen dataclasses (components) or other stages. A field
     named `seed` seeds the run (0 without one); it is never derived from the key, so that data order
     is paired between cells that share a seed. Fields that are `incidental` stay out of the key.
+
+    A subclass declares its `kind`; BitgridError where it does not, or where another class has it.
     """
 
+    kind: ClassVar[
+        str
+    ]  # the stage's name in keys, plans, profiles: never changed, never used twice
     version: ClassVar[int] = 1  # bump by hand when the result changes
     stored: ClassVar[bool] = True  # False: cheap, rebuilt in memory, never written
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _declare(cls)
 
     @property
     def resources(self) -> Resources:
         """What a job that runs this stage asks for."""
         return Resources()
+
+    def uses(self) -> tuple[Callable[..., Any] | type, ...]:
+        """Classes and functions that `run` finds by a name in its fields rather than by an import.
+
+        Their code is code behind the value, as that of the stage's class and components is.
+        """
+        return ()
 
     def leaner(self) -> Self:
         """The same value in less device memory, where that can be: for a retry after it ran out."""
@@ -93,8 +117,8 @@ class Stage(Generic[T]):
 
     @cached_property
     def key(self) -> str:
-        """24 hex digits over class, version, fields and upstream keys; equal in any process."""
-        text = canonical([_class_name(type(self)), self.version, described(self)])
+        """24 hex digits over kind, version, fields and upstream keys; equal in any process."""
+        text = canonical([self.kind, self.version, described(self)])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     @property
@@ -102,8 +126,23 @@ class Stage(Generic[T]):
         """The stages among the fields, in field order, each once."""
         return _inputs(self)
 
+    def description(self) -> dict[str, Any]:
+        """The stage as JSON: kind, version, every field (incidental ones too), inputs by key."""
+        return {"kind": self.kind, "version": self.version, **described(self, whole=True)}
+
+    @staticmethod
+    def from_description(
+        description: Mapping[str, Any], inputs: Mapping[str, Stage[Any]]
+    ) -> Stage[Any]:
+        """The stage that gave `description`; `inputs` has the stages it names, by key.
+
+        The modules that define its kind and components must have been imported. Raises BitgridError
+        where this code does not know the kind, its version or a field.
+        """
+        return _rebuilt(description, inputs)
+
     def __str__(self) -> str:
-        return f"{type(self).__name__}:{self.key[:8]}"
+        return f"{self.kind}:{self.key[:8]}"
 
 
 def incidental(default: Any) -> Any:
@@ -139,15 +178,6 @@ def described(thing: Any, whole: bool = False) -> dict[str, Any]:
     }
 
 
-def description(stage: Stage[Any]) -> dict[str, Any]:
-    """A stage as JSON for a reader: class, version, every field, inputs by key."""
-    return {
-        "class": _class_name(type(stage)),
-        "version": stage.version,
-        **described(stage, whole=True),
-    }
-
-
 def identity(thing: object, whole: bool = False) -> Any:
     """What of a field goes into the key, as JSON; with `whole` also what does not.
 
@@ -164,25 +194,31 @@ def identity(thing: object, whole: bool = False) -> Any:
     if isinstance(thing, Mapping):
         return {str(name): identity(item, whole) for name, item in thing.items()}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        return {"class": _class_name(type(thing)), **described(thing, whole)}
+        name = declared_name(type(thing))
+        return {**({} if name is None else {"component": name}), **described(thing, whole)}
     raise TypeError(
         f"{type(thing).__name__} cannot be a field of a stage: it has no stable identity"
     )
 
 
-def modules(stage: Stage[Any]) -> set[str]:
-    """The modules whose code computes a stage: its class's and its components', not its inputs'."""
-    found = {type(stage).__module__}
+def declared_name(cls: type) -> str | None:
+    """`family/name` of a component or method; None for a dataclass that its field's type tells."""
+    return cls.identity_name() if issubclass(cls, Component) else None
+
+
+def code_of(stage: Stage[Any]) -> tuple[Callable[..., Any] | type, ...]:
+    """What computes a stage: its class, its components' classes and what it `uses`, not its inputs."""
+    classes: dict[Any, None] = {type(stage): None}
 
     def search(thing: object) -> None:
         for child in _children(thing):
             if not isinstance(child, Stage):
                 if dataclasses.is_dataclass(child):
-                    found.add(type(child).__module__)
+                    classes[type(child)] = None
                 search(child)
 
     search(stage)
-    return found
+    return (*classes, *stage.uses())
 
 
 def closure(roots: list[Stage[Any]]) -> list[Stage[Any]]:
@@ -251,20 +287,93 @@ def listening(reporter: Reporter) -> Iterator[None]:
         _reporter.reset(token)
 
 
-def kinds() -> set[str]:
-    """Names of all kinds of stages that are known, of loaded methods too."""
-
-    def below(cls: type) -> Iterator[type]:
-        children: list[type] = cls.__subclasses__()
-        for child in children:
-            yield child
-            yield from below(child)
-
-    return {cls.__name__ for cls in below(Stage)}
+_kinds: dict[str, type[Stage[Any]]] = {}
 
 
-def _class_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def kinds() -> Mapping[str, type[Stage[Any]]]:
+    """All kinds of stages that are known, of loaded methods too: kind -> class."""
+    return types.MappingProxyType(_kinds)
+
+
+def _declare(cls: type[Stage[Any]]) -> None:
+    kind = vars(cls).get("kind")
+    if not isinstance(kind, str):
+        raise BitgridError(
+            f"stage class {cls.__qualname__} ({_file_of(cls)}) declares no kind: "
+            "add  kind: ClassVar[str] = 'a-name-of-its-own'"
+        )
+    other = _kinds.get(kind)
+    if other is not None and _place_of(other) != _place_of(cls):
+        raise CollisionError(
+            f"two classes of stages have the kind {kind!r}: {other.__qualname__} in "
+            f"{_file_of(other)}, {cls.__qualname__} in {_file_of(cls)}"
+        )
+    _kinds[kind] = cls
+
+
+def _place_of(cls: type) -> tuple[str, str]:
+    """Where a class is defined: the same for one that is defined again, as by a reload."""
+    return _file_of(cls), cls.__qualname__
+
+
+def _file_of(cls: type) -> str:
+    try:
+        return inspect.getfile(cls)
+    except (OSError, TypeError):  # defined at a prompt
+        return cls.__module__
+
+
+def _rebuilt(description: Mapping[str, Any], inputs: Mapping[str, Stage[Any]]) -> Stage[Any]:
+    fields = dict(description)
+    kind, version = fields.pop("kind"), fields.pop("version")
+    cls = _kinds.get(kind)
+    if cls is None:
+        raise BitgridError(f"stage kind {kind!r} is unknown: the method that has it is not here")
+    if cls.version != version:
+        raise BitgridError(f"stage {kind!r} has version {cls.version} here, not {version}")
+    return cast(Stage[Any], _remade(cls, fields, inputs))
+
+
+def _remade(cls: type, fields: Mapping[str, Any], inputs: Mapping[str, Stage[Any]]) -> Any:
+    """A dataclass from its fields as JSON."""
+    hints = _type_hints(cls)
+    unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
+    if unknown:
+        raise BitgridError(f"{cls.__name__} has no field {min(unknown)!r} here: the code differs")
+    return cls(**{n: _field_value(hints.get(n), held, inputs) for n, held in fields.items()})
+
+
+def _field_value(hint: Any, held: Any, inputs: Mapping[str, Stage[Any]]) -> Any:
+    """A field of type `hint` from its JSON: what `identity` made of it, undone."""
+    if isinstance(held, list):
+        inner = [part for part in typing.get_args(hint) if part is not Ellipsis]
+        parts = [
+            _field_value(inner[min(i, len(inner) - 1)] if inner else Any, each, inputs)
+            for i, each in enumerate(held)
+        ]
+        return parts if typing.get_origin(hint) is list else tuple(parts)
+    choices = [hint, *typing.get_args(hint)]
+    if not isinstance(held, dict):
+        enums = [each for each in choices if isinstance(each, type) and issubclass(each, Enum)]
+        return enums[0](held) if enums and held is not None else held
+    if set(held) == {"stage"}:
+        return inputs[held["stage"]]
+    if "component" in held:
+        named = {key: part for key, part in held.items() if key != "component"}
+        return _remade(Component.called(held["component"]), named, inputs)
+    plain = [each for each in choices if _is_plain(each)]
+    return _remade(plain[0], held, inputs) if plain else held
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type is a dataclass that is described by its fields alone."""
+    kinds_of_value = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    return kinds_of_value and not issubclass(hint, Stage | Component)
+
+
+@cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _children(thing: object) -> Iterator[object]:

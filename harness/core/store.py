@@ -1,6 +1,7 @@
 """Where values lie: content-addressed by stage key, written once, never half.
 
     <root>/values/<key>/manifest.json    written last: its existence means the value is complete
+                        code.json        the definitions behind it, each with its digest
                         *.safetensors …  what the value saved beside it
     <root>/claims/<key>.<n>              who is computing it, touched while it does
     <root>/failures/<key>.json           why it could not be computed
@@ -21,6 +22,7 @@ import socket
 import threading
 import time
 import typing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -86,12 +88,30 @@ class Store:
         """The folder of a complete value, for artifacts that lie beside it."""
         return self._value(key)
 
-    def commit(self, stage: Stage[Any], result: Any, facts: dict[str, Any]) -> None:
-        """Keep a value: files first, manifest last, then one rename. The first to commit wins."""
+    def definitions(self, key: str) -> dict[str, str] | None:
+        """The definitions behind a complete value, each with its digest; None where it has none."""
+        try:
+            return dict(json.loads((self._value(key) / "code.json").read_text()))
+        except (OSError, ValueError):
+            return None
+
+    def commit(
+        self,
+        stage: Stage[Any],
+        result: Any,
+        facts: dict[str, Any],
+        definitions: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep a value: files first, manifest last, then one rename. The first to commit wins.
+
+        `definitions`: the code behind it, see `harness.core.definitions`.
+        """
         draft = self._folder("drafts") / f"{stage.key}.{secrets.token_hex(4)}"
         draft.mkdir()
         try:
             saved = result.save(draft) if hasattr(result, "save") else result
+            if definitions is not None:
+                write_json(draft / "code.json", dict(definitions))
             kept = self._work(stage.key) / "metrics.jsonl"
             if kept.exists():
                 shutil.copy(kept, draft / kept.name)

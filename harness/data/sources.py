@@ -92,6 +92,7 @@ def find_text(named: str) -> tuple[TextSource, str]:
 class Documents(Stage[list[str]]):
     """The documents of one split of a text. `digest` pins what a name alone does not."""
 
+    kind: ClassVar[str] = "documents"
     stored: ClassVar[bool] = False
     source: str  # as a grid names it, with its part
     split: str

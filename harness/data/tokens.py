@@ -50,6 +50,7 @@ class Tokens:
 class Packed(Stage[Tokens]):
     """Documents joined end to end and cut into `count` blocks of `length` tokens; all are labels."""
 
+    kind: ClassVar[str] = "packed"
     stored: ClassVar[bool] = False
     documents: Input[list[str]]
     model: Input[Model]  # for its tokenizer

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from harness.core.checked import Checked
 from harness.core.errors import GridError, nearest
-from harness.core.stage import Input, Resources, Stage, report, value
+from harness.core.stage import Input, Resources, Stage, incidental, report, value
 from harness.method import Method
 from harness.models import Model, Quantized, blocks, host_gib, linears
 
@@ -38,11 +38,12 @@ class Weights(Stage[Facts]):
     groups took after it (`histogram`, `group_levels`).
     """
 
-    step: str
+    kind: ClassVar[str] = "weights"
     origin: Input[Model]
     before: Input[Model]
     after: Input[Model]
     layer: str
+    step: str = incidental("")  # what the method did in between, as a figure calls it
 
     @property
     def resources(self) -> Resources:
@@ -73,7 +74,6 @@ class Weights(Stage[Facts]):
         shown = histogram(before, after, models[2].quantized.get(self.layer))
         return {
             "diagnostic": "weights",
-            "step": self.step,
             "errors": errors,
             "histogram": {"layer": self.layer, **shown},
         }
@@ -155,7 +155,7 @@ def diagnostics(
     if layer not in names:
         raise GridError(f"weights: layer {layer!r} is unknown; {nearest(layer, names)}")
     weights = tuple(
-        Weights(step.name, step.origin, step.before, step.after, layer)
+        Weights(step.origin, step.before, step.after, layer, step.name)
         for step in method.steps(base, seed)
     )
     return {"weights": weights, **method.diagnostics(base, seed)}

@@ -101,6 +101,7 @@ for _domain in world.DOMAINS:
 class Perplexity(Stage[Scores]):
     """exp of the mean of windows' mean token NLL over non-overlapping windows, tail dropped."""
 
+    kind: ClassVar[str] = "perplexity"
     model: Input[Model]
     documents: Input[list[str]]
     task: str
@@ -150,6 +151,7 @@ class Perplexity(Stage[Scores]):
 class LmEval(Stage[Scores]):
     """One lm-eval task, or group of tasks, on a model in memory."""
 
+    kind: ClassVar[str] = "lm-eval"
     version: ClassVar[int] = 2
     model: Input[Model]
     task: str

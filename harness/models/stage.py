@@ -34,6 +34,7 @@ ATTENTION = ("sdpa", "eager", _FLASH)
 class Pretrained(Stage[Model]):
     """A full-precision model as published. `digest` pins the content: commit, or hash of files."""
 
+    kind: ClassVar[str] = "pretrained"
     stored: ClassVar[bool] = False
     source: str
     digest: str

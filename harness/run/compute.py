@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.core import provenance
+from harness.core.definitions import reach
 from harness.core.errors import BitgridError
-from harness.core.stage import Stage, description, execute, modules
+from harness.core.stage import Stage, code_of, execute
 from harness.core.store import Store
+from harness.models import device
 
 
 class Failed(BitgridError):
@@ -87,32 +89,33 @@ class Values:
                 return execute(stage, inputs, Path(work))
         except Exception as error:
             fail(stage, error, self.store)
-            said = f"{type(stage).__name__} failed: {words(error)}"
+            said = f"{stage.kind} failed: {words(error)}"
             raise Failed(stage.key, said) from error
 
 
 def compute(stage: Stage[Any], values: Values, keeps: bool = True) -> Any:
     """The value of a stored stage; with `keeps` it is committed to the store."""
     store, inputs = values.store, values.inputs(stage)
-    with provenance.measured() as measured:
+    with provenance.measured(device()) as measured:
         result = execute(stage, inputs, store.work(stage.key))
     if keeps:
-        facts = {"stage": description(stage), "code": _code(stage), **measured.facts}
-        store.commit(stage, result, facts)
+        code = reach(code_of(stage))
+        facts = {"stage": stage.description(), **provenance.code_facts(code), **measured.facts}
+        store.commit(stage, result, facts, code.definitions)
     return result
 
 
 def fail(stage: Stage[Any], error: Exception, store: Store) -> None:
     """Keep the record of a failure."""
     record = {
-        "stage": description(stage),
-        "code": _code(stage),
+        "stage": stage.description(),
+        **provenance.code_facts(reach(code_of(stage))),
         "exception": type(error).__name__,
         "message": words(error),
         "hint": _hint(error),
         "traceback": "".join(traceback.format_exception(error)),
         "when": round(time.time(), 3),
-        **provenance.environment(),
+        **provenance.environment(device()),
     }
     store.fail(stage.key, record)
 
@@ -125,10 +128,6 @@ def words(error: Exception) -> str:
         if isinstance(error, BitgridError)
         else f"{type(error).__name__}: {text.splitlines()[0]}"
     )
-
-
-def _code(stage: Stage[Any]) -> str:
-    return provenance.code_digest(frozenset(modules(stage)))
 
 
 def _hint(error: Exception) -> str | None:

@@ -19,8 +19,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from harness.core.definitions import ROOT
 from harness.core.errors import ReportError
-from harness.core.provenance import ROOT
 from harness.core.records import (
     NOT_RUN,
     SCHEMA,
@@ -35,7 +35,7 @@ from harness.core.records import (
 )
 from harness.core.store import Store
 from harness.grid import published
-from harness.run.plan import CellInfo, Plan, standing_failure, states
+from harness.run.plan import CellInfo, Plan, standing_failure, states, why_stale
 from harness.testbed import world
 
 _CURVE_FIELDS = {each.name for each in fields(CurvePoint)}
@@ -96,7 +96,7 @@ def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[Row]:
             if not store.has(key):
                 continue
             scores = store.manifest(key)["value"]
-            stale = [plan.nodes[k].kind for k in plan.upstream(key) if state[k] == "stale"]
+            stale = _say_why_stale(plan, store, state, key)
             for score in scores["rows"]:
                 yield Row(
                     **asdict(_facts(cell)),
@@ -107,13 +107,20 @@ def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[Row]:
                     model=cell.source,
                     key=key,
                     model_key=cell.model,
-                    stale=f"code changed since: {', '.join(stale)}" if stale else None,
+                    stale=stale,
                 )
 
 
 def _caveat(cell: CellInfo) -> str | None:
     """What must be known of a cell's model, whatever it is evaluated on."""
     return world.CAVEAT if cell.source.startswith("testbed") else None
+
+
+def _say_why_stale(plan: Plan, store: Store, state: dict[str, str], key: str) -> str | None:
+    """Which stages behind a row are stale, and why; None where none is."""
+    stale = [above for above in plan.upstream(key) if state[above] == "stale"]
+    reasons = (f"{plan.nodes[above].kind}: {why_stale(plan, above, store)}" for above in stale)
+    return "; ".join(dict.fromkeys(reasons)) or None
 
 
 def _items(plan: Plan, store: Store) -> Iterator[RowItems]:
@@ -169,8 +176,10 @@ def _diagnostics(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:
         bits = _bits(cell, store)
         for key in cell.diagnostics:
             if bits is not None and store.has(key):
-                found = store.manifest(key)["value"]
-                yield {**to_json(_facts(cell)), "bits": bits, "key": key, **found}
+                # The label is the plan's: two stages that differ in it alone are one.
+                step = {"step": plan.nodes[key].stage.get("step")}
+                facts = {**to_json(_facts(cell)), "bits": bits, "key": key}
+                yield {**facts, **step, **store.manifest(key)["value"]}
 
 
 def _facts(cell: CellInfo) -> Cell:

@@ -51,7 +51,7 @@ def table(stages: Iterable[Stage[Any]], sizes: Sequence[float]) -> str:
             parts = (*dataclasses.astuple(estimate), estimate.total)
             rows[
                 pretrained_of(stage).source,
-                type(stage).__name__,
+                stage.kind,
                 *(f"{part / 2**30:.2f}" for part in parts),
                 f"{stage.resources.memory_gib:g}",
                 *(str(number or "–") for number in numbers),

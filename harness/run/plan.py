@@ -2,7 +2,9 @@
 
 A plan is plain JSON, kept in the store with a list of the files it was made from. While those are
 unchanged, `status`, `report` and a finished `run` read it without importing torch or any method.
-Not here: running stages (`run`), the grid's file (`grid`).
+`Plan.stages` makes the stages again from what the plan says of them, so that a job or a process of a
+training needs no grid.
+Not here: running stages (`harness.run.runner`), the grid's file (`harness.grid`).
 """
 
 from __future__ import annotations
@@ -11,19 +13,25 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.core import provenance
+from harness.core.errors import BitgridError
 from harness.core.store import Store, write_json
 
 if TYPE_CHECKING:
+    from harness.core.stage import Stage
     from harness.grid.expand import Grid
 
 SCHEMA = 5
 STATES = ("done", "stale", "running", "failed", "blocked", "queued")
+
+
+Mark: TypeAlias = tuple[str, int, int]  # file, size, time of change in ns
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,12 @@ class Node:
     stored: bool
     inputs: tuple[str, ...]
     code: str  # digest of the code that would compute it now
-    stage: dict[str, Any]  # class, version and fields, as in a manifest
+    stage: dict[str, Any]  # kind, version and fields, as in a manifest
     gpus: int  # what a job that runs it asks for: see `stage.Resources`
     memory_gib: float
     hours: float
+    files: tuple[Mark, ...] = ()  # what the key was made from, beside the fields
+    why: str | None = None  # why it is new, where a plan of this grid had another one in its place
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,9 @@ class Plan:
     published: dict[str, Any] | None
     cells: tuple[CellInfo, ...]
     nodes: dict[str, Node]  # inputs before users
-    watch: tuple[tuple[str, int, int], ...]  # (file, size, mtime in ns)
+    watch: tuple[Mark, ...]
     mirror: str | None = None  # the environment's, when the plan was made
+    code: dict[str, dict[str, str]] = field(default_factory=dict)  # digest -> definitions, digests
 
     def stored(self) -> list[str]:
         """Keys of the stages that are kept, inputs first."""
@@ -91,31 +102,69 @@ class Plan:
         visit(key)
         return list(found)
 
+    def stages(self, keys: Iterable[str] | None = None) -> dict[str, Stage[Any]]:
+        """The stages of `keys` (all) and what they need, made from their descriptions.
+
+        Raises BitgridError where the code has changed so that one would have another key, or where a
+        file has changed that a key was made from.
+        """
+        wanted = self.nodes if keys is None else {up for key in keys for up in self.upstream(key)}
+        for key in wanted:
+            for mark in self.nodes[key].files:
+                if not _is_unchanged(mark):
+                    raise BitgridError(
+                        f"{mark[0]} has changed since the plan was made; start again"
+                    )
+        return made_from({key: self.nodes[key].stage for key in self.nodes if key in wanted})
+
+
+def made_from(descriptions: Mapping[str, Mapping[str, Any]]) -> dict[str, Stage[Any]]:
+    """Stages by key from their descriptions, inputs before users. Raises BitgridError."""
+    from harness.core.stage import Stage
+    from harness.evaluation import diagnostics, evaluate
+    from harness.method import METHODS
+
+    METHODS.load()
+    assert diagnostics and evaluate  # their kinds of stages are known now
+    stages: dict[str, Stage[Any]] = {}
+    for key, description in descriptions.items():
+        stage = Stage.from_description(description, stages)
+        if stage.key != key:
+            raise BitgridError(f"{stage.kind} {key} is another stage with this code; start again")
+        stages[key] = stage
+    return stages
+
 
 def build(grid: Grid) -> Plan:
     """The plan of a validated grid."""
-    from harness.core.stage import closure, description, modules
+    from harness.core.definitions import reach
+    from harness.core.stage import closure, code_of
     from harness.data.sources import TEXTS
     from harness.method import METHODS
     from harness.models.registry import MODELS
 
     nodes: dict[str, Node] = {}
+    code: dict[str, dict[str, str]] = {}
     watched = {*(path.resolve() for path in grid.files), *provenance.sources()}
     watched |= METHODS.files() | MODELS.files() | TEXTS.files()
     for cell in grid.cells:
         for stage in closure([cell.model, *cell.roots]):
             if stage.key in nodes:
                 continue
+            files = {file for read in stage.reads() for file in read.files()}
+            behind = reach(code_of(stage))
+            code[behind.digest] = dict(behind.definitions)
+            watched |= {*files, *behind.files}
             nodes[stage.key] = Node(
-                kind=type(stage).__name__,
+                kind=stage.kind,
                 title=f"{getattr(stage, 'task', '')} {cell.id}".strip(),
                 stored=stage.stored,
                 inputs=tuple(above.key for above in stage.inputs),
-                code=provenance.code_digest(frozenset(modules(stage))),
-                stage=description(stage),
+                code=behind.digest,
+                stage=stage.description(),
                 **asdict(stage.resources),
+                files=tuple(_mark(path) for path in sorted(files)),
             )
-            watched |= {file for read in stage.reads() for file in read.files()}
     cells = [
         CellInfo(
             id=cell.id,
@@ -141,6 +190,7 @@ def build(grid: Grid) -> Plan:
         nodes=nodes,
         watch=tuple(_mark(path) for path in sorted(watched)),
         mirror=os.environ.get("BITGRID_MIRROR"),
+        code=code,
     )
 
 
@@ -152,17 +202,77 @@ def remembered(path: Path, store: Store) -> Plan | None:
             return None
         plan = _read(kept)
         same = plan.mirror == os.environ.get("BITGRID_MIRROR")
-        return plan if same and all(_mark(Path(mark[0])) == mark for mark in plan.watch) else None
+        return plan if same and all(map(_is_unchanged, plan.watch)) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def remember(plan: Plan, store: Store) -> None:
-    """Keep a plan, so that later verbs need not build it; they do where the store is only read."""
+def remember(plan: Plan, store: Store) -> Plan:
+    """Keep a plan, so that later verbs need not build it; they do where the store is only read.
+
+    The plan that comes back says of new stages why they are new, by the plan that was kept before.
+    """
     place = _place(Path(plan.path), store)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        plan = _with_reasons(plan, json.loads(place.read_text())["nodes"])
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, {"schema": SCHEMA, **asdict(plan)})
+        write(plan, place)
+    return plan
+
+
+def write(plan: Plan, path: Path) -> None:
+    """Keep a plan in a file, for `read`."""
+    write_json(path, {"schema": SCHEMA, **asdict(plan)})
+
+
+def read(path: Path) -> Plan:
+    """The plan in a file. Raises BitgridError where it is of another version or unreadable."""
+    try:
+        raw = json.loads(path.read_text())
+        if raw.pop("schema") == SCHEMA:
+            return _read(raw)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BitgridError(f"{path} cannot be read: {error}") from None
+    raise BitgridError(f"{path} is of another version of bitgrid")
+
+
+def _with_reasons(plan: Plan, before: Mapping[str, Any]) -> Plan:
+    """The plan, with the reason of each stage that `before`, nodes by key, had otherwise or not."""
+    places = {(node["kind"], node["title"]): node for node in before.values()}
+    nodes = dict(plan.nodes)
+    for key, node in plan.nodes.items():
+        old = before.get(key)
+        if old is not None:
+            nodes[key] = replace(node, why=old.get("why"))
+        elif (node.kind, node.title) in places:
+            why = _difference(places[node.kind, node.title]["stage"], node.stage)
+            nodes[key] = replace(node, why=why)
+    return replace(plan, nodes=nodes)
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What differs between two descriptions of a stage, in words."""
+    one, other = dict(_flat(old)), dict(_flat(new))
+    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    own = [name for name in names if not name.endswith("stage")]
+    if not own:
+        return "an input changed"
+    shown = [f"{name}: {one.get(name)} -> {other.get(name)}" for name in own[:3]]
+    more = f" and {len(own) - 3} more" if len(own) > 3 else ""
+    return f"parameters changed: {', '.join(shown)}{more}"
+
+
+def _flat(part: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """A description's values by dotted path."""
+    if isinstance(part, Mapping):
+        for name, inside in part.items():
+            yield from _flat(inside, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(part, list | tuple):
+        for number, inside in enumerate(part):
+            yield from _flat(inside, f"{prefix}.{number}")
+    else:
+        yield prefix, part
 
 
 def kept(store: Store) -> list[Plan]:
@@ -182,7 +292,7 @@ def states(plan: Plan, store: Store) -> dict[str, str]:
     for key, node in plan.nodes.items():
         above = [found[key] for key in node.inputs]
         if node.stored and store.has(key):
-            found[key] = "stale" if store.manifest(key).get("code") != node.code else "done"
+            found[key] = "stale" if why_stale(plan, key, store) else "done"
         elif key in failed and standing_failure(node, key, store):
             found[key] = "failed"
         elif any(state in ("failed", "blocked") for state in above):
@@ -192,6 +302,38 @@ def states(plan: Plan, store: Store) -> dict[str, str]:
         else:
             found[key] = "queued"
     return found
+
+
+def why_stale(plan: Plan, key: str, store: Store) -> str | None:
+    """Why a kept value is stale: which code or package changed since. None where it is not."""
+    digest = plan.nodes[key].code
+    manifest = store.manifest(key)
+    old = store.definitions(key) if manifest.get("code") != digest else None
+    return provenance.why_stale(manifest, digest, old, plan.code.get(digest))
+
+
+def stale(plan: Plan, store: Store) -> list[str]:
+    """Why kept values of a plan are stale, a line a reason, with how many stages have it."""
+    state = states(plan, store)
+    reasons = [
+        f"{plan.nodes[key].kind}: {why_stale(plan, key, store)}"
+        for key in plan.nodes
+        if state[key] == "stale"
+    ]
+    return _counted(reasons)
+
+
+def new(plan: Plan, store: Store) -> list[str]:
+    """Why stages that are to be computed are new, a line a reason, with how many have it."""
+    missing = [plan.nodes[key] for key in needed(plan, store)]
+    return _counted([f"{node.kind}: {node.why}" for node in missing if node.stored and node.why])
+
+
+def _counted(lines: list[str]) -> list[str]:
+    return [
+        line if number == 1 else f"{line} ({number} stages)"
+        for line, number in Counter(lines).items()
+    ]
 
 
 def standing_failure(node: Node, key: str, store: Store) -> dict[str, Any] | None:
@@ -223,15 +365,27 @@ def _read(raw: dict[str, Any]) -> Plan:
         CellInfo(**{**c, **{name: tuple(c[name]) for name in lists}}) for c in raw["cells"]
     )
     raw["nodes"] = {
-        key: Node(**{**node, "inputs": tuple(node["inputs"])}) for key, node in raw["nodes"].items()
+        key: Node(**{**node, "inputs": tuple(node["inputs"]), "files": _marks(node["files"])})
+        for key, node in raw["nodes"].items()
     }
-    raw["watch"] = tuple((str(m[0]), int(m[1]), int(m[2])) for m in raw["watch"])
+    raw["watch"] = _marks(raw["watch"])
     return Plan(**raw)
 
 
-def _mark(path: Path) -> tuple[str, int, int]:
+def _marks(raw: Iterable[Any]) -> tuple[Mark, ...]:
+    return tuple((str(path), int(size), int(changed)) for path, size, changed in raw)
+
+
+def _mark(path: Path) -> Mark:
     facts = path.stat()
     return str(path), facts.st_size, facts.st_mtime_ns
+
+
+def _is_unchanged(mark: Mark) -> bool:
+    try:
+        return _mark(Path(mark[0])) == mark
+    except OSError:
+        return False
 
 
 def _place(path: Path, store: Store) -> Path:

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -23,11 +22,12 @@ import torch
 from harness.core.errors import BitgridError
 from harness.core.installation import SAFE_PATH
 from harness.core.stage import Reporter, Stage, closure
-from harness.core.store import Store
+from harness.core.store import Store, write_json
 from harness.models import device
 from harness.run.compute import Failed
 
 PATIENCE_S = 20.0
+STAGES = "stages.json"  # in a stage's scratch folder: what it is made from again, inputs first
 INPUTS = "inputs"  # in a stage's scratch folder: the copies of inputs that processes share
 
 
@@ -38,26 +38,20 @@ def check(stage: Stage[Any]) -> None:
         raise BitgridError(f"{stage} asks for {asked} GPUs and this machine has {there}: set gpus")
 
 
-def together(
-    stage: Stage[Any],
-    grid: Path,
-    store: Store,
-    step: Reporter,
-    note: Callable[[str], None],
-    halvings: int = 0,
-) -> None:
+def together(stage: Stage[Any], store: Store, step: Reporter, note: Callable[[str], None]) -> None:
     """Compute a stage into the store, in as many processes as it asks for GPUs.
 
-    `note` is told what a user should know of the inputs. `halvings` is how often the grid's stage
-    was made leaner: the processes find it by its key.
+    The processes make the stage again from its description, which lies in its scratch folder.
+    `note` is told what a user should know of the inputs.
 
     Raises Failed where a process left a record, BitgridError where it was killed.
     """
     count, log = stage.resources.gpus, store.work(stage.key) / "processes.log"
     command = [sys.executable, "-m", "torch.distributed.run"]
     command += ["--standalone", "--nproc-per-node", str(count)]
-    command += ["-m", "harness.run.worker", "--attached", "--halvings", str(halvings)]
-    command += [str(store.root), str(grid), stage.key]
+    command += ["-m", "harness.run.worker", "--attached", str(store.root), stage.key]
+    worker_input = {above.key: above.description() for above in closure([stage])}
+    write_json(log.parent / STAGES, worker_input)
     # Else torchrun allows one thread a process, and nothing would use the other cores.
     threads = max(1, torch.get_num_threads() // count)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **SAFE_PATH}
@@ -113,7 +107,7 @@ def _cause(stage: Stage[Any], store: Store, log: str) -> BitgridError:
         if record is not None and not store.has(above.key):
             own = above.key == stage.key
             words = record["message"]
-            return Failed(above.key, words if own else f"{type(above).__name__} failed: {words}")
+            return Failed(above.key, words if own else f"{above.kind} failed: {words}")
     said = re.search(r"^(?:\[rank\d+\]: )?([\w.]+(?:Error|Exception)\b.*)$", log, re.MULTILINE)
     why = said[1] if said else "they do not say why"
     return BitgridError(f"the processes ended without a value: {why}")

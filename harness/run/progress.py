@@ -15,7 +15,7 @@ from rich.table import Column
 from harness.core.store import Store
 from harness.run.plan import Plan
 
-FIRST_GUESS_S = {"Train": 60.0, "Generate": 30.0, "LmEval": 4.0, "Perplexity": 4.0}
+FIRST_GUESS_S = {"train": 60.0, "generate": 30.0, "lm-eval": 4.0, "perplexity": 4.0}
 
 
 @dataclass

@@ -15,12 +15,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-from harness.core.stage import Stage, closure, listening
+from harness.core.stage import Stage, listening
 from harness.core.store import Store
-from harness.grid.expand import Grid
 from harness.run import processes
 from harness.run.compute import Failed, Values, compute, fail, words
 from harness.run.plan import Plan, needed, standing_failure
@@ -67,30 +65,26 @@ class Share:
 
 
 def run(
-    grid: Grid,
     plan: Plan,
     store: Store,
     watcher: Watcher,
     retry_before: float = 0.0,
     share: Share | None = None,
 ) -> Outcome:
-    """Compute what the grid's scores still need. Others may run the same grid at the same time.
+    """Compute what a plan's scores still need. Others may run the same plan at the same time.
 
     Failures on record before `retry_before` (seconds since the epoch) are run again, and those
     of stages that are not kept in any case: what made them fail may lie outside of the key. Raises
     BitgridError, before anything is computed, where this machine lacks what a stage needs.
     """
-    roots = [stage for cell in grid.cells for stage in cell.roots]
-    stages = {stage.key: stage for stage in closure(list(roots))}
     wanted = needed(plan, store, None if share is None else share.keys)
+    stages = plan.stages(wanted)
     own = {key for key in wanted if share is None or key in share.keys or not stages[key].stored}
     share = share or Share(())
     for key, times in share.halvings.items():
         for _ in range(times):
             stages[key] = stages[key].leaner()
-    runner = _Runner(
-        grid.path, plan, store, watcher, Values(store), stages, set(wanted), own, share
-    )
+    runner = _Runner(plan, store, watcher, Values(store), stages, set(wanted), own, share)
     for key in wanted:
         stands = stages[key].stored and standing_failure(plan.nodes[key], key, store)
         if stands and not (key in own and stands.get("when", 0.0) < retry_before):
@@ -124,7 +118,6 @@ class _Progress:
 
 @dataclass
 class _Runner:
-    path: Path
     plan: Plan
     store: Store
     watcher: Watcher
@@ -194,8 +187,7 @@ class _Runner:
             if stage.resources.gpus > 1:
                 self.values.held.clear()  # the processes need the memory
                 _give_back()
-                halvings = self.share.halvings.get(key, 0)
-                processes.together(stage, self.path, store, step, self._note, halvings)
+                processes.together(stage, store, step, self._note)
             else:
                 for above in stage.inputs:
                     # Computing the stage takes it too, and does not make it again.

@@ -1,7 +1,7 @@
-"""One of the processes that compute a stage together: `python -m harness.run.worker STORE GRID KEY`.
+"""One of the processes that compute a stage together: `python -m harness.run.worker STORE KEY`.
 
 Whoever starts them (torchrun for `processes`, srun) sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR
-and MASTER_PORT. Each loads the grid, finds the stage by its key, loads the inputs, which the first
+and MASTER_PORT. Each makes the stage from its description, loads the inputs, which the first
 rebuilds for all, and runs it; the first keeps the value and writes its progress, and what a user
 should know of the inputs, to standard output, a JSON object a line. The first failure is kept as
 the stage's record. Claims, and what is left in the stage's scratch folder, are the business of
@@ -27,13 +27,12 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from harness.core.errors import GridError
-from harness.core.stage import Stage, closure, listening
+from harness.core.stage import Stage, listening
 from harness.core.store import Store
-from harness.grid import expand as grids
 from harness.models import device
 from harness.run.compute import Failed, Values, compute, fail
-from harness.run.processes import INPUTS
+from harness.run.plan import made_from
+from harness.run.processes import INPUTS, STAGES
 
 # Longer than it takes the first to write a large checkpoint while the others wait for it.
 TIMEOUT = datetime.timedelta(hours=2)
@@ -45,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     progress, leads = _own_stdout(), os.environ["RANK"] == "0"
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a scheduler's, for whoever started this one
-    stage, store = _find(given.grid, given.key), Store(given.store)
-    for _ in range(given.halvings):
-        stage = stage.leaner()
+    store = Store(given.store)
+    described = json.loads((store.work(given.key) / STAGES).read_text())
+    stage = made_from(described)[given.key]
     try:
         _join()
         with _reporting(progress) if leads else contextlib.nullcontext():
@@ -64,14 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     dist.destroy_process_group()
     return 0
-
-
-def _find(path: Path, key: str) -> Stage[Any]:
-    grid = grids.load(path, allow_code_execution=True)
-    for stage in closure([root for cell in grid.cells for root in cell.roots]):
-        if stage.key == key:
-            return stage
-    raise GridError(f"{path} has no stage {key}: it changed since the run began")
 
 
 def _shared(stage: Stage[Any], store: Store, note: Callable[[str], None]) -> Values:
@@ -161,12 +152,10 @@ def _end_with_stdin() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="harness.run.worker", description=__doc__)
     parser.add_argument("store", type=Path)
-    parser.add_argument("grid", type=Path)
     parser.add_argument("key")
     parser.add_argument(
         "--attached", action="store_true", help="end as soon as standard input is closed"
     )
-    parser.add_argument("--halvings", type=int, default=0, help="how often to make it leaner")
     return parser
 
 

@@ -111,6 +111,7 @@ class ScaleSearch(Stage[Scales]):
     Holds, beside the model, what its layers see: 4 * tokens bytes an input channel.
     """
 
+    kind: ClassVar[str] = "scale-search"
     model: Input[Model]
     calibration: Input[Tokens]
     format: Grouped
@@ -157,6 +158,7 @@ class Scaled(Stage[Model]):
     It computes what the model did up to the rounding of its own dtype, in which it is kept.
     """
 
+    kind: ClassVar[str] = "scaled"
     stored: ClassVar[bool] = False
     model: Input[Model]
     scales: Input[Scales]

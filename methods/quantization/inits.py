@@ -121,6 +121,7 @@ class ClipSearch(Stage[Ranges]):
     input channel and layer (4 * tokens where the tokens are fewer than a group is wide).
     """
 
+    kind: ClassVar[str] = "clip-search"
     model: Input[Model]
     calibration: Input[Tokens]
     format: Grouped
@@ -161,6 +162,7 @@ class ClipSearch(Stage[Ranges]):
 class Clipped(Stage[Model]):
     """The model with its weights clamped to the ranges found. Latent: nothing is rounded yet."""
 
+    kind: ClassVar[str] = "clipped"
     stored: ClassVar[bool] = False
     model: Input[Model]
     ranges: Input[Ranges]

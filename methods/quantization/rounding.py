@@ -28,6 +28,7 @@ class Round(Stage[Model]):
     whose models stay in the base's 16 bits.
     """
 
+    kind: ClassVar[str] = "round"
     stored: ClassVar[bool] = False
     model: Input[Model]
     base: Input[Model]

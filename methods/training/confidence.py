@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Confidence(Stage[float]):
     published code. Measured on `sequences` of the data, evenly spread over it.
     """
 
+    kind: ClassVar[str] = "confidence"
     teacher: Input[Model]
     tokens: Input[Tokens]
     meaning: Meaning = "label"

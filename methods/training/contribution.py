@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from harness.core.stage import Input, Resources, Stage, report, value
+from harness.core.stage import Input, Resources, Stage, incidental, report, value
 from harness.data import Tokens
 from harness.models import Model, host_gib
 from methods.training.confidence import CONFIDENCE_TOKENS, sample_rows
@@ -32,13 +32,14 @@ class Contribution(Stage[dict[str, Any]]):
     `student` is a rounded model: what training starts from, or what it ends with.
     """
 
-    step: str
+    kind: ClassVar[str] = "contribution"
     teacher: Input[Model]
     student: Input[Model]
     tokens: Input[Tokens]
     objective: Objective
     statistic: Input[float] | None
     sequences: int = 64
+    step: str = incidental("")  # what the method did before, as a figure calls it
 
     @property
     def resources(self) -> Resources:
@@ -61,7 +62,6 @@ class Contribution(Stage[dict[str, Any]]):
             report(int(some[-1]) + 1, len(tokens))
         return {
             "diagnostic": "confidence",
-            "step": self.step,
             "objective": self.objective.name,
             "tokens": counts.tolist(),
             "loss": [float(f"{part:.6g}") for part in (sums / max(total, 1e-300)).tolist()],

@@ -151,6 +151,7 @@ class SelfGenerated(Data):
 class Joined(Stage[Tokens]):
     """Sequences of several sources, all of one length, one source after the other."""
 
+    kind: ClassVar[str] = "joined"
     stored: ClassVar[bool] = False
     parts: tuple[Input[Tokens], ...]
 
@@ -168,6 +169,7 @@ class Generate(Stage[Tokens]):
     A sequence ends with the model's EOS, which is learnt, or at `length`.
     """
 
+    kind: ClassVar[str] = "generate"
     teacher: Input[Model]
     documents: Input[list[str]] | None
     count: int

@@ -26,7 +26,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class Train(Stage[Model]):
     share a seed see the same batches whatever their objective and format.
     """
 
+    kind: ClassVar[str] = "train"
     student: Input[Model]
     teacher: Input[Model] | None
     tokens: Input[Tokens]

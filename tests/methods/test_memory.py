@@ -257,7 +257,7 @@ def test_no_latent_weights_are_at_hand_while_a_model_is_scored(
     monkeypatch.setattr(harness.run.runner, "Values", Seeing)
     grid = grids.load(file)
     for _ in range(2):
-        assert harness.run.runner.run(grid, plans.build(grid), store, Quiet()).failed == []
+        assert harness.run.runner.run(plans.build(grid), store, Quiet()).failed == []
         shutil.rmtree(store.path(grid.cells[0].scores[0].key))
     assert [[(m.latent, m.network.dtype) for m in each] for each in seen] == [
         [(False, torch.bfloat16)]
@@ -274,7 +274,7 @@ class Quiet:
 def test_the_table_collapses_equal_stages(base: Pretrained) -> None:
     rates = [stage(base, replace(WIDE, lr=rate)) for rate in (1e-3, 1e-4, 1e-5)]
     printed = table([*rates, stage(base, length=32)], [24, 141])
-    assert printed.count("Train") == 2 and "Train ×3" in printed
+    assert printed.count("train") == 2 and "train ×3" in printed
     assert "10% and at least 3 GiB free" in printed.splitlines()[-1]
     assert max(map(len, printed.splitlines())) <= 100
 
@@ -295,7 +295,7 @@ def test_plan_prints_the_memory(
     lines = capsys.readouterr().out.splitlines()
     head = next(line for line in lines if "parameters" in line)
     assert head.split()[-4:] == ["total", "host", "24", "0.001"]
-    for kind in ("ClipSearch", "Generate", "Confidence", "Train ×2", "Perplexity ×3"):
+    for kind in ("clip-search", "generate", "confidence", "train ×2", "perplexity ×3"):
         row = next(line for line in lines if line.startswith(kind))
         assert row.split()[-2:] == ["1", "–"], row
     with pytest.raises(SystemExit):

@@ -33,7 +33,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def weights(place: Place) -> dict[str, bytes]:
     found = {
         key: (place.store.path(key) / "model.safetensors").read_bytes()
-        for key in place.keys("Train")
+        for key in place.keys("train")
     }
     assert found
     return found
@@ -63,7 +63,7 @@ def test_a_training_that_meets_its_time_limit_goes_on(
     place = Place(tmp_path, TRAINED, profile)
     place.launch()
     place.finish(600)
-    (key,) = place.keys("Train")
+    (key,) = place.keys("train")
     assert place.store.manifest(key)["attempt"] >= 1, place.logs()
     assert weights(place) == uninterrupted
     assert place.all_done_once(), place.logs()
@@ -74,7 +74,7 @@ def test_a_training_that_is_requeued_goes_on(
 ) -> None:
     place = Place(tmp_path, TRAINED, slow(step_s=0.5))
     place.launch()
-    (key,) = place.keys("Train")
+    (key,) = place.keys("train")
     until(lambda: place.step(key) >= 12, 200, place.logs)
     running = [job for job in place.jobs().values() if job.running]
     lab.run("scontrol", "requeue", running[0].job)
@@ -90,7 +90,7 @@ def test_a_node_dies(
 ) -> None:
     place = Place(tmp_path, TRAINED, slow(step_s=1.0))
     place.launch()
-    (key,) = place.keys("Train")
+    (key,) = place.keys("train")
     until(lambda: place.step(key) >= 7, 200, place.logs)
     name = lab.squeue("-t", "R", "-o", "%N").split()[0]
     lab.kill_node(name, steps=steps)
@@ -107,7 +107,7 @@ def test_cancelling_one_job_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
     place = Place(tmp_path, grid)
     place.launch()
     (launch,) = place.launches
-    searches = set(place.keys("ClipSearch"))
+    searches = set(place.keys("clip-search"))
     array = next(job.array for job in launch.jobs if searches & set(job.keys))
     lab.run("scancel", f"{launch.submitted[array]}")
     place.finish()
@@ -115,7 +115,7 @@ def test_cancelling_one_job_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
     assert "lost: ClipSearch" in said and "cancelled" in said
     assert "an input is missing: ClipSearch" in place.logs()
     assert sum(place.store.has(key) for key in searches) == 1, said
-    assert sum(place.store.has(key) for key in place.keys("Perplexity")) == 2, said
+    assert sum(place.store.has(key) for key in place.keys("perplexity")) == 2, said
     before = place.computed()
     place.launch("--retry", "failed")
     place.finish()
@@ -129,12 +129,12 @@ def test_a_failing_cell_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
     place.finish()
     said = place.status()
     assert "failed: Train" in said and "NaN or Inf at step" in said, said
-    assert sum(place.store.has(key) for key in place.keys("Perplexity")) == 2
+    assert sum(place.store.has(key) for key in place.keys("perplexity")) == 2
     again = place.launch()
     assert "2 stages failed before, or need one that did" in again and "nothing to submit" in again
     place.launch("--retry", "failed")
     place.finish()
-    (bad,) = [key for key in place.keys("Train") if not place.store.has(key)]
+    (bad,) = [key for key in place.keys("train") if not place.store.has(key)]
     assert place.begun()[bad[:8]] == 2  # run again, and it failed again
     assert max(place.computed().values()) == 1
 
@@ -156,9 +156,9 @@ def test_the_launching_process_dies_after_submission(lab: Lab, tmp_path: Path) -
     until(lambda: any(launch.submitted for launch in place.launches), 100)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert "ClipSearch" in place.status()
+    assert "clip-search" in place.status()
     place.finish()
-    if not all(place.store.has(key) for key in place.keys("Perplexity")):
+    if not all(place.store.has(key) for key in place.keys("perplexity")):
         assert "never submitted" in place.status()
     place.launch("--retry", "failed")
     place.finish()
@@ -180,7 +180,7 @@ def test_values_that_are_seen_late(lab: Lab, tmp_path: Path) -> None:
 def test_status_logs_and_cancel_while_it_runs(lab: Lab, tmp_path: Path) -> None:
     place = Place(tmp_path, TRAINED, slow(step_s=1.0))
     place.launch()
-    (key,) = place.keys("Train")
+    (key,) = place.keys("train")
     until(lambda: place.step(key) >= 3, 100, place.logs)
     said = place.status()
     assert "running: Train" in said and "/40 loss" in said and " left" in said, said

@@ -83,7 +83,6 @@ def launched(
         code=str(store / "code" / "abc"),
         cluster="slurm",
         created=1000.0,
-        allow_code_execution=False,
         visible_s=60.0,
         jobs=placed,
     )

@@ -10,9 +10,10 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from harness.core.records import NO_FILTER, ItemScores, Precision, Score
-from harness.core.stage import Input, Stage, report, value
+from harness.core.stage import Input, Stage, incidental, report, value
 from harness.evaluation.evaluate import Scores
 from harness.grid.expand import Cell, Grid, GridFile
 from harness.models import Model
@@ -29,8 +30,10 @@ def log(words: str) -> None:
 class Made(Stage[dict]):
     """Stands for a trained model."""
 
+    kind: ClassVar[str] = "toy-made"
     label: str
     bits: int
+    halvings: int = incidental(0)
 
     def run(self, work: Path) -> dict[str, int]:
         log(f"made {self.label} {self.bits}")
@@ -44,6 +47,7 @@ class Made(Stage[dict]):
 class Rounded(Stage[dict]):
     """Stands for a model that is rebuilt rather than kept."""
 
+    kind: ClassVar[str] = "toy-rounded"
     stored = False
     model: Input[dict]
 
@@ -56,8 +60,10 @@ class Rounded(Stage[dict]):
 
 @dataclass(frozen=True)
 class Scored(Stage[Scores]):
+    kind: ClassVar[str] = "toy-scored"
     model: Input[dict]
     task: str
+    limit: int | None = None
 
     def run(self, work: Path) -> Scores:
         bits = value(self.model)["bits"]
@@ -112,6 +118,5 @@ def toy_grid(
     return Grid(path.stem, path, (path,), "Do toys work?", file, tuple(cells))
 
 
-def toy_plan(path: Path) -> tuple[Grid, Plan]:
-    grid = toy_grid(path)
-    return grid, build(grid)
+def toy_plan(path: Path) -> Plan:
+    return build(toy_grid(path))

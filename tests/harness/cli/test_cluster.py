@@ -30,7 +30,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return toy_plan(tmp_path / "toy.yaml")[1]
+    return toy_plan(tmp_path / "toy.yaml")
 
 
 @pytest.fixture

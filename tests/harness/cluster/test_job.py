@@ -15,17 +15,18 @@ from typing import Any
 
 import pytest
 
-from harness.cluster import job
+from harness.cluster import job, launches
 from harness.cluster.launches import Launch
 from harness.core.errors import BitgridError
 from harness.core.store import Store
 from harness.grid.expand import Grid
+from harness.run import plan as plans
 from harness.run import runner as running
-from harness.run.plan import Plan
+from harness.run.plan import Plan, build
 from harness.run.runner import Outcome, Share, run
 from tests.harness.run.test_run import Silent
 from tests.support.fakeslurm import launched
-from tests.support.toys import Made, toy_plan
+from tests.support.toys import Made, toy_grid
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,14 +39,15 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Grid, Plan]:
     monkeypatch.setattr(running, "POLL_S", 0.05)
-    return toy_plan(tmp_path / "toy.yaml")
+    grid = toy_grid(tmp_path / "toy.yaml")
+    return grid, build(grid)
 
 
 def share(
     made: tuple[Grid, Plan], store: Store, keys: tuple[str, ...], since: float = 0.0, **more: Any
 ) -> tuple[Outcome, Silent]:
     watcher = Silent()
-    return run(*made, store, watcher, since, Share(keys, **more)), watcher
+    return run(made[1], store, watcher, since, Share(keys, **more)), watcher
 
 
 def cell(made: tuple[Grid, Plan]) -> tuple[Made, str, tuple[str, ...]]:
@@ -75,7 +77,7 @@ def test_an_input_that_nobody_makes_is_reported(made: tuple[Grid, Plan], store: 
     outcome, watcher = share(made, store, scores, patience_s=0.3)
     assert 0.3 <= time.monotonic() - began < 20
     assert outcome == Outcome(blocked=list(scores))
-    words = f"blocked an input is missing: Made {model.key[:8]}, and nobody is computing it"
+    words = f"blocked an input is missing: toy-made {model.key[:8]}, and nobody is computing it"
     assert words in watcher.heard
     assert store.keys() == [] and store.failure(scores[0]) is None
 
@@ -94,7 +96,7 @@ def test_an_input_that_fails_Elsewhere_blocks(made: tuple[Grid, Plan], store: St
     with _Elsewhere(store, model, lambda: store.fail(model.key, record(made, model.key))):
         outcome, watcher = share(made, store, scores, patience_s=30.0)
     assert outcome == Outcome(blocked=list(scores))
-    assert "blocked an input failed: Made: planted before" in watcher.heard
+    assert "blocked an input failed: toy-made: planted before" in watcher.heard
 
 
 def test_what_failed_before_the_launch_is_run_again_by_its_own_job_alone(
@@ -125,11 +127,8 @@ def test_a_stage_is_made_leaner_as_often_as_asked(
 
 
 @pytest.fixture
-def launch(
-    made: tuple[Grid, Plan], store: Store, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Launch]:
+def launch(made: tuple[Grid, Plan], store: Store) -> Iterator[Launch]:
     """A job for each of the first two cells, of the toys' grid."""
-    monkeypatch.setattr(job.grids, "load", lambda path, allow: made[0])
     before = signal.getsignal(signal.SIGTERM)
     yield _launch(made, store)
     signal.signal(signal.SIGTERM, before)
@@ -140,7 +139,9 @@ def _launch(made: tuple[Grid, Plan], store: Store) -> Launch:
         (c.model.model.key, *(s.key for s in c.scores))  # type: ignore[attr-defined]
         for c in made[0].cells[:2]
     ]
-    return replace(launched(store.root, made[0].path, keys), visible_s=0.1)
+    launch = launched(store.root, made[0].path, keys)
+    plans.write(made[1], launch.folder / launches.PLAN)
+    return replace(launch, visible_s=0.1)
 
 
 def test_a_job_computes_its_stages_and_says_so(
@@ -151,8 +152,8 @@ def test_a_job_computes_its_stages_and_says_so(
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == f"job 1 of {launch.id}, attempt 0: 3 stages"
     key = launch.jobs[1].keys[0]
-    assert lines[1] == f"begin Made A bits=3 seed=0 ({key[:8]})"
-    assert lines[2].startswith(f"done Made A bits=3 seed=0 ({key[:8]}) 0.")
+    assert lines[1] == f"begin toy-made A bits=3 seed=0 ({key[:8]})"
+    assert lines[2].startswith(f"done toy-made A bits=3 seed=0 ({key[:8]}) 0.")
     assert job.work(launch.folder, 1) == {"computed": 0}  # a requeued job finds it done
 
 
@@ -165,9 +166,27 @@ def test_a_job_with_a_failure_says_so_to_the_scheduler(
     assert (store.failure(launch.jobs[0].keys[0]) or {})["message"] == "ValueError: planted"
 
 
-def test_a_grid_that_means_something_else_by_now_is_refused(launch: Launch, store: Store) -> None:
-    replace(launch, jobs=(replace(launch.jobs[0], keys=("gone", "gone too")),)).write()
-    with pytest.raises(BitgridError, match="2 stages are other ones than when the grid was laun"):
+def test_a_stage_that_is_another_one_with_the_code_of_today_is_refused(
+    launch: Launch, store: Store
+) -> None:
+    path = launch.folder / launches.PLAN
+    path.write_text(path.read_text().replace('"bits": 2', '"bits": 4'))
+    with pytest.raises(BitgridError, match=r"toy-made \w+ is another stage with this code"):
+        job.work(launch.folder, 0)
+    assert store.keys() == []
+
+
+def test_a_file_that_changed_since_the_launch_is_refused(
+    launch: Launch, made: tuple[Grid, Plan], store: Store, tmp_path: Path
+) -> None:
+    """Else another model's numbers would lie under this one's key."""
+    key, weights = launch.jobs[0].keys[0], tmp_path / "weights"
+    weights.write_text("0")
+    node = replace(made[1].nodes[key], files=(plans._mark(weights),))
+    plan = replace(made[1], nodes={**made[1].nodes, key: node})
+    plans.write(plan, launch.folder / launches.PLAN)
+    weights.write_text("01")
+    with pytest.raises(BitgridError, match=f"{weights} has changed since the plan was made"):
         job.work(launch.folder, 0)
     assert store.keys() == []
 
@@ -189,8 +208,6 @@ def breaks(self, work):
         time.sleep(0.02)
     raise RuntimeError("a process was killed")
 toys.Made.run = breaks
-grid = toys.toy_grid(Path({str(made[0].path)!r}))
-job.grids.load = lambda path, allow: grid
 job.work(Path({str(launch.folder)!r}), 0)
 """
     child = subprocess.Popen(
@@ -208,7 +225,7 @@ job.work(Path({str(launch.folder)!r}), 0)
             child.send_signal(signal.SIGTERM)
         (tmp_path / "break").touch()
         for line in child.stdout:
-            if "failed Made" in line:
+            if "failed toy-made" in line:
                 break
         key = launch.jobs[0].keys[0]
         if ended:

@@ -11,8 +11,8 @@ from harness.cluster.profile import Profile, Request
 from harness.core.errors import BitgridError, ClusterError
 from harness.run.plan import Node
 
-KINDS = ("Train", "LmEval", "Perplexity")
-NODE = Node("Train", "t", True, (), "code", {}, gpus=8, memory_gib=23.0, hours=6.0)
+KINDS = ("train", "lm-eval", "perplexity")
+NODE = Node("train", "t", True, (), "code", {}, gpus=8, memory_gib=23.0, hours=6.0)
 
 
 def load(tmp_path: Path, text: str) -> Profile:
@@ -28,22 +28,22 @@ partition: gpu
 hours: 4
 sbatch: {mail-type: FAIL, nice: 10}
 stages:
-  Train: {hours: 12, cpus: 8, sbatch: {nice: 0}}
+  train: {hours: 12, cpus: 8, sbatch: {nice: 0}}
 large: {constraint: a100-80g, memory_gib: 128}
 """,
     )
-    asked = profile.request("Train", NODE)
+    asked = profile.request("train", NODE)
     assert (asked.partition, asked.hours, asked.memory_gib, asked.cpus) == ("gpu", 12, 23.0, 8)
     assert asked.sbatch == {"mail-type": "FAIL", "nice": 0}
-    asked = profile.request("Train", NODE, large=True)
+    asked = profile.request("train", NODE, large=True)
     assert (asked.hours, asked.memory_gib, asked.constraint) == (12, 128, "a100-80g")
-    asked = profile.request("LmEval", NODE)
+    asked = profile.request("lm-eval", NODE)
     assert (asked.hours, asked.cpus, asked.sbatch["nice"]) == (4, None, 10)
     assert profile.large is not None and profile.array_parallelism == 256
 
 
 def test_an_empty_profile_asks_for_what_the_stage_says(tmp_path: Path) -> None:
-    asked = load(tmp_path, "").request("Train", NODE, large=True)
+    asked = load(tmp_path, "").request("train", NODE, large=True)
     assert asked == Request(hours=6.0, memory_gib=23.0)
 
 
@@ -59,12 +59,12 @@ def test_a_profile_may_build_on_another(tmp_path: Path) -> None:
         ("account: a\npartitoin: gpu\n", 2, "key 'partitoin' is unknown; did you mean 'partition'"),
         ("stages:\n  Train:\n    hour: 3\n", 3, "key 'hour' is unknown; did you mean 'hours'"),
         ("large: {memory: 3}\n", 1, "key 'memory' is unknown; did you mean 'memory_gib'"),
-        ("\nstages:\n  Trian: {hours: 3}\n", 3, "no kind of stage 'Trian'; did you mean 'Train'"),
+        ("\nstages:\n  trian: {hours: 3}\n", 3, "no kind of stage 'trian'; did you mean 'train'"),
         ("hours: soon\n", 1, "hours: 'soon' should be a number"),
         ("hours: 0\n", 1, "hours: 0 should be more than 0"),
         ("cluster: slrum\n", 1, "cluster: 'slrum' should be 'slurm', 'local' or 'debug'"),
         ("setup: module load cuda\n", 1, "setup: 'module load cuda' should be a list"),
-        ("stages: {Train: 3}\n", 1, "stages.Train: 3 should be a mapping"),
+        ("stages: {train: 3}\n", 1, "stages.train: 3 should be a mapping"),
         ("- partition\n", 1, "a cluster profile is a mapping"),
         ("partition: [gpu\n", 2, "not YAML"),
         ("hours: 1\nhours: 2\n", 2, "key 'hours' is given twice"),

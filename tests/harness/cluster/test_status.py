@@ -31,7 +31,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return toy_plan(tmp_path / "toy.yaml")[1]
+    return toy_plan(tmp_path / "toy.yaml")
 
 
 def job(plan: Plan, cell: int) -> tuple[str, ...]:
@@ -90,16 +90,15 @@ def test_queued_running_done_and_lost(plan: Plan, store: Store, slurm: Slurm) ->
     assert len(slurm.said("asked")) == 1
     assert watch.count_states(view) == (
         ["wave", "", "running", "lost", "blocked", "queued"],
-        [["1", "Made", "1", "2", "·", "1"], ["1", "Scored", "·", "·", "4", "4"]],
+        [["1", "toy-made", "1", "2", "·", "1"], ["1", "toy-scored", "·", "·", "4", "4"]],
     )
-    assert "lost: Made A bits=3 seed=0: time limit" not in watch.details(view, store)
-    assert "lost: Made B bits=2 seed=0: time limit" in watch.details(view, store)
+    assert "lost: toy-made A bits=3 seed=0: time limit" not in watch.details(view, store)
+    assert "lost: toy-made B bits=2 seed=0: time limit" in watch.details(view, store)
 
 
 def test_finished_cells_are_done(plan: Plan, store: Store, slurm: Slurm, tmp_path: Path) -> None:
     launch(plan, store)
-    grid, _ = toy_plan(tmp_path / "toy.yaml")
-    run(grid, plan, store, Silent())
+    run(plan, store, Silent())
     view = watch.look(plan, store)
     assert view.count("done") == len(view.stages) == 12
     assert watch.details(view, store) == []
@@ -146,7 +145,7 @@ def test_a_failure_is_told_with_its_hint(plan: Plan, store: Store) -> None:
     key = job(plan, 0)[0]
     record = {"code": plan.nodes[key].code, "message": "no memory", "hint": "halve it"}
     store.fail(key, record)
-    assert watch.failures(plan, store) == ["failed: Made A bits=2 seed=0: no memory (halve it)"]
+    assert watch.failures(plan, store) == ["failed: toy-made A bits=2 seed=0: no memory (halve it)"]
     store.fail(key, {**record, "code": "as it was before"})
     assert watch.failures(plan, store) == []
     assert plans.states(plan, store)[key] == "queued"

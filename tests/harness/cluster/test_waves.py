@@ -20,7 +20,7 @@ PROFILE = Profile(
     hours=0.5,
     stages={
         "Apply": Request(partition="big", hours=2),
-        "Train": Request(memory_gib=64, cpus=8, hours=12),
+        "train": Request(memory_gib=64, cpus=8, hours=12),
     },
     large=Request(constraint="a100-80g"),
 )
@@ -63,7 +63,7 @@ def cases(draw: st.DrawFn) -> Case:
         return key
 
     for _ in range(draw(st.integers(1, 8))):
-        key = add(draw(st.sampled_from(["Search", "Apply", "Train"])), stored=draw(st.booleans()))
+        key = add(draw(st.sampled_from(["Search", "Apply", "train"])), stored=draw(st.booleans()))
         if draw(st.booleans()):
             scores = [add("Score", key) for _ in range(draw(st.integers(1, 3)))]
             models[key] = tuple(scores)
@@ -113,7 +113,7 @@ def check(case: Case, jobs: list[Job]) -> None:
         apply = {case.plan.nodes[key].kind == "Apply" for key in job.keys}
         assert len(apply) == 1 and (job.request.partition == "big") == apply.pop()
         assert (job.request.constraint == "a100-80g") == bool(case.large & set(job.keys))
-        hours = {"Apply": 2, "Train": 12}
+        hours = {"Apply": 2, "train": 12}
         asked = sum(hours.get(case.plan.nodes[key].kind, 0.5) for key in job.keys)
         assert job.request.hours == pytest.approx(asked)
 
@@ -199,7 +199,7 @@ def paper(models: int, gpus: int = 8) -> Plan:
     nodes = {"search": node("Search")}
     scores = {}
     for m in range(models):
-        nodes[f"train{m}"] = node("Train", ("search",), gpus=gpus)
+        nodes[f"train{m}"] = node("train", ("search",), gpus=gpus)
         nodes[f"round{m}"] = node("Round", (f"train{m}",), stored=False)
         scores[f"round{m}"] = (f"ppl{m}", f"task{m}")
         nodes |= {key: node("Score", (f"round{m}",)) for key in scores[f"round{m}"]}
@@ -244,7 +244,7 @@ def test_evaluations_wait_for_few_trainings_as_long_as_that_takes_few_submission
 def test_many_gpus_get_several_jobs_of_a_model_and_few_get_one() -> None:
     plan = paper(4, gpus=1)
     nodes = dict(plan.nodes)
-    nodes |= {f"more{m}": node("Train", (f"round{m}",)) for m in range(4)}
+    nodes |= {f"more{m}": node("train", (f"round{m}",)) for m in range(4)}
     models = {cell.model: (*cell.scores, f"more{cell.model[-1]}") for cell in plan.cells}
     plan = plan_of(nodes, models)
     for gpus, parts in ((1, 1), (2, 2), (64, 3)):
@@ -309,7 +309,7 @@ def test_jobs_are_packed_along_their_inputs() -> None:
 def test_the_longest_work_goes_first() -> None:
     nodes = {
         "short": node("Search"),
-        "long": node("Train"),
+        "long": node("train"),
         "s1": node(inputs=("short",)),
         "s2": node(inputs=("long",)),
     }

@@ -1,72 +1,76 @@
-"""Code digests: what is behind a stage counts, what only looks different does not."""
+"""What is recorded of a run: machine, versions, commits, peak memory; and why a value is stale."""
 
 from __future__ import annotations
 
-import importlib
-import sys
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from harness import models
 from harness.core import provenance
-
-
-def _digest(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> str:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    monkeypatch.syspath_prepend(str(folder))
-    importlib.invalidate_caches()
-    for name in [n for n in sys.modules if n.partition(".")[0] == "plugin"]:
-        del sys.modules[name]
-    for cached in (provenance.code_digest, provenance._file, provenance._imports):
-        cached.cache_clear()
-    provenance._code.cache_clear()
-    provenance._tree.cache_clear()
-    return provenance.code_digest(frozenset({"plugin.stage"}))
-
-
-FILES = {
-    "plugin/__init__.py": "",
-    "plugin/stage.py": "from plugin import helper\n\ndef f():\n    return helper.g()\n",
-    "plugin/helper.py": "def g():\n    return 1\n",
-    "plugin/unrelated.py": "x = 1\n",
-}
-
-
-def test_comments_layout_and_strangers_do_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = _digest(tmp_path, monkeypatch, FILES)
-    dressed = '"""Words."""\n# more\nfrom plugin import helper\n\n\ndef f():\n    """Doc."""\n    return (\n        helper.g()\n    )\n'
-    assert _digest(tmp_path, monkeypatch, {"plugin/stage.py": dressed}) == before
-    assert _digest(tmp_path, monkeypatch, {"plugin/unrelated.py": "x = 2\n"}) == before
-
-
-def test_what_is_imported_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = _digest(tmp_path, monkeypatch, FILES)
-    changed = {"plugin/helper.py": "def g():\n    return 2\n"}
-    assert _digest(tmp_path, monkeypatch, changed) != before
-
-
-def test_the_formats_are_behind_training_but_the_reports_are_not() -> None:
-    reached = set(provenance._reachable("methods.training.train"))
-    assert {
-        "methods.quantization.formats",
-        "methods.training.objectives",
-        "harness.models.model",
-    } <= reached
-    assert not any(
-        name.startswith(("reports", "harness.cli.main", "harness.run.runner")) for name in reached
-    )
+from harness.core.definitions import ROOT
+from harness.core.provenance import commit, other_sources, versions, why_stale
 
 
 def test_the_environment_names_what_can_move_a_number() -> None:
-    found = provenance.environment()
-    assert {"commit", "packages", "python", "device", "device_name", "threads"} <= set(found)
-    assert {"torch", "transformers", "lm_eval"} <= set(found["packages"])
+    facts = provenance.environment(torch.device("cpu"))
+    assert {"python", "device", "device_name", "threads"} <= set(facts)
+
+
+def test_versions_are_of_what_is_behind_a_value() -> None:
+    assert set(versions(["safetensors", "no-such-package"])) == {"bitgrid", "torch", "safetensors"}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A git checkout with one committed file, `code.py`."""
+    (tmp_path / "code.py").write_text("x = 1\n")
+    person = ["-c", "user.name=T", "-c", "user.email=t@t"]
+    for arguments in (["init", "-q"], ["add", "."], [*person, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    for cached in (provenance._head, provenance._top, provenance._changed_files):
+        cached.cache_clear()
+    return tmp_path
+
+
+def test_a_file_of_a_plug_in_has_the_commit_of_its_own_checkout(checkout: Path) -> None:
+    (checkout / "new.py").write_text("y = 1\n")
+    head = provenance._head(checkout)
+    assert head is not None
+    named = other_sources([checkout / "code.py", checkout / "new.py", ROOT / "harness/method.py"])
+    assert named == {str(checkout / "code.py"): head, str(checkout / "new.py"): head + "+"}
+
+
+def test_a_file_outside_of_any_checkout_is_marked(tmp_path: Path) -> None:
+    (tmp_path / "loose.py").write_text("x = 1\n")
+    assert other_sources([tmp_path / "loose.py"]) == {str(tmp_path / "loose.py"): "untracked"}
+
+
+def test_only_code_that_computes_marks_the_commit(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "ROOT", checkout)
+    head = provenance._head(checkout)
+    (checkout / "report.md").write_text("rendered anew")
+    assert commit([checkout / "code.py"]) == head
+    (checkout / "code.py").write_text("x = 2\n")
+    provenance._changed_files.cache_clear()
+    assert commit([checkout / "code.py"]) == f"{head}+"
+    assert commit([]) == head
+
+
+def test_the_reason_of_staleness_names_the_definition_or_the_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded = {"code": "one", "packages": {"torch": "2.0", "bitgrid": "0.0"}}
+    old, new = {"a.f": "1", "a.g": "1"}, {"a.f": "2", "a.g": "1"}
+    assert why_stale(recorded, "two", old, new) == "code changed: a.f"
+    assert why_stale(recorded, "two", None, new) == "code changed"
+    monkeypatch.setattr(provenance, "_version", {"torch": "2.1"}.get)
+    assert why_stale(recorded, "one", None, None) == "package changed: torch 2.0 -> 2.1"
+    monkeypatch.setattr(provenance, "_version", {"torch": "2.0"}.get)
+    assert why_stale(recorded, "one", None, None) is None
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda:1"])
@@ -83,12 +87,11 @@ def test_peak_memory_is_of_the_device_that_computes(
         asked.append(str(device))
         return 3 * 2**30
 
-    monkeypatch.setattr(models, "device", lambda: torch.device(name))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    with provenance.measured() as measured:
+    with provenance.measured(torch.device(name)) as measured:
         pass
     assert measured.facts.get("peak_gpu_gib") == (None if name == "cpu" else 3.0)
     assert asked == ([] if name == "cpu" else ["cuda:1"] * 2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy
 import pytest
@@ -14,15 +16,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.core.errors import BitgridError
 from harness.core.stage import (
     Input,
     Stage,
     canonical,
     closure,
+    code_of,
     execute,
     identity,
+    kinds,
     listening,
-    modules,
     report,
     value,
 )
@@ -35,6 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Source(Stage[float]):
+    kind: ClassVar[str] = "test-source"
     start: float
     seed: int = 0
 
@@ -44,6 +49,7 @@ class Source(Stage[float]):
 
 @dataclass(frozen=True)
 class Noise(Stage[float]):
+    kind: ClassVar[str] = "test-noise"
     seed: int
 
     def run(self, work: Path) -> float:
@@ -52,6 +58,7 @@ class Noise(Stage[float]):
 
 @dataclass(frozen=True)
 class Sum(Stage[float]):
+    kind: ClassVar[str] = "test-sum"
     parts: tuple[Input[float], ...]
     part: Part = Part()
 
@@ -71,11 +78,72 @@ def test_the_key_chains_class_version_fields_and_inputs() -> None:
     assert len({base.key, *(stage.key for stage in different)}) == 5
 
 
-def test_a_bumped_version_is_another_key() -> None:
+def test_a_bumped_version_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Source(1.0).key
-    bumped = type("Source", (Source,), {"version": 2, "__module__": Source.__module__})
-    bumped.__qualname__ = Source.__qualname__
-    assert bumped(1.0).key != before
+    monkeypatch.setattr(Source, "version", 2)
+    assert Source(1.0).key != before
+
+
+def test_a_key_is_of_declared_names_only(tmp_path: Path) -> None:
+    """A class that is renamed, in a file that is moved, has the same keys."""
+    code = """
+from dataclasses import dataclass
+from typing import ClassVar
+from harness.core.component import Component
+from harness.core.stage import Stage
+class Part(Component, family="part"): pass
+@dataclass(frozen=True)
+class {0}(Part):
+    name = "small"
+    size: int = 1
+@dataclass(frozen=True)
+class {1}(Stage[float]):
+    kind: ClassVar[str] = "moved-stage"
+    part: Part = {0}()
+print({1}().key)
+"""
+    keys = set()
+    for file, names in (("one.py", ("Small", "Counts")), ("inside/two.py", ("Tiny", "Sums"))):
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code.format(*names))
+        command = [sys.executable, str(path)]
+        keys.add(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert len(keys) == 1
+
+
+def test_two_classes_of_one_kind_are_refused_with_both_files() -> None:
+    with pytest.raises(BitgridError, match=r"the kind 'test-source': Source in .*test_stage.py, "):
+
+        class Other(Stage[float]):
+            kind: ClassVar[str] = "test-source"
+
+    with pytest.raises(BitgridError, match=r"Nameless \(.*test_stage.py\) declares no kind"):
+
+        class Nameless(Source):
+            pass
+
+    assert kinds()["test-source"] is Source
+
+
+def test_a_stage_comes_back_from_its_description() -> None:
+    shared = Source(1.0, seed=3)
+    total = Sum((shared, Sum((shared,), part=Part(5))))
+    made: dict[str, Stage[Any]] = {}
+    for stage in closure([total]):
+        described = json.loads(json.dumps(stage.description()))
+        made[stage.key] = Stage.from_description(described, made)
+    assert made[total.key] == total
+
+
+def test_a_description_of_other_code_is_refused() -> None:
+    for change, words in (
+        ({"kind": "gone"}, "kind 'gone' is unknown"),
+        ({"version": 7}, "has version 1 here, not 7"),
+        ({"lost": 1}, "Source has no field 'lost' here"),
+    ):
+        with pytest.raises(BitgridError, match=words):
+            Stage.from_description({**Source(1.0).description(), **change}, {})
 
 
 def test_keys_are_equal_in_every_process_whatever_the_hash_seed() -> None:
@@ -100,10 +168,8 @@ def test_keys_are_equal_in_every_process_whatever_the_hash_seed() -> None:
 
 def test_known_key() -> None:
     """Pinned: a change of the key's recipe would orphan every stored value."""
-    from harness.data import Documents
-
-    assert canonical(identity(Part())) == f'{{"class":"{Part.__module__}.Part","size":3}}'
-    assert Documents("wikitext2", "heldout").key == "18ca13822b353519a432f345"
+    assert canonical(identity(Part())) == '{"size":3}'
+    assert Source(1.0).key == "7dfaf5bc8bd4072fc70cdd46"
 
 
 def test_what_has_no_stable_identity_is_refused() -> None:
@@ -140,7 +206,7 @@ def test_equal_fields_equal_identity_and_the_other_way(one: object, other: objec
 def test_inputs_and_closure() -> None:
     shared = Source(1.0)
     total = Sum((shared, Sum((shared, Source(2.0)))))
-    assert [type(stage).__name__ for stage in total.inputs] == ["Source", "Sum"]
+    assert [stage.kind for stage in total.inputs] == ["test-source", "test-sum"]
     order = closure([total])
     assert len(order) == 4
     assert order[-1] is total
@@ -161,6 +227,8 @@ def test_execute_binds_values_and_starts_from_a_clean_state(tmp_path: Path) -> N
 def test_the_state_is_clean_even_after_a_careless_stage(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Careless(Stage[bool]):
+        kind: ClassVar[str] = "test-careless"
+
         def run(self, work: Path) -> bool:
             clean = torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
             torch.set_default_dtype(torch.float64)
@@ -185,6 +253,7 @@ def test_a_component_with_a_stage_inside_is_bound_too(tmp_path: Path) -> None:
 
     @dataclass(frozen=True)
     class Uses(Stage[float]):
+        kind: ClassVar[str] = "test-uses"
         holder: Holder
 
         def run(self, work: Path) -> float:
@@ -205,4 +274,4 @@ def test_reports_reach_the_listener_only() -> None:
 
 
 def test_modules_are_those_of_the_class_and_its_components() -> None:
-    assert modules(Sum((Source(1.0),), replace(Part(), size=1))) == {__name__}
+    assert code_of(Sum((Source(1.0),), replace(Part(), size=1))) == (Sum, Part)

@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass(frozen=True)
 class Number(Stage[dict]):
+    kind: ClassVar[str] = "test-number"
     of: int
 
     def run(self, work: Path) -> dict[str, Any]:
@@ -51,6 +52,7 @@ class Heavy:
 
 @dataclass(frozen=True)
 class Writes(Stage[Heavy]):
+    kind: ClassVar[str] = "test-writes"
     text: str
 
 

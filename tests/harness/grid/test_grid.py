@@ -69,18 +69,16 @@ def test_axes_that_a_compared_method_lacks_collapse(write) -> None:  # type: ign
 def test_cells_share_their_stages(write) -> None:  # type: ignore[no-untyped-def]
     kinds: dict[str, int] = {}
     for stage in closure([cell.model for cell in write().cells]):
-        kinds[type(stage).__name__] = kinds.get(type(stage).__name__, 0) + 1
-    assert kinds["ClipSearch"] == 2  # one a bit width, for 30 cells
-    assert kinds["Confidence"] == 1
-    assert kinds["Generate"] == 1
-    assert kinds["Train"] == 24
+        kinds[stage.kind] = kinds.get(stage.kind, 0) + 1
+    assert kinds["clip-search"] == 2  # one a bit width, for 30 cells
+    assert kinds["confidence"] == 1
+    assert kinds["generate"] == 1
+    assert kinds["train"] == 24
 
 
 def test_seeds_pair_cells(write) -> None:  # type: ignore[no-untyped-def]
     trained = [
-        stage
-        for stage in closure([cell.model for cell in write().cells])
-        if type(stage).__name__ == "Train"
+        stage for stage in closure([cell.model for cell in write().cells]) if stage.kind == "train"
     ]
     assert {stage.seed for stage in trained} == {0, 1, 2}  # type: ignore[attr-defined]
     assert len({stage.tokens.key for stage in trained}) == 1  # type: ignore[attr-defined]

@@ -18,9 +18,9 @@ from tests.support.toys import toy_plan
 
 
 def test_items_are_exported_with_the_key_of_their_row(tmp_path: Path) -> None:
-    grid, plan = toy_plan(tmp_path / "toy.yaml")
+    plan = toy_plan(tmp_path / "toy.yaml")
     store = Store(tmp_path / "store")
-    run(grid, plan, store, Silent())
+    run(plan, store, Silent())
     rows.export(plan, store, tmp_path / "out")
     data = (tmp_path / "out/items.jsonl.gz").read_bytes()
     lines = [json.loads(line) for line in gzip.decompress(data).splitlines()]
@@ -40,7 +40,7 @@ def test_rows_say_window_tokenizer_and_chat_template(tiny_folder: Path, tmp_path
     )
     grid, store = load(path), Store(tmp_path / "store")
     plan = plans.build(grid)
-    assert not run(grid, plan, store, Silent()).failed
+    assert not run(plan, store, Silent()).failed
     rows.export(plan, store, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
     ppl, story = (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.core.stage import closure
 from harness.core.store import Store
 from harness.run import plan as plans
 from harness.run.plan import build, needed, remember, remembered
@@ -63,3 +65,32 @@ def test_inputs_come_before_users_and_unstored_stages_are_needed_too(
     assert len(plan.stored()) == 4 * (1 + 2)
     cell = plan.cells[0]
     assert plan.upstream(cell.scores[0])[-2:] == [cell.model, cell.scores[0]]
+
+
+def test_a_new_stage_says_which_parameter_changed(tmp_path: Path) -> None:
+    store, path = Store(tmp_path / "store"), tmp_path / "toy.yaml"
+    grid = toy_grid(path, bits=(2,))
+    plans.remember(plans.build(grid), store)
+    cells = tuple(
+        replace(cell, scores=tuple(replace(s, task=s.task, limit=3) for s in cell.scores))  # type: ignore[call-arg]
+        for cell in grid.cells
+    )
+    plan = plans.remember(plans.build(replace(grid, cells=cells)), store)
+    reasons = {node.kind: node.why for node in plan.nodes.values()}
+    assert reasons == {
+        "toy-made": None,
+        "toy-rounded": None,
+        "toy-scored": "parameters changed: limit: None -> 3",
+    }
+    assert plans.remember(plan, store) == plan  # and goes on to say so
+
+
+def test_stages_come_back_from_a_kept_plan(tmp_path: Path) -> None:
+    grid = toy_grid(tmp_path / "toy.yaml")
+    plan = plans.build(grid)
+    plans.write(plan, tmp_path / "plan.json")
+    stages = plans.read(tmp_path / "plan.json").stages()
+    roots = [root for cell in grid.cells for root in cell.roots]
+    assert stages == {stage.key: stage for stage in closure(roots)}
+    some = plan.stages([roots[0].key])
+    assert set(some) == set(plan.upstream(roots[0].key))

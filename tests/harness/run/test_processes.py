@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from harness.models import devices
 from harness.run import processes, worker
 from harness.run import runner as running
 from harness.run.compute import Failed, fail
+from harness.run.plan import made_from
 from harness.run.processes import _cause, _follow
 from tests.harness.run.test_run import Silent
 from tests.support.toys import Made, Rounded, Scored, toy_plan
@@ -69,7 +72,7 @@ def test_a_record_is_the_cause_the_inputs_first(tmp_path: Path) -> None:
     fail(above, ValueError("planted"), store)
     inner = _cause(stage, store, "")
     assert isinstance(inner, Failed) and inner.key == above.key
-    assert str(inner) == "Rounded failed: ValueError: planted"
+    assert str(inner) == "toy-rounded failed: ValueError: planted"
 
 
 def test_else_the_first_error_that_is_printed(tmp_path: Path) -> None:
@@ -108,27 +111,28 @@ def test_processes_are_told_how_often_a_stage_was_made_leaner_and_shun_the_curre
     monkeypatch.setattr(Made, "resources", Resources(gpus=2))
     monkeypatch.setattr(processes.subprocess, "Popen", Ended)
     with pytest.raises(BitgridError, match="ended without a value"):
-        processes.together(Made("A", 2), tmp_path / "g.yaml", Store(tmp_path), print, print, 2)
+        processes.together(Made("A", 2), Store(tmp_path), print, print)
     (command,) = started
     given = worker._parser().parse_args(command[command.index("harness.run.worker") + 1 :])
-    assert (given.halvings, given.key, given.attached) == (2, Made("A", 2).key, True)
+    assert (given.key, given.attached) == (Made("A", 2).key, True)
+    described = json.loads((Store(tmp_path).work(given.key) / processes.STAGES).read_text())
+    assert made_from(described) == {given.key: Made("A", 2)}
 
 
 def test_a_run_hands_the_halvings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[str, int]] = []
+    monkeypatch.setattr(Made, "leaner", lambda stage: replace(stage, halvings=stage.halvings + 1))
 
-    def together(
-        stage: Made, grid: Path, store: Store, step: object, note: object, halvings: int
-    ) -> None:
-        heard.append((stage.key, halvings))
+    def together(stage: Made, store: Store, step: object, note: object) -> None:
+        heard.append((stage.key, stage.halvings))
         store.commit(stage, {"bits": 2}, {})
 
     monkeypatch.setattr(running.processes, "together", together)
     monkeypatch.setattr(Made, "resources", Resources(gpus=2))
-    grid, plan = toy_plan(tmp_path / "toy.yaml")
-    keys = tuple(key for key in plan.nodes if plan.nodes[key].kind == "Made")[:2]
+    plan = toy_plan(tmp_path / "toy.yaml")
+    keys = tuple(key for key in plan.nodes if plan.nodes[key].kind == "toy-made")[:2]
     share = running.Share(keys, halvings={keys[0]: 3})
-    running.run(grid, plan, Store(tmp_path), Silent(), share=share)
+    running.run(plan, Store(tmp_path), Silent(), share=share)
     assert heard == [(keys[0], 3), (keys[1], 0)]
 
 

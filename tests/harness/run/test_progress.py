@@ -13,7 +13,7 @@ from tests.support.toys import toy_plan
 
 
 def _shown(tmp_path: Path, terminal: bool, width: int) -> str:
-    _, plan = toy_plan(tmp_path / "toy.yaml")
+    plan = toy_plan(tmp_path / "toy.yaml")
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=width, color_system=None)
     keys = plan.stored()
@@ -33,10 +33,10 @@ def test_a_narrow_terminal_sees_stage_step_loss_and_time_left(tmp_path: Path) ->
     assert "stage 1/12" in line
     assert "step 40/80" in line
     assert "left" in line
-    assert "Made" in line
+    assert "toy-made" in line
 
 
 def test_without_a_terminal_each_stage_is_a_line(tmp_path: Path) -> None:
     lines = _shown(tmp_path, terminal=False, width=80).splitlines()
-    assert lines[0].startswith("[1/12] Made A bits=2 seed=0 · 0.0 s · ")
+    assert lines[0].startswith("[1/12] toy-made A bits=2 seed=0 · 0.0 s · ")
     assert lines[1].endswith("failed: NaN at step 3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from harness.run import export as rows
 from harness.run import plan as plans
 from harness.run.compute import Values, compute
 from harness.run.runner import Outcome, run
-from tests.support.toys import toy_plan
+from tests.support.toys import toy_grid, toy_plan
 
 ROOT = Path(__file__).parents[3]
 
@@ -63,9 +64,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def _run(tmp_path: Path, store: Store, retry: bool = False) -> tuple[plans.Plan, Outcome, Silent]:
-    grid, plan = toy_plan(tmp_path / "toy.yaml")
+    plan = toy_plan(tmp_path / "toy.yaml")
     watcher = Silent()
-    return plan, run(grid, plan, store, watcher, retry_before=math.inf if retry else 0.0), watcher
+    return plan, run(plan, store, watcher, retry_before=math.inf if retry else 0.0), watcher
 
 
 def test_everything_once_then_nothing(tmp_path: Path, store: Store, log: Path) -> None:
@@ -99,9 +100,9 @@ def test_what_a_value_was_made_from_is_let_go(
         def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
             held.append({plan.nodes[key].kind for key in made[0].held})
 
-    grid, plan = toy_plan(tmp_path / "toy.yaml")
-    run(grid, plan, store, Looking())
-    assert held == [{"Rounded"}] * 8
+    plan = toy_plan(tmp_path / "toy.yaml")
+    run(plan, store, Looking())
+    assert held == [{"toy-rounded"}] * 8
     assert made[0].held == {}
 
 
@@ -109,8 +110,7 @@ def test_a_lost_score_alone_is_computed_again(tmp_path: Path, store: Store, log:
     plan, _, _ = _run(tmp_path, store)
     lost = plan.cells[0].scores[1]
     (store.path(lost) / "manifest.json").unlink()
-    (store.path(lost) / "items.jsonl.gz").unlink()
-    store.path(lost).rmdir()
+    shutil.rmtree(store.path(lost))
     log.write_text("")
     _, outcome, _ = _run(tmp_path, store)
     assert outcome.computed == [lost]
@@ -122,10 +122,11 @@ def test_manifests_say_what_stood_behind(tmp_path: Path, store: Store) -> None:
     key = plan.cells[0].scores[0]
     manifest = store.manifest(key)
     assert manifest["stage"] == {
-        "class": "tests.support.toys.Scored",
+        "kind": "toy-scored",
         "version": 1,
         "model": {"stage": plan.cells[0].model},
         "task": "one",
+        "limit": None,
     }
     assert manifest["code"] == plan.nodes[key].code
     assert {"commit", "packages", "device", "wall_s", "peak_rss_gib", "threads"} <= set(manifest)
@@ -145,7 +146,7 @@ def test_a_failure_stops_its_cells_only_and_is_retried_on_demand(
     assert {"device", "commit", "hint"} <= set(record)
     assert plans.states(plan, store)[outcome.failed[0]] == "failed"
     holes = _exported(plan, store, tmp_path)["holes"]
-    assert {hole["reason"] for hole in holes} == {"failed: Made: ValueError: planted"}
+    assert {hole["reason"] for hole in holes} == {"failed: toy-made: ValueError: planted"}
     assert len(holes) == 2
 
     monkeypatch.delenv("TOY_FAIL")
@@ -169,7 +170,7 @@ def test_a_failing_rebuild_blocks_what_needs_it(
     plan, outcome, _ = _run(tmp_path, store)
     assert (len(outcome.computed), len(outcome.blocked)) == (4, 8)
     reasons = {hole["reason"] for hole in _exported(plan, store, tmp_path)["holes"]}
-    assert reasons == {"failed: Rounded: ValueError: planted"}
+    assert reasons == {"failed: toy-rounded: ValueError: planted"}
     # It is not kept and cost nothing, so it is tried again: what failed may not be in its key.
     monkeypatch.delenv("TOY_FAIL")
     assert len(_run(tmp_path, store)[1].computed) == 8
@@ -192,12 +193,17 @@ def test_stale_is_shown_and_nothing_is_run_again(tmp_path: Path, store: Store, l
     path = store.path(key) / "manifest.json"
     path.write_text(json.dumps({**store.manifest(key), "code": "as it was before"}))
     assert plans.states(plan, store)[key] == "stale"
+    behind = store.path(key) / "code.json"
+    now = json.loads(behind.read_text())
+    behind.write_text(json.dumps({**now, "tests.support.toys.log": "as it was before"}))
+    assert plans.why_stale(plan, key, store) == "code changed: tests.support.toys.log"
+    behind.unlink()
     log.write_text("")
     assert _run(tmp_path, store)[1] == Outcome()
     assert log.read_text() == ""
     _exported(plan, store, tmp_path)
     stale = [json.loads(line)["stale"] for line in (tmp_path / "out/rows.jsonl").open()]
-    assert stale[:2] == ["code changed since: Made"] * 2
+    assert stale[:2] == ["toy-made: code changed"] * 2
     assert stale[2:] == [None] * 6
 
 
@@ -220,7 +226,7 @@ def test_exported_stages_lead_from_a_score_to_its_origin(tmp_path: Path, store: 
     kept = {line["key"]: line for line in map(json.loads, lines)}
     score = kept[plan.cells[0].scores[0]]
     rounded = kept[score["stage"]["model"]["stage"]]
-    assert rounded["stage"]["class"] == "tests.support.toys.Rounded"
+    assert rounded["stage"]["kind"] == "toy-rounded"
     assert "wall_s" in score and "wall_s" not in rounded  # rebuilt in memory, nothing recorded
     made = kept[rounded["stage"]["model"]["stage"]]
     assert (made["stage"]["label"], made["stage"]["bits"]) == ("A", 2)
@@ -234,14 +240,16 @@ def test_a_failure_is_exported_with_its_hint(
     for key in outcome.failed:
         store.fail(key, {**(store.failure(key) or {}), "hint": "less of it"})
     holes = _exported(plan, store, tmp_path)["holes"]
-    assert {hole["reason"] for hole in holes} == {"failed: Made: ValueError: planted (less of it)"}
+    assert {hole["reason"] for hole in holes} == {
+        "failed: toy-made: ValueError: planted (less of it)"
+    }
     lines = (tmp_path / "out/provenance.jsonl").read_text().splitlines()
     assert not {json.loads(line)["key"] for line in lines} & set(outcome.failed)
 
 
 def test_killed_at_any_moment_the_next_run_goes_on(tmp_path: Path, store: Store, log: Path) -> None:
     """kill -9 in the middle, then again: every finished stage ran once, the interrupted one twice."""
-    _, plan = toy_plan(tmp_path / "toy.yaml")
+    plan = toy_plan(tmp_path / "toy.yaml")
     for seen in (3, 7):
         child = _process(tmp_path, store, sleep=0.3)
         _until(lambda seen=seen: len(log.read_text().splitlines()) >= seen)
@@ -290,8 +298,8 @@ from harness.core.stage import closure
 from harness.core.store import Store
 from tests.harness.run.test_run import Silent
 from tests.support.toys import toy_plan
-grid, plan = toy_plan(Path({str(tmp_path / "toy.yaml")!r}))
-run(grid, plan, Store(Path({str(store.root)!r})), Silent())
+plan = toy_plan(Path({str(tmp_path / "toy.yaml")!r}))
+run(plan, Store(Path({str(store.root)!r})), Silent())
 """
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -314,8 +322,8 @@ def test_a_curve_waits_for_the_first_score_which_tells_the_bits(
     tmp_path: Path, store: Store, log: Path
 ) -> None:
     """Killed between training and scores, a grid still has a report."""
-    grid, plan = toy_plan(tmp_path / "toy.yaml")
-    values = Values(store)
+    grid = toy_grid(tmp_path / "toy.yaml")
+    plan, values = plans.build(grid), Values(store)
     made = [stage for cell in grid.cells for stage in closure([cell.model]) if stage.stored]
     for stage in made:
         compute(stage, values)
@@ -340,7 +348,7 @@ def test_a_text_that_is_shorter_than_asked_is_said_once(
     )
     grid = load(path)
     watcher = Silent()
-    outcome = run(grid, plans.build(grid), store, watcher)
+    outcome = run(plans.build(grid), store, watcher)
     assert not outcome.failed
     said = [words for words in watcher.heard if "asked for" in words]
     assert len(said) == 1

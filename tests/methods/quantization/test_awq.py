@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -65,6 +65,8 @@ def _logits(model: Model) -> Tensor:
 
 @dataclass(frozen=True)
 class _Base(Stage[Model]):
+    kind: ClassVar[str] = "test-awq-base"
+
     def run(self, work: Path) -> Model:
         return _model()
 
@@ -422,7 +424,7 @@ def test_clipping_comes_after_scaling_and_shares_its_search() -> None:
     assert sum(isinstance(stage, ScaleSearch) for stage in stages) == 1
     values: dict[str, Any] = {}
     for stage in stages:
-        of_tokens = type(stage).__name__ in ("Documents", "Packed")
+        of_tokens = stage.kind in ("documents", "packed")
         values[stage.key] = _tokens() if of_tokens else execute(stage, values, Path())
     both, scaled = values[clipped.key], values[plain.key]
     reference = _logits(values[_Base().key])
@@ -472,7 +474,7 @@ defaults:
 evaluate: [testbed-ppl]
 """
     )
-    stages = [type(s).__name__ for s in closure([cell.model for cell in load(path).cells])]
-    assert stages.count("Train") == 8
-    assert stages.count("ScaleSearch") == stages.count("Scaled") == 1
-    assert stages.count("ClipSearch") == 2
+    stages = [s.kind for s in closure([cell.model for cell in load(path).cells])]
+    assert stages.count("train") == 8
+    assert stages.count("scale-search") == stages.count("scaled") == 1
+    assert stages.count("clip-search") == 2

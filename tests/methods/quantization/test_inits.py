@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -311,6 +311,8 @@ def test_an_input_with_nan_names_its_layer() -> None:
 
 @dataclass(frozen=True)
 class _Base(Stage[Model]):
+    kind: ClassVar[str] = "test-inits-base"
+
     def run(self, work: Path) -> Model:
         return _llama()
 

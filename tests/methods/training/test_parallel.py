@@ -110,7 +110,7 @@ class Place:
 
     def run(self, watcher: Watcher) -> Outcome:
         grid = grids.load(self.file)
-        return run(grid, plans.build(grid), self.store, watcher, retry_before=math.inf)
+        return run(plans.build(grid), self.store, watcher, retry_before=math.inf)
 
     def losses(self) -> list[float]:
         return [row["loss"] for row in self.log(self.store.path(self.stage.key))]
@@ -313,6 +313,6 @@ def test_what_is_lacking_is_said_before_anything_is_computed(
     monkeypatch.setattr(harness.run.processes, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     two = Place(tmp_path / "two", tiny_folder, gpus=2)
-    with pytest.raises(BitgridError, match=r"Train:\w+ asks for 2 GPUs and this machine has 1"):
+    with pytest.raises(BitgridError, match=r"train:\w+ asks for 2 GPUs and this machine has 1"):
         two.run(Watcher())
     assert eight.store.keys() == two.store.keys() == []
