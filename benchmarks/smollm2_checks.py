@@ -25,7 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.core.stage import execute
 from harness.data import hub
-from harness.evaluation.evaluate import Scores, TaskOptions, evaluation, task_batch
+from harness.evaluation.evaluations import build_evaluation
+from harness.evaluation.lm_eval import task_batch
+from harness.evaluation.scores import Scores
 from harness.models import Model, device, pretrained, read_model, smollm2
 from tests.support import mirror
 
@@ -59,7 +61,7 @@ def main() -> None:
 def scores(model: Model, task: str, limit: int | None) -> Scores:
     """A task's scores through the harness."""
     base = pretrained(smollm2.NAME, "float32")
-    stage = evaluation(base, task, TaskOptions(limit=limit), base)
+    stage = build_evaluation(base, task, base, limit=limit)
     with tempfile.TemporaryDirectory() as work:
         values: dict[str, Any] = {base.key: model}
         for above in stage.inputs:

@@ -17,9 +17,11 @@ from harness.core.records import ReportOptions
 from harness.data.file_texts import SUFFIXES
 from harness.data.hub_texts import HUB
 from harness.data.sources import SPLITS
-from harness.evaluation import tasks
-from harness.evaluation.diagnostics import Options
-from harness.evaluation.evaluate import FEWSHOT, PERPLEXITY, TaskOptions
+from harness.evaluation.evaluations import EVALUATIONS
+from harness.evaluation.lm_eval import FEWSHOT, LmEvalOptions
+from harness.evaluation.perplexity import PerplexityOptions, PerplexityTask
+from harness.evaluation.task_files import Task, find_splits
+from harness.evaluation.weights import WeightsOptions
 from harness.grid.schema import GridFile, Published
 
 ROOT = Path(__file__).parents[1]
@@ -84,8 +86,9 @@ def test_every_key_of_a_grid_is_told_with_its_default(
 
 def test_every_option_of_a_task_is_told() -> None:
     told = {_names(row[0])[0] for row in _section("grids.md", "Options of a task")}
-    assert told == {field.name for field in dataclasses.fields(TaskOptions)}
-    assert [field.name for field in dataclasses.fields(Options)] == ["layer"]
+    kinds = (LmEvalOptions, PerplexityOptions)
+    assert told == {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    assert [field.name for field in dataclasses.fields(WeightsOptions)] == ["layer"]
 
 
 def test_every_variable_that_is_read_is_told() -> None:
@@ -112,7 +115,8 @@ def test_every_text_is_told_with_its_address_columns_and_protocols() -> None:
         )
         assert {ours: theirs for ours, theirs in told.items() if theirs != "none"} == source.splits
         assert tuple(_names(columns)) == source.columns
-        taken = [name for name, known in PERPLEXITY.items() if known.text in _names(names)]
+        perplexities = [e for e in EVALUATIONS.load().values() if isinstance(e, PerplexityTask)]
+        taken = [each.name for each in perplexities if each.protocol.text in _names(names)]
         assert _names(protocols) == taken
 
 
@@ -124,7 +128,7 @@ def test_the_kinds_of_a_users_file_are_told() -> None:
 @pytest.mark.parametrize("row", _table("data.md", "task"), ids=lambda row: row[0].strip("`"))
 def test_what_a_task_reads_is_told(row: list[str]) -> None:
     task, path, config, splits, _ = row
-    (read,) = {tasks.reads(name, FEWSHOT.get(name)) for name in _names(task)}
+    (read,) = {find_splits(Task(name), FEWSHOT.get(name)) for name in _names(task)}
     assert {split.path for split in read} == {*_names(path)}
     assert list(dict.fromkeys(split.split for split in read)) == _names(splits)
     configs = {split.config for split in read}
@@ -140,7 +144,7 @@ def test_the_tasks_of_the_committed_grids_are_told() -> None:
         for item in Document(path, merged=("defaults", "report")).data["evaluate"]:
             used |= {item} if isinstance(item, str) else set(item)
     told = {name for row in _table("data.md", "task") for name in _names(row[0])}
-    assert told == {task for task in used if task not in PERPLEXITY} - set(tasks.testbed())
+    assert told == used - set(EVALUATIONS.load())
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))

@@ -171,19 +171,18 @@ def _add_tasks_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
-    from harness.evaluation import evaluate, tasks
+    from harness.evaluation.evaluations import CATALOGUES, EVALUATIONS
 
-    listed = [
-        (name, f"perplexity: {protocol.words}; window {protocol.window}")
-        for name, protocol in evaluate.PERPLEXITY.items()
-    ]
-    listed += [(name, "lm-eval task on the embedded testbed") for name in tasks.testbed()]
+    missing = EVALUATIONS.unavailable()
+    listed = [(name, each.about) for name, each in EVALUATIONS.load().items()]
+    listed += [(name, f"unavailable: {each.reason}") for name, each in missing.items()]
     print_table(listed, words=2)
-    if arguments.all:
-        for name in tasks.names():  # thousands: not worth a table's time
-            print(f"{name:24}  lm-eval")
-    else:
-        print("and every lm-eval task by name (--all lists them)")
+    for catalogue in CATALOGUES.load().values():
+        if arguments.all:
+            for name in catalogue.names():  # thousands: not worth a table's time
+                print(f"{name:24}  {catalogue.about}")
+        else:
+            print(f"and every task of {catalogue.about} by name (--all lists them)")
     return 0
 
 

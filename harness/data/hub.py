@@ -7,7 +7,7 @@ A mirror holds the rows of a data set in its own column names, one file a split:
 
 BITGRID_MIRROR names the folder, else a grid does (`mirror:`). Compute nodes without a network read
 from it, and so does a laptop without an account. `Access.digest` pins a split before anything runs.
-Not here: what a text's rows mean (`hub_texts`), which data sets tasks read (`harness.evaluation.tasks`),
+Not here: what a text's rows mean (`hub_texts`), which data sets tasks read (`harness.evaluation.task_files`),
 how a mirror is filled (`fill`).
 """
 

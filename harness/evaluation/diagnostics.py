@@ -1,185 +1,92 @@
 """What a report shows of a model's inside: `diagnose:` in a grid.
 
 A diagnostic is a stage like any other, whose value is plain JSON, so that its figure needs no model.
-`weights` is of every method: how far rounding moved each layer, and a histogram of one layer with
-the levels it was rounded to, for each step that the method takes. Others are a method's own
-(`Method.diagnostics`). Not here: the figures (`reports`).
+Those of every method are registered, by a package with an entry point in the group
+`bitgrid.diagnostics`:
+
+    class Ranks(Diagnostic):
+        about = "the rank of each layer"
+
+        def stages(self, method, base, layers, seed, options):
+            return (RanksOf(method.build(base, seed)),)
+
+    register_diagnostic("ranks", Ranks())
+
+Others are a method's own (`Method.diagnostics`). Not here: any diagnostic; the figures (`reports`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
-
-import torch
-from torch import Tensor
+from typing import Any, TypeAlias
 
 from harness.core.checked import Checked
-from harness.core.errors import GridError, nearest
-from harness.core.stage import Input, Resources, Stage, incidental, report, value
+from harness.core.registry import Registry, find_caller
+from harness.core.stage import Stage
 from harness.method import Method
-from harness.models import Model, Quantized, blocks, host_gib, linears
+from harness.models import Model
 
 Facts: TypeAlias = dict[str, Any]
 
-BINS = 120  # of a histogram
-LEVELS = 32  # at most, to be drawn
-_SAMPLE = 2**20  # weights, or groups, that quantiles are taken over
-
 
 @dataclass(frozen=True)
-class Weights(Stage[Facts]):
-    """Weights of a model before and after they were rounded, against those they came from.
-
-    errors: of each layer |after - origin| / |origin| (`error`) and |after - before| / |before|
-    (`rounding`), Frobenius norms. histogram: of one layer before rounding, with the levels that its
-    groups took after it (`histogram`, `group_levels`).
-    """
-
-    kind: ClassVar[str] = "weights"
-    origin: Input[Model]
-    before: Input[Model]
-    after: Input[Model]
-    layer: str
-    step: str = incidental("")  # what the method did in between, as a figure calls it
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=1, memory_gib=host_gib(self.after), hours=0.2)
-
-    def run(self, work: Path) -> Facts:
-        models = value(self.origin), value(self.before), value(self.after)
-        layers = [linears(model.network) for model in models]
-
-        def weights(name: str) -> tuple[Tensor, Tensor, Tensor]:
-            """A layer's of origin, before and after, (O, I) float32; a trained model's come from the
-            host."""
-            a, b, c = (each[name].weight.detach().to(models[2].device).float() for each in layers)
-            return a, b, c
-
-        errors = []
-        for block, prefix in enumerate(blocks(models[0].network)):
-            for name in (name for name in layers[0] if name.startswith(f"{prefix}.")):
-                origin, before, after = weights(name)
-                moved = {
-                    "error": _relative(after - origin, origin),
-                    "rounding": _relative(after - before, before),
-                }
-                place = {"block": block, "projection": name.removeprefix(f"{prefix}.")}
-                errors.append({"layer": name, **place, **moved})
-            report(block + 1, len(blocks(models[0].network)))
-        _, before, after = weights(self.layer)
-        shown = histogram(before, after, models[2].quantized.get(self.layer))
-        return {
-            "diagnostic": "weights",
-            "errors": errors,
-            "histogram": {"layer": self.layer, **shown},
-        }
+class NoOptions(Checked):
+    """Of a diagnostic that a grid can say nothing of but its name."""
 
 
-def histogram(before: Tensor, after: Tensor, quantized: Quantized | None) -> Facts:
-    """Counts of `before` (O, I) in equal bins from `low` to `high`, and the levels of `after`.
+class Diagnostic(ABC):
+    """What is looked at of every method's models."""
 
-    The outermost weights, one in a thousand, are `outside`: a few of them would make the bins wide.
-    """
-    flat = before.flatten()
-    ends = flat[:: -(-len(flat) // _SAMPLE)].quantile(flat.new_tensor([0.0005, 0.9995]))
-    low, high = (_short(end) for end in ends.tolist())
-    counts = torch.histc(flat.cpu(), BINS, low, high).long() if low < high else torch.empty(0)
-    return {
-        "low": low,
-        "high": high,
-        "counts": counts.tolist(),
-        "outside": len(flat) - int(counts.sum()),
-        "levels": [] if quantized is None else group_levels(after, quantized.group_size),
-    }
+    about: str  # a line for lists
+    options: type = NoOptions  # a dataclass: what a grid may say beside the name
 
+    @abstractmethod
+    def stages(
+        self,
+        method: Method,
+        base: Stage[Model],
+        layers: Mapping[str, tuple[int, int]],
+        seed: int,
+        options: Any,
+    ) -> tuple[Stage[Facts], ...]:
+        """The stages for what the method makes of `base`; each value has a `diagnostic`; a field
+        `step` of the stage names the step of the method.
 
-def group_levels(weight: Tensor, group_size: int) -> list[Facts]:
-    """The levels of a rounded weight (O, I), over its groups: empty where there are too many.
-
-    A group's levels are its distinct values, numbered from its zero: `place` -1 is the first below,
-    with `quartiles` over the groups that have such a level and the `share` of groups that do. Groups
-    that do not use all levels, and a shorter last group of a row, are left out: which level they
-    lack cannot be seen.
-    """
-    width = group_size or weight.shape[1]
-    groups = weight[:, : weight.shape[1] // width * width].reshape(-1, width)
-    groups = groups[:: -(-len(groups) // _SAMPLE)].sort(-1).values
-    rank = torch.nn.functional.pad((groups.diff(dim=-1) != 0).cumsum(-1), (1, 0))
-    count = int(rank.max()) + 1
-    if count > LEVELS:
-        return []
-    full = rank[:, -1] + 1 == count
-    values = groups.new_zeros(int(full.sum()), count).scatter_(1, rank[full], groups[full])
-    below = (values < 0).sum(-1, keepdim=True)
-    lacks_zero = ~(values == 0).any(-1, keepdim=True)
-    places = torch.arange(count, device=values.device) - below + ((values > 0) & lacks_zero)
-    at = values.new_tensor([0.25, 0.5, 0.75])
-    return [
-        {
-            "place": place,
-            "share": _short(float((places == place).any(-1).float().mean())),
-            "quartiles": [_short(q) for q in values[places == place].quantile(at).tolist()],
-        }
-        for place in sorted(set(places.flatten().tolist()))
-    ]
+        `layers`: (O, I) of each linear layer, by name. Raises GridError where the options do not fit.
+        """
 
 
-@dataclass(frozen=True)
-class Options(Checked):
-    """What a grid may say of a diagnostic beside its name."""
-
-    layer: str | None = None
+DIAGNOSTICS: Registry[Diagnostic] = Registry("diagnostic", "bitgrid.diagnostics")
 
 
-def diagnostics(
-    asked: Mapping[str, Options],
+def register_diagnostic(name: str, diagnostic: Diagnostic) -> None:
+    """Make a diagnostic known as `name`. Raises CollisionError where another one has the name."""
+    DIAGNOSTICS.register(name, diagnostic, find_caller())
+
+
+def find_options(name: str) -> type:
+    """The options of a diagnostic; a method's own has none."""
+    diagnostic = DIAGNOSTICS.load().get(name)
+    return NoOptions if diagnostic is None else diagnostic.options
+
+
+def build_diagnostics(
+    asked: Mapping[str, Any],
     method: Method,
     base: Stage[Model],
-    layers: Iterable[str],
+    layers: Mapping[str, tuple[int, int]],
     seed: int,
 ) -> dict[str, tuple[Stage[Facts], ...]]:
-    """The stages of each diagnostic that the method has, asked for or not.
+    """The stages of the diagnostics asked for, options by name, and of all that the method has.
 
-    `layers`: names of the linear layers; without a choice the last of the middle block is shown.
-    Raises GridError for a layer that the model has not, or an option that says nothing.
+    Raises GridError where options do not fit the model.
     """
-    names = list(layers)
-    for name, options in asked.items():
-        if options.layer is not None and name != "weights":
-            raise GridError(f"{name}: the option 'layer' says nothing of this diagnostic")
-    layer = asked.get("weights", Options()).layer or middle(names)
-    if layer not in names:
-        raise GridError(f"weights: layer {layer!r} is unknown; {nearest(layer, names)}")
-    weights = tuple(
-        Weights(step.origin, step.before, step.after, layer, step.name)
-        for step in method.steps(base, seed)
-    )
-    return {"weights": weights, **method.diagnostics(base, seed)}
-
-
-def middle(layers: list[str]) -> str:
-    """The last linear layer of the middle block: in most models the feed-forward's way back."""
-    prefixes = list(dict.fromkeys(_block(name) for name in layers))
-    chosen = prefixes[len(prefixes) // 2]
-    return [name for name in layers if _block(name) == chosen][-1]
-
-
-def _block(name: str) -> str:
-    """`model.layers.3` of `model.layers.3.mlp.down_proj`: up to the first number."""
-    parts = name.split(".")
-    end = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
-    return ".".join(parts[: end + 1])
-
-
-def _relative(change: Tensor, against: Tensor) -> float:
-    size = float(against.norm())
-    return _short(float(change.norm()) / size) if size else 0.0
-
-
-def _short(number: float) -> float:
-    """Six digits: a file of rows holds thousands of these, and a figure shows three."""
-    return float(f"{number:.6g}")
+    registered = DIAGNOSTICS.load()
+    stages = {
+        name: registered[name].stages(method, base, layers, seed, options)
+        for name, options in asked.items()
+        if name in registered
+    }
+    return {**stages, **method.diagnostics(base, seed)}

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from harness.core.stage import Input, Stage
-from harness.evaluation.evaluate import EVALUATION_TOKENS, LmEval, Perplexity, task_batch
+from harness.evaluation.lm_eval import LmEval, task_batch
+from harness.evaluation.perplexity import Perplexity
+from harness.evaluation.scores import EVALUATION_TOKENS
 from harness.models import Model, Pretrained, pretrained_of
 from harness.models.dry_run import (
     Memory,

@@ -8,7 +8,7 @@ a schema cannot say, such as whether an axis suits the method (`expand`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import pydantic
@@ -16,9 +16,10 @@ import pydantic
 from harness.config.settings import list_classes
 from harness.core.checked import field_types, fields_adapter
 from harness.core.component import Component
-from harness.core.records import ReportOptions, documentation
-from harness.evaluation.diagnostics import Options
-from harness.evaluation.evaluate import TaskOptions, list_known
+from harness.core.records import DIAGNOSTICS, ReportOptions, documentation
+from harness.evaluation.diagnostics import find_options
+from harness.evaluation.evaluations import EVALUATIONS
+from harness.evaluation.lm_eval import LmEvalOptions
 from harness.grid.schema import GridFile
 from harness.method import METHODS
 
@@ -34,8 +35,10 @@ def make_schema() -> Json:
         definitions["ReportOptions"]["properties"][name]["description"] = meaning
     definitions["Settings"] = _mapping(settings)
     definitions["Method"] = _describe_method(settings)
-    definitions["TaskOptions"] = _describe_options(TaskOptions)
-    definitions["DiagnosticOptions"] = _describe_options(Options)
+    tasks = {name: evaluation.options for name, evaluation in EVALUATIONS.load().items()}
+    diagnostics = {name: find_options(name) for name in DIAGNOSTICS}
+    options = dict.fromkeys([*tasks.values(), *diagnostics.values(), LmEvalOptions])
+    definitions |= {each.__name__: _describe_options(each) for each in options}
     definitions["Published"] = {"anyOf": [_TEXT, definitions["Published"]]}  # a name alone will do
     axes = {path: _list_of(_refer("Settings", path)) for path in settings}
     seed = _list_of({"type": "integer"})
@@ -45,8 +48,8 @@ def make_schema() -> Json:
         "compare": _list_of(_refer("Method")),
         "defaults": _refer("Settings"),
         "vary": _mapping({**axes, "seed": seed, "model": _list_of(_TEXT)}),
-        "evaluate": _list_named(list(list_known()), "TaskOptions"),
-        "diagnose": _list_named(["weights", "confidence"], "DiagnosticOptions"),
+        "evaluate": _list_named(tasks, others=LmEvalOptions),
+        "diagnose": _list_named(diagnostics),
     }
     required = {"anyOf": [{"required": ["base"]}, {"required": grid.pop("required")}]}
     draft = {"$schema": "http://json-schema.org/draft-07/schema#"}
@@ -95,11 +98,15 @@ def _describe_options(options: type) -> Json:
     return _any_of([pydantic.TypeAdapter(options).json_schema(), {"type": "null"}])
 
 
-def _list_named(names: list[str], options: str) -> Json:
-    """Names, each alone or with options. There are more than are known here."""
-    known = {name: _refer(options) for name in names}
-    named = {"type": "object", "properties": known, "additionalProperties": _refer(options)}
-    return _list_of(_any_of([{"enum": names}, _TEXT, named]))
+def _list_named(options: Mapping[str, type], others: type | None = None) -> Json:
+    """Names, each alone or with options; there are more names than are known here.
+
+    `others`: the options of those.
+    """
+    known = {name: _refer(kind.__name__) for name, kind in options.items()}
+    unknown: Json = {} if others is None else {"additionalProperties": _refer(others.__name__)}
+    named = {"type": "object", "properties": known, **unknown}
+    return _list_of(_any_of([{"enum": list(options)}, _TEXT, named]))
 
 
 _TEXT: Json = {"type": "string"}

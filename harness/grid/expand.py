@@ -28,14 +28,9 @@ from harness.core.errors import BitgridError, TextError, nearest
 from harness.core.misfit import Where
 from harness.core.stage import Stage
 from harness.data import hub
-from harness.evaluation.diagnostics import Facts, Options, diagnostics
-from harness.evaluation.evaluate import (
-    Scores,
-    TaskOptions,
-    evaluation,
-    higher_is_better,
-    runs_code,
-)
+from harness.evaluation.diagnostics import DIAGNOSTICS, Facts, build_diagnostics, find_options
+from harness.evaluation.evaluations import find_evaluation
+from harness.evaluation.scores import Scores
 from harness.grid.points import Point, list_points
 from harness.grid.reading import check_names, read_grid, read_named
 from harness.grid.schema import GridFile
@@ -87,8 +82,8 @@ def load(path: Path, allow_code_execution: bool = False, fill: Path | None = Non
     if file.trust_remote_code:  # said before a model's configuration runs it
         print(f"{path}: trust_remote_code: code that comes with models is run", file=sys.stderr)
     access = _find_access(document, file, fill)
-    tasks = read_named(document, "evaluate", file.evaluate, TaskOptions)
-    diagnosed = read_named(document, "diagnose", file.diagnose, Options)
+    tasks = read_named(document, "evaluate", file.evaluate, lambda n: find_evaluation(n).options)
+    diagnosed = read_named(document, "diagnose", file.diagnose, find_options)
     if not tasks:
         raise document.error(("evaluate",), "evaluate names no task")
     if not (allow_code_execution or file.allow_code_execution):
@@ -115,7 +110,7 @@ def _find_access(document: Document, file: GridFile, fill: Path | None) -> hub.A
 
 def _refuse_code(document: Document, tasks: Sequence[str]) -> None:
     for number, name in enumerate(tasks):
-        if runs_code(name):
+        if find_evaluation(name).runs_code:
             raise document.error(
                 ("evaluate", number),
                 f"task {name!r} runs code that a model wrote: say 'allow_code_execution: true' "
@@ -125,7 +120,7 @@ def _refuse_code(document: Document, tasks: Sequence[str]) -> None:
 
 def _check_average(document: Document, file: GridFile) -> None:
     for number, task in enumerate(file.report.average or ()):
-        if not higher_is_better(task):
+        if not find_evaluation(task).higher_is_better:
             message = f"report.average: {task!r} cannot join a mean of scores: lower is better"
             raise document.error(("report", "average", number), message)
 
@@ -134,12 +129,12 @@ def _list_cells(
     document: Document,
     file: GridFile,
     points: Sequence[Point],
-    tasks: Mapping[str, TaskOptions],
-    diagnosed: Mapping[str, Options],
+    tasks: Mapping[str, Any],
+    diagnosed: Mapping[str, Any],
 ) -> Iterator[Cell]:
     """A cell a point; of points that are equal, axes that collapse, the first."""
     seen: set[tuple[Any, ...]] = set()
-    offered: set[str] = set()
+    offered = set(DIAGNOSTICS.load())
     for point in points:
         cell = _make_cell(document, file, point, tasks)
         if diagnosed and cell.seed == points[0].seed:  # a figure of a model's inside shows one seed
@@ -157,9 +152,7 @@ def _list_cells(
             raise document.error(("diagnose", number), message)
 
 
-def _make_cell(
-    document: Document, file: GridFile, point: Point, tasks: Mapping[str, TaskOptions]
-) -> Cell:
+def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[str, Any]) -> Cell:
     contender, seed, source = point.contender, point.seed, point.source
     try:
         base = pretrained(source, file.dtype, file.trust_remote_code, file.attention)
@@ -175,7 +168,9 @@ def _make_cell(
     scores = []
     for number, (task, options) in enumerate(tasks.items()):
         try:
-            scores.append(evaluation(model, task, options, base))
+            evaluation = find_evaluation(task)
+            evaluation.check(options, base)
+            scores.append(evaluation.stage(model, options, base))
         except BitgridError as error:
             raise document.error(("evaluate", number, task), str(error)) from None
     axes = {"model": source, **point.axes} if "model" in file.vary else point.axes
@@ -193,11 +188,11 @@ def _make_cell(
 
 
 def _diagnose(
-    document: Document, file: GridFile, point: Point, diagnosed: Mapping[str, Options]
+    document: Document, file: GridFile, point: Point, diagnosed: Mapping[str, Any]
 ) -> dict[str, tuple[Stage[Facts], ...]]:
     base = pretrained(point.source, file.dtype, file.trust_remote_code, file.attention)
     layers = layer_shapes(point.source, file.trust_remote_code)
     try:
-        return diagnostics(diagnosed, point.method, base, layers, point.seed)
+        return build_diagnostics(diagnosed, point.method, base, layers, point.seed)
     except BitgridError as error:
         raise document.error(("diagnose",), str(error)) from None

@@ -6,20 +6,19 @@ Not here: the keys (`schema`), what the names stand for (`points`, `expand`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pydantic
 
 from harness.config.document import Document
-from harness.core.errors import GridError
+from harness.core.errors import BitgridError, GridError
 from harness.core.misfit import Where, explain
 from harness.core.records import Finding, ReportOptions
 from harness.grid import published
 from harness.grid.schema import GridFile, Published, list_misnamed
 
-T = TypeVar("T")
 KEYS: Mapping[str, type] = {
     "": GridFile,
     "report": ReportOptions,
@@ -53,16 +52,26 @@ def fit(
 
 
 def read_named(
-    document: Document, key: str, items: Sequence[str | Mapping[str, Any]], options: type[T]
-) -> dict[str, T]:
-    """A list of names, each alone or with options, as options by name."""
-    named: dict[str, T] = {}
+    document: Document,
+    key: str,
+    items: Sequence[str | Mapping[str, Any]],
+    find_options: Callable[[str], type],
+) -> dict[str, Any]:
+    """A list of names, each alone or with options, as options by name.
+
+    `find_options`: the dataclass of a name's options; raises a BitgridError for an unknown name.
+    """
+    named: dict[str, Any] = {}
     for number, item in enumerate(items):
         pairs: Mapping[str, Any] = {item: {}} if isinstance(item, str) else item
         for name, data in pairs.items():
             where: Where = (key, number, name)
             if name in named:
                 raise document.error(where, f"{key}: {name!r} is given twice")
+            try:
+                options = find_options(name)
+            except BitgridError as error:
+                raise document.error(where, str(error)) from None
             named[name] = fit(document, where, options, data, {"": options})
     return named
 

@@ -36,7 +36,6 @@ from harness.core.records import (
 from harness.core.store import Store
 from harness.grid import published
 from harness.run.plan import CellInfo, Plan, standing_failure, states, why_stale
-from harness.testbed import world
 
 _CURVE_FIELDS = {each.name for each in fields(CurvePoint)}
 
@@ -101,7 +100,7 @@ def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[Row]:
                 yield Row(
                     **asdict(_facts(cell)),
                     **scores["model"],
-                    **{**score, "caveat": score["caveat"] or _caveat(cell)},
+                    **score,
                     grid=plan.name,
                     method=cell.method,
                     model=cell.source,
@@ -109,11 +108,6 @@ def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[Row]:
                     model_key=cell.model,
                     stale=stale,
                 )
-
-
-def _caveat(cell: CellInfo) -> str | None:
-    """What must be known of a cell's model, whatever it is evaluated on."""
-    return world.CAVEAT if cell.source.startswith("testbed") else None
 
 
 def _say_why_stale(plan: Plan, store: Store, state: dict[str, str], key: str) -> str | None:

@@ -121,11 +121,12 @@ class Plan:
 def made_from(descriptions: Mapping[str, Mapping[str, Any]]) -> dict[str, Stage[Any]]:
     """Stages by key from their descriptions, inputs before users. Raises BitgridError."""
     from harness.core.stage import Stage
-    from harness.evaluation import diagnostics, evaluate
+    from harness.evaluation.diagnostics import DIAGNOSTICS
+    from harness.evaluation.evaluations import EVALUATIONS
     from harness.method import METHODS
 
-    METHODS.load()
-    assert diagnostics and evaluate  # their kinds of stages are known now
+    for registry in (METHODS, EVALUATIONS, DIAGNOSTICS):
+        registry.load()  # their kinds of stages are known now
     stages: dict[str, Stage[Any]] = {}
     for key, description in descriptions.items():
         stage = Stage.from_description(description, stages)
@@ -140,13 +141,16 @@ def build(grid: Grid) -> Plan:
     from harness.core.definitions import reach
     from harness.core.stage import closure, code_of
     from harness.data.sources import TEXTS
+    from harness.evaluation.diagnostics import DIAGNOSTICS
+    from harness.evaluation.evaluations import EVALUATIONS
     from harness.method import METHODS
     from harness.models.registry import MODELS
 
     nodes: dict[str, Node] = {}
     code: dict[str, dict[str, str]] = {}
     watched = {*(path.resolve() for path in grid.files), *provenance.sources()}
-    watched |= METHODS.files() | MODELS.files() | TEXTS.files()
+    for registry in (METHODS, MODELS, TEXTS, EVALUATIONS, DIAGNOSTICS):
+        watched |= registry.files()
     for cell in grid.cells:
         for stage in closure([cell.model, *cell.roots]):
             if stage.key in nodes:

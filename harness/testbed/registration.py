@@ -12,6 +12,9 @@ from pathlib import Path
 from harness.core.errors import TextError, nearest
 from harness.data.hub import Access
 from harness.data.sources import TextSource, register_text
+from harness.evaluation.evaluations import register_evaluation
+from harness.evaluation.lm_eval import register_folder
+from harness.evaluation.perplexity import PerplexityTask, Protocol
 from harness.models.local import FolderModel
 from harness.models.registry import register_model
 from harness.testbed import world
@@ -40,7 +43,27 @@ class TestbedText(TextSource):
         return list(world.prompts(split, part or None))
 
 
+TASKS = Path(__file__).parent / "tasks"  # files of lm-eval
+
 register_text("testbed", TestbedText())
+register_folder(
+    TASKS,
+    digest=f"world-{world.VERSION}",
+    caveat=world.CAVEAT,
+    package="harness.testbed.tasks",
+)
+for _domain in ("", *world.DOMAINS):
+    register_evaluation(
+        PerplexityTask(
+            f"testbed-ppl-{_domain}" if _domain else "testbed-ppl",
+            Protocol(
+                f"testbed:{_domain}" if _domain else "testbed",
+                window=512,
+                cut="packed",
+                words="held-out documents end to end, BOS and EOS",
+            ),
+        )
+    )
 for _name, _folder in {"testbed": "model", "testbed-small": "model-small"}.items():
     register_model(
         _name,

@@ -20,7 +20,8 @@ from harness.cli.main import main
 from harness.core.stage import Stage
 from harness.core.store import Store
 from harness.data import Packed, texts
-from harness.evaluation.evaluate import PERPLEXITY, Perplexity
+from harness.evaluation.evaluations import find_evaluation
+from harness.evaluation.perplexity import Perplexity, PerplexityTask
 from harness.grid import expand as grids
 from harness.models import (
     PROCESS_GIB,
@@ -229,7 +230,9 @@ def test_rounding_holds_one_layer_beside_what_is_scored(tmp_path: Path) -> None:
 
 
 def scoring(model: Stage[Model]) -> Perplexity:
-    protocol = replace(PERPLEXITY["testbed-ppl"], window=2)
+    task = find_evaluation("testbed-ppl")
+    assert isinstance(task, PerplexityTask)
+    protocol = replace(task.protocol, window=2)
     return Perplexity(model, texts("testbed", "heldout"), "testbed-ppl", protocol, True)
 
 

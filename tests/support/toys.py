@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from harness.core.records import NO_FILTER, ItemScores, Precision, Score
 from harness.core.stage import Input, Stage, incidental, report, value
-from harness.evaluation.evaluate import Scores
+from harness.evaluation.scores import Scores
 from harness.grid.expand import Cell, Grid, GridFile
 from harness.models import Model
 from harness.run.plan import Plan, build

@@ -15,14 +15,19 @@ from typing import Any
 
 import pytest
 
+from harness import compat
 from harness.core.errors import GridError, ModelError, TextError
 from harness.core.stage import execute
 from harness.data import hub
 from harness.data.jsonl import read_dataset
-from harness.evaluation import sandbox, tasks
-from harness.evaluation.evaluate import LmEval, Scores, TaskOptions, evaluation, runs_code
+from harness.evaluation import lm_eval_run, sandbox, task_files
+from harness.evaluation.evaluations import build_evaluation, find_evaluation
+from harness.evaluation.lm_eval import LmEval
+from harness.evaluation.scores import Scores
+from harness.evaluation.task_files import Task
 from harness.grid import expand as grid
 from harness.models import Model, Pretrained, pretrained, read_model
+from harness.testbed.registration import TASKS
 from tests.support import mirror
 
 
@@ -58,7 +63,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _score(found: tuple[Pretrained, Model], task: str, work: Path, **options: Any) -> Scores:
     base, model = found
-    stage = evaluation(base, task, TaskOptions(**options), base)
+    stage = build_evaluation(base, task, base, **options)
     values = {above.key: execute(above, {}, work) for above in stage.inputs if above != base}
     return execute(stage, {**values, base.key: model}, work)
 
@@ -95,7 +100,7 @@ def test_scores_equal_lm_evals_own_run(
         model=HFLM(base.source, dtype="float32", batch_size=8, device="cpu", add_bos_token=False),
         tasks=[DIRECT[task]],
         limit=limit,
-        task_manager=tasks._manager(False),
+        task_manager=compat.make_task_manager(None),
     )
     assert direct is not None
     theirs = direct["results"][DIRECT[task]]
@@ -170,8 +175,8 @@ def test_humanevals_own_solutions_pass_and_wrong_ones_do_not(real: Path) -> None
     assert sandbox.pass_at_k(tests, right)[0] == {"pass@1": 1.0}
     assert sandbox.pass_at_k(tests, wrong)[0] == {"pass@1": 0.0}
     # The very function that lm-eval's task scores with.
-    with tasks._quiet(), tasks._served(hub.find_access()):
-        task = tasks._manager(False).load(["humaneval"])["tasks"]["humaneval"]
+    with lm_eval_run._quiet(), lm_eval_run._served(hub.find_access()):
+        task = compat.make_task_manager(None).load(["humaneval"])["tasks"]["humaneval"]
         score = task._metric_fn_list["pass_at_k"]
     assert score(references=tests[:1], predictions=right[:1], k=[1]) == {"pass@1": 1.0}
     assert score(references=tests[:1], predictions=wrong[:1], k=[1]) == {"pass@1": 0.0}
@@ -188,20 +193,20 @@ def test_what_the_mirror_lacks_is_said_before_anything_is_computed(
 ) -> None:
     base = pretrained(str(tiny_folder))
     with pytest.raises(TextError) as caught:
-        evaluation(base, "winogrande", TaskOptions())
+        build_evaluation(base, "winogrande")
     message = str(caught.value)
     assert message.startswith(
         "task 'winogrande' reads allenai/winogrande (winogrande_xl) validation: "
         f"the mirror lacks {small}/allenai/winogrande/winogrande_xl/validation.jsonl[.gz]"
     )
     mirror.write(small, "allenai/winogrande", "winogrande_xl", "validation", [{"answer": "1"}])
-    assert isinstance(evaluation(base, "winogrande", TaskOptions()), LmEval)
+    assert isinstance(build_evaluation(base, "winogrande"), LmEval)
     with pytest.raises(TextError, match=r"train: the mirror lacks .*choices: validation"):
-        evaluation(base, "winogrande", TaskOptions(num_fewshot=5))
+        build_evaluation(base, "winogrande", num_fewshot=5)
     mirror.write(small, "cais/mmlu", "anatomy", "test", [])
     mirror.write(small, "cais/mmlu", "anatomy", "dev", [{"question": "?"}])
     with pytest.raises(TextError, match=r"mmlu \(anatomy\) test: .* is empty"):
-        evaluation(base, "mmlu_anatomy", TaskOptions())
+        build_evaluation(base, "mmlu_anatomy")
 
 
 @pytest.mark.parametrize(
@@ -221,20 +226,20 @@ def test_a_column_that_a_tasks_templates_name_is_missed_before_anything_is_compu
         small, *place, [dict.fromkeys([*row, column], "x"), dict.fromkeys(row, "x")]
     )
     with pytest.raises(TextError) as caught:
-        tasks.digest(task, 0, hub.find_access())
+        task_files.digest(Task(task), 0, hub.find_access())
     told = f"{file}: line 2 has no column {column!r}; columns: {', '.join(row)}"
     assert str(caught.value).endswith(told)
     mirror.write(small, *place, [dict.fromkeys([*row, column], "x")])
-    assert tasks.digest(task, 0, hub.find_access())
+    assert task_files.digest(Task(task), 0, hub.find_access())
 
 
 def test_columns_that_a_function_makes_are_not_asked_of_the_rows() -> None:
     made = {"process_docs": "utils.f", "doc_to_text": "{{query}}", "doc_to_target": "label"}
-    assert not tasks._columns(made)
+    assert not task_files._columns(made)
     words = {"doc_to_text": "{{a}}{% if b is defined %}{{b}}{% endif %}", "doc_to_target": "all"}
-    assert not tasks._columns(words)
+    assert not task_files._columns(words)
     chosen = {"doc_to_text": "", "doc_to_target": "yes", "doc_to_choice": ["yes", "no"]}
-    assert not tasks._columns(chosen)
+    assert not task_files._columns(chosen)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +266,7 @@ def test_rows_that_a_tasks_templates_do_not_fit(
     mirror.write(small, *place, [row])
     model = read_model(str(tiny_folder), "float32")
     with pytest.raises(TextError) as caught:
-        tasks.evaluate(model, task, 0, False, None, 4, hub.find_access())
+        lm_eval_run.run_task(model, Task(task), 0, False, None, 4, hub.find_access())
     message = str(caught.value)
     assert (
         message.startswith(f"task {task!r} does not fit the rows it reads: ") and words in message
@@ -275,7 +280,7 @@ def test_a_broken_line_of_a_tasks_items_is_said_before_anything_is_computed(
     file = mirror.write(small, "baber/piqa", None, "validation", [])
     file.write_bytes(gzip.compress(b'{"goal": "x"}\n{"goal": \n'))
     with pytest.raises(TextError) as caught:
-        evaluation(pretrained(str(tiny_folder)), "piqa", TaskOptions())
+        build_evaluation(pretrained(str(tiny_folder)), "piqa")
     assert f"{file}: line 2 is not a JSON object: Expecting value" in str(caught.value)
 
 
@@ -289,7 +294,7 @@ def test_items_are_part_of_the_key_by_content_or_commit(
     small: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key(task: str = "piqa") -> str:
-        return evaluation(pretrained(str(tiny_folder)), task, TaskOptions()).key
+        return build_evaluation(pretrained(str(tiny_folder)), task).key
 
     piqa = {"sol1": "a", "sol2": "b", "label": 0}
     mirror.write(small, "baber/piqa", None, "validation", [{**piqa, "goal": "one"}])
@@ -307,22 +312,32 @@ def test_items_are_part_of_the_key_by_content_or_commit(
 
 
 def test_a_group_reads_what_its_tasks_read() -> None:
-    found = tasks.reads("mmlu", 5)
+    found = task_files.find_splits(Task("mmlu"), 5)
     assert len(found) == 2 * 57
     assert {(read.path, read.split) for read in found} == {
         ("cais/mmlu", "test"),
         ("cais/mmlu", "dev"),
     }
-    assert tasks.reads("mmlu_anatomy", 0) == (hub.Split("cais/mmlu", "anatomy", "test"),)
-    assert {read.config for read in tasks.reads("ai2_arc", None)} == {"ARC-Easy", "ARC-Challenge"}
-    assert tasks.reads("wikitext-word", None)[0].path == "EleutherAI/wikitext_document_level"
+    assert task_files.find_splits(Task("mmlu_anatomy"), 0) == (
+        hub.Split("cais/mmlu", "anatomy", "test"),
+    )
+    assert {read.config for read in task_files.find_splits(Task("ai2_arc"), None)} == {
+        "ARC-Easy",
+        "ARC-Challenge",
+    }
+    assert (
+        task_files.find_splits(Task("wikitext-word"), None)[0].path
+        == "EleutherAI/wikitext_document_level"
+    )
     # Its examples are in its YAML, not in a split.
-    assert [read.split for read in tasks.reads("mbpp", None)] == ["test"]
+    assert [read.split for read in task_files.find_splits(Task("mbpp"), None)] == ["test"]
 
 
 def test_tasks_that_run_code_are_known_by_their_yaml() -> None:
-    assert all(map(runs_code, ("humaneval", "humaneval_plus", "mbpp", "cruxeval_input")))
-    assert not any(map(runs_code, ("gsm8k", "mmlu", "wikitext2", "no_such_task")))
+    for name in ("humaneval", "humaneval_plus", "mbpp", "cruxeval_input"):
+        assert find_evaluation(name).runs_code
+    for name in ("gsm8k", "mmlu", "wikitext2"):
+        assert not find_evaluation(name).runs_code
 
 
 def test_texts_that_look_like_dates_stay_texts(small: Path) -> None:
@@ -396,7 +411,8 @@ def test_a_mirror_that_is_not_there(tiny_folder: Path, tmp_path: Path) -> None:
 
 def test_a_bos_that_the_tokenizer_does_not_put_first(tiny_folder: Path) -> None:
     tokenizer = copy.deepcopy(pretrained(str(tiny_folder)).tokenizer())
-    tasks.check_model("testbed_story", True, tokenizer, 512)
+    story = Task("testbed_story", TASKS)
+    task_files.check_model(story, True, tokenizer, 512)
     tokenizer.bos_token = "<pad>"
     with pytest.raises(ModelError, match="bos is true, but the tokenizer's first token is '<s>'"):
-        tasks.check_model("testbed_story", True, tokenizer, 512)
+        task_files.check_model(story, True, tokenizer, 512)

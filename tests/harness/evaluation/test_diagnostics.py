@@ -13,7 +13,7 @@ import torch
 from harness.core.errors import GridError
 from harness.core.stage import closure
 from harness.core.store import Store
-from harness.evaluation.diagnostics import Weights, group_levels, histogram, middle
+from harness.evaluation.weights import Weights, group_levels, histogram, middle
 from harness.grid.expand import Grid, load
 from harness.models import Quantized, linears
 from harness.run import export as rows
@@ -155,7 +155,7 @@ def test_the_first_seed_is_diagnosed_and_steps_are_shared(write: Any) -> None:
             "[{weights: {layers: x}}]",
             "diagnose.weights: key 'layers' is unknown; did you mean 'layer'?",
         ),
-        ("[{confidence: {layer: x}}]", "confidence: the option 'layer' says nothing"),
+        ("[{confidence: {layer: x}}]", "diagnose.confidence: key 'layer' is unknown"),
         ("[weights, weights]", "diagnose: 'weights' is given twice"),
     ],
 )

@@ -14,10 +14,13 @@ import torch
 from harness.core.errors import GridError, ModelError, TextError
 from harness.core.records import NO_FILTER, ItemScores, Precision, Score
 from harness.core.stage import execute
-from harness.evaluation import evaluate, tasks
-from harness.evaluation.evaluate import PERPLEXITY, Scores, TaskOptions, evaluation
+from harness.evaluation import lm_eval
+from harness.evaluation.evaluations import EVALUATIONS, build_evaluation, find_evaluation
+from harness.evaluation.perplexity import PerplexityTask
+from harness.evaluation.scores import Scores, make_item_scores
 from harness.models import Model, pretrained, read_model
 from harness.testbed import world
+from harness.testbed.registration import TASKS
 
 TEXTS = world.documents("heldout")[:40]
 pytestmark = pytest.mark.usefixtures("known_commits")
@@ -38,7 +41,7 @@ def model(tiny_folder: Path) -> Model:
 def test_wikitext_protocol_equals_a_plain_float64_computation(
     tiny_folder: Path, model: Model, tmp_path: Path, bos: bool
 ) -> None:
-    stage = evaluation(pretrained(str(tiny_folder)), "wikitext2", TaskOptions(window=32, bos=bos))
+    stage = build_evaluation(pretrained(str(tiny_folder)), "wikitext2", window=32, bos=bos)
     found = _score(stage, model, TEXTS, tmp_path)
 
     ids = model.tokenizer("\n\n".join(TEXTS), add_special_tokens=False)["input_ids"]
@@ -86,7 +89,7 @@ def test_c4_new_takes_the_first_1100_documents(
     ids = _plain(model, " ".join(documents[:1100]))
     windows = [ids[at : at + 16] for at in range(0, len(ids) - 15, 16)][:256]
     assert (len(windows) < 256) == (words == 1)
-    stage = evaluation(pretrained(str(tiny_folder)), "c4-new", TaskOptions(window=16))
+    stage = build_evaluation(pretrained(str(tiny_folder)), "c4-new", window=16)
     found = _window_losses(_score(stage, model, documents, tmp_path))
     assert found == pytest.approx(_losses_of(model, windows), rel=1e-4)
 
@@ -104,7 +107,7 @@ def test_c4_takes_random_windows_of_256_random_long_documents(
             at = random.randint(0, len(ids) - 16 - 1)
             windows.append(ids[at : at + 16])
     assert len(_plain(model, "too short")) <= 16
-    stage = evaluation(pretrained(str(tiny_folder)), "c4", TaskOptions(window=16))
+    stage = build_evaluation(pretrained(str(tiny_folder)), "c4", window=16)
     found = _window_losses(_score(stage, model, documents, tmp_path))
     assert found == pytest.approx(_losses_of(model, windows), rel=1e-4)
 
@@ -112,12 +115,12 @@ def test_c4_takes_random_windows_of_256_random_long_documents(
 def test_limits_and_windows_are_part_of_the_key(tiny_folder: Path) -> None:
     base = pretrained(str(tiny_folder))
     options = [
-        TaskOptions(),
-        TaskOptions(limit=4),
-        TaskOptions(window=64),
-        TaskOptions(bos=True),
+        {},
+        {"limit": 4},
+        {"window": 64},
+        {"bos": True},
     ]
-    assert len({evaluation(base, "wikitext2", option).key for option in options}) == 4
+    assert len({build_evaluation(base, "wikitext2", **option).key for option in options}) == 4
 
 
 def test_latent_weights_are_never_evaluated(
@@ -125,10 +128,10 @@ def test_latent_weights_are_never_evaluated(
 ) -> None:
     base = pretrained(str(tiny_folder))
     for task, options in (
-        ("wikitext2", TaskOptions(window=32)),
-        ("testbed_knowledge", TaskOptions()),
+        ("wikitext2", {"window": 32}),
+        ("testbed_knowledge", {}),
     ):
-        stage = evaluation(base, task, options)
+        stage = build_evaluation(base, task, **options)
         with pytest.raises(ModelError, match="latent weights are never evaluated"):
             _score(stage, replace(model, latent=True), TEXTS, tmp_path)
 
@@ -136,7 +139,7 @@ def test_latent_weights_are_never_evaluated(
 def test_a_window_beyond_the_context_is_refused(
     tiny_folder: Path, model: Model, tmp_path: Path
 ) -> None:
-    stage = evaluation(pretrained(str(tiny_folder)), "wikitext2", TaskOptions())
+    stage = build_evaluation(pretrained(str(tiny_folder)), "wikitext2")
     with pytest.raises(ModelError, match="window 2048, but the context is 512"):
         _score(stage, model, TEXTS, tmp_path)
 
@@ -147,14 +150,14 @@ def test_lm_eval_through_us_equals_lm_eval_directly(task: str, tmp_path: Path) -
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    folder = tasks.TESTBED.parent / "model"
-    stage = evaluation(pretrained("testbed", "float32"), task, TaskOptions(limit=12))
+    folder = TASKS.parent / "model"
+    stage = build_evaluation(pretrained("testbed", "float32"), task, limit=12)
     found = _score(stage, read_model(str(folder), "float32"), None, tmp_path)
     direct = simple_evaluate(
         model=HFLM(str(folder), dtype="float32", batch_size=32, device="cpu", add_bos_token=False),
         tasks=[task],
         limit=12,
-        task_manager=TaskManager(include_path=str(tasks.TESTBED), include_defaults=False),
+        task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
     )
     assert direct is not None
     row, normalised = found.rows
@@ -185,9 +188,9 @@ def test_filters_of_an_answer_have_their_own_items() -> None:
     ]
     for name, scores in (("flexible", [1, 0, 1]), ("strict-match", [0, 0, 1])):
         row = _row(metric="exact_match", filter=name, value=sum(scores) / 3)
-        items = evaluate._item_scores(row, evaluate._scores_of(samples, row))
+        items = make_item_scores(row, lm_eval._scores_of(samples, row))
         assert (items.filter, items.items, items.scores) == (name, [7, 8, 9], scores)
-        assert evaluate._with_aggregation(row, items).aggregation == "mean"
+        assert lm_eval._with_aggregation(row, items).aggregation == "mean"
 
 
 def test_a_value_that_is_not_the_mean_of_its_items_is_not_said_to_be() -> None:
@@ -196,14 +199,14 @@ def test_a_value_that_is_not_the_mean_of_its_items_is_not_said_to_be() -> None:
     ]
     for metric, value in (("f1", 0.5), ("word_perplexity", 3.0), ("f1", math.nan)):
         row = _row(metric=metric, value=value)
-        items = evaluate._item_scores(row, evaluate._scores_of(samples, row))
+        items = make_item_scores(row, lm_eval._scores_of(samples, row))
         assert items.scores == ([1] if metric == "f1" else [])
-        assert evaluate._with_aggregation(row, items).aggregation is None
+        assert lm_eval._with_aggregation(row, items).aggregation is None
 
 
 def test_bos_is_what_the_row_says_or_an_error(tmp_path: Path) -> None:
-    folder = tasks.TESTBED.parent / "model"
-    stage = evaluation(pretrained("testbed"), "testbed_physical", TaskOptions(limit=2, bos=True))
+    folder = TASKS.parent / "model"
+    stage = build_evaluation(pretrained("testbed"), "testbed_physical", limit=2, bos=True)
     with pytest.raises(ModelError, match="bos is true, but the tokenizer's first token is"):
         _score(stage, read_model(str(folder), "float32"), None, tmp_path)
 
@@ -213,7 +216,7 @@ def test_a_group_is_the_macro_mean_over_its_tasks() -> None:
         _row(task=f"t{i}", value=v, stderr=s, n=n, primary=True)
         for i, (v, s, n) in enumerate([(0.2, 0.1, 10), (0.4, 0.2, 1000), (0.9, 0.2, 10)])
     ]
-    mean = evaluate._macro_mean("mmlu", rows)
+    mean = lm_eval._macro_mean("mmlu", rows)
     assert mean.value == pytest.approx(0.5)
     assert mean.stderr == pytest.approx(0.1)
     assert (mean.n, mean.task, mean.aggregation) == (1020, "mmlu", "macro_mean")
@@ -229,19 +232,19 @@ def test_a_group_has_a_mean_of_each_metric_that_its_tasks_share() -> None:
         row("a", "acc_norm", 0.4, False),
         row("b", "acc", 0.6, True),
     ]
-    found = evaluate._with_means("group", rows)
+    found = lm_eval._with_means("group", rows)
     assert [(r.task, r.metric) for r in found if r.primary] == [("group", "acc")]
     assert found[0].value == pytest.approx(0.4)
     assert [r.group for r in found] == [None, "group", None, "group"]
     unlike = [row("a", "acc", 0.2, True), row("b", "em", 0.6, True)]
-    assert evaluate._with_means("group", unlike) == unlike
+    assert lm_eval._with_means("group", unlike) == unlike
 
 
 def test_primary_metrics_follow_the_papers() -> None:
-    assert evaluate._primary({"acc_norm", "acc"}) == "acc"
+    assert lm_eval._primary({"acc_norm", "acc"}) == "acc"
     flexible, strict = "exact_match,flexible-extract", "exact_match,strict-match"
-    assert evaluate._primary({strict, flexible}) == flexible
-    assert evaluate._primary({"pass@1,create_test"}) == "pass@1,create_test"
+    assert lm_eval._primary({strict, flexible}) == flexible
+    assert lm_eval._primary({"pass@1,create_test"}) == "pass@1,create_test"
 
 
 def test_scores_come_back_from_disk(tmp_path: Path) -> None:
@@ -253,49 +256,42 @@ def test_scores_come_back_from_disk(tmp_path: Path) -> None:
 
 def test_unknown_tasks_name_the_nearest(tiny_folder: Path) -> None:
     with pytest.raises(GridError, match="did you mean 'testbed_knowledge'"):
-        evaluation(pretrained(str(tiny_folder)), "testbed_knowlege", TaskOptions())
+        build_evaluation(pretrained(str(tiny_folder)), "testbed_knowlege")
 
 
 def test_every_protocol_is_named() -> None:
     domains = {f"testbed-ppl-{domain}" for domain in world.DOMAINS}
-    assert set(PERPLEXITY) == {"wikitext2", "c4", "c4-new", "testbed-ppl"} | domains
-    assert len(set(PERPLEXITY.values())) == len(PERPLEXITY)
-    assert evaluate.runs_code("testbed_code")
-    assert evaluate.runs_code("humaneval")
-    assert not evaluate.runs_code("testbed_knowledge")
+    tasks = [each for each in EVALUATIONS.load().values() if isinstance(each, PerplexityTask)]
+    assert {each.name for each in tasks} == {"wikitext2", "c4", "c4-new", "testbed-ppl"} | domains
+    assert len({each.protocol for each in tasks}) == len(tasks)
+    assert find_evaluation("testbed_code").runs_code
+    assert find_evaluation("humaneval").runs_code
+    assert not find_evaluation("testbed_knowledge").runs_code
 
 
 @pytest.mark.parametrize(
-    ("task", "options", "words"),
+    ("task", "option", "known"),
     [
-        (
-            "testbed_story",
-            TaskOptions(window=32),
-            "testbed_story: the option 'window' says nothing",
-        ),
-        (
-            "wikitext2",
-            TaskOptions(num_fewshot=5),
-            "wikitext2: the option 'num_fewshot' says nothing",
-        ),
-        ("testbed-ppl", TaskOptions(bos=False), "testbed-ppl: the option 'bos' says nothing"),
+        ("testbed_story", "window", "bos, limit, num_fewshot"),
+        ("wikitext2", "num_fewshot", "bos, limit, window"),
+        ("testbed-ppl", "bos", "limit, window"),
     ],
 )
 def test_options_that_do_not_apply_are_refused(
-    tiny_folder: Path, task: str, options: TaskOptions, words: str
+    tiny_folder: Path, task: str, option: str, known: str
 ) -> None:
-    with pytest.raises(GridError, match=words):
-        evaluation(pretrained(str(tiny_folder)), task, options)
+    with pytest.raises(GridError, match=f"{task}: key '{option}' is unknown; choices: {known}"):
+        build_evaluation(pretrained(str(tiny_folder)), task, **{option: 8})
 
 
 def test_c4_without_a_long_document_ends(tiny_folder: Path, model: Model, tmp_path: Path) -> None:
-    drawn = evaluation(pretrained(str(tiny_folder)), "c4", TaskOptions(window=128))
+    drawn = build_evaluation(pretrained(str(tiny_folder)), "c4", window=128)
     with pytest.raises(TextError, match="no document has more tokens than a window of 128"):
         _score(drawn, model, ["short", "also short"], tmp_path)
 
 
 def test_tasks_are_batched_by_usual_lengths_not_by_the_context() -> None:
-    assert [evaluate.task_batch(context) for context in (512, 1024, 4096, 131_072)] == [
+    assert [lm_eval.task_batch(context) for context in (512, 1024, 4096, 131_072)] == [
         32,
         16,
         16,

@@ -128,7 +128,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "[testbed-ppl]",
             "[pile-val]",
             14,
-            "'pile-val' is a text, not a task; perplexities: wikitext2",
+            "'pile-val' is a text, not a task; perplexities: c4, c4-new",
         ),
         ("[testbed-ppl]", "[wikitext2:validation]", 14, "is a text, not a task"),
         ("[testbed-ppl]", "[file:mine.txt]", 14, "'file:mine.txt' is a text, not a task"),

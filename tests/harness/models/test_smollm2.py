@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import smollm2_checks
 from harness.core.errors import ModelError
-from harness.evaluation.evaluate import task_batch
+from harness.evaluation.lm_eval import task_batch
 from harness.models import Model, read_model, smollm2
 from tests.support import mirror
 

@@ -1,0 +1,60 @@
+"""Private doors of libraries: names that they do not promise to keep, each with the version read.
+
+Whoever updates a library looks here first. Imports stay inside functions, since some take seconds.
+Not here: what libraries document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def make_task_manager(folder: Path | None) -> Any:
+    """lm-eval's `TaskManager`: of its own tasks, or of those in a folder alone.
+
+    lm_eval 0.4.13: `include_defaults=False` leaves out its own index, which takes seconds to read;
+    `task_index` has an `Entry` (`tags`, `cfg`) a name.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if folder is None:
+        return TaskManager()
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+def group_field_names() -> Collection[str]:
+    """The fields of a group's file that are not passed on to its tasks (lm_eval 0.4.13)."""
+    from lm_eval.tasks._factory import GROUP_FIELD_NAMES
+
+    names: Collection[str] = GROUP_FIELD_NAMES
+    return names
+
+
+def loaders() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`datasets.load_dataset` and `evaluate.load`, as lm-eval's tasks call them."""
+    import datasets
+    import evaluate  # type: ignore[import-untyped]
+
+    return datasets.load_dataset, evaluate.load
+
+
+@contextlib.contextmanager
+def replaced_loaders(dataset: Callable[..., Any], metric: Callable[..., Any]) -> Iterator[None]:
+    """Inside, lm-eval's tasks load data sets and metrics through these two functions.
+
+    lm_eval 0.4.13 calls both as attributes of their modules (datasets 4.x, evaluate 0.4.x).
+    """
+    import datasets
+    import evaluate
+
+    before = loaders()
+    datasets.load_dataset, evaluate.load = dataset, metric
+    try:
+        yield
+    finally:
+        datasets.load_dataset, evaluate.load = before

@@ -1,0 +1,352 @@
+"""lm-eval's tasks as evaluations: the stage that scores one, its rows, and how tasks are registered.
+
+A package registers a folder of its own task files with `register_folder`; lm-eval's own are a
+catalogue. Not here: a run of lm-eval (`lm_eval_run`), what its task files say (`task_files`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from harness.core.checked import Checked
+from harness.core.errors import GridError
+from harness.core.reads import Read
+from harness.core.records import NO_FILTER, ItemScores, Score
+from harness.core.stage import Input, Resources, Stage, incidental, value
+from harness.data.fill import DataSetRead
+from harness.data.hub import current, find_access
+from harness.evaluation.evaluations import (
+    Catalogue,
+    Evaluation,
+    find_evaluation,
+    register_catalogue,
+    register_evaluation,
+)
+from harness.evaluation.lm_eval_run import run_task
+from harness.evaluation.scores import (
+    EVALUATION_TOKENS,
+    Scores,
+    check_evaluable,
+    describe_precision,
+    join_caveats,
+    make_item_scores,
+)
+from harness.evaluation.task_files import (
+    Task,
+    Unlisted,
+    check_model,
+    check_unambiguous,
+    digest,
+    find_splits,
+    function_names,
+    names,
+    read_folder,
+    release,
+)
+from harness.models import Model, Pretrained, host_gib
+
+FEWSHOT = {"mmlu": 5}  # where the field's habit is not the task's own default
+# The metric that stands for its task, as the papers have it; the others are rows too.
+PRIMARY = (
+    "acc",
+    "exact_match,flexible-extract",
+    "exact_match",
+    "pass@1",
+    "pass_at_1",
+    "word_perplexity",
+)
+USUAL_TOKENS = 1024  # what few task items exceed, however long a model's context is
+
+
+@dataclass(frozen=True)
+class LmEvalOptions(Checked):
+    """What a grid may say of a task of lm-eval."""
+
+    limit: Annotated[int, Field(gt=0)] | None = None  # items
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    bos: bool | None = None  # before each prompt; default: no, as the papers do
+
+
+@dataclass(frozen=True)
+class LmEvalTask(Evaluation):
+    """A task, group or tag of lm-eval, or a task in a package's folder of task files.
+
+    `digest` pins the items of a task that makes them itself. `package` is the folder as a package,
+    where the functions that the task's file names are imported from.
+    """
+
+    name: str
+    folder: Path | None = None
+    digest: str | None = None
+    caveat: str | None = None
+    package: str | None = None
+
+    options = LmEvalOptions
+
+    @property
+    def about(self) -> str:
+        return "lm-eval" if self.folder is None else f"lm-eval task in {self.folder.parent.name}"
+
+    @property
+    def higher_is_better(self) -> bool:
+        return not self.task.is_perplexity
+
+    @property
+    def runs_code(self) -> bool:
+        return self.task.runs_code
+
+    @property
+    def task(self) -> Task:
+        """The task as lm-eval has it."""
+        return Task(self.name, self.folder)
+
+    def uses(self) -> tuple[Callable[..., Any] | type, ...]:
+        if self.package is None:
+            return ()
+        return tuple(
+            getattr(import_module(f"{self.package}.{module}"), function)
+            for config in self.task.configs()
+            for module, function in function_names(config)
+        )
+
+    def check(self, options: LmEvalOptions, base: Pretrained) -> None:
+        check_model(self.task, bool(options.bos), base.tokenizer(), base.context())
+
+    def stage(
+        self, model: Stage[Model], options: LmEvalOptions, base: Pretrained | None
+    ) -> Stage[Scores]:
+        access, shots = current(), options.num_fewshot
+        shots = FEWSHOT.get(self.name) if shots is None else shots
+        return LmEval(
+            model,
+            self.name,
+            shots,
+            bool(options.bos),
+            self.digest or digest(self.task, shots, access),
+            options.limit,
+            mirror=None if access.folder is None else str(access.folder),
+            caveat=join_caveats(self.caveat, base.caveat if base else None),
+        )
+
+
+@dataclass(frozen=True)
+class LmEvalCatalogue(Catalogue):
+    """The tasks, groups and tags of the installed lm-eval."""
+
+    about = "lm-eval"
+
+    def find(self, name: str) -> Evaluation | None:
+        check_unambiguous(name)
+        return LmEvalTask(name) if name in names() else None
+
+    def names(self) -> Iterable[str]:
+        return names()
+
+
+def register_folder(
+    folder: Path, digest: str, caveat: str | None = None, package: str | None = None
+) -> None:
+    """Make the tasks of a folder of lm-eval's task files known, each by its name.
+
+    `digest` pins their items; `package` is the folder as a package, if it is one.
+    """
+    for name in read_folder(folder):
+        register_evaluation(LmEvalTask(name, folder, digest, caveat, package))
+
+
+@dataclass(frozen=True)
+class LmEval(Stage[Scores]):
+    """One lm-eval task, or group of tasks, on a model in memory."""
+
+    kind: ClassVar[str] = "lm-eval"
+    version: ClassVar[int] = 3
+    model: Input[Model]
+    task: str
+    num_fewshot: int | None
+    bos: bool
+    digest: str  # of the items: see `task_files.digest`
+    limit: int | None = None  # items
+    mirror: str | None = incidental(None)  # data sets are read from it; BITGRID_MIRROR goes before
+    caveat: str | None = incidental(None)
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, memory_gib=host_gib(self.model), hours=2)
+
+    def uses(self) -> tuple[Callable[..., Any] | type, ...]:
+        return self._evaluation.uses()
+
+    def reads(self) -> tuple[Read, ...]:
+        if self._evaluation.digest is not None:
+            return ()
+        splits = find_splits(self._evaluation.task, self.num_fewshot)
+        if not splits:
+            return (Unlisted(self.task),)
+        return tuple(DataSetRead(split, current(self.mirror)) for split in splits)
+
+    @property
+    def _evaluation(self) -> LmEvalTask:
+        evaluation = find_evaluation(self.task)
+        if not isinstance(evaluation, LmEvalTask):
+            raise GridError(f"task {self.task!r} is not one of lm-eval any more")
+        return evaluation
+
+    def run(self, work: Path) -> Scores:
+        model = check_evaluable(value(self.model))
+        results = run_task(
+            model,
+            self._evaluation.task,
+            self.num_fewshot,
+            self.bos,
+            self.limit,
+            batch_size=task_batch(model.context),
+            access=find_access(self.mirror),
+        )
+        named = {
+            name: self.task if len(results["samples"]) == 1 else name for name in results["samples"]
+        }
+        rows = [row for name in named for row in self._rows(results, name, named[name])]
+        items = [
+            make_item_scores(row, _scores_of(results["samples"][name], row))
+            for name in named
+            for row in rows
+            if row.task == named[name]
+        ]
+        rows = [_with_aggregation(row, of_row) for row, of_row in zip(rows, items, strict=True)]
+        if self.task not in named.values():
+            rows = _with_means(self.task, rows)
+        cut = {named[name]: count for name, count in results["cut"].items()}
+        rows = [_with_cuts(row, cut) for row in rows]
+        return Scores(rows, describe_precision(model), [each for each in items if each.scores])
+
+    def _rows(self, results: Mapping[str, Any], name: str, shown: str) -> Iterator[Score]:
+        """A row for each metric that lm-eval has of a task, the primary one first."""
+        scores = {
+            metric.removesuffix(",none"): score
+            for metric, score in results["results"][name].items()
+            if "," in metric and isinstance(score, int | float)
+        }
+        metrics = {metric for metric in scores if "_stderr" not in metric}
+        primary = _primary(metrics)
+        for metric in [primary, *sorted(metrics - {primary})]:
+            base, _, chosen = metric.partition(",")
+            yield Score(
+                task=shown,
+                metric=base,
+                filter=chosen or NO_FILTER,
+                group=None,
+                primary=metric == primary,
+                value=float(scores[metric]),
+                stderr=scores.get(f"{base}_stderr" + (f",{chosen}" if chosen else "")),
+                n=results["n-samples"][name]["effective"],
+                higher_is_better=bool(results["higher_is_better"].get(name, {}).get(base, True)),
+                aggregation=None,
+                num_fewshot=results["n-shot"].get(name),
+                bos=self.bos,
+                chat_template=False,  # `run_task` asks for none, whatever the model
+                limit=self.limit,
+                protocol="lm-eval",
+                window=None,
+                tokenizer=None,
+                task_version=str(results["versions"].get(name)),
+                lm_eval=release(),
+                caveat=self.caveat,
+            )
+
+
+def task_batch(context: int) -> int:
+    """How many of a task's texts are run at once by a model of so long a context."""
+    return max(1, EVALUATION_TOKENS // min(context, USUAL_TOKENS))
+
+
+def _primary(metrics: set[str]) -> str:
+    for preferred in PRIMARY:
+        for metric in sorted(metrics):
+            if metric == preferred or metric.startswith(f"{preferred},"):
+                return metric
+    return min(metrics)
+
+
+def _with_means(group: str, rows: list[Score]) -> list[Score]:
+    """A group's own rows, a macro mean for each metric that all its tasks have, before theirs.
+
+    A group whose tasks share no metric has no mean: then each task stands for itself.
+    """
+    count = len({row.task for row in rows})
+    by_metric: dict[tuple[str, str], list[Score]] = {}
+    for row in rows:
+        by_metric.setdefault((row.metric, row.filter), []).append(row)
+    shared = {metric: same for metric, same in by_metric.items() if len(same) == count}
+    if not shared:
+        return rows
+    primary = _primary({_full_name(*metric) for metric in shared})
+    means = [_macro_mean(group, same) for same in shared.values()]
+    means = [replace(m, primary=_full_name(m.metric, m.filter) == primary) for m in means]
+    members = [
+        replace(row, primary=False, group=group if (row.metric, row.filter) in shared else None)
+        for row in rows
+    ]
+    return [*means, *members]
+
+
+def _macro_mean(task: str, rows: list[Score]) -> Score:
+    """A group's row: the unweighted mean over its tasks, as MMLU is published."""
+    errors = [row.stderr for row in rows if row.stderr is not None]
+    return replace(
+        rows[0],
+        task=task,
+        value=math.fsum(math.nan if row.value is None else row.value for row in rows) / len(rows),
+        stderr=math.sqrt(math.fsum(e * e for e in errors)) / len(rows) if errors else None,
+        n=sum(row.n or 0 for row in rows),
+        aggregation="macro_mean",
+        protocol=f"lm-eval; macro mean over {len(rows)} tasks",
+    )
+
+
+def _full_name(metric: str, filter: str) -> str:
+    """`exact_match,strict-match`, as lm-eval has it; without a filter the metric alone."""
+    return metric if filter == NO_FILTER else f"{metric},{filter}"
+
+
+def _with_cuts(row: Score, cut: Mapping[str, int]) -> Score:
+    """The row, saying how many prompts were cut; of a group's, over all its tasks."""
+    count = cut[row.task] if row.task in cut else sum(cut.values())
+    told = f"; {count} prompts cut to fit the context" if count else ""
+    return replace(row, protocol=f"{row.protocol}{told}")
+
+
+def _scores_of(samples: Iterable[Mapping[str, Any]], row: Score) -> Iterator[tuple[int, float]]:
+    """(item, score) of a row's task, metric and filter, in lm-eval's order.
+
+    A score that is not one number, as what a word perplexity sums, is left out.
+    """
+    for sample in samples:
+        if (
+            row.metric in sample.get("metrics", ())
+            and sample.get("filter", NO_FILTER) == row.filter
+        ):
+            score = sample.get(row.metric)
+            if isinstance(score, bool | int | float):
+                yield sample["doc_id"], float(score)
+
+
+def _with_aggregation(row: Score, items: ItemScores) -> Score:
+    """The row, saying that its value is the mean of its items, where it is.
+
+    lm-eval aggregates some metrics otherwise (F1, BLEU), and does not tell which.
+    """
+    if row.value is None or not items.scores:
+        return row
+    mean = math.fsum(items.scores) / len(items.scores)
+    is_mean = math.isclose(mean, row.value, rel_tol=1e-9, abs_tol=1e-12)
+    return replace(row, aggregation="mean") if is_mean else row
+
+
+register_catalogue("lm-eval", LmEvalCatalogue())
