@@ -207,7 +207,11 @@ def declared_name(cls: type) -> str | None:
 
 
 def code_of(stage: Stage[Any]) -> tuple[Callable[..., Any] | type, ...]:
-    """What computes a stage: its class, its components' classes and what it `uses`, not its inputs."""
+    """What computes a stage: its class, its components' classes and what it `uses`.
+
+    Of its inputs those too that are not stored: they are made again whenever the stage is computed,
+    so their code is behind its value. The code of a stored input is behind that input's own.
+    """
     classes: dict[Any, None] = {type(stage): None}
 
     def search(thing: object) -> None:
@@ -218,6 +222,9 @@ def code_of(stage: Stage[Any]) -> tuple[Callable[..., Any] | type, ...]:
                 search(child)
 
     search(stage)
+    for above in stage.inputs:
+        if not above.stored:
+            classes |= dict.fromkeys(code_of(above))
     return (*classes, *stage.uses())
 
 

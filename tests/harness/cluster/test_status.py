@@ -57,7 +57,7 @@ def fail(plan: Plan, store: Store, key: str, when: float) -> None:
 def test_what_was_never_launched_is_to_do_and_asks_no_queue(plan: Plan, store: Store) -> None:
     view = watch.look(plan, store)
     assert {stage.state for stage in view.stages} == {"to do"} and view.trouble is None
-    assert watch.count_states(view) == (["", "to do"], [["Made", "4"], ["Scored", "8"]])
+    assert watch.count_states(view) == (["", "to do"], [["toy-made", "4"], ["toy-scored", "8"]])
 
 
 def test_queued_running_done_and_lost(plan: Plan, store: Store, slurm: Slurm) -> None:

@@ -189,7 +189,7 @@ def test_a_job_runs_the_code_and_the_grid_as_they_were(
 ) -> None:
     """Launched from a checkout which is then broken; started there as SLURM would."""
     checkout = tmp_path / "checkout"
-    for part in launching.SNAPSHOT:
+    for part in (*launching.SNAPSHOT, "reports"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / part, checkout / part, ignore=ignored)
     (checkout / "tiny.yaml").write_text("# Does it run?\n" + yaml.safe_dump(TINY))
@@ -263,19 +263,19 @@ def test_launch_status_and_cancel(
     said = capsys.readouterr().out
     assert "queued by another launch: 1" in said and "nothing to submit" in said
     assert bitgrid("status", "tiny.yaml") == 0
-    assert re.search(r"^1 +LmEval +1$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^1 +lm-eval +1$", capsys.readouterr().out, re.MULTILINE)
     assert bitgrid("logs", "tiny.yaml", "rtn") == 1
     assert "no job of it has started" in capsys.readouterr().err
     assert bitgrid("cancel", "tiny.yaml") == 0
     assert "cancelled 1 jobs" in capsys.readouterr().out and slurm.said("cancelled") == ["1"]
     slurm.queue()
     assert bitgrid("status", "tiny.yaml") == 0
-    assert "lost: LmEval" in (said := capsys.readouterr().out)
+    assert "lost: lm-eval" in (said := capsys.readouterr().out)
     assert "cancelled before it started" in said
     slurm.down()
     assert bitgrid("status", "tiny.yaml") == 0
     told = capsys.readouterr()
-    assert re.search(r"^1 +LmEval +1$", told.out, re.MULTILINE)
+    assert re.search(r"^1 +lm-eval +1$", told.out, re.MULTILINE)
     assert told.err == (
         "bitgrid: the queue is not known: squeue: slurm_load_jobs error: Unable to contact slurm "
         "controller\n"
@@ -325,7 +325,7 @@ def test_a_local_cluster_runs_jobs_here(
     assert bitgrid(*LAUNCH) == 0
     (launch,) = launches.every(Store(tiny / ".bitgrid"))
     assert bitgrid("status", "tiny.yaml") == 0
-    assert re.search(r"^1 +LmEval +1$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^1 +lm-eval +1$", capsys.readouterr().out, re.MULTILINE)
     assert Store(tiny / ".bitgrid").keys() == [launch.jobs[0].keys[0]]
     assert bitgrid("logs", "tiny.yaml", "rtn") == 0
     assert f"job 0 of {launch.id}, attempt 0: 1 stages" in capsys.readouterr().out

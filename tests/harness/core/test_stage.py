@@ -275,3 +275,14 @@ def test_reports_reach_the_listener_only() -> None:
 
 def test_modules_are_those_of_the_class_and_its_components() -> None:
     assert code_of(Sum((Source(1.0),), replace(Part(), size=1))) == (Sum, Part)
+
+
+def test_the_code_of_an_input_that_is_rebuilt_is_behind_the_value() -> None:
+    @dataclass(frozen=True)
+    class Rebuilt(Stage[float]):
+        kind: ClassVar[str] = "test-rebuilt"
+        stored: ClassVar[bool] = False
+        part: Input[float]
+
+    assert code_of(Sum((Rebuilt(Source(1.0)),))) == (Sum, Part, Rebuilt)
+    assert code_of(Sum((Source(1.0),))) == (Sum, Part)
