@@ -221,7 +221,7 @@ def test_another_model_or_method(tmp_path: Path) -> None:
 
 
 def test_the_report_has_both(tmp_path: Path) -> None:
-    write(tmp_path, measured(group_size=64) + measured("BF16", 16, group_size=0), published=LINES)
+    write(tmp_path, measured(group_size=64) + measured("BF16", 16, group_size=None), published=LINES)
     reports.render(tmp_path)
     for name in ("report.md", "table.md", "table.tex", "table.html"):
         text = (tmp_path / name).read_text()
