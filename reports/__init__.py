@@ -83,4 +83,4 @@ def as_printed(figures: Sequence[dict[str, str]], form: str = "text") -> str:
     """
     from reports.pages import published
 
-    return published.written(figures, form)
+    return published.write_figures(figures, form)

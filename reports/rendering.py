@@ -75,7 +75,7 @@ def text(folder: Path | str, width: int | None = None) -> str:
     from reports.pages import page
     from reports.reading.export import Export
 
-    return page.terminal(summary.summarise(Export(folder)), max(40, room))
+    return page.write_terminal(summary.summarise(Export(folder)), max(40, room))
 
 
 def _make_files(export: Export, html: bool) -> dict[str, bytes]:
@@ -86,25 +86,25 @@ def _make_files(export: Export, html: bool) -> dict[str, bytes]:
     from reports.pages.pictures import Picture
 
     table_summary = summary.summarise(export)
-    theirs = published.beside(table_summary, export.rows)
-    beside = published.sheet(table_summary, theirs)
-    sheets = [table.sheet(table_summary), *([beside] if beside else [])]
+    theirs = published.compare(table_summary, export.rows)
+    beside = published.make_comparison(table_summary, theirs)
+    sheets = [table.make_sheet(table_summary), *([beside] if beside else [])]
     drawn = plots.draw(plots.Context(export, table_summary))
     pictures = [Picture(plot.name, plot.caption, pair) for plot, pair in drawn.items()]
-    tested = effects.effects(export)
+    tested = effects.compute_effects(export)
     files: dict[str, bytes] = {
-        "report.md": page.page(table_summary, pictures, beside, tested).encode(),
+        "report.md": page.write_page(table_summary, pictures, beside, tested).encode(),
         "table.md": "\n".join(map(sheet.markdown, sheets)).encode(),
-        "table.tex": "\n".join(map(latex.latex, sheets)).encode(),
+        "table.tex": "\n".join(map(latex.write_latex, sheets)).encode(),
         "table.html": "\n".join(map(sheet.html, sheets)).encode(),
-        "table.csv": table.tidy_csv(table_summary, theirs).encode(),
-        "table.txt": page.terminal(table_summary, _COLUMNS).encode(),
+        "table.csv": table.write_csv(table_summary, theirs).encode(),
+        "table.txt": page.write_terminal(table_summary, _COLUMNS).encode(),
     }
     if html:
         from reports.pages import html as web
 
-        further = page.further(table_summary, beside, tested)
-        files[_PAGE] = web.page(export, table_summary, pictures, further).encode()
+        further = page.list_tables(table_summary, beside, tested)
+        files[_PAGE] = web.write_page(export, table_summary, pictures, further).encode()
     for picture in pictures:
         files |= {f"plots/{picture.name}.{end}": data for end, data in picture.files.items()}
     return files

@@ -61,7 +61,7 @@ class Column:
     @property
     def name(self) -> str:
         """As files have it: `gsm8k.exact_match,strict-match`."""
-        named = full_metric(self.metric, self.filter)
+        named = name_metric(self.metric, self.filter)
         return AVERAGE if self.task is None else f"{self.task}.{named}"
 
     def select(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -71,16 +71,16 @@ class Column:
         return rows[own & (self.task is not None)]
 
 
-def quantity_of(record: Mapping[Any, Any]) -> Quantity:
+def get_quantity(record: Mapping[Any, Any]) -> Quantity:
     return record["task"], record["metric"], record["filter"]
 
 
-def full_metric(metric: str, filter: str) -> str:
+def name_metric(metric: str, filter: str) -> str:
     """`exact_match,strict-match`; without a filter the metric alone."""
     return metric if filter == NO_FILTER else f"{metric},{filter}"
 
 
-def number(value: float, column: Column, decimals: int) -> str:
+def format_number(value: float, column: Column, decimals: int) -> str:
     """A number as the table shows it: 61.50, 5.47, 3453, 2.2e5, NaN.
 
     `decimals` are those of percentages; what the grid says of the column goes before.
@@ -98,7 +98,7 @@ def number(value: float, column: Column, decimals: int) -> str:
     return f"{value:.{shown}f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def number_of_bits(bits: float) -> str:
+def format_bits(bits: float) -> str:
     return f"{bits:g}"
 
 
@@ -110,12 +110,12 @@ def make_columns(shown: pd.DataFrame, export: Export) -> tuple[Column, ...]:
     """
     options = export.grid.report
     kinds = shown.drop_duplicates(["task", "metric", "filter"]).to_dict("records")
-    titles = _titles([quantity_of(record) for record in kinds])
+    titles = _titles([get_quantity(record) for record in kinds])
     columns = [
         Column(
             record["task"],
             record["metric"],
-            titles[quantity_of(record)],
+            titles[get_quantity(record)],
             bool(record["higher_is_better"]),
             filter=record["filter"],
             is_perplexity=record["aggregation"] == "exp_mean",
@@ -143,7 +143,7 @@ def make_columns(shown: pd.DataFrame, export: Export) -> tuple[Column, ...]:
     )
 
 
-def shown_columns(columns: Sequence[Column], options: ReportOptions) -> list[int]:
+def select_columns(columns: Sequence[Column], options: ReportOptions) -> list[int]:
     """Which of the columns stand in the table, in the order of `report.columns`."""
     if not options.shown:
         return list(range(len(columns)))
@@ -157,7 +157,7 @@ def _check_task(export: Export, where: str, task: str, known: Sequence[str]) -> 
         raise export.error("grid.json", message)
 
 
-def task_title(task: str) -> str:
+def name_task(task: str) -> str:
     bare = task.removeprefix("testbed_").removeprefix("testbed-")
     return TITLES.get(bare, bare if bare == task else bare.replace("_", " ").capitalize())
 
@@ -167,21 +167,21 @@ def _titles(quantities: Sequence[Quantity]) -> dict[Quantity, str]:
     titles = {}
     for task, metric, filter in quantities:
         several = [each for each in quantities if each[0] == task]
-        named = f"{task_title(task)} ({full_metric(metric, filter)})"
-        titles[task, metric, filter] = task_title(task) if len(several) == 1 else named
+        named = f"{name_task(task)} ({name_metric(metric, filter)})"
+        titles[task, metric, filter] = name_task(task) if len(several) == 1 else named
     taken = list(titles.values())
     return {
-        each: title if taken.count(title) == 1 else f"{each[0]} ({full_metric(*each[1:])})"
+        each: title if taken.count(title) == 1 else f"{each[0]} ({name_metric(*each[1:])})"
         for each, title in titles.items()
     }
 
 
-def usual_protocol(shown: pd.DataFrame, column: Column) -> dict[str, Any]:
+def find_usual_protocol(shown: pd.DataFrame, column: Column) -> dict[str, Any]:
     """How most numbers of the column were measured; of equally many, the one with most items."""
     counts: dict[str, int] = {}
     protocols: dict[str, dict[str, Any]] = {}
     for record in column.select(shown)[list(PROTOCOL)].to_dict("records"):
-        protocol = protocol_of(record)
+        protocol = get_protocol(record)
         text = json.dumps(protocol, sort_keys=True)
         counts[text] = counts.get(text, 0) + 1
         protocols[text] = protocol
@@ -189,6 +189,6 @@ def usual_protocol(shown: pd.DataFrame, column: Column) -> dict[str, Any]:
     return protocols[best]
 
 
-def protocol_of(record: Mapping[Any, Any]) -> dict[str, Any]:
+def get_protocol(record: Mapping[Any, Any]) -> dict[str, Any]:
     """The fields of a row that say how it was measured; what is not known is None."""
     return {key: None if pd.isna(record[key]) else record[key] for key in PROTOCOL}

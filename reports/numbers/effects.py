@@ -21,12 +21,12 @@ import pandas as pd
 from harness.core.errors import nearest
 from reports.numbers.columns import (
     Column,
+    get_protocol,
+    get_quantity,
     make_columns,
-    protocol_of,
-    quantity_of,
-    shown_columns,
+    select_columns,
 )
-from reports.numbers.naming import setting
+from reports.numbers.naming import format_setting
 from reports.numbers.stats import Interval, holm, t_interval
 from reports.reading.export import Export
 
@@ -52,7 +52,7 @@ class Effect:
         return (self.difference.mean > 0) == self.column.higher and self.difference.mean != 0
 
 
-def effects(export: Export) -> tuple[Effect, ...]:
+def compute_effects(export: Export) -> tuple[Effect, ...]:
     """The effects of `report.effect`, or of the axis that alone varies over two seeds or more.
 
     Empty where there is no such axis. Raises ReportError for an axis that the grid has not.
@@ -62,7 +62,7 @@ def effects(export: Export) -> tuple[Effect, ...]:
     if axis is None:
         return ()
     columns = make_columns(shown, export)
-    chosen = [columns[i] for i in shown_columns(columns, export.grid.report)]
+    chosen = [columns[i] for i in select_columns(columns, export.grid.report)]
     uncorrected = list(_effects(shown, axis, chosen))
     corrected = holm([effect.difference.p for effect in uncorrected])
     return tuple(replace(effect, p=p) for effect, p in zip(uncorrected, corrected, strict=True))
@@ -72,7 +72,7 @@ def _axis(export: Export, shown: pd.DataFrame) -> str | None:
     values: dict[str, set[str]] = {}
     for settings in shown["settings"]:
         for name, value in settings.items():
-            values.setdefault(name, set()).add(setting(value, name))
+            values.setdefault(name, set()).add(format_setting(value, name))
     wanted = export.grid.report.effect
     if wanted is not None:
         if wanted in values:
@@ -90,9 +90,9 @@ def _effects(shown: pd.DataFrame, axis: str, columns: list[Column]) -> Iterator[
     for record in shown.to_dict("records"):
         if axis in record["settings"]:
             others = sorted((key, v) for key, v in record["settings"].items() if key != axis)
-            context = " ".join(f"{key}={setting(value, key)}" for key, value in others)
+            context = " ".join(f"{key}={format_setting(value, key)}" for key, value in others)
             settings = contexts.setdefault((record["label"], context), {})
-            settings.setdefault(setting(record["settings"][axis], axis), []).append(record)
+            settings.setdefault(format_setting(record["settings"][axis], axis), []).append(record)
     for (label, context), settings in contexts.items():
         (first, baseline), *rest = settings.items()
         for value, other in rest:
@@ -113,7 +113,7 @@ def _difference(
     pairs: dict[tuple[str, str], float] = {}
     for seed, left in baseline.items():
         right = other.get(seed)
-        if right and [protocol_of(record) for record in left] == [protocol_of(r) for r in right]:
+        if right and [get_protocol(record) for record in left] == [get_protocol(r) for r in right]:
             means = [sum(r["value"] for r in records) / len(records) for records in (left, right)]
             pairs[left[0]["model_key"], right[0]["model_key"]] = means[1] - means[0]
     return t_interval(list(pairs.values())) if pairs else None
@@ -126,7 +126,7 @@ def _by_seed(records: list[_Record], column: Column) -> dict[int, list[_Record]]
     for record in records:
         own = record["higher_is_better"]
         if column.task is not None:
-            own = quantity_of(record) == column.quantity
+            own = get_quantity(record) == column.quantity
         if record["task"] in tasks and own and not pd.isna(record["seed"]):
             by_seed.setdefault(int(record["seed"]), []).append(record)
     return {

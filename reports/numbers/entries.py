@@ -17,8 +17,8 @@ import pandas as pd
 
 from harness.core.records import PROTOCOL, ReportOptions
 from reports.numbers import stats
-from reports.numbers.columns import Column, protocol_of
-from reports.numbers.naming import setting
+from reports.numbers.columns import Column, get_protocol
+from reports.numbers.naming import format_setting
 from reports.reading.items import ItemIndex, Items
 
 REFERENCE_BITS = 16
@@ -217,7 +217,7 @@ def _interval(models: list[list[_Record]], items: Sequence[Items]) -> tuple[floa
 
 
 def _marks(rows: pd.DataFrame, usual: dict[str, Any], notes: Notes) -> list[str]:
-    protocols = [protocol_of(record) for record in rows[list(PROTOCOL)].to_dict("records")]
+    protocols = [get_protocol(record) for record in rows[list(PROTOCOL)].to_dict("records")]
     unlike = [protocol for protocol in protocols if protocol != usual]
     marks = []
     for protocol in unlike:
@@ -233,5 +233,6 @@ def _marks(rows: pd.DataFrame, usual: dict[str, Any], notes: Notes) -> list[str]
 def _difference(protocol: dict[str, Any], usual: dict[str, Any]) -> str:
     differing = [key for key in PROTOCOL if protocol[key] != usual[key]]
     return ", ".join(
-        f"{key} {setting(protocol[key])} (column: {setting(usual[key])})" for key in differing
+        f"{key} {format_setting(protocol[key])} (column: {format_setting(usual[key])})"
+        for key in differing
     )

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from harness.core.records import DEVICE_HOURS, StageRecord
-from reports.reading.export import Export, Stages, inputs
+from reports.reading.export import Export, Stages, list_inputs
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ModelColumn:
     describe: Callable[[Export], str]  # a sentence for under the table
 
 
-def device_hours(export: Export) -> pd.Series:
+def compute_device_hours(export: Export) -> pd.Series:
     """Key of a model -> hours; without models that were not trained, or whose hours are unknown."""
     keys = export.rows.drop_duplicates("cell").set_index("cell")["model_key"]
     seconds = export.curves.groupby(export.curves["cell"].map(keys))["seconds"].max()
@@ -43,7 +43,7 @@ def device_hours(export: Export) -> pd.Series:
     return (seconds * pd.Series(devices, dtype="float64") / 3600).dropna()
 
 
-def device_names(export: Export) -> list[str]:
+def list_devices(export: Export) -> list[str]:
     """What the trainings ran on."""
     keys = export.rows["model_key"].unique()
     stages = (stage for key in keys for stage in _chain(key, export.stages))
@@ -57,7 +57,7 @@ def _show_hours(hours: float) -> str:
 
 
 def _describe_hours(export: Export) -> str:
-    devices = ", ".join(device_names(export)) or "devices not recorded"
+    devices = ", ".join(list_devices(export)) or "devices not recorded"
     return (
         "Device-h: device-hours of training, its time by the GPUs (on CPUs: the processes) that "
         f"shared it ({devices}), mean over models."
@@ -67,7 +67,7 @@ def _describe_hours(export: Export) -> str:
 MODEL_COLUMNS = {
     column.name: column
     for column in (
-        ModelColumn(DEVICE_HOURS, "Device-h", device_hours, _show_hours, _describe_hours),
+        ModelColumn(DEVICE_HOURS, "Device-h", compute_device_hours, _show_hours, _describe_hours),
     )
 }
 
@@ -85,7 +85,7 @@ def _chain(key: str, stages: Stages) -> Iterator[StageRecord]:
         stage = stages.get(queue.pop())
         if stage is not None:
             yield stage
-            above = set(inputs(stage.stage)) - seen
+            above = set(list_inputs(stage.stage)) - seen
             seen |= above
             queue += above
 

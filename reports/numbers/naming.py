@@ -14,7 +14,7 @@ import pandas as pd
 from harness.core.records import ReportOptions
 
 
-def setting(value: object, path: str = "") -> str:
+def format_setting(value: object, path: str = "") -> str:
     """A setting as a reader would write it: strings bare, the rest as JSON.
 
     A group size of 0 is no number of weights: the group is a whole channel.
@@ -50,7 +50,7 @@ def name_cells(frames: Sequence[pd.DataFrame], options: ReportOptions) -> dict[s
 
     # What the settings do not tell apart and would be averaged as if it were another seed.
     def same(cell: str) -> tuple[Any, ...]:
-        return names[cell], cells[cell]["bits"], setting(over.get(cell))
+        return names[cell], cells[cell]["bits"], format_setting(over.get(cell))
 
     extras = ["method", "model", "format", "group_size"]
     facts: dict[str, dict[str, Any]] = {
@@ -77,7 +77,7 @@ def _groups(cells: Iterable[str], key: Callable[[str], Any]) -> list[list[str]]:
 def _varying(group: list[str], settings: dict[str, dict[str, Any]]) -> list[str]:
     keys = sorted({key for cell in group for key in settings[cell]})
     settings_by_key = {
-        key: {setting(settings[c][key]) if key in settings[c] else None for c in group}
+        key: {format_setting(settings[c][key]) if key in settings[c] else None for c in group}
         for key in keys
     }
     return [key for key in keys if len(settings_by_key[key]) > 1]
@@ -85,6 +85,8 @@ def _varying(group: list[str], settings: dict[str, dict[str, Any]]) -> list[str]
 
 def _named(name: str, settings: dict[str, Any], keys: Iterable[str]) -> str:
     parts = [
-        f"{key}={setting(settings[key], key)}" for key in dict.fromkeys(keys) if key in settings
+        f"{key}={format_setting(settings[key], key)}"
+        for key in dict.fromkeys(keys)
+        if key in settings
     ]
     return " ".join([name, *parts])

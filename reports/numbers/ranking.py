@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from reports.numbers import stats
-from reports.numbers.columns import Column, number
+from reports.numbers.columns import Column, format_number
 from reports.numbers.entries import Entry, Notes, Row
 from reports.reading.items import Items
 
@@ -67,7 +67,9 @@ _Group = dict[tuple[int, int], Entry]
 def _placed(
     group: _Group, column: Column, decimals: int
 ) -> Iterator[tuple[tuple[int, int], Entry]]:
-    shown = {place: float(number(entry.mean, column, decimals)) for place, entry in group.items()}
+    shown = {
+        place: float(format_number(entry.mean, column, decimals)) for place, entry in group.items()
+    }
     order = sorted(set(shown.values()), reverse=column.higher)
     alone = list(shown.values()).count(order[0]) == 1 if order else False
     for place, entry in group.items():

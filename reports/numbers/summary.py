@@ -21,10 +21,10 @@ from harness.core.errors import ReportError
 from harness.core.records import GridHead
 from reports.numbers.columns import (
     Column,
+    find_usual_protocol,
+    format_bits,
     make_columns,
-    number_of_bits,
-    shown_columns,
-    usual_protocol,
+    select_columns,
 )
 from reports.numbers.entries import Notes, Row, make_rows
 from reports.numbers.model_columns import MODEL_COLUMNS, ModelColumn
@@ -94,10 +94,10 @@ def summarise(export: Export) -> Summary:
     names = name_cells([frame, export.curves], options)
     shown["name"] = shown["cell"].map(names)
     columns = make_columns(shown, export)
-    usual = [usual_protocol(shown, column) for column in columns if column.task is not None]
+    usual = [find_usual_protocol(shown, column) for column in columns if column.task is not None]
     notes = Notes()
     table = make_rows(shown, columns, usual, notes, export.items, options)
-    chosen = shown_columns(columns, options)
+    chosen = select_columns(columns, options)
     if not chosen:
         raise export.error("grid.json", "report.columns: none of them was measured yet")
     facts = tuple(
@@ -157,7 +157,7 @@ def _remarks(export: Export) -> list[Remark]:
 def _stale(frame: pd.DataFrame, names: dict[str, str]) -> tuple[str, ...]:
     lines = []
     for row in frame[frame["stale"].notna()].to_dict("records"):
-        which = f"{names[row['cell']]}, {number_of_bits(row['bits'])} bits"
+        which = f"{names[row['cell']]}, {format_bits(row['bits'])} bits"
         seed = "" if pd.isna(row["seed"]) else f", seed {row['seed']}"
         lines.append(f"{which}, {row['task']} {row['metric']}{seed}: {row['stale']}")
     return tuple(dict.fromkeys(lines))

@@ -13,7 +13,7 @@ from reports.numbers.stats import LEVEL, Interval
 from reports.pages.sheet import MISSING, Cell, Sheet
 
 
-def sheet(effects: Sequence[Effect], decimals: int) -> Sheet:
+def make_sheet(effects: Sequence[Effect], decimals: int) -> Sheet:
     """One line a comparison, one table of an axis."""
     groups: dict[tuple[str, str, str], list[tuple[Cell, ...]]] = {}
     for effect in effects:

@@ -17,14 +17,14 @@ from typing import Any
 
 import jinja2
 
-from reports.numbers.columns import Column, number, number_of_bits, quantity_of
+from reports.numbers.columns import Column, format_bits, format_number, get_quantity
 from reports.numbers.entries import Entry, Row
 from reports.numbers.summary import Summary
 from reports.pages import html_provenance as provenance
-from reports.pages.page import open_cells, progress, protocols
+from reports.pages.page import describe_progress, list_open_cells, list_protocols
 from reports.pages.pictures import Picture
 from reports.pages.sheet import Cell, Sheet
-from reports.pages.table import explanations, sheet
+from reports.pages.table import list_explanations, make_sheet
 from reports.reading.export import Export
 
 ASSETS = Path(__file__).parent / "assets"
@@ -41,10 +41,10 @@ _DOWNLOADS = {
 }
 
 
-_Record = dict[str, Any]  # as `html_provenance.measurements` gives it
+_Record = dict[str, Any]  # as `html_provenance.list_measurements` gives it
 
 
-def page(
+def write_page(
     export: Export,
     summary: Summary,
     pictures: Sequence[Picture],
@@ -56,9 +56,9 @@ def page(
     heading.
     """
     stages = export.stages
-    measured = provenance.measurements(export.rows, summary)
+    measured = provenance.list_measurements(export.rows, summary)
     style, script = _asset("page.css"), _asset("page.js")
-    grid, table = summary.grid, sheet(summary)
+    grid, table = summary.grid, make_sheet(summary)
     rows = zip(summary.rows, table.rows, strict=True)
     return (
         _environment()
@@ -67,21 +67,21 @@ def page(
             style=style,
             script=script,
             policy=_policy(style, script),
-            data=provenance.embedded(provenance.data(summary, measured, stages)),
+            data=provenance.embed_json(provenance.make_data(summary, measured, stages)),
             grid=grid,
             title=grid.report.title or grid.name,
             warnings=summary.caveats,
-            progress=progress(summary),
+            progress=describe_progress(summary),
             made=provenance.summarise_stages(stages),
             head=_head(table, summary.columns),
             rows=[_row(row, cells, summary, measured) for row, cells in rows],
             notes=table.notes,
             sheets=sheets,
-            explanations=explanations(summary),
+            explanations=list_explanations(summary),
             remarks=summary.remarks,
             measurements=measured,
             pictures=pictures,
-            protocols=protocols(summary),
+            protocols=list_protocols(summary),
             open_cells=_open_cells(summary, measured),
             stale=summary.stale,
             downloads={n: words for n, words in _DOWNLOADS.items() if _exists(export.folder, n)},
@@ -151,7 +151,7 @@ def _row(
     ]
     return {
         "row": row,
-        "bits": number_of_bits(row.bits),
+        "bits": format_bits(row.bits),
         "words": [cell.text for cell in cells[:words]],
         "numbers": [
             {"cell": cell, "column": column, **_behind(column, entry, own, summary.decimals)}
@@ -172,11 +172,11 @@ def _behind(
         for index, each in own
         if each["record"]["primary"]
         and each["record"]["task"] in tasks
-        and (column.task is None or quantity_of(each["record"]) == column.quantity)
+        and (column.task is None or get_quantity(each["record"]) == column.quantity)
     ]
     about = []
     if entry.interval is not None:
-        low, high = (number(end, column, decimals) for end in entry.interval)
+        low, high = (format_number(end, column, decimals) for end in entry.interval)
         about.append(f"95 % interval over items: {low} to {high}.")
     if entry.p is not None:
         about.append(f"Holm-corrected p of being as good as the best of its group: {entry.p:.2g}.")
@@ -190,9 +190,9 @@ def _behind(
 def _open_cells(summary: Summary, measured: list[_Record]) -> list[dict[str, Any]]:
     """Cells that lack scores, what failed first, each with how much of it is there already."""
     listed = []
-    for hole, words in zip(summary.grid.holes, open_cells(summary), strict=True):
+    for hole, words in zip(summary.grid.holes, list_open_cells(summary), strict=True):
         done = {
-            quantity_of(each["record"])
+            get_quantity(each["record"])
             for each in measured
             if each["record"]["cell"] == hole.cell and each["record"]["primary"]
         }

@@ -23,14 +23,14 @@ import pandas as pd
 from harness.core.records import StageRecord
 from reports.numbers.columns import (
     Column,
-    full_metric,
-    number,
-    number_of_bits,
-    quantity_of,
+    format_bits,
+    format_number,
+    get_quantity,
+    name_metric,
 )
-from reports.numbers.naming import setting
+from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
-from reports.reading.export import Stages, inputs
+from reports.reading.export import Stages, list_inputs
 
 FACTS = {
     "value": "Value, unrounded",
@@ -62,13 +62,13 @@ FACTS = {
 """What the panel says of a measurement: field of the row -> label."""
 
 
-def measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
+def list_measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
     """The rows of the export as a reader wants them: those that the table shows, then the rest."""
     columns = {column.quantity: column for column in summary.columns}
     measured = []
     for record in frame.to_dict("records"):
-        metric = full_metric(record["metric"], record["filter"])
-        column = columns.get(quantity_of(record)) or Column(
+        metric = name_metric(record["metric"], record["filter"])
+        column = columns.get(get_quantity(record)) or Column(
             record["task"],
             record["metric"],
             f"{record['task']} ({metric})",
@@ -79,12 +79,12 @@ def measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
             {
                 "record": record,
                 "name": summary.names[record["cell"]],
-                "bits": number_of_bits(record["bits"]),
+                "bits": format_bits(record["bits"]),
                 "seed": "–" if pd.isna(record["seed"]) else str(record["seed"]),
                 "column": column,
                 "metric": metric,
                 "value": _finite(record["value"]),
-                "shown": number(record["value"], column, summary.decimals),
+                "shown": format_number(record["value"], column, summary.decimals),
                 "error": _error(record, column, summary.decimals),
                 "stale": not pd.isna(record["stale"]),
             }
@@ -92,8 +92,8 @@ def measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
     return sorted(measured, key=lambda each: not each["record"]["primary"])
 
 
-def data(summary: Summary, measured: list[dict[str, Any]], stages: Stages) -> dict[str, Any]:
-    """The block that the page's script reads; `found` as `measurements` gives it."""
+def make_data(summary: Summary, measured: list[dict[str, Any]], stages: Stages) -> dict[str, Any]:
+    """The block that the page's script reads; `found` as `list_measurements` gives it."""
     file = summary.grid.file
     return {
         "labels": list(FACTS.values()),
@@ -108,7 +108,7 @@ def summarise_stages(stages: Stages) -> dict[str, str]:
     computed = [stage for stage in stages.values() if stage.wall_s is not None]
     total = sum(stage.wall_s or 0 for stage in computed)
     facts = {
-        "Computed": f"{len(computed)} stages in {duration(total)}",
+        "Computed": f"{len(computed)} stages in {format_duration(total)}",
         "Commit": _listed(_commit(stage, 12) for stage in computed if stage.commit),
         "Device": _listed(_device(stage) for stage in computed),
         "Python": _listed(stage.python for stage in computed if stage.python),
@@ -121,7 +121,7 @@ def summarise_stages(stages: Stages) -> dict[str, str]:
     return {label: text for label, text in facts.items() if text} if computed else {}
 
 
-def embedded(content: object) -> str:
+def embed_json(content: object) -> str:
     """JSON that may stand inside a script element, whatever the strings in it."""
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
@@ -129,7 +129,7 @@ def embedded(content: object) -> str:
     return text
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """0.42 s, 12.5 s, 7 min 36 s, 3 h 05 min."""
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
@@ -150,7 +150,7 @@ def _row(each: dict[str, Any], stages: Stages) -> dict[str, Any]:
         "seed": each["seed"],
         "stale": _describe(known.get("stale")),
         "key": record["key"],
-        "task": f"{record['task']} {full_metric(record['metric'], record['filter'])}",
+        "task": f"{record['task']} {name_metric(record['metric'], record['filter'])}",
         "facts": [_describe_field(field, known.get(field)) for field in FACTS],
     }
 
@@ -163,7 +163,7 @@ def _is_known(record: dict[Any, Any], field: str) -> bool:
 
 def _error(record: dict[Any, Any], column: Column, decimals: int) -> str:
     error = record["stderr"]
-    return "" if pd.isna(error) else number(error, column, decimals)
+    return "" if pd.isna(error) else format_number(error, column, decimals)
 
 
 def _finite(value: float) -> float | None:
@@ -172,13 +172,13 @@ def _finite(value: float) -> float | None:
 
 def _describe_field(field: str, value: Any) -> str | None:
     if field == "group_size" and value is not None:
-        return setting(int(value), field)
+        return format_setting(int(value), field)
     return _describe(value)
 
 
 def _describe(value: Any) -> str | None:
     if isinstance(value, dict):
-        return ", ".join(f"{key}={setting(each)}" for key, each in value.items()) or None
+        return ", ".join(f"{key}={format_setting(each)}" for key, each in value.items()) or None
     if value is None or value is pd.NA:
         return None
     if isinstance(value, float):
@@ -198,19 +198,19 @@ def _of_the_chain(key: str, stages: Stages) -> dict[str, str]:
             return {"revision": "not in this export: export the grid again from its store"}
         if at not in chain:
             chain[at] = stages[at]
-            queue += inputs(stages[at].stage)
+            queue += list_inputs(stages[at].stage)
     models = {
         f"{record.stage.get('source')} at {record.stage.get('digest')}"
         for record in chain.values()
         if record.name.lower() == "pretrained"
     }
     seconds = [record.wall_s for record in chain.values() if record.wall_s is not None]
-    return {"revision": "; ".join(sorted(models)), "total": duration(sum(seconds))}
+    return {"revision": "; ".join(sorted(models)), "total": format_duration(sum(seconds))}
 
 
 def _stage(record: StageRecord, file: str | None) -> dict[str, Any]:
     stage = record.stage
-    wall = None if record.wall_s is None else duration(record.wall_s)
+    wall = None if record.wall_s is None else format_duration(record.wall_s)
     facts: dict[str, str | None] = {
         "Commit": _commit(record) if record.commit else None,
         "Computed": _when(record.started),
@@ -227,7 +227,7 @@ def _stage(record: StageRecord, file: str | None) -> dict[str, Any]:
         "name": record.name,
         "facts": [[label, words] for label, words in facts.items() if words is not None],
         "settings": [[path, words] for path, words in _settings(stage)],
-        "inputs": list(dict.fromkeys(inputs(stage))),
+        "inputs": list(dict.fromkeys(list_inputs(stage))),
         "time": wall,
         "memory": _gib(record.peak_gpu_gib or record.peak_rss_gib),
         "commit": _commit(record, 8) if record.commit else None,
@@ -244,7 +244,7 @@ def _settings(stage: dict[str, Any], above: str = "") -> Iterator[tuple[str, str
         elif isinstance(held, dict):
             yield path, f"← {held['stage']}"
         else:
-            yield path, setting(held)
+            yield path, format_setting(held)
 
 
 def _command(record: StageRecord, file: str | None) -> str | None:

@@ -34,7 +34,7 @@ _LATEX = {
 }
 
 
-def latex(sheet: Sheet) -> str:
+def write_latex(sheet: Sheet) -> str:
     """A `table*` for a two-column paper.
 
     It needs booktabs, and xcolor where a tolerance is shown.

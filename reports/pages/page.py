@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.core.records import NOT_RUN
-from reports.numbers.columns import full_metric
+from reports.numbers.columns import name_metric
 from reports.numbers.effects import Effect
-from reports.numbers.naming import setting
+from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
 from reports.pages import effects, published
 from reports.pages.pictures import Picture
 from reports.pages.sheet import Sheet, escape_markdown, markdown, plain, wrap
-from reports.pages.table import explanations, sheet
+from reports.pages.table import list_explanations, make_sheet
 
 _TITLES = {
     "num_fewshot": "Few-shot",
@@ -34,7 +34,7 @@ _TITLES = {
 _LATER = ("chat_template", "tokenizer")  # which rows of older exports do not have
 
 
-def page(
+def write_page(
     summary: Summary,
     pictures: Sequence[Picture],
     beside: Sheet | None = None,
@@ -46,11 +46,11 @@ def page(
     if grid.question:
         parts.append(escape_markdown(grid.question))
     parts += [f"> **{escape_markdown(caveat)}.**" for caveat in summary.caveats]
-    parts.append(f"Model: `{grid.model}`. {progress(summary)}")
+    parts.append(f"Model: `{grid.model}`. {describe_progress(summary)}")
     if options.caption:
         parts.append(escape_markdown(options.caption))
-    parts.append(markdown(sheet(summary)).rstrip())
-    parts.append(" ".join(explanations(summary)))
+    parts.append(markdown(make_sheet(summary)).rstrip())
+    parts.append(" ".join(list_explanations(summary)))
     parts += [f"{each.heading}: {escape_markdown(each.text)}" for each in summary.remarks]
     parts.append(
         "`bitgrid report` writes this table as LaTeX, HTML and, unrounded, as CSV too, and the "
@@ -59,7 +59,7 @@ def page(
     if grid.published:
         parts += _published(summary, beside)
     if tested:
-        table = effects.sheet(tested, summary.decimals)
+        table = effects.make_sheet(tested, summary.decimals)
         parts += [f"## The effect of {escape_markdown(tested[0].axis)}"]
         parts += [escape_markdown(table.caption), markdown(table).rstrip()]
     for picture in pictures:
@@ -83,45 +83,47 @@ def _published(summary: Summary, beside: Sheet | None) -> list[str]:
         parts += [markdown(beside).rstrip()]
     parts.append("## As published")
     if beside is None:
-        parts.append(escape_markdown(published.silence(summary) or ""))
-    for each in published.sheets(summary.grid.published):
+        parts.append(escape_markdown(published.explain_silence(summary) or ""))
+    for each in published.make_sheets(summary.grid.published):
         parts += [escape_markdown(f"{each.caption} {published.BEST}"), markdown(each).rstrip()]
     return parts
 
 
-def further(
+def list_tables(
     summary: Summary, beside: Sheet | None, tested: Sequence[Effect]
 ) -> list[tuple[str, Sheet]]:
     """The tables after the comparison, each with its heading, for other pages than this."""
     title = "Beside the published figures"
     sheets = [] if beside is None else [(title, beside)]
-    if beside is None and (words := published.silence(summary)):
+    if beside is None and (words := published.explain_silence(summary)):
         sheets.append((title, Sheet("published", words, head=(), groups=())))
-    sheets += [("As published", each) for each in published.sheets(summary.grid.published)]
+    sheets += [("As published", each) for each in published.make_sheets(summary.grid.published)]
     if tested:
-        sheets.append((f"The effect of {tested[0].axis}", effects.sheet(tested, summary.decimals)))
+        sheets.append(
+            (f"The effect of {tested[0].axis}", effects.make_sheet(tested, summary.decimals))
+        )
     return sheets
 
 
-def terminal(summary: Summary, width: int) -> str:
+def write_terminal(summary: Summary, width: int) -> str:
     """What a run ends with: question, table, and what is open, wrapped to `width`."""
     grid = summary.grid
     lines = wrap(f"{grid.report.title or grid.name}: {grid.question}".rstrip(": "), width)
-    lines += ["", plain(sheet(summary), width), ""]
-    lines += wrap(" ".join(explanations(summary, terminal=True)), width)
+    lines += ["", plain(make_sheet(summary), width), ""]
+    lines += wrap(" ".join(list_explanations(summary, terminal=True)), width)
     for remark in summary.remarks:
         lines += wrap(f"{remark.heading}: {remark.text}", width)
     for caveat in summary.caveats:
         lines += wrap(f"{caveat}.", width)
     if grid.holes or summary.stale:
-        lines += ["", *wrap(progress(summary), width)]
-    for hole in [hole for hole in open_cells(summary) if hole["reason"] != NOT_RUN][:10]:
+        lines += ["", *wrap(describe_progress(summary), width)]
+    for hole in [hole for hole in list_open_cells(summary) if hole["reason"] != NOT_RUN][:10]:
         words = wrap(f"{_cell(hole)}: {hole['reason']}", width - 2)
         lines += [f"  {part}" for part in words]
     return "\n".join(lines) + "\n"
 
 
-def progress(summary: Summary) -> str:
+def describe_progress(summary: Summary) -> str:
     """How far the grid is, in one sentence."""
     grid = summary.grid
     finished = grid.cells - len(grid.holes)
@@ -136,7 +138,7 @@ def progress(summary: Summary) -> str:
     return words + "."
 
 
-def protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:
+def list_protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """How each column was measured: titles, and a line a column."""
     columns = [column for column in summary.columns if column.task is not None]
     stated = {k for usual in summary.protocols for k in usual if usual[k] is not None}
@@ -145,7 +147,7 @@ def protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:
         [
             column.title,
             str(column.task),
-            full_metric(column.metric, column.filter),
+            name_metric(column.metric, column.filter),
             *(describe_value(usual[k]) for k in keys),
         ]
         for column, usual in zip(columns, summary.protocols, strict=True)
@@ -154,7 +156,7 @@ def protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:
 
 
 def _protocols(summary: Summary) -> str:
-    head, lines = protocols(summary)
+    head, lines = list_protocols(summary)
     table = [
         head,
         [":--"] * len(head),
@@ -172,7 +174,7 @@ def describe_value(value: object) -> str:
 
 def _holes(summary: Summary) -> str:
     lines = ["| Method | Settings | Seed | Why |", "| :-- | :-- | :-- | :-- |"]
-    for hole in open_cells(summary):
+    for hole in list_open_cells(summary):
         cells = [hole["label"], hole["settings"], hole["seed"], hole["reason"]]
         lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
     return "\n".join(lines)
@@ -183,13 +185,15 @@ def _cell(hole: dict[str, str]) -> str:
     return ", ".join(part for part in [hole["label"], hole["settings"], seed] if part)
 
 
-def open_cells(summary: Summary) -> list[dict[str, str]]:
+def list_open_cells(summary: Summary) -> list[dict[str, str]]:
     """The cells without a full set of scores, as words, in the grid's order."""
     return [
         {
             "label": hole.label,
             "settings": ", ".join(
-                f"{key}={setting(value)}" for key, value in hole.settings.items() if key != "seed"
+                f"{key}={format_setting(value)}"
+                for key, value in hole.settings.items()
+                if key != "seed"
             ),
             "seed": describe_value(hole.seed),
             "reason": hole.reason,

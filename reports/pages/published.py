@@ -21,11 +21,11 @@ import pandas as pd
 
 from harness.core.errors import ReportError
 from harness.core.records import AVERAGE
-from reports.numbers.columns import Column, number, number_of_bits, task_title
+from reports.numbers.columns import Column, format_bits, format_number, name_task
 from reports.numbers.entries import Row
-from reports.numbers.naming import setting
+from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
-from reports.pages.latex import latex
+from reports.pages.latex import write_latex
 from reports.pages.sheet import MISSING, Cell, Sheet, escape_markdown, html, markdown, plain, wrap
 
 Figure = dict[str, str]
@@ -44,7 +44,7 @@ class Theirs:
     remark: str | None = None  # how what was measured differs, where the grid says so
 
 
-def sheets(figures: Sequence[Figure]) -> list[Sheet]:
+def make_sheets(figures: Sequence[Figure]) -> list[Sheet]:
     """A paper's tables: methods grouped by bits, digits as printed.
 
     A table whose models have one task each has a column a model; else each model has a table.
@@ -64,12 +64,12 @@ def sheets(figures: Sequence[Figure]) -> list[Sheet]:
     return tables
 
 
-def written(figures: Sequence[Figure], form: str) -> str:
+def write_figures(figures: Sequence[Figure], form: str) -> str:
     """The sheets in one of `FORMS`. Raises ReportError where there is no figure."""
     if not figures:
         raise ReportError("there is no published figure to show")
     best = "Best of each group *." if form == "text" else BEST
-    captioned = [replace(each, caption=f"{each.caption} {best}") for each in sheets(figures)]
+    captioned = [replace(each, caption=f"{each.caption} {best}") for each in make_sheets(figures)]
     return "\n".join(FORMS[form](each) for each in captioned)
 
 
@@ -89,7 +89,7 @@ def _csv(sheet: Sheet) -> str:
     return out.getvalue()
 
 
-FORMS = {"text": _text, "markdown": _markdown, "latex": latex, "html": html, "csv": _csv}
+FORMS = {"text": _text, "markdown": _markdown, "latex": write_latex, "html": html, "csv": _csv}
 
 
 def _sheet(figures: Sequence[Figure], caption: str, name: str, models: bool) -> Sheet:
@@ -138,7 +138,7 @@ def _placed(values: Sequence[str], metric: str) -> list[Cell]:
     ]
 
 
-def beside(summary: Summary, frame: pd.DataFrame) -> dict[tuple[int, int], Theirs]:
+def compare(summary: Summary, frame: pd.DataFrame) -> dict[tuple[int, int], Theirs]:
     """(row, column) of the summary -> the figure printed of it; `frame` are its rows."""
     printed: dict[tuple[int, int], Theirs] = {}
     if not summary.grid.published:
@@ -151,16 +151,16 @@ def beside(summary: Summary, frame: pd.DataFrame) -> dict[tuple[int, int], Their
     return printed
 
 
-def sheet(summary: Summary, theirs: dict[tuple[int, int], Theirs]) -> Sheet | None:
+def make_comparison(summary: Summary, theirs: dict[tuple[int, int], Theirs]) -> Sheet | None:
     """Ours / theirs (difference); None where nothing that was measured is printed, too."""
     if not theirs:
         return None
     marks: dict[str, str] = {}
     groups: dict[float, list[tuple[Cell, ...]]] = {}
     for index, row in enumerate(summary.rows):
-        cells = [Cell(number_of_bits(row.bits)), Cell(row.name)]
+        cells = [Cell(format_bits(row.bits)), Cell(row.name)]
         for place, (column, entry) in enumerate(zip(summary.columns, row.entries, strict=True)):
-            ours = number(entry.mean, column, summary.decimals) if entry else MISSING
+            ours = format_number(entry.mean, column, summary.decimals) if entry else MISSING
             printed = theirs.get((index, place))
             cells.append(Cell(ours) if printed is None else _beside(ours, printed, marks))
         groups.setdefault(row.bits, []).append(tuple(cells))
@@ -175,7 +175,7 @@ def sheet(summary: Summary, theirs: dict[tuple[int, int], Theirs]) -> Sheet | No
     )
 
 
-def silence(summary: Summary) -> str | None:
+def explain_silence(summary: Summary) -> str | None:
     """In words: that the grid asks for published figures and none is of what was measured."""
     grid = summary.grid
     if not grid.published:
@@ -183,7 +183,7 @@ def silence(summary: Summary) -> str | None:
     theirs = {
         name: dict.fromkeys(f[name] for f in grid.published) for name in ("model", "task", "bits")
     }
-    widths = dict.fromkeys(number_of_bits(row.bits) for row in summary.rows)
+    widths = dict.fromkeys(format_bits(row.bits) for row in summary.rows)
     ours = [column.task for column in summary.columns if column.task is not None]
     return (
         f"None of these figures is of what was measured. Published: {', '.join(theirs['task'])} of "
@@ -274,7 +274,9 @@ def _figure(
         if lines and not same:
             return None, None
         lines = same
-    sizes = {setting(int(size), "group_size") for size in cells["group_size"].dropna()} or {""}
+    sizes = {format_setting(int(size), "group_size") for size in cells["group_size"].dropna()} or {
+        ""
+    }
     alike = [f for f in lines if {f["group_size"]} == sizes]
     if alike:
         return alike[0], None
@@ -325,7 +327,7 @@ def _bare(model: str) -> str:
 
 
 def _title(task: str) -> str:
-    return "Average" if task == AVERAGE else task_title(task)
+    return "Average" if task == AVERAGE else name_task(task)
 
 
 def _value(printed: str) -> float:

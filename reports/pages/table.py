@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Mapping
 
-from reports.numbers.columns import number, number_of_bits, task_title
+from reports.numbers.columns import format_bits, format_number, name_task
 from reports.numbers.entries import Row
 from reports.numbers.ranking import ALPHA
 from reports.numbers.summary import Summary
@@ -20,7 +20,7 @@ from reports.pages.sheet import MISSING, Cell, Sheet
 TIED = "†"
 
 
-def sheet(summary: Summary) -> Sheet:
+def make_sheet(summary: Summary) -> Sheet:
     """Methods grouped by bits, tasks as columns."""
     groups = [
         tuple((*_stub(summary, row), *_numbers(summary, row)) for row in group)
@@ -30,14 +30,14 @@ def sheet(summary: Summary) -> Sheet:
     note = (TIED, f"not distinguishable from the best of its group (p ≥ {ALPHA})")
     return Sheet(
         name=summary.grid.name,
-        caption=caption(summary),
+        caption=make_caption(summary),
         head=tuple(_head(summary)),
         groups=tuple(groups),
         notes=(*summary.notes, *([note] if tied else [])),
     )
 
 
-def tidy_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None = None) -> str:
+def write_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None = None) -> str:
     """One line a row of the table.
 
     Of each column the number; `.sd` over models, `.se` over items, `.low` and `.high` of the 95 %
@@ -57,7 +57,7 @@ def tidy_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None =
     writer.writerow(head)
     for at, row in enumerate(summary.rows):
         name, label = " ".join(row.name.split()), " ".join(row.label.split())
-        cells = [number_of_bits(row.bits), name, label, row.bits_per_weight, row.models]
+        cells = [format_bits(row.bits), name, label, row.bits_per_weight, row.models]
         cells += [_exact(value) for value in row.facts]
         for place, entry in enumerate(row.entries):
             if entry is None:
@@ -73,15 +73,15 @@ def tidy_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None =
     return out.getvalue()
 
 
-def caption(summary: Summary) -> str:
+def make_caption(summary: Summary) -> str:
     """The grid's caption, or one that explains the table; caveats are always told."""
     title = summary.grid.report.caption or f"{summary.grid.model}: methods grouped by bits."
     remarks = [remark.text for remark in summary.remarks if remark.of_rows]
     caveats = [f"{caveat}." for caveat in summary.caveats]
-    return " ".join([title, *explanations(summary), *remarks, *caveats])
+    return " ".join([title, *list_explanations(summary), *remarks, *caveats])
 
 
-def explanations(summary: Summary, terminal: bool = False) -> list[str]:
+def list_explanations(summary: Summary, terminal: bool = False) -> list[str]:
     """What a reader must know to read the numbers."""
     entries = [entry for row in summary.rows for entry in row.entries if entry is not None]
     words = []
@@ -95,7 +95,7 @@ def explanations(summary: Summary, terminal: bool = False) -> list[str]:
     average = next((column for column in summary.columns if column.task is None), None)
     scores = [column for column in summary.columns if column.higher and column.task is not None]
     if average is not None and {column.task for column in scores} != set(average.tasks):
-        words.append(f"Average over {', '.join(task_title(task) for task in average.tasks)}.")
+        words.append(f"Average over {', '.join(name_task(task) for task in average.tasks)}.")
     words += _spreads(summary)
     if summary.comparisons:
         seeds = "an item's score is its mean over models, " if summary.several else ""
@@ -131,7 +131,7 @@ def _head(summary: Summary) -> list[str]:
 
 def _stub(summary: Summary, row: Row) -> list[Cell]:
     weight = MISSING if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}"
-    words = [number_of_bits(row.bits), row.name, weight]
+    words = [format_bits(row.bits), row.name, weight]
     words += [_models(row)] if summary.several else []
     for each, value in zip(summary.model_facts, row.facts, strict=True):
         words.append(MISSING if value is None else each.column.show(value))
@@ -151,10 +151,10 @@ def _numbers(summary: Summary, row: Row) -> list[Cell]:
             cells.append(Cell())
             continue
         known = entry.spread is not None and entry.spread == entry.spread
-        spread = number(entry.spread or 0.0, column, summary.decimals)
+        spread = format_number(entry.spread or 0.0, column, summary.decimals)
         cells.append(
             Cell(
-                text=number(entry.mean, column, summary.decimals),
+                text=format_number(entry.mean, column, summary.decimals),
                 after=f"± {spread}" if known else "",
                 best=entry.best,
                 second=entry.second,

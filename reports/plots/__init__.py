@@ -15,7 +15,7 @@ import matplotlib
 from reports.plots import bits, curves, dots, inside, slopes, style, sweeps
 from reports.plots.context import Context as Context
 from reports.plots.context import Plot
-from reports.plots.panels import files
+from reports.plots.panels import encode_figure
 
 PLOTS: tuple[Plot, ...] = (
     *bits.PLOTS,
@@ -34,4 +34,6 @@ def draw(context: Context) -> dict[Plot, dict[str, bytes]]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, style.RC))
         figures = {plot: plot.draw(context) for plot in PLOTS}
-        return {plot: files(figure) for plot, figure in figures.items() if figure is not None}
+        return {
+            plot: encode_figure(figure) for plot, figure in figures.items() if figure is not None
+        }

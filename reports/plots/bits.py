@@ -9,23 +9,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from reports.numbers.columns import number_of_bits
+from reports.numbers.columns import format_bits
 from reports.numbers.entries import Entry
 from reports.plots import data, style
 from reports.plots.context import Context, Plot
 from reports.plots.data import Mean
 from reports.plots.panels import (
     FEW,
-    handle,
+    describe_quantity,
+    draw_legend,
+    draw_means,
+    draw_references,
+    get_scale,
     is_wide,
-    legend,
-    line_of_means,
-    logarithmic,
-    marks,
-    quantity,
-    references,
-    say,
-    scale,
+    list_marks,
+    make_handle,
+    set_logarithmic,
+    write_remark,
 )
 
 _APART = 0.05  # bits per weight: rows nearer than that cost the same
@@ -34,10 +34,10 @@ _APART = 0.05  # bits per weight: rows nearer than that cost the same
 def draw_score_vs_bits(context: Context) -> Figure | None:
     """The average (or the only score, or else perplexity) over bits, with the Pareto front."""
     summary, models, looks = context.summary, context.models, context.looks
-    index = data.main_score(summary)
+    index = data.find_main_score(summary)
     index = 0 if index is None else index
     column = summary.columns[index]
-    means = data.by_row(models, index, scale(column))
+    means = data.average_by_row(models, index, get_scale(column))
     points: dict[str, list[tuple[float, Mean]]] = {}
     marked: dict[str, list[Entry]] = {}
     unshown = []
@@ -50,29 +50,29 @@ def draw_score_vs_bits(context: Context) -> Figure | None:
             points.setdefault(row.name, []).append((weight, mean))
             marked.setdefault(row.name, []).append(entry)
         else:
-            which = f"{row.name}, {number_of_bits(row.bits)} bits"
+            which = f"{row.name}, {format_bits(row.bits)} bits"
             unshown.append(f"{which}: {mean.mean}, not drawn")
     weights = [weight for line in points.values() for weight, _ in line]
     if not points or max(weights) - min(weights) < _APART:
         return None
     figure = Figure(figsize=(style.COLUMN if len(points) <= FEW else style.PAGE, 2.2))
     axes = figure.subplots()
-    handles: list[Line2D] = references(axes, summary, index)
+    handles: list[Line2D] = draw_references(axes, summary, index)
     shown = [(weight, each.mean) for line in points.values() for weight, each in line]
-    handles += _front(axes, data.pareto(shown, column.higher), max(weights))
+    handles += _front(axes, data.find_pareto_front(shown, column.higher), max(weights))
     for name, line in points.items():
         line.sort()
-        line_of_means(axes, [weight for weight, _ in line], [each for _, each in line], looks[name])
-        handles.append(handle(looks[name], name + marks(marked[name])))
+        draw_means(axes, [weight for weight, _ in line], [each for _, each in line], looks[name])
+        handles.append(make_handle(looks[name], name + list_marks(marked[name])))
     axes.margins(x=0.08, y=0.1)
     values = [value for _, value in shown]
     if not column.higher and is_wide(values):
-        logarithmic(axes, "y", min(values), max(values))
+        set_logarithmic(axes, "y", min(values), max(values))
     axes.set_xlabel("effective bits per weight")
-    axes.set_ylabel(quantity(column))
+    axes.set_ylabel(describe_quantity(column))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    say(figure, unshown)
-    legend(figure, handles)
+    write_remark(figure, unshown)
+    draw_legend(figure, handles)
     return figure
 
 

@@ -27,8 +27,8 @@ class Context:
 
     @cached_property
     def models(self) -> pd.DataFrame:
-        """One row a distinct model of each row of the table: see `data.per_model`."""
-        return data.per_model(self.export.rows, self.summary)
+        """One row a distinct model of each row of the table: see `data.list_models`."""
+        return data.list_models(self.export.rows, self.summary)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -40,7 +40,7 @@ class Context:
     def looks(self) -> dict[str, Look]:
         """How each row looks, by its name: the same in all plots."""
         methods = [row.name for row in self.summary.rows if not row.reference]
-        return style.looks([*methods, *self.curves["name"]])
+        return style.make_looks([*methods, *self.curves["name"]])
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reports.numbers.columns import number_of_bits
+from reports.numbers.columns import format_bits
 from reports.plots import style
 from reports.plots.context import Context, Plot
-from reports.plots.data import band, shortened
-from reports.plots.panels import handle, is_wide, legend, logarithmic, say, unit
+from reports.plots.data import make_band, shorten
+from reports.plots.panels import (
+    choose_unit,
+    draw_legend,
+    is_wide,
+    make_handle,
+    set_logarithmic,
+    write_remark,
+)
 
 _POINTS = 1500  # of a curve: more cannot be seen
 
@@ -26,17 +33,17 @@ def draw_training_loss(context: Context) -> Figure | None:
     bits = sorted(curves["bits"].unique(), reverse=True)
     tokens = bool(curves["tokens"].notna().all())
     place = "tokens" if tokens else "step"
-    size, words = unit(float(curves[place].max())) if tokens else (1.0, "optimiser step")
+    size, words = choose_unit(float(curves[place].max())) if tokens else (1.0, "optimiser step")
     figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
     panels = figure.subplots(1, len(bits), squeeze=False, sharey=True)[0]
     notes = []
     for axes, each in zip(panels, bits, strict=True):
         for name, rows in curves[curves["bits"] == each].groupby("name", sort=False):
             seeds = [line for _, line in rows.groupby("cell", sort=False)]
-            loss_band, look = band(seeds, place), looks[str(name)]
+            loss_band, look = make_band(seeds, place), looks[str(name)]
             if loss_band.gaps:
                 notes.append(
-                    f"{name}, {number_of_bits(each)} bits: not finite at {loss_band.gaps} steps"
+                    f"{name}, {format_bits(each)} bits: not finite at {loss_band.gaps} steps"
                 )
             step = max(1, math.ceil(len(loss_band.at) / _POINTS))
             at = loss_band.at[::step] / size
@@ -54,16 +61,18 @@ def draw_training_loss(context: Context) -> Figure | None:
                 )
             axes.plot(at, loss_band.mean[::step], color=look.colour, ls=look.dash)
         if is_wide(finite):
-            logarithmic(axes, "y", float(finite.min()), float(finite.max()))
-        axes.set_title(f"{number_of_bits(each)} bits")
+            set_logarithmic(axes, "y", float(finite.min()), float(finite.max()))
+        axes.set_title(f"{format_bits(each)} bits")
         axes.set_xlabel(words)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     panels[0].set_ylabel("training loss" + (" (log scale)" if is_wide(finite) else ""))
     drawn = [name for name in looks if name in set(curves["name"])]
-    say(figure, notes)
-    common, short = shortened(drawn)
+    write_remark(figure, notes)
+    common, short = shorten(drawn)
     pairs = zip(drawn, short, strict=True)
-    legend(figure, [handle(looks[name], words, line=True) for name, words in pairs], common)
+    draw_legend(
+        figure, [make_handle(looks[name], words, line=True) for name, words in pairs], common
+    )
     return figure
 
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from reports.numbers.columns import Quantity, number_of_bits, quantity_of
+from reports.numbers.columns import Quantity, format_bits, get_quantity
 from reports.numbers.entries import REFERENCE_BITS
-from reports.numbers.naming import setting
+from reports.numbers.naming import format_setting
 from reports.numbers.stats import t_interval
 from reports.numbers.summary import Summary
 
@@ -27,7 +27,7 @@ class Mean(NamedTuple):
     half: float = 0.0
 
 
-def mean(values: Iterable[float]) -> Mean:
+def compute_mean(values: Iterable[float]) -> Mean:
     """NaN among the values makes the mean NaN; so does a lack of values."""
     numbers = list(values)
     if not numbers:
@@ -37,7 +37,9 @@ def mean(values: Iterable[float]) -> Mean:
     return Mean(interval.mean, half if math.isfinite(half) else 0.0)
 
 
-def pareto(points: Iterable[tuple[float, float]], higher: bool) -> list[tuple[float, float]]:
+def find_pareto_front(
+    points: Iterable[tuple[float, float]], higher: bool
+) -> list[tuple[float, float]]:
     """Those points (cost, value) that no other reaches at most the cost and at least the value of.
 
     By rising cost; of equal points one. Points that are not finite are on no front.
@@ -51,7 +53,7 @@ def pareto(points: Iterable[tuple[float, float]], higher: bool) -> list[tuple[fl
     return front
 
 
-def per_model(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
+def list_models(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     """One row a distinct model of each row of the table.
 
     Columns: name, label, settings, seed, cell, bits, bits_per_weight, model_key, and under its
@@ -65,10 +67,10 @@ def per_model(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     values: dict[tuple[Any, ...], dict[Quantity, float]] = {}
     for record in shown.to_dict("records"):
         of_model = values.setdefault(tuple(record[key] for key in identity), {})
-        of_model.setdefault(quantity_of(record), record["value"])
+        of_model.setdefault(get_quantity(record), record["value"])
     # Of all tasks, as an average may be over some that have no column.
     better = shown[shown["higher_is_better"]].to_dict("records")
-    scores = list(dict.fromkeys(map(quantity_of, better)))
+    scores = list(dict.fromkeys(map(get_quantity, better)))
     for index, column in enumerate(summary.columns):
         keys = [key for key in scores if key[0] in column.tasks]
         if column.task is not None:
@@ -81,29 +83,31 @@ def per_model(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     return models
 
 
-def values(models: pd.DataFrame, index: int) -> list[float]:
+def list_values(models: pd.DataFrame, index: int) -> list[float]:
     """Those of a column of the table, of the models that have one."""
     return [float(value) for value in models[index] if value is not None]
 
 
-def by_row(models: pd.DataFrame, index: int, factor: float) -> dict[tuple[str, float], Mean]:
+def average_by_row(
+    models: pd.DataFrame, index: int, factor: float
+) -> dict[tuple[str, float], Mean]:
     """(name, bits) of a row of the table -> the mean over its models, times `factor`."""
     return {
-        (rows["name"].iloc[0], float(rows["bits"].iloc[0])): mean(
-            factor * value for value in values(rows, index)
+        (rows["name"].iloc[0], float(rows["bits"].iloc[0])): compute_mean(
+            factor * value for value in list_values(rows, index)
         )
         for _, rows in models.groupby(["name", "bits"], sort=False)
     }
 
 
-def main_score(summary: Summary) -> int | None:
+def find_main_score(summary: Summary) -> int | None:
     """The index of the average, or else of the last score."""
     return next(
         (i for i in reversed(range(len(summary.columns))) if summary.columns[i].higher), None
     )
 
 
-def numbers_and_words(settings: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
+def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
     """A cell's settings as numbers and as words.
 
     A component with its parts, `objective: "cakld gamma=0.5"`, is the words `objective: cakld` and
@@ -112,7 +116,7 @@ def numbers_and_words(settings: Mapping[str, Any]) -> tuple[dict[str, float], di
     numbers: dict[str, float] = {}
     words: dict[str, str] = {}
     for axis, value in settings.items():
-        text = setting(value, axis)
+        text = format_setting(value, axis)
         if isinstance(value, int | float) and not isinstance(value, bool) and text != "channel":
             numbers[axis] = float(value)
             continue
@@ -139,7 +143,7 @@ def _number(text: str) -> float | None:
 
 @dataclass
 class Sweep:
-    """Models along one numeric axis: series -> value on the axis -> rows of `per_model`.
+    """Models along one numeric axis: series -> value on the axis -> rows of `list_models`.
 
     `level`: name -> rows of the models that have no value on it.
     """
@@ -149,10 +153,10 @@ class Sweep:
     level: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
-def sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
+def find_sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
     """Every numeric axis on which some series has `least` values; bits are no such axis."""
     quantised = models[models["bits"] < REFERENCE_BITS]
-    parsed = [numbers_and_words(settings) for settings in quantised["settings"]]
+    parsed = [split_settings(settings) for settings in quantised["settings"]]
     swept = []
     for axis in dict.fromkeys(axis for numbers, _ in parsed for axis in numbers):
         if _is_bits(axis):
@@ -162,7 +166,7 @@ def sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
             [numbers.get(axis, math.nan) for numbers, _ in parsed], index=quantised.index
         )
         on, off = quantised[at.notna()], quantised[at.isna()]
-        names = series_names(on, without=axis)
+        names = name_series(on, without=axis)
         for name, rows in on.groupby(names, sort=False):
             places = at[rows.index]
             sweep.series[str(name)] = {
@@ -175,18 +179,18 @@ def sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
     return swept
 
 
-def series_names(models: pd.DataFrame, without: str | None, bits: bool = True) -> pd.Series:
+def name_series(models: pd.DataFrame, without: str | None, bits: bool = True) -> pd.Series:
     """What joins the points of a line: the label and every setting that varies, but one axis.
 
     `bits`: whether lines of several bits are several lines.
     """
     settings = []
     for varied, width in zip(models["settings"], models["bits"], strict=True):
-        numbers, words = numbers_and_words(varied)
+        numbers, words = split_settings(varied)
         shown = {**words, **{key: f"{value:g}" for key, value in numbers.items()}}
         shown = {key: f"{key}={value}" for key, value in shown.items()}
         shown = {key: text for key, text in shown.items() if not _is_bits(key)}
-        settings.append({**shown, "bits": f"{number_of_bits(width)} bits"} if bits else shown)
+        settings.append({**shown, "bits": f"{format_bits(width)} bits"} if bits else shown)
     varying = {
         key
         for key in {key for each in settings for key in each}
@@ -207,10 +211,10 @@ def _with_bits(models: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
     """Names of rows, told apart by bits where `among` has several."""
     if among["bits"].nunique() < 2:
         return models["name"]
-    return models["name"] + models["bits"].map(lambda bits: f" {number_of_bits(bits)} bits")
+    return models["name"] + models["bits"].map(lambda bits: f" {format_bits(bits)} bits")
 
 
-def tokens_trained(models: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame) -> pd.Series:
+def count_tokens(models: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame) -> pd.Series:
     """Tokens that each of `models` was trained on; NaN for those that were not.
 
     A training that several cells share has its curve under one of them: the model tells.
@@ -231,7 +235,7 @@ class Band(NamedTuple):
     gaps: int  # steps at which some seed's loss is not finite
 
 
-def band(lines: Sequence[pd.DataFrame], place: str) -> Band:
+def make_band(lines: Sequence[pd.DataFrame], place: str) -> Band:
     """Smoothed losses of several seeds at the steps that all have: step, `place`, loss each.
 
     A window of about 4 % of the steps, centred, so that it does not lag. A step at which any seed's
@@ -257,7 +261,7 @@ def band(lines: Sequence[pd.DataFrame], place: str) -> Band:
     )
 
 
-def shortened(names: Sequence[str]) -> tuple[str, list[str]]:
+def shorten(names: Sequence[str]) -> tuple[str, list[str]]:
     """What all names begin with, up to a space or `=`, and what is left of each."""
     if len(names) < 2:
         return "", list(names)

@@ -12,13 +12,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from reports.numbers.columns import Column, number, number_of_bits
-from reports.numbers.effects import effects as compute_effects
+from reports.numbers.columns import Column, format_bits, format_number
+from reports.numbers.effects import compute_effects
 from reports.numbers.entries import Row
 from reports.plots import data, style
 from reports.plots.context import Context, Plot
 from reports.plots.data import Mean
-from reports.plots.panels import is_wide, legend, logarithmic, marks, quantity, references, scale
+from reports.plots.panels import (
+    describe_quantity,
+    draw_legend,
+    draw_references,
+    get_scale,
+    is_wide,
+    list_marks,
+    set_logarithmic,
+)
 from reports.plots.style import Look
 
 _LEAST = 1.25  # largest over smallest on an axis: less would make a small difference look large
@@ -37,25 +45,27 @@ def draw_perplexity(context: Context) -> Figure | None:
     rows = [row for group in groups for row in group]
     if not columns or not rows:
         return None
-    common, names = data.shortened([row.name for row in rows])
-    headings = [f"{number_of_bits(group[0].bits)} bits" for group in groups]
+    common, names = data.shorten([row.name for row in rows])
+    headings = [f"{format_bits(group[0].bits)} bits" for group in groups]
     headings = headings if len(groups) > 1 else []
     figure, panels, places = _rows(names, [len(g) for g in groups], headings, len(columns))
     handles: dict[str, Line2D] = {}
     for axes, index in zip(panels, columns, strict=True):
-        lines = references(axes, summary, index, upright=True)
+        lines = draw_references(axes, summary, index, upright=True)
         handles |= {str(line.get_label()): line for line in lines}
-        means = data.by_row(models, index, scale(summary.columns[index]))
+        means = data.average_by_row(models, index, get_scale(summary.columns[index]))
         row_means = [means[row.name, row.bits] for row in rows]
         base = [means[row.name, row.bits] for row in summary.rows if row.reference]
         scaled = _limits(axes, [*row_means, *base])
         for row, mean, at in zip(rows, row_means, places, strict=True):
             _print(axes, at, _words(row, mean, index, summary.columns[index]))
             _dot(axes, at, mean, looks[row.name], scaled)
-        axes.set_xlabel(quantity(summary.columns[index]) + (" (log scale)" if scaled else ""))
+        axes.set_xlabel(
+            describe_quantity(summary.columns[index]) + (" (log scale)" if scaled else "")
+        )
     panels[0].set_title(common, loc="left")
     if handles:
-        legend(figure, list(handles.values()))
+        draw_legend(figure, list(handles.values()))
     return figure
 
 
@@ -66,7 +76,7 @@ def draw_ablation(context: Context) -> Figure | None:
     """
     summary = context.summary
     effects = [effect for effect in compute_effects(context.export) if effect.bits is not None]
-    score = data.main_score(summary)
+    score = data.find_main_score(summary)
     chosen = [] if score is None else [summary.columns[score]]
     chosen += [column for column in summary.columns if not column.higher][:2]
     known = {(e.label, e.context, e.bits, e.baseline, e.setting, e.column): e for e in effects}
@@ -75,7 +85,7 @@ def draw_ablation(context: Context) -> Figure | None:
     if not columns:
         return None
     named = [" ".join(filter(None, [key[0], _context(key[1]), key[4]])) for key in keys]
-    common, names = data.shortened(named)
+    common, names = data.shorten(named)
     if len(keys) == 1:
         common, names = f"{keys[0][0]} {keys[0][1]}".strip(), [keys[0][4]]
     figure, panels, places = _rows(names, [len(keys)], [], len(columns))
@@ -86,7 +96,7 @@ def draw_ablation(context: Context) -> Figure | None:
             if effect is None:
                 _print(axes, at, "–")
                 continue
-            difference, factor = effect.difference, scale(column)
+            difference, factor = effect.difference, get_scale(column)
             half = (difference.high - difference.low) / 2
             mean = Mean(factor * difference.mean, factor * half if math.isfinite(half) else 0.0)
             significant = effect.p < 0.05
@@ -95,7 +105,7 @@ def draw_ablation(context: Context) -> Figure | None:
             _print(axes, at, f"{mean.mean:+.{1 if column.percent else 2}f}")
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(x=0.08)
-        axes.set_xlabel(f"Δ {quantity(column)}".replace("(%)", "(points)"))
+        axes.set_xlabel(f"Δ {describe_quantity(column)}".replace("(%)", "(points)"))
     baselines = dict.fromkeys(key[3] for key in keys)
     against = f"{effects[0].axis}: against {', '.join(baselines)}"
     width = int(figure.get_figwidth() * 14)
@@ -108,7 +118,7 @@ def draw_ablation(context: Context) -> Figure | None:
             (style.UNTOLD, "not distinguished"),
         )
     ]
-    legend(figure, handles, common)
+    draw_legend(figure, handles, common)
     return figure
 
 
@@ -155,7 +165,7 @@ def _limits(axes: Axes, means: Iterable[Mean]) -> bool:
     if positive:
         low, high = min(positive), max(positive)
         if scaled:
-            logarithmic(axes, "x", low, high)
+            set_logarithmic(axes, "x", low, high)
         stretch = max(1.0, _LEAST * low / high) ** 0.5
         low, high = low / stretch, high * stretch
         margin = (high / low) ** 0.06 if scaled else 0.06 * (high - low)
@@ -184,7 +194,7 @@ def _dot(axes: Axes, at: float, mean: Mean, look: Look, scaled: bool) -> None:
 
 def _words(row: Row, mean: Mean, index: int, column: Column) -> str:
     entry = row.entries[index]
-    return "–" if entry is None else number(mean.mean, column, 1) + marks([entry])
+    return "–" if entry is None else format_number(mean.mean, column, 1) + list_marks([entry])
 
 
 def _print(axes: Axes, at: float, words: str) -> None:

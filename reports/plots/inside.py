@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from harness.core.records import Confidence, Diagnostic, Histogram, Level, Weights
 from reports.plots import style
 from reports.plots.context import Context, Plot
-from reports.plots.panels import handle, is_wide, legend, logarithmic, say
+from reports.plots.panels import draw_legend, is_wide, make_handle, set_logarithmic, write_remark
 
 _LETTERS = 26  # of a line of a panel's title
 _PANELS = 8  # of a figure over both columns
@@ -34,7 +34,7 @@ class Step(NamedTuple):
     record: Weights
 
 
-def steps(records: Sequence[Diagnostic], names: Mapping[str, str]) -> list[Step]:
+def list_steps(records: Sequence[Diagnostic], names: Mapping[str, str]) -> list[Step]:
     """The distinct steps whose weights were looked at, of the grid's fewest bits, in order.
 
     Methods share steps: what clipping gives is a step of one row and the result of another, whose
@@ -52,7 +52,7 @@ def steps(records: Sequence[Diagnostic], names: Mapping[str, str]) -> list[Step]
 
 def draw_weights(context: Context) -> Figure | None:
     """A panel a step: the histogram of one layer, with the levels that it is rounded to."""
-    all_steps = steps(context.export.diagnostics, context.summary.names)
+    all_steps = list_steps(context.export.diagnostics, context.summary.names)
     shown = all_steps[:_PANELS]
     if not shown:
         return None
@@ -67,8 +67,8 @@ def draw_weights(context: Context) -> Figure | None:
         axes.grid(False)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     layers = dict.fromkeys(step.record.histogram.layer for step in shown)
-    say(figure, [", ".join(layers), *_cut(all_steps)])
-    legend(
+    write_remark(figure, [", ".join(layers), *_cut(all_steps)])
+    draw_legend(
         figure,
         [
             Patch(facecolor=style.WEIGHTS, label="weights before rounding"),
@@ -104,7 +104,7 @@ def draw_errors(context: Context) -> Figure | None:
     """A heat map a step: layers over projections, all on one scale."""
     import seaborn  # slow, and only here
 
-    all_steps = steps(context.export.diagnostics, context.summary.names)
+    all_steps = list_steps(context.export.diagnostics, context.summary.names)
     shown = all_steps[:_PANELS]
     if not shown:
         return None
@@ -141,7 +141,7 @@ def draw_errors(context: Context) -> Figure | None:
     bar.outline.set_visible(False)
     bar.set_label("relative error")
     notes = [f"{unknown} layers not finite, left white"] if unknown else []
-    say(figure, [*notes, *_cut(all_steps)])
+    write_remark(figure, [*notes, *_cut(all_steps)])
     return figure
 
 
@@ -177,14 +177,14 @@ def draw_confidence(context: Context) -> Figure | None:
     share = np.append(0, np.cumsum(measured[0].tokens)) / sum(measured[0].tokens)
     below.fill_between(edges, 100 * share, color=style.FRONT, lw=0, label="tokens")
     if is_wide(means):
-        logarithmic(above, "y", min(means), max(means))
+        set_logarithmic(above, "y", min(means), max(means))
     above.set_ylabel("loss of a token")
     below.set_ylabel("cumulative share (%)")
     below.set_xlabel("teacher's probability of the label")
     rest = len({names[record.cell] for record in measured}) - len(shown)
-    say(figure, [*notes, *([f"{rest} more methods not drawn"] if rest else [])])
-    handles = [handle(looks[name], name, line=True) for name in shown]
-    legend(
+    write_remark(figure, [*notes, *([f"{rest} more methods not drawn"] if rest else [])])
+    handles = [make_handle(looks[name], name, line=True) for name in shown]
+    draw_legend(
         figure,
         [
             *handles,

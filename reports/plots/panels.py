@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from reports.numbers.columns import Column, number_of_bits
+from reports.numbers.columns import Column, format_bits
 from reports.numbers.entries import REFERENCE_BITS, Entry
 from reports.numbers.summary import Summary
 from reports.plots import style
@@ -26,7 +26,9 @@ _WIDE = 30.0  # largest over smallest from which an axis is logarithmic
 _DASHES = ["--", ":", "-."]  # of references
 
 
-def references(axes: Axes, summary: Summary, index: int, upright: bool = False) -> list[Line2D]:
+def draw_references(
+    axes: Axes, summary: Summary, index: int, upright: bool = False
+) -> list[Line2D]:
     """The 16-bit rows as broken lines across the axes; `upright` where x has the values."""
     lines: list[Line2D] = []
     draw = axes.axvline if upright else axes.axhline
@@ -34,19 +36,19 @@ def references(axes: Axes, summary: Summary, index: int, upright: bool = False) 
         entry = row.entries[index]
         if row.bits < REFERENCE_BITS or entry is None or not math.isfinite(entry.mean):
             continue
-        value = scale(summary.columns[index]) * entry.mean
+        value = get_scale(summary.columns[index]) * entry.mean
         dash = _DASHES[len(lines) % len(_DASHES)]
-        label = f"{row.name} ({number_of_bits(row.bits)} bits)"
+        label = f"{row.name} ({format_bits(row.bits)} bits)"
         lines.append(draw(value, color=style.REFERENCE, ls=dash, lw=1.0, zorder=1, label=label))
     return lines
 
 
-def scale(column: Column) -> float:
+def get_scale(column: Column) -> float:
     """Scores are drawn in percent."""
     return 100.0 if column.percent else 1.0
 
 
-def quantity(column: Column) -> str:
+def describe_quantity(column: Column) -> str:
     """The words at an axis that shows a column."""
     if column.higher:
         return "average score (%)" if column.task is None else f"{column.title} (%)"
@@ -54,13 +56,13 @@ def quantity(column: Column) -> str:
     return named if column.title == "PPL" else f"{column.title} {named}"
 
 
-def marks(entries: Iterable[Entry]) -> str:
+def list_marks(entries: Iterable[Entry]) -> str:
     """The table's notes hold for a figure too."""
     listed = ",".join(sorted({mark for entry in entries for mark in entry.marks}))
     return f" [{listed}]" if listed else ""
 
 
-def handle(look: Look, label: str, line: bool = False) -> Line2D:
+def make_handle(look: Look, label: str, line: bool = False) -> Line2D:
     """A legend's entry: a marker, or the curve that has none."""
     if line:
         return Line2D([], [], color=look.colour, ls=look.dash, label=label)
@@ -73,7 +75,7 @@ def is_wide(values: Iterable[float]) -> bool:
     return bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) >= _WIDE
 
 
-def logarithmic(axes: Axes, side: Literal["x", "y"], low: float, high: float) -> None:
+def set_logarithmic(axes: Axes, side: Literal["x", "y"], low: float, high: float) -> None:
     """Ticks from `low` to `high` in one notation: all plain numbers, or all powers of ten."""
     axes.set(**{f"{side}scale": "log"})
     axis = axes.xaxis if side == "x" else axes.yaxis
@@ -85,7 +87,7 @@ def logarithmic(axes: Axes, side: Literal["x", "y"], low: float, high: float) ->
     axis.set_minor_formatter(NullFormatter())
 
 
-def places(axes: Axes, values: Sequence[float]) -> None:
+def set_places(axes: Axes, values: Sequence[float]) -> None:
     """An x axis with its ticks at the values given, logarithmic where they are far apart."""
     if is_wide(values) or (min(values) > 0 and max(values) / min(values) > 10):
         axes.set_xscale("log")
@@ -102,7 +104,7 @@ def _tick(value: float, powers: bool) -> str:
     return f"10{raised}"
 
 
-def unit(largest: float) -> tuple[float, str]:
+def choose_unit(largest: float) -> tuple[float, str]:
     """What a number of tokens is divided by for an axis, and the axis's words."""
     for size, words in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if largest >= size:
@@ -110,7 +112,7 @@ def unit(largest: float) -> tuple[float, str]:
     return 1.0, "tokens trained on"
 
 
-def line_of_means(axes: Axes, at: list[float], means: list[Mean], look: Look) -> None:
+def draw_means(axes: Axes, at: list[float], means: list[Mean], look: Look) -> None:
     """A line through means, with their intervals."""
     axes.errorbar(
         at,
@@ -125,7 +127,7 @@ def line_of_means(axes: Axes, at: list[float], means: list[Mean], look: Look) ->
     )
 
 
-def legend(figure: Figure, handles: Sequence[Artist], title: str = "") -> None:
+def draw_legend(figure: Figure, handles: Sequence[Artist], title: str = "") -> None:
     """Below the axes, never over the data, which keep their height."""
     longest = max(len(str(each.get_label())) for each in handles)
     letters = figure.get_figwidth() * 16
@@ -140,7 +142,7 @@ def legend(figure: Figure, handles: Sequence[Artist], title: str = "") -> None:
     )
 
 
-def say(figure: Figure, words: Sequence[str]) -> None:
+def write_remark(figure: Figure, words: Sequence[str]) -> None:
     """What a reader must know of a figure that it does not show, in small print above it."""
     if words:
         lines = textwrap.wrap("; ".join(words), int(figure.get_figwidth() * 17))
@@ -152,7 +154,7 @@ def _taller(figure: Figure, inches: float) -> None:
     figure.set_figheight(figure.get_figheight() + inches)
 
 
-def files(figure: Figure) -> dict[str, bytes]:
+def encode_figure(figure: Figure) -> dict[str, bytes]:
     """Without date or program version, so that they are equal whenever the picture is."""
     metadata = {"png": ["Software"], "pdf": ["CreationDate", "Creator", "Producer"]}
     contents = {}

@@ -7,11 +7,11 @@ import textwrap
 
 from matplotlib.figure import Figure
 
-from reports.numbers.columns import number_of_bits
+from reports.numbers.columns import format_bits
 from reports.numbers.entries import REFERENCE_BITS, Row
 from reports.plots import style
 from reports.plots.context import Context, Plot
-from reports.plots.panels import handle, legend, say
+from reports.plots.panels import draw_legend, make_handle, write_remark
 
 _PANELS = 8  # of a figure over both columns
 _LETTERS = 15  # an inch, of a panel's title
@@ -39,7 +39,7 @@ def draw_slopes(context: Context) -> Figure | None:
     size = (style.COLUMN if across <= 2 else style.PAGE, 0.3 + 1.75 * down)
     figure = Figure(figsize=size)
     panels = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
-    looks = style.looks([summary.columns[index].title for index in tasks])
+    looks = style.make_looks([summary.columns[index].title for index in tasks])
     for axes, (name, rows) in zip(panels, shown.items(), strict=False):
         ordered = [reference, *sorted(rows, key=lambda row: -row.bits)]
         for index in tasks:
@@ -57,7 +57,7 @@ def draw_slopes(context: Context) -> Figure | None:
         letters = int(_LETTERS * size[0] / across)
         axes.set_title(textwrap.fill(name, letters, break_on_hyphens=False))
         ticks = [reference.bits, *widths]
-        axes.set_xticks(range(len(ticks)), [number_of_bits(bits) for bits in ticks])
+        axes.set_xticks(range(len(ticks)), [format_bits(bits) for bits in ticks])
         axes.set_xlim(-0.25, len(ticks) - 0.75)
         axes.grid(False, axis="x")
         axes.set_xlabel("bits")
@@ -65,8 +65,8 @@ def draw_slopes(context: Context) -> Figure | None:
         axes.set_axis_off()
     figure.supylabel("score (%)", fontsize=8)
     if len(chosen) > len(shown):
-        say(figure, [f"the first {len(shown)} of {len(chosen)} methods"])
-    legend(figure, [handle(look, title) for title, look in looks.items()])
+        write_remark(figure, [f"the first {len(shown)} of {len(chosen)} methods"])
+    draw_legend(figure, [make_handle(look, title) for title, look in looks.items()])
     return figure
 
 

@@ -59,7 +59,7 @@ class Look:
     dash: str = "-"  # of a curve, whose points have no markers
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
+def make_looks(names: Iterable[str]) -> dict[str, Look]:
     """One look a method, in order; beyond eight, colours return with another marker and dash."""
     by_name = {}
     for index, name in enumerate(dict.fromkeys(names)):

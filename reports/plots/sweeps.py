@@ -10,22 +10,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from harness.core.records import DEVICE_HOURS
-from reports.numbers.columns import number_of_bits
+from reports.numbers.columns import format_bits
 from reports.numbers.entries import REFERENCE_BITS
 from reports.plots import data, style
 from reports.plots.context import Context, Plot
 from reports.plots.data import Sweep
 from reports.plots.panels import (
-    handle,
+    choose_unit,
+    describe_quantity,
+    draw_legend,
+    draw_means,
+    draw_references,
+    get_scale,
     is_wide,
-    legend,
-    line_of_means,
-    logarithmic,
-    places,
-    quantity,
-    references,
-    scale,
-    unit,
+    make_handle,
+    set_logarithmic,
+    set_places,
 )
 from reports.plots.style import Look
 
@@ -35,8 +35,8 @@ _MORE = 1.2  # most over least: less is one cost
 def draw_sweep(context: Context) -> Figure | None:
     """For each numeric axis the average and each perplexity (a panel each) over its values."""
     summary, known = context.summary, context.looks
-    swept = data.sweeps(context.models)
-    score = data.main_score(summary)
+    swept = data.find_sweeps(context.models)
+    score = data.find_main_score(summary)
     columns = [] if score is None else [score]
     columns += [i for i, column in enumerate(summary.columns) if not column.higher][:2]
     if not swept or not columns:
@@ -45,35 +45,35 @@ def draw_sweep(context: Context) -> Figure | None:
     figure = Figure(figsize=size)
     panels = figure.subplots(len(columns), len(swept), squeeze=False, sharex="col")
     names = [name for each in swept for name in (*each.series, *each.level)]
-    looks = known if set(names) <= set(known) else style.looks(names)
+    looks = known if set(names) <= set(known) else style.make_looks(names)
     handles: dict[str, Line2D] = {}
     for across, each in enumerate(swept):
         for down, index in enumerate(columns):
             axes = panels[down][across]
-            drawn = references(axes, summary, index)
+            drawn = draw_references(axes, summary, index)
             handles |= {str(line.get_label()): line for line in drawn}
-            _swept(axes, each, index, scale(summary.columns[index]), looks)
+            _swept(axes, each, index, get_scale(summary.columns[index]), looks)
             if across == 0:
-                axes.set_ylabel(quantity(summary.columns[index]))
+                axes.set_ylabel(describe_quantity(summary.columns[index]))
         panels[-1][across].set_xlabel(each.axis)
     for each in swept:
-        handles |= {name: handle(looks[name], name) for name in each.series}
-        handles |= {name: handle(looks[name], name, line=True) for name in each.level}
-    legend(figure, list(handles.values()))
+        handles |= {name: make_handle(looks[name], name) for name in each.series}
+        handles |= {name: make_handle(looks[name], name, line=True) for name in each.level}
+    draw_legend(figure, list(handles.values()))
     return figure
 
 
 def _swept(axes: Axes, sweep: Sweep, index: int, factor: float, looks: dict[str, Look]) -> None:
     for name, rows in sweep.level.items():
         axes.axhline(
-            factor * data.mean(data.values(rows, index)).mean,
+            factor * data.compute_mean(data.list_values(rows, index)).mean,
             color=looks[name].colour,
             ls=looks[name].dash,
             lw=1.0,
         )
     for name, points in sweep.series.items():
         means = [
-            data.mean(factor * value for value in data.values(rows, index))
+            data.compute_mean(factor * value for value in data.list_values(rows, index))
             for rows in points.values()
         ]
         at, look = list(points), looks[name]
@@ -86,14 +86,14 @@ def _swept(axes: Axes, sweep: Sweep, index: int, factor: float, looks: dict[str,
             alpha=0.2,
             lw=0,
         )
-    places(axes, sorted({at for points in sweep.series.values() for at in points}))
+    set_places(axes, sorted({at for points in sweep.series.values() for at in points}))
     axes.margins(y=0.1)
 
 
 def draw_score_vs_tokens(context: Context) -> Figure | None:
     """The score against the tokens that a model was trained on."""
-    tokens = data.tokens_trained(context.models, context.curves, context.export.rows)
-    return _draw_against_cost(context, tokens, unit)
+    tokens = data.count_tokens(context.models, context.curves, context.export.rows)
+    return _draw_against_cost(context, tokens, choose_unit)
 
 
 def draw_score_vs_hours(context: Context) -> Figure | None:
@@ -112,7 +112,7 @@ def _draw_against_cost(
     axis, and the axis's words.
     """
     summary, models, known = context.summary, context.models, context.looks
-    index = data.main_score(summary)
+    index = data.find_main_score(summary)
     index = 0 if index is None else index
     column = summary.columns[index]
     models = models.assign(cost=cost.astype(float))
@@ -121,24 +121,26 @@ def _draw_against_cost(
     totals = trained["cost"]
     if totals.empty or totals.max() < _MORE * totals.min():
         return None
-    swept = data.sweeps(trained, least=2)
+    swept = data.find_sweeps(trained, least=2)
     axis = swept[0].axis if len(swept) == 1 else None
     quantised = quantised.assign(series=quantised["name"])
     if axis is not None:
-        quantised.loc[trained.index, "series"] = data.series_names(trained, axis, bits=False)
-    looks = known if set(quantised["series"]) <= set(known) else style.looks(quantised["series"])
+        quantised.loc[trained.index, "series"] = data.name_series(trained, axis, bits=False)
+    looks = (
+        known if set(quantised["series"]) <= set(known) else style.make_looks(quantised["series"])
+    )
     bits = sorted(trained["bits"].unique(), reverse=True)
     figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
     panels = figure.subplots(1, len(bits), squeeze=False, sharex=True, sharey=True)[0]
     size, words = unit(float(totals.max()))
     handles: dict[str, Line2D] = {}
     for axes, each in zip(panels, bits, strict=True):
-        handles |= {str(line.get_label()): line for line in references(axes, summary, index)}
+        handles |= {str(line.get_label()): line for line in draw_references(axes, summary, index)}
         here = quantised[quantised["bits"] == each]
         for name, rows in here.groupby("series", sort=False):
-            look, means = looks[str(name)], data.by_row(rows, index, scale(column))
+            look, means = looks[str(name)], data.average_by_row(rows, index, get_scale(column))
             level = rows["cost"].isna().all()
-            handles[str(name)] = handle(look, str(name), line=level)
+            handles[str(name)] = make_handle(look, str(name), line=level)
             if level:
                 axes.axhline(means[str(name), each].mean, color=look.colour, ls=look.dash, lw=1.0)
                 continue
@@ -146,16 +148,16 @@ def _draw_against_cost(
                 (float(same["cost"].mean()) / size, means[str(row), each])
                 for row, same in rows.groupby("name", sort=False)
             )
-            line_of_means(axes, [at for at, _ in points], [mean for _, mean in points], look)
+            draw_means(axes, [at for at, _ in points], [mean for _, mean in points], look)
         if is_wide(totals):
-            logarithmic(axes, "x", float(totals.min()) / size, float(totals.max()) / size)
+            set_logarithmic(axes, "x", float(totals.min()) / size, float(totals.max()) / size)
         axes.margins(x=0.08, y=0.1)
         if not is_wide(totals):
             axes.set_xlim(0, 1.06 * float(totals.max()) / size)
-        axes.set_title(f"{number_of_bits(each)} bits")
+        axes.set_title(f"{format_bits(each)} bits")
         axes.set_xlabel(words)
-    panels[0].set_ylabel(quantity(column))
-    legend(figure, list(handles.values()))
+    panels[0].set_ylabel(describe_quantity(column))
+    draw_legend(figure, list(handles.values()))
     return figure
 
 

@@ -61,7 +61,7 @@ class ItemIndex:
 
         Of an `exp_mean`, whose value is exp of the mean, too.
         """
-        key = key_of(row)
+        key = get_key(row)
         if row["aggregation"] in ("mean", "exp_mean"):
             own = self.by_row.get(key)
             return None if own is None else [own]
@@ -79,19 +79,19 @@ def make_index(lines: Iterable[tuple[str, RowItems]], rows: pd.DataFrame) -> Ite
     Raises ReportError for items that do not give the value of their row.
     """
     by_row: dict[Key, Items] = {}
-    values = {key_of(row): row for row in rows.to_dict("records")}
+    values = {get_key(row): row for row in rows.to_dict("records")}
     for where, line in lines:
         scores = np.asarray(line.scores, np.float64)
         numbers = np.arange(len(scores)) if line.items is None else np.asarray(line.items, np.int64)
         if len(numbers) != len(scores) or not len(scores):
             raise ReportError(f"{where}: {len(numbers)} items, but {len(scores)} scores")
-        by_row[key_of(vars(line))] = Items(line.task, numbers, scores)
-        _check_value(where, scores, values.get(key_of(vars(line)), {}))
+        by_row[get_key(vars(line))] = Items(line.task, numbers, scores)
+        _check_value(where, scores, values.get(get_key(vars(line)), {}))
     members: dict[Key, list[Key]] = {}
     named = [*ITEM_KEY, "group", "aggregation"]
     for row in rows.loc[rows["group"].notna(), named].drop_duplicates().to_dict("records"):
-        group = members.setdefault(key_of({**row, "task": row["group"]}), [])
-        group.append(key_of(row) if row["aggregation"] == "mean" else _NO_MEAN)
+        group = members.setdefault(get_key({**row, "task": row["group"]}), [])
+        group.append(get_key(row) if row["aggregation"] == "mean" else _NO_MEAN)
     return ItemIndex(by_row, members)
 
 
@@ -125,6 +125,6 @@ def _check_value(where: str, scores: Floats, row: Mapping[Any, Any]) -> None:
         )
 
 
-def key_of(record: Mapping[Any, Any]) -> Key:
+def get_key(record: Mapping[Any, Any]) -> Key:
     """The fields by which items are joined with their row."""
     return tuple(str(record[name]) for name in ITEM_KEY)

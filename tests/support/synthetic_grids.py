@@ -128,7 +128,7 @@ def summary_of(folder: Path) -> Summary:
 
 def effects_of(folder: Path) -> tuple[Effect, ...]:
     """The effects in an exported grid."""
-    return effects.effects(Export(folder))
+    return effects.compute_effects(Export(folder))
 
 
 def drawn_of(folder: Path) -> set[str]:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from harness.core.records import DEVICE_HOURS, SCHEMA
-from reports.numbers.model_columns import device_hours, device_names
+from reports.numbers.model_columns import compute_device_hours, list_devices
 from reports.pages.sheet import markdown
-from reports.pages.table import sheet
+from reports.pages.table import make_sheet
 from reports.reading.export import Export
 from reports.rendering import render
 from tests.support.synthetic_grids import drawn_of, ppl, row, summary_of, write
@@ -45,15 +45,15 @@ def trained(folder: Path, columns: list[str] | None, gpus: int = 8) -> Path:
 
 def test_time_by_devices_restarts_included(tmp_path: Path) -> None:
     folder = trained(tmp_path, None)
-    assert sorted(device_hours(Export(folder))) == [8, 16, 32]
-    assert device_names(Export(folder)) == ["NVIDIA H100"]
+    assert sorted(compute_device_hours(Export(folder))) == [8, 16, 32]
+    assert list_devices(Export(folder)) == ["NVIDIA H100"]
     (folder / "provenance.jsonl").unlink()
-    assert device_hours(Export(folder)).empty  # how many there were is unknown
+    assert compute_device_hours(Export(folder)).empty  # how many there were is unknown
 
 
 def test_a_column_and_a_figure_where_asked_for(tmp_path: Path) -> None:
     folder = trained(tmp_path, [DEVICE_HOURS, "testbed-ppl", "testbed_knowledge"])
-    found = sheet(summary_of(folder))
+    found = make_sheet(summary_of(folder))
     assert found.head[:5] == ("Bits", "Method", "bpw", "Device-h", "PPL ↓")
     assert [line[3].text for line in found.rows] == ["–", "8.00", "16.00", "32.00"]
     assert "(NVIDIA H100)" in found.caption and "Device-h" in markdown(found)
@@ -65,7 +65,7 @@ def test_a_column_and_a_figure_where_asked_for(tmp_path: Path) -> None:
 
 def test_nothing_of_it_where_not(tmp_path: Path) -> None:
     folder = trained(tmp_path, None)
-    assert "Device-h" not in sheet(summary_of(folder)).head
+    assert "Device-h" not in make_sheet(summary_of(folder)).head
     assert "score_vs_hours" not in drawn_of(folder)
 
 
@@ -74,10 +74,10 @@ def test_a_training_of_unknown_length_has_none(tmp_path: Path) -> None:
     lines = (folder / "curves.jsonl").read_text().splitlines()
     old = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
     (folder / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
-    assert {line[3].text for line in sheet(summary_of(folder)).rows} == {"–"}
+    assert {line[3].text for line in make_sheet(summary_of(folder)).rows} == {"–"}
 
 
 @pytest.mark.parametrize("gpus", [1, 4])
 def test_devices_are_those_of_the_stage(tmp_path: Path, gpus: int) -> None:
     folder = trained(tmp_path, None, gpus)
-    assert sorted(device_hours(Export(folder))) == [gpus, 2 * gpus, 4 * gpus]
+    assert sorted(compute_device_hours(Export(folder))) == [gpus, 2 * gpus, 4 * gpus]

@@ -11,7 +11,7 @@ from scipy import stats
 
 from harness.core.errors import ReportError
 from reports.pages.sheet import Sheet, markdown
-from reports.pages.table import sheet
+from reports.pages.table import make_sheet
 from tests.support.synthetic_grids import TASKS, ppl, row, summary_of, write
 
 VALUES = [0.5, 0.7, 0.51]
@@ -24,7 +24,7 @@ def shown(folder: Path, **report: Any) -> Sheet:
         for seed, value in enumerate(VALUES)
     ]
     rows += [ppl(seed=seed, value=5 + seed) for seed in range(3)]
-    return sheet(summary_of(write(folder, rows, report=report)))
+    return make_sheet(summary_of(write(folder, rows, report=report)))
 
 
 def numbers(found: Sheet) -> dict[str, str]:
@@ -59,7 +59,7 @@ def test_medians(tmp_path: Path) -> None:
     assert "Medians over models" in found.caption and "±" not in markdown(found)
     rows = [ppl(seed=seed, value=value) for seed, value in enumerate([5.0, math.nan, 6.0])]
     summary = summary_of(write(tmp_path, rows, report={"aggregate": "median"}))
-    assert "| NaN |" in markdown(sheet(summary))
+    assert "| NaN |" in markdown(make_sheet(summary))
 
 
 def test_half_of_students_interval(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.core.errors import ReportError
-from reports.numbers.columns import number
+from reports.numbers.columns import format_number
 from reports.numbers.entries import Entry
-from reports.numbers.naming import setting
+from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
 from tests.support.synthetic_grids import TASKS, ppl, row, summary_of, write
 
@@ -78,7 +78,7 @@ def test_averages_equal_the_printed_ones(tmp_path: Path, model: str) -> None:
         found = each.entries[-1]
         assert found is not None
         printed = averages[each.name, f"{each.bits:g}"]
-        assert number(found.mean, average, summary.decimals) == printed
+        assert format_number(found.mean, average, summary.decimals) == printed
 
 
 def test_the_papers_bold_figures(tmp_path: Path) -> None:
@@ -250,15 +250,17 @@ def test_titles_name_the_metric_where_a_task_has_two(tmp_path: Path) -> None:
 def test_numbers_look_as_in_the_paper(tmp_path: Path) -> None:
     perplexity, score = summary_of(write(tmp_path, [ppl(value=3.0), row()])).columns
     given = [5.472, 999.0, 3453.2, 2.2e5, math.nan, math.inf]
-    assert [number(v, perplexity, 2) for v in given] == [
+    assert [format_number(v, perplexity, 2) for v in given] == [
         *("5.47", "999.00", "3453", "2.2e5", "NaN", "inf")
     ]
-    assert number(0.49184, score, 2) == "49.18"
-    assert number(0.49184, score, 1) == "49.2"
+    assert format_number(0.49184, score, 2) == "49.18"
+    assert format_number(0.49184, score, 1) == "49.2"
 
 
 def test_a_group_of_a_whole_channel_is_called_so() -> None:
-    assert setting(0, "format.group_size") == "channel"
-    assert [setting(128, "format.group_size"), setting(0, "seed"), setting(False)] == [
-        *("128", "0", "false")
-    ]
+    assert format_setting(0, "format.group_size") == "channel"
+    assert [
+        format_setting(128, "format.group_size"),
+        format_setting(0, "seed"),
+        format_setting(False),
+    ] == [*("128", "0", "false")]

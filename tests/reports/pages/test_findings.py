@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import reports
-from reports.pages.table import caption
+from reports.pages.table import make_caption
 from reports.reading.export import Export
 from tests.support.synthetic_grids import row, summary_of, write
 
@@ -26,13 +26,13 @@ def test_a_finding_is_shown_with_its_rows_only(tmp_path: Path) -> None:
     folder = write(tmp_path, [row()], report=report)
     told = page(folder)
     assert told.count("Note: Set up so.") == told.count("Finding: RTN wins.") == 3
-    assert "Set up so. RTN wins." in caption(summary_of(folder))
+    assert "Set up so. RTN wins." in make_caption(summary_of(folder))
     folder = write(tmp_path, [row(value=0.25)], report=report)
     other = Export(folder).rows_digest
     told = page(folder)
     assert told.count("Note: Set up so.") == 3 and "RTN wins" not in told
     assert told.count(f"Left out: a finding about rows {digest}; these are rows {other}.") == 3
-    assert "Left out" not in caption(summary_of(folder))
+    assert "Left out" not in make_caption(summary_of(folder))
 
 
 def test_a_finding_without_a_digest_is_told_the_one_to_write(tmp_path: Path) -> None:

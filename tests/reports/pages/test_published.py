@@ -13,7 +13,7 @@ import pytest
 
 import reports
 from harness.core.errors import ReportError
-from reports.pages.published import Theirs, beside, sheet, sheets
+from reports.pages.published import Theirs, compare, make_comparison, make_sheets
 from reports.pages.sheet import Sheet
 from reports.reading.export import Export
 from tests.support.synthetic_grids import ppl, row, summary_of, write
@@ -35,7 +35,7 @@ def lines_of(found: Sheet) -> dict[tuple[str, str], list[str]]:
 
 
 def test_three_tables_with_every_printed_digit() -> None:
-    seven, thirteen, reasoning = sheets(LINES)
+    seven, thirteen, reasoning = make_sheets(LINES)
     shown = []
     for model, found in (("LLaMA-2-7B", seven), ("LLaMA-2-13B", thirteen)):
         assert found.head[3:] == (
@@ -59,12 +59,12 @@ def test_three_tables_with_every_printed_digit() -> None:
 @pytest.mark.parametrize(("place", "values"), PRINTED.items())
 def test_rows_of_the_paper(place: tuple[str, str, str], values: str) -> None:
     model, bits, method = place
-    (found,) = [each for each in sheets(LINES) if each.caption.startswith(f"{model},")]
+    (found,) = [each for each in make_sheets(LINES) if each.caption.startswith(f"{model},")]
     assert lines_of(found)[bits, method] == values.split()
 
 
 def test_best_and_second_of_the_printed() -> None:
-    seven = sheets(LINES)[0]
+    seven = make_sheets(LINES)[0]
     best = {
         (r[0].text, seven.head[i]): r[1].text for r in seven.rows for i, c in enumerate(r) if c.best
     }
@@ -108,7 +108,7 @@ def measured(label: str = "RTN", bits: int = 2, **change: Any) -> list[dict[str,
 def compared(folder: Path, rows: list[dict[str, Any]], **grid: Any) -> dict[str, Theirs]:
     folder = write(folder, rows, **{"published": LINES, **grid})
     summary = summary_of(folder)
-    found = beside(summary, Export(folder).rows)
+    found = compare(summary, Export(folder).rows)
     return {summary.columns[c].task or "average": theirs for (_, c), theirs in found.items()}
 
 
@@ -121,7 +121,7 @@ def test_ours_theirs_and_the_difference(tmp_path: Path) -> None:
     ours = (24.12 + 54 + 26.33 + 50 + 21.58) / 5
     assert found["average"] == Theirs("35.08", pytest.approx(ours - 35.08), near=False)
     summary = summary_of(tmp_path)
-    shown = sheet(summary, beside(summary, Export(tmp_path).rows))
+    shown = make_comparison(summary, compare(summary, Export(tmp_path).rows))
     assert shown is not None
     (line,) = shown.rows
     assert [f"{c.text} {c.after}" for c in line[2:4]] == [
@@ -221,7 +221,9 @@ def test_another_model_or_method(tmp_path: Path) -> None:
 
 
 def test_the_report_has_both(tmp_path: Path) -> None:
-    write(tmp_path, measured(group_size=64) + measured("BF16", 16, group_size=None), published=LINES)
+    write(
+        tmp_path, measured(group_size=64) + measured("BF16", 16, group_size=None), published=LINES
+    )
     reports.render(tmp_path)
     for name in ("report.md", "table.md", "table.tex", "table.html"):
         text = (tmp_path / name).read_text()

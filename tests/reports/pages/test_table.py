@@ -18,9 +18,9 @@ from rich.cells import cell_len
 
 import reports
 from reports.numbers.summary import Summary
-from reports.pages.latex import escape_latex, latex
+from reports.pages.latex import escape_latex, write_latex
 from reports.pages.sheet import html, markdown, plain
-from reports.pages.table import sheet, tidy_csv
+from reports.pages.table import make_sheet, write_csv
 from tests.support.synthetic_grids import ppl, quickstart, row, summary_of, write
 
 TINY = """\
@@ -46,11 +46,11 @@ def tiny(folder: Path) -> Summary:
 
 
 def test_markdown_golden(tmp_path: Path) -> None:
-    assert markdown(sheet(tiny(tmp_path))) == TINY
+    assert markdown(make_sheet(tiny(tmp_path))) == TINY
 
 
 def test_latex_is_balanced_and_complete(tmp_path: Path) -> None:
-    found = latex(sheet(summary_of(quickstart(tmp_path))))
+    found = write_latex(make_sheet(summary_of(quickstart(tmp_path))))
     check_latex(found)
     columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", found)
     assert columns is not None
@@ -66,10 +66,10 @@ def test_latex_is_balanced_and_complete(tmp_path: Path) -> None:
 def test_latex_compiles(tmp_path: Path) -> None:
     odd = [row(label='a & b_c 100% #1 {x} ~^\\ <|> γ 3×4 – ≤ † "q" “', value=0.4)]
     tables = [
-        latex(sheet(summary_of(quickstart(tmp_path / "a")))),
-        latex(sheet(tiny(tmp_path / "b"))),
+        write_latex(make_sheet(summary_of(quickstart(tmp_path / "a")))),
+        write_latex(make_sheet(tiny(tmp_path / "b"))),
     ]
-    tables.append(latex(sheet(summary_of(write(tmp_path / "c", odd)))))
+    tables.append(write_latex(make_sheet(summary_of(write(tmp_path / "c", odd)))))
     compile_latex(tmp_path, tables)
 
 
@@ -85,7 +85,7 @@ def compile_latex(folder: Path, tables: list[str]) -> None:
 
 
 def test_latex_numbers(tmp_path: Path) -> None:
-    found = latex(sheet(tiny(tmp_path)))
+    found = write_latex(make_sheet(tiny(tmp_path)))
     assert r"\textbf{$2.2 \times 10^{5}$}" in found
     assert "NaN" in found
     assert r"25.0\textsuperscript{a}" in found
@@ -106,7 +106,7 @@ def check_latex(found: str) -> None:
 
 def test_html_is_a_whole_table_and_no_script(tmp_path: Path) -> None:
     rows = [row(label="<script>alert(1)</script>", value=0.7), row(label='"B" & C', value=0.4)]
-    found = html(sheet(summary_of(write(tmp_path, rows, report={"caption": "<b>x</b>"}))))
+    found = html(make_sheet(summary_of(write(tmp_path, rows, report={"caption": "<b>x</b>"}))))
     tree = ElementTree.fromstring(found)
     assert tree.tag == "table"
     assert {len(line) for line in tree.iter("tr")} == {4}
@@ -118,9 +118,9 @@ def test_html_is_a_whole_table_and_no_script(tmp_path: Path) -> None:
 def test_second_and_marks_in_every_form(tmp_path: Path) -> None:
     rows = [row(label=name, value=v) for name, v in (("A", 0.5), ("B", 0.4), ("C", 0.3))]
     rows[1]["stale"] = "old"
-    shown = sheet(summary_of(write(tmp_path, rows)))
+    shown = make_sheet(summary_of(write(tmp_path, rows)))
     assert "<u>40.0</u> <sup>a</sup>" in markdown(shown)
-    assert r"\underline{40.0}\textsuperscript{a}" in latex(shown)
+    assert r"\underline{40.0}\textsuperscript{a}" in write_latex(shown)
     assert "<td><u>40.0</u><sup>a</sup></td>" in html(shown)
     assert "second underlined" in shown.caption
 
@@ -139,17 +139,17 @@ def test_latex_escapes_any_text(words: str) -> None:
 def test_any_label_keeps_every_table_whole(tmp_path: Path, label: str, reason: str) -> None:
     rows = [row(label=label, stale=reason, cell="a", model_key="a"), row(label="B")]
     summary = summary_of(write(tmp_path, rows))
-    table = markdown(sheet(summary)).split("\n\n")[0].splitlines()
+    table = markdown(make_sheet(summary)).split("\n\n")[0].splitlines()
     assert len(table) == 4
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5}
-    check_latex(latex(sheet(summary)))
-    records = list(csv.reader(io.StringIO(tidy_csv(summary))))
+    check_latex(write_latex(make_sheet(summary)))
+    records = list(csv.reader(io.StringIO(write_csv(summary))))
     assert {len(record) for record in records} == {13}
     assert any(record[2] == " ".join(label.split()) for record in records)
 
 
 def test_csv_is_exact(tmp_path: Path) -> None:
-    records = list(csv.DictReader(io.StringIO(tidy_csv(summary_of(quickstart(tmp_path))))))
+    records = list(csv.DictReader(io.StringIO(write_csv(summary_of(quickstart(tmp_path))))))
     assert len(records) == 9
     frame = reports.load(tmp_path)
     for record in records:
@@ -163,7 +163,7 @@ def test_csv_is_exact(tmp_path: Path) -> None:
 
 
 def test_csv_tells_nan_from_missing(tmp_path: Path) -> None:
-    records = list(csv.DictReader(io.StringIO(tidy_csv(tiny(tmp_path)))))
+    records = list(csv.DictReader(io.StringIO(write_csv(tiny(tmp_path)))))
     by_name = {record["method"]: record for record in records}
     assert by_name["RTN"]["testbed-ppl.ppl"] == "NaN"
     assert by_name["AWQ-clip"]["testbed_knowledge.acc"] == ""
@@ -173,7 +173,7 @@ def test_csv_tells_nan_from_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_text_fits_its_width_and_loses_nothing(tmp_path: Path, width: int) -> None:
     summary = summary_of(quickstart(tmp_path))
-    found = plain(sheet(summary), width)
+    found = plain(make_sheet(summary), width)
     if width > 40:
         assert all(cell_len(line) <= width for line in found.splitlines())
     for title in ("PPL ↓", "Knowledge ↑", "Story ↑", "Arithmetic ↑", "Average ↑"):
@@ -185,7 +185,7 @@ def test_text_fits_its_width_and_loses_nothing(tmp_path: Path, width: int) -> No
 def test_long_names_go_on_and_are_never_cut(tmp_path: Path) -> None:
     rows = [row(label="Method", settings={"some.axis": "x" * 20, "b": v}) for v in ("y", "z")]
     rows[0]["settings"]["other.long.axis"] = 12345
-    found = plain(sheet(summary_of(write(tmp_path, rows))), 60)
+    found = plain(make_sheet(summary_of(write(tmp_path, rows))), 60)
     assert "other.long.axis=12345" in found
     assert "b=z" in found
 

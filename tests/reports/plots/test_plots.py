@@ -65,17 +65,17 @@ def test_pareto_front_against_brute_force(higher: bool) -> None:
 
         finite = {p for p in points if all(map(math.isfinite, p))}
         expected = sorted(p for p in finite if not any(beats(q, p) for q in finite))
-        assert data.pareto(points, higher) == expected
+        assert data.find_pareto_front(points, higher) == expected
 
 
 def test_intervals_are_scipys() -> None:
     values = RNG.normal(size=5)
     low, high = scipy_stats.t.interval(0.95, 4, values.mean(), scipy_stats.sem(values))
-    found = data.mean(values)
+    found = data.compute_mean(values)
     assert found.mean == pytest.approx(values.mean())
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
-    assert data.mean([0.25]) == (0.25, 0.0)
-    assert math.isnan(data.mean([0.25, math.nan]).mean)
+    assert data.compute_mean([0.25]) == (0.25, 0.0)
+    assert math.isnan(data.compute_mean([0.25, math.nan]).mean)
 
 
 def test_bands_over_seeds_against_numpy() -> None:
@@ -84,7 +84,7 @@ def test_bands_over_seeds_against_numpy() -> None:
         pd.DataFrame({"step": range(1, 121), "tokens": np.arange(1, 121) * 10 + seed, "loss": loss})
         for seed, loss in enumerate(losses)
     ]
-    found = data.band(lines, "tokens")
+    found = data.make_band(lines, "tokens")
     half = 120 // 25  # of a window of 9 steps
     smooth = np.array(
         [[loss[max(0, i - half) : i + half + 1].mean() for i in range(120)] for loss in losses]
@@ -99,19 +99,19 @@ def test_bands_over_seeds_against_numpy() -> None:
 def test_losses_that_are_not_finite_are_gaps_and_are_counted(tmp_path: Path) -> None:
     line = pd.DataFrame({"step": range(1, 11), "tokens": range(1, 11), "loss": np.ones(10)})
     broken = line.assign(loss=[1, 1, math.inf, 1, 1, math.nan, 1, 1, 1, 1])
-    found = data.band([line, broken], "step")
+    found = data.make_band([line, broken], "step")
     assert found.gaps == 2
     assert np.flatnonzero(np.isnan(found.mean)).tolist() == [2, 5]
-    shorter = data.band([line, line.iloc[:4]], "step")
+    shorter = data.make_band([line, line.iloc[:4]], "step")
     assert shorter.at.tolist() == [1, 2, 3, 4]  # no jump where a seed ends
 
 
 def test_a_component_with_its_parts_is_words_and_numbers() -> None:
     axes = {"objective": "cakld gamma=0.25", "format.bits": 2, "teacher": None, "fast": True}
-    numbers, words = data.numbers_and_words(axes)
+    numbers, words = data.split_settings(axes)
     assert numbers == {"objective.gamma": 0.25, "format.bits": 2.0}
     assert words == {"objective": "cakld", "teacher": "null", "fast": "true"}
-    assert data.numbers_and_words({"a": "cakld confidence=max"}) == (
+    assert data.split_settings({"a": "cakld confidence=max"}) == (
         {},
         {"a": "cakld confidence=max"},
     )
@@ -121,14 +121,14 @@ def test_gamma_is_swept_and_the_rest_are_level_lines(tmp_path: Path) -> None:
     values = [f"cakld gamma={gamma}" for gamma in (0, 0.25, 0.5, 1)]
     folder = swept(tmp_path, "objective", [*values, "cakld confidence=label"])
     found = summary_of(folder)
-    (sweep,) = data.sweeps(data.per_model(Export(folder).rows, found))
+    (sweep,) = data.find_sweeps(data.list_models(Export(folder).rows, found))
     assert sweep.axis == "objective.gamma"
     (points,) = sweep.series.values()
-    index = data.main_score(found)
+    index = data.find_main_score(found)
     assert index is not None
-    assert {at: data.mean(data.values(p, index)).mean for at, p in points.items()} == pytest.approx(
-        {0: 0.51, 0.25: 0.56, 0.5: 0.61, 1: 0.66}
-    )
+    assert {
+        at: data.compute_mean(data.list_values(p, index)).mean for at, p in points.items()
+    } == pytest.approx({0: 0.51, 0.25: 0.56, 0.5: 0.61, 1: 0.66})
     assert len(points[0.25]) == 3
     assert list(sweep.level) == ["BitDistiller objective=cakld confidence=label", "RTN"]
     assert {"sweep", "perplexity"} <= drawn_of(folder)
@@ -137,10 +137,10 @@ def test_gamma_is_swept_and_the_rest_are_level_lines(tmp_path: Path) -> None:
 def test_averages_over_tasks_are_the_tables(tmp_path: Path) -> None:
     folder = quickstart(tmp_path)
     found = summary_of(folder)
-    models = data.per_model(Export(folder).rows, found)
-    index = data.main_score(found)
+    models = data.list_models(Export(folder).rows, found)
+    index = data.find_main_score(found)
     assert index is not None and found.columns[index].task is None
-    means = data.by_row(models, index, 1.0)
+    means = data.average_by_row(models, index, 1.0)
     for each in found.rows:
         entry = each.entries[index]
         assert entry is not None
@@ -153,7 +153,7 @@ def test_an_average_of_tasks_without_columns_is_drawn_too(tmp_path: Path) -> Non
     told["report"] = {"columns": ["testbed-ppl", "average"], "average": TASKS[:2]}
     (folder / "grid.json").write_text(json.dumps(told))
     assert "score_vs_bits" in drawn_of(folder)
-    models = data.per_model(Export(folder).rows, summary_of(folder))
+    models = data.list_models(Export(folder).rows, summary_of(folder))
     assert models[1].notna().all()
 
 
@@ -162,8 +162,8 @@ def test_tokens_are_found_through_the_model_where_cells_share_a_training(tmp_pat
     found = [row(label="A", cell="a", **shared), row(label="B", cell="b", **shared)]
     folder = write(tmp_path, found, trained({**found[0], "cell": "a"}, 500))
     frame = Export(folder).rows
-    models = data.per_model(frame, summary_of(folder))
-    assert data.tokens_trained(models, Export(folder).curves, frame).tolist() == [500, 500]
+    models = data.list_models(frame, summary_of(folder))
+    assert data.count_tokens(models, Export(folder).curves, frame).tolist() == [500, 500]
 
 
 def test_each_figure_is_drawn_only_where_its_data_are(tmp_path: Path) -> None:
@@ -198,9 +198,9 @@ def test_values_that_are_not_finite_do_not_hide_the_others(tmp_path: Path) -> No
 
 def test_names_lose_what_they_share() -> None:
     names = ["BitDistiller data=generated", "BitDistiller data=ground-truth"]
-    assert data.shortened(names) == ("BitDistiller data", ["generated", "ground-truth"])
-    assert data.shortened(["RTN", "AWQ"]) == ("", ["RTN", "AWQ"])
-    assert data.shortened(["RTN"]) == ("", ["RTN"])
+    assert data.shorten(names) == ("BitDistiller data", ["generated", "ground-truth"])
+    assert data.shorten(["RTN", "AWQ"]) == ("", ["RTN", "AWQ"])
+    assert data.shorten(["RTN"]) == ("", ["RTN"])
 
 
 def test_the_ablation_leaves_out_bits_whose_cost_is_another_figure(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_steps_have_the_name_of_the_row_whose_result_they_are(tmp_path: Path) ->
         weights(wide, "full precision", "d"),
     ]
     names = {each["cell"]: each["label"] for each in (ours, rtn, wide)}
-    found = inside.steps([from_json(Weights, each, "") for each in records], names)
+    found = inside.list_steps([from_json(Weights, each, "") for each in records], names)
     assert [step.title for step in found] == ["RTN", "Ours: clip", "Ours"]
     folder = write(tmp_path, [ours, rtn, wide])
     records += [
