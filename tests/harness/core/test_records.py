@@ -1,4 +1,4 @@
-"""Records: what is read is checked, what is written comes back, and a digest is of numbers alone."""
+"""Records: what is read is checked, what is written comes back, a digest is of numbers alone."""
 
 from __future__ import annotations
 
