@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import re
 from pathlib import Path
 
-from harness.core.records import ITEM_KEY
+from harness.core.records import ITEM_KEY, Finding, ReportOptions
 from harness.core.store import Store
 from harness.grid.expand import load
+from harness.grid.schema import GridFile
 from harness.run import export as rows
 from harness.run import plan as plans
 from harness.run.runner import run
+from reports.reading.export import Export
 from tests.harness.run.test_run import Silent
-from tests.support.toys import toy_plan
+from tests.support.toys import toy_grid, toy_plan
 
 
 def test_items_are_exported_with_the_key_of_their_row(tmp_path: Path) -> None:
@@ -30,6 +33,19 @@ def test_items_are_exported_with_the_key_of_their_row(tmp_path: Path) -> None:
     }
     rows.export(plan, store, tmp_path / "out")
     assert (tmp_path / "out/items.jsonl.gz").read_bytes() == data  # the same bytes each time
+
+
+def test_note_and_finding_of_a_grid_are_exported(tmp_path: Path) -> None:
+    grid = toy_grid(tmp_path / "toy.yaml")
+    report = {"note": "Toys.", "finding": {"text": "A wins.", "rows": "0123"}}
+    file = GridFile.model_validate({**grid.file.model_dump(), "report": report})
+    plan = plans.build(dataclasses.replace(grid, file=file))
+    store = Store(tmp_path / "store")
+    rows.export(plan, store, tmp_path / "out")
+    options = Export(tmp_path / "out").grid.report
+    assert options == ReportOptions(note="Toys.", finding=Finding(text="A wins.", rows="0123"))
+    plans.remember(plan, store)
+    assert plans.remembered(tmp_path / "toy.yaml", store) == plan
 
 
 def test_rows_say_window_tokenizer_and_chat_template(tiny_folder: Path, tmp_path: Path) -> None:
