@@ -112,3 +112,55 @@ def test_verbs_that_read_rows_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules or 'transformers' in sys.modules)"
     run = [sys.executable, "-c", code]
     assert subprocess.run(run, cwd=ROOT, capture_output=True, text=True).stdout.strip() == "False"
+
+
+ROOMS = (
+    "core",
+    "config",
+    "models",
+    "data",
+    "method",
+    "evaluation",
+    "grid",
+    "run",
+    "cluster",
+    "cli",
+)
+CLIENTS = ("testbed",)  # found by entry points: nothing imports them
+UPWARDS = {("harness.core.provenance", "harness.models")}  # which device computes: asked for late
+
+
+def test_rooms_are_imported_one_way_and_clients_by_nobody() -> None:
+    for path in _files("harness"):
+        importer = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        room = path.relative_to(ROOT).with_suffix("").parts[1]
+        for name in _imports(path):
+            imported = (*name.split("."), "")[1] if name.startswith("harness.") else ""
+            if room in CLIENTS or (importer, name) in UPWARDS:
+                continue
+            assert imported not in CLIENTS, f"{path}: {name}"
+            if room in ROOMS and imported in ROOMS:
+                assert ROOMS.index(imported) <= ROOMS.index(room), f"{path}: {name}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count: they hide a circle and do not undo it."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in _files("harness")
+    }
+    imports = {
+        name: {each for each in _imports(path) if (name, each) not in UPWARDS} & set(modules)
+        for name, path in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above, name])
+        if name not in done:
+            for each in sorted(imports[name] - {name}):
+                visit(each, (*above, name))
+            done.add(name)
+
+    for name in modules:
+        visit(name, ())

@@ -199,10 +199,7 @@ def why_stale(
 
 
 def sources() -> list[Path]:
-    """The project's source files and data, whose change can change what a grid means."""
+    """The project's source files, whose change can change what a grid means."""
     return sorted(
-        path
-        for package in ("harness", "methods")
-        for pattern in ("**/*.py", "testbed/tasks/*.yaml", "testbed/model/*.safetensors")
-        for path in (ROOT / package).glob(pattern)
+        path for package in ("harness", "methods") for path in (ROOT / package).glob("**/*.py")
     )

@@ -1,6 +1,6 @@
 """Texts by name, data sets of the hub or of a mirror folder, and token blocks made of them.
 
-What authors of methods and of texts use is imported from here. Importing this package imports torch.
+What authors of methods and of texts use is imported from here, which imports torch.
 """
 
 from harness.data.hub import Access, Split

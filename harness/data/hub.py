@@ -7,8 +7,8 @@ A mirror holds the rows of a data set in its own column names, one file a split:
 
 BITGRID_MIRROR names the folder, else a grid does (`mirror:`). Compute nodes without a network read
 from it, and so does a laptop without an account. `Access.digest` pins a split before anything runs.
-Not here: what a text's rows mean (`hub_texts`), which data sets tasks read (`harness.evaluation.task_files`),
-how a mirror is filled (`fill`).
+Not here: what a text's rows mean (`hub_texts`), which data sets tasks read
+(`harness.evaluation.task_files`), how a mirror is filled (`fill`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from harness.data.jsonl import SUFFIXES, check_columns, check_texts, read_datase
 
 
 class Split(NamedTuple):
-    """A split of a data set, and its files in the repository where that is too large to load whole."""
+    """A split of a data set; `files` of the repository, where it is too large to load whole."""
 
     path: str
     config: str | None
@@ -84,8 +84,8 @@ class Access:
     def digest(self, split: Split, texts: Iterable[str] = (), columns: Iterable[str] = ()) -> str:
         """What pins a split: its data set's commit where that is known, else the mirrored content.
 
-        Raises TextError where the split is neither mirrored nor, by the hub's word, there, and where
-        the mirrored file is broken, lacks one of `columns`, or a text in one of `texts`.
+        Raises TextError where the split is neither mirrored nor, by the hub's word, there, and
+        where the mirrored file is broken, lacks one of `columns`, or a text in one of `texts`.
         """
         file = self.find(split)
         if file is None:
@@ -107,11 +107,11 @@ class Access:
         return self.pinned(path) or _commit(path)
 
     def revision(self, path: str) -> str | None:
-        """The commit to load a data set at; None offline, where there is only what the cache has."""
+        """The commit to load a data set at; None offline, where only the cache is there."""
         return None if _is_offline() else self.commit(path)
 
     def rows(self, split: Split) -> Any:
-        """The rows of a split, a `datasets.Dataset`. Raises TextError where they cannot be loaded."""
+        """The rows of a split, a `datasets.Dataset`. Raises TextError where they are not there."""
         from datasets import load_dataset
 
         path, config, name, files = split
@@ -131,8 +131,8 @@ class Access:
 def find_access(named: str | Path | None = None, fill: Path | None = None) -> Access:
     """The access that BITGRID_MIRROR says, else the mirror `named`.
 
-    `fill`: the folder to be filled where no mirror is named; what a mirror lacks is asked of the hub
-    then. Raises TextError where a mirror is named that is not there, unless it is to be filled.
+    `fill`: the folder to be filled where no mirror is named; what a mirror lacks is asked of the
+    hub then. Raises TextError where a mirror is named that is not there, unless it is to be filled.
     """
     chosen = os.environ.get("BITGRID_MIRROR") or named
     if not chosen:

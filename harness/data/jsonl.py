@@ -33,7 +33,7 @@ def read_dataset(file: Path) -> Any:
 
 
 def json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file of JSON lines, with their line numbers. Raises TextError for a broken line.
+    """The rows of a file of JSON lines, with line numbers. Raises TextError for a broken line.
 
     Lines are those of bytes: a text may hold other line ends, U+2028, as they are.
     """
@@ -116,7 +116,7 @@ def _surveyed(file: Path) -> _Survey:
 
 @cache
 def _survey(file: Path, size: int, mtime: int) -> _Survey:
-    """Every line of a file is read, once: what is broken there is met before anything is computed."""
+    """Every line of a file is read, once: what is broken is met before anything is computed."""
     found = _Survey({}, set())
     for number, row in json_rows(file):
         found.shapes.setdefault(tuple((name, type(held)) for name, held in row.items()), number)

@@ -1,7 +1,7 @@
 """Texts by name: `texts("wikitext2", "train")` is a stage whose value is a list of documents.
 
-A grid names a text as NAME or NAME:PART (`testbed:stories`, `wikitext2:validation`, `file:PATH`). What
-a name stands for is registered, by a package with an entry point in the group `bitgrid.texts`:
+A grid names a text as NAME or NAME:PART (`testbed:stories`, `wikitext2:validation`, `file:PATH`).
+What a name stands for is registered, by a package with an entry point in the group `bitgrid.texts`:
 
     @dataclass(frozen=True)
     class Letters(TextSource):

@@ -48,7 +48,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Packed(Stage[Tokens]):
-    """Documents joined end to end and cut into `count` blocks of `length` tokens; all are labels."""
+    """Documents joined end to end and cut into `count` blocks of `length` tokens, all labels."""
 
     kind: ClassVar[str] = "packed"
     stored: ClassVar[bool] = False
@@ -85,9 +85,10 @@ def calibration(base: Stage[Model], text: str, count: int, length: int) -> Stage
 
 
 def packed(documents: Documents, base: Stage[Model], length: int, count: int) -> Stage[Tokens]:
-    """The stage of `count` blocks of `length` tokens. Raises TextError where a quick text is too short.
+    """The stage of `count` blocks of `length` tokens. Raises TextError where they cannot be had.
 
-    Data sets of the hub are not looked into: they are long, and may not be here yet.
+    A text that takes no time to read is too short, then; data sets of the hub are not looked into:
+    they are long, and may not be here yet.
     """
     if documents.quick and isinstance(base, Pretrained):
         _check_fills(documents, base, length)

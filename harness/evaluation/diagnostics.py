@@ -1,6 +1,6 @@
 """What a report shows of a model's inside: `diagnose:` in a grid.
 
-A diagnostic is a stage like any other, whose value is plain JSON, so that its figure needs no model.
+A diagnostic is a stage whose value is plain JSON, so that its figure needs no model.
 Those of every method are registered, by a package with an entry point in the group
 `bitgrid.diagnostics`:
 
@@ -54,7 +54,7 @@ class Diagnostic(ABC):
         """The stages for what the method makes of `base`; each value has a `diagnostic`; a field
         `step` of the stage names the step of the method.
 
-        `layers`: (O, I) of each linear layer, by name. Raises GridError where the options do not fit.
+        `layers`: (O, I) of each linear layer, by name. Raises GridError where options do not fit.
         """
 
 

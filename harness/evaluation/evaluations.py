@@ -88,7 +88,7 @@ class Catalogue(ABC):
 
     @abstractmethod
     def find(self, name: str) -> Evaluation | None:
-        """The evaluation called `name`, if there is one. Raises GridError for a name that misleads."""
+        """The evaluation called `name`, or None. Raises GridError for a name that misleads."""
 
     @abstractmethod
     def names(self) -> Iterable[str]:

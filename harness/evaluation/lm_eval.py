@@ -1,4 +1,4 @@
-"""lm-eval's tasks as evaluations: the stage that scores one, its rows, and how tasks are registered.
+"""lm-eval's tasks as evaluations: the stage that scores one, its rows, how tasks are registered.
 
 A package registers a folder of its own task files with `register_folder`; lm-eval's own are a
 catalogue. Not here: a run of lm-eval (`lm_eval_run`), what its task files say (`task_files`).
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from harness.core.checked import Checked
 from harness.core.errors import GridError
-from harness.core.reads import Read
+from harness.core.reads import LocalFiles, Read
 from harness.core.records import NO_FILTER, ItemScores, Score
 from harness.core.stage import Input, Resources, Stage, incidental, value
 from harness.data.fill import DataSetRead
@@ -78,7 +78,7 @@ class LmEvalOptions(Checked):
 class LmEvalTask(Evaluation):
     """A task, group or tag of lm-eval, or a task in a package's folder of task files.
 
-    `digest` pins the items of a task that makes them itself. `package` is the folder as a package,
+    `digest` pins the items, which such a task makes itself. `package` is the folder as a package,
     where the functions that the task's file names are imported from.
     """
 
@@ -184,8 +184,8 @@ class LmEval(Stage[Scores]):
         return self._evaluation.uses()
 
     def reads(self) -> tuple[Read, ...]:
-        if self._evaluation.digest is not None:
-            return ()
+        if (folder := self._evaluation.folder) is not None:
+            return (LocalFiles(tuple(sorted(folder.glob("*.yaml")))),)
         splits = find_splits(self._evaluation.task, self.num_fewshot)
         if not splits:
             return (Unlisted(self.task),)

@@ -1,7 +1,7 @@
 """Runs one task of lm-eval on a model in memory.
 
-What the task would download comes from the mirror where one is set, and what it would execute goes to
-the one sandbox. Not here: what a task needs (`task_files`), the stage and its rows (`lm_eval`).
+What the task would download comes from the mirror where one is set, and what it would execute goes
+to the one sandbox. Not here: what a task needs (`task_files`), the stage and its rows (`lm_eval`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def run_task(
 
 @contextlib.contextmanager
 def _blaming_rows(task: Task, shots: int | None, access: Access) -> Iterator[None]:
-    """What a task's own templates and functions stumble over is said with the columns they were given.
+    """An error of a task's own templates and functions, said with the columns they were given.
 
     Each task stumbles in its own way over a column that is missing or holds something else.
     """
@@ -92,7 +92,7 @@ def _blaming_rows(task: Task, shots: int | None, access: Access) -> Iterator[Non
 
 
 def _count_cut(samples: list[dict[str, Any]], model: Model, bos: bool) -> int:
-    """How many items had a request longer than the context, which lm-eval shortens from the left."""
+    """How many items had a request beyond the context, which lm-eval shortens from the left."""
     too_long = set()
     for sample in samples:
         # Of requests that share a prompt the longest decides; texts scored in windows lose nothing.

@@ -1,11 +1,11 @@
 """Perplexity by the protocols that papers use, and by those that others register.
 
     register_evaluation(
-        PerplexityTask("letters-ppl", Protocol("letters", 1024, "joined", words="the archive's letters"))
+        PerplexityTask("letters-ppl", Protocol("letters", 1024, "joined", words="all letters"))
     )
 
-A protocol is all that moves the number: the text, the window, how windows are cut from it. Not here:
-texts (`harness.data`), lm-eval's word perplexity (`lm_eval`).
+A protocol is all that moves the number: the text, the window, how windows are cut from it. Not
+here: texts (`harness.data`), lm-eval's word perplexity (`lm_eval`).
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Each program runs in an interpreter of its own (`python -I -S`), which confines 
 reads the program: limits on CPU time, memory, file size and processes; where the kernel allows it,
 namespaces without a network, with their own process ids and with every file system read-only but
 an empty temporary folder; an unprivileged user when started by root; and, everywhere, a guard in
-the interpreter that refuses processes, sockets, writes outside the folder and reads outside it and the
-standard library. A program passes if it and its tests run to their end, which is shown by a secret
-that the parent sends after the program.
+the interpreter that refuses processes, sockets, writes outside the folder and reads outside it and
+the standard library. A program passes if it and its tests run to their end, which is shown by a
+secret that the parent sends after the program.
 
 This stops accidents and ordinary mischief. It is no defence against a program written to break out
 of CPython, nor against one that hunts for the secret in order to cheat its tests: it runs in the

@@ -125,8 +125,8 @@ def check_model(
             )
         if not (tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token):
             raise ModelError(
-                f"{task.name}: answers are generated in batches, but the tokenizer has no PAD token, nor "
-                "one (EOS, UNK) to take for it"
+                f"{task.name}: answers are generated in batches, but the tokenizer has no PAD "
+                "token, nor one (EOS, UNK) to take for it"
             )
 
 

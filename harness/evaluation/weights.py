@@ -51,8 +51,8 @@ class Weights(Stage[Facts]):
         layers = [linears(model.network) for model in models]
 
         def weights(name: str) -> tuple[Tensor, Tensor, Tensor]:
-            """A layer's of origin, before and after, (O, I) float32; a trained model's come from the
-            host."""
+            """A layer's of origin, before and after, (O, I) float32; a trained model's come from
+            the host."""
             a, b, c = (each[name].weight.detach().to(models[2].device).float() for each in layers)
             return a, b, c
 
@@ -98,9 +98,9 @@ def group_levels(weight: Tensor, group_size: int) -> list[Facts]:
     """The levels of a rounded weight (O, I), over its groups: empty where there are too many.
 
     A group's levels are its distinct values, numbered from its zero: `place` -1 is the first below,
-    with `quartiles` over the groups that have such a level and the `share` of groups that do. Groups
-    that do not use all levels, and a shorter last group of a row, are left out: which level they
-    lack cannot be seen.
+    with `quartiles` over the groups that have such a level and the `share` of groups that do.
+    Groups that do not use all levels, and a shorter last group of a row, are left out: which level
+    they lack cannot be seen.
     """
     width = group_size or weight.shape[1]
     groups = weight[:, : weight.shape[1] // width * width].reshape(-1, width)

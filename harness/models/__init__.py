@@ -1,6 +1,6 @@
 """Pre-trained models: where they lie, how they are read, held, forked and kept.
 
-What authors of methods use is imported from here. Importing this package imports torch.
+What authors of methods and of models use is imported from here, which imports torch.
 """
 
 from harness.models.devices import device

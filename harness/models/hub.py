@@ -25,7 +25,7 @@ OTHERS = ("original/*", "consolidated*", "onnx/*")  # the same weights for other
 
 @dataclass(frozen=True)
 class HubModel(ModelSource):
-    """A repository of the hub, or a GGUF file in one. `revision`: a branch, tag or commit, if named."""
+    """A repository of the hub, or a GGUF file in one, at a branch, tag or commit, if named."""
 
     repository: str
     file: str | None = None
@@ -116,7 +116,7 @@ def _check_name(named: str) -> None:
 
 
 def _find_commit(name: str, revision: str) -> str:
-    """The commit that a hub revision stands for: asked of the hub, or of the local cache offline."""
+    """The commit that a revision stands for: asked of the hub, or of the local cache offline."""
     from huggingface_hub import HfApi
 
     cached = cached_commit("models", name, revision)

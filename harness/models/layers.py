@@ -1,4 +1,4 @@
-"""The layers of a network that quantisation is about. Not here: what they are rounded to (`methods`)."""
+"""The layers of a network that quantisation is about. Not here: what rounds them (`methods`)."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def is_mapped(network: PreTrainedModel) -> bool:
 
 
 def check_loadable(folder: str, trust_remote_code: bool) -> None:
-    """Raise ModelError where a folder's weights do not fit its configuration; headers alone are read."""
+    """Raise ModelError where a folder's weights do not fit its configuration, by their headers."""
     _network(folder, "auto", device_map="meta", trust_remote_code=trust_remote_code)
 
 

@@ -73,7 +73,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _broken(source: str) -> str | None:
-    """The first file of weights, in a local folder or the hub's cache, whose header does not fit it."""
+    """The first file of weights, in a folder or the hub's cache, whose header does not fit it."""
     from huggingface_hub import constants
 
     local = Path(source).expanduser()

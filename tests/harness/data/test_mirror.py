@@ -1,4 +1,4 @@
-"""Tasks and texts of a mirror of real data: scores equal lm-eval's own, and what is missing is said.
+"""Tasks and texts of a mirror of real data: scores equal lm-eval's own, what is missing is said.
 
 The mirror is made in a temporary folder from the real items under BITGRID_SHARED.
 """
@@ -221,7 +221,7 @@ def test_what_the_mirror_lacks_is_said_before_anything_is_computed(
 def test_a_column_that_a_tasks_templates_name_is_missed_before_anything_is_computed(
     small: Path, tiny_folder: Path, task: str, place: tuple[str, str, str], row: list, column: str
 ) -> None:
-    """Without the column of right answers lm-eval would find every answer wrong, and say nothing."""
+    """Without the column of right answers lm-eval finds every answer wrong, and says nothing."""
     file = mirror.write(
         small, *place, [dict.fromkeys([*row, column], "x"), dict.fromkeys(row, "x")]
     )

@@ -19,7 +19,7 @@ from harness.models import Model, layer_shapes, linears, pretrained, read_model,
 
 
 def _turned(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a query or key projection in the order in which GGUF's rotary embedding pairs them."""
+    """Rows of a query or key projection in the order in which GGUF's rotary embedding has them."""
     parts = weight.view(heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
     return parts.transpose(1, 2).reshape(weight.shape)
 

@@ -1,6 +1,6 @@
 """SmolLM2-135M, a real language model, on real data: one window and a few items of the checks.
 
-`benchmarks/smollm2_checks.py` is the whole. Skipped where the model is neither unpacked nor installed.
+`benchmarks/smollm2_checks.py` is the whole. Skipped where the model is not installed.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def test_the_same_in_every_process() -> None:
 
 
 def test_generation_is_fast_and_needs_no_torch() -> None:
-    code = "import sys, harness.testbed.world, harness.evaluation.sandbox; assert 'torch' not in sys.modules"
+    modules = "harness.testbed.world, harness.evaluation.sandbox"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     world._documents.cache_clear()
