@@ -19,7 +19,7 @@ from harness.core.checked import Checked
 from harness.core.errors import GridError
 from harness.core.reads import LocalFiles, Read
 from harness.core.records import NO_FILTER, ItemScores, Score
-from harness.core.stage import Input, Resources, Stage, incidental, value
+from harness.core.stage import Input, Resources, Stage, incidental, kinds, value
 from harness.data.fill import DataSetRead
 from harness.data.hub import current, find_access
 from harness.evaluation.evaluations import (
@@ -124,7 +124,9 @@ class LmEvalTask(Evaluation):
     ) -> Stage[Scores]:
         access, shots = current(), options.num_fewshot
         shots = FEWSHOT.get(self.name) if shots is None else shots
-        return LmEval(
+        # By its declared name: code that runs programs is behind the tasks that do, and no others.
+        made: type[Any] = kinds()["lm-eval-code" if self.runs_code else LmEval.kind]
+        return made(
             model,
             self.name,
             shots,
@@ -198,6 +200,11 @@ class LmEval(Stage[Scores]):
             raise GridError(f"task {self.task!r} is not one of lm-eval any more")
         return evaluation
 
+    @property
+    def run_tests(self) -> Callable[..., Any] | None:
+        """What runs the programs that a model wrote against their tests; None: nothing does."""
+        return None
+
     def run(self, work: Path) -> Scores:
         model = check_evaluable(value(self.model))
         results = run_task(
@@ -208,6 +215,7 @@ class LmEval(Stage[Scores]):
             self.limit,
             batch_size=task_batch(model.context),
             access=find_access(self.mirror),
+            run_tests=self.run_tests,
         )
         named = {
             name: self.task if len(results["samples"]) == 1 else name for name in results["samples"]

@@ -1,7 +1,7 @@
 """Runs one task of lm-eval on a model in memory.
 
 What the task would download comes from the mirror where one is set, and what it would execute goes
-to the one sandbox. Not here: what a task needs (`task_files`), the stage and its rows (`lm_eval`).
+to what the caller hands in. Not here: what a task needs (`task_files`), the stage and its rows (`lm_eval`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import copy
 import io
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 from harness import compat
-from harness.core.errors import TextError
+from harness.core.errors import GridError, TextError
 from harness.data.hub import Access
 from harness.data.jsonl import read_dataset
-from harness.evaluation import sandbox
 from harness.evaluation.task_files import (
     Task,
     check_model,
@@ -38,16 +37,18 @@ def run_task(
     limit: int | None,
     batch_size: int,
     access: Access,
+    run_tests: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """What lm-eval's `simple_evaluate` says of one task, or group of tasks, on a model in memory.
 
+    `run_tests` takes the place of the hub's `code_eval`; without it a task that asks for that fails.
     Beside what it says, `cut`: for each task the number of items whose prompt was shortened.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     check_model(task, bos, model.tokenizer, model.context)
-    with _quiet(), _served(access):
+    with _quiet(), _served(access, run_tests):
         language_model = HFLM(
             pretrained=model.network,
             tokenizer=copy.deepcopy(model.tokenizer),  # where it has no PAD, one is put in
@@ -115,8 +116,8 @@ def _length(request: tuple[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _served(access: Access) -> Iterator[None]:
-    """Inside, what tasks load comes from the mirror, and what they execute runs in the sandbox."""
+def _served(access: Access, run_tests: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Inside, what tasks load comes from the mirror, and what they execute goes to `run_tests`."""
     load_dataset, load_metric = compat.loaders()
 
     def dataset(path: str, name: str | None = None, **options: Any) -> Any:
@@ -130,7 +131,11 @@ def _served(access: Access) -> Iterator[None]:
 
     def metric(path: str, *arguments: Any, **options: Any) -> Any:
         if path == "code_eval":
-            return SimpleNamespace(compute=sandbox.pass_at_k)
+            if run_tests is None:
+                raise GridError(
+                    "this task runs what a model wrote, but does not say so: unsafe_code"
+                )
+            return SimpleNamespace(compute=run_tests)
         return load_metric(path, *arguments, **options)
 
     with compat.replaced_loaders(dataset, metric):

@@ -175,7 +175,7 @@ def test_humanevals_own_solutions_pass_and_wrong_ones_do_not(real: Path) -> None
     assert sandbox.pass_at_k(tests, right)[0] == {"pass@1": 1.0}
     assert sandbox.pass_at_k(tests, wrong)[0] == {"pass@1": 0.0}
     # The very function that lm-eval's task scores with.
-    with lm_eval_run._quiet(), lm_eval_run._served(hub.find_access()):
+    with lm_eval_run._quiet(), lm_eval_run._served(hub.find_access(), sandbox.pass_at_k):
         task = compat.make_task_manager(None).load(["humaneval"])["tasks"]["humaneval"]
         score = task._metric_fn_list["pass_at_k"]
     assert score(references=tests[:1], predictions=right[:1], k=[1]) == {"pass@1": 1.0}

@@ -67,6 +67,7 @@ def test_beats_chance(task: str, metric: str, least: float) -> None:
         task_manager=TaskManager(include_path=tasks, include_defaults=False),
         limit=24,
         bootstrap_iters=0,
+        confirm_run_unsafe_code=True,  # in the sandbox
     )
     assert results["results"][task][metric] >= least
 
