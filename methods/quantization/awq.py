@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harness.core.errors import BitgridError, ModelError
+from harness.core.errors import ModelError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Tokens, calibration
 from harness.models import Model, blocks, host_gib, linears
@@ -51,17 +52,12 @@ class AWQ(Init):
     """
 
     name = "awq"
-    grid: int = 20
+    grid: PositiveInt = 20
     text: str = "pile-val"
-    sequences: int = 128
-    length: int = 512
-    tokens: int = 512
+    sequences: PositiveInt = 128
+    length: PositiveInt = 512
+    tokens: PositiveInt = 512
     clip: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("grid", "sequences", "length", "tokens"):
-            if getattr(self, name) < 1:
-                raise BitgridError(f"awq needs {name} >= 1, not {getattr(self, name)}")
 
     def origin(self, base: Stage[Model], format: Format) -> Stage[Model]:
         if not isinstance(format, Grouped):

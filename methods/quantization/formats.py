@@ -112,6 +112,7 @@ class Grouped(Format):
     widths: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bits not in self.widths:
             choices = ", ".join(map(str, self.widths))
             raise FormatError(f"{self.name} has no {self.bits}-bit form; bits: {choices}")

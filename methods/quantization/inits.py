@@ -15,13 +15,14 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.core.component import Component
-from harness.core.errors import BitgridError, ModelError
+from harness.core.errors import ModelError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Tokens, calibration
 from harness.models import Model, host_gib, linears, replace_weight
@@ -62,21 +63,12 @@ class Clip(Init):
     """
 
     name = "clip"
-    grid: int = 20
-    shrink: float = 0.5
+    grid: PositiveInt = 20
+    shrink: Annotated[float, Field(gt=0, le=1)] = 0.5
     text: str = "pile-val"
-    sequences: int = 128
-    length: int = 512
-    tokens: int = 512
-
-    def __post_init__(self) -> None:
-        if self.grid < 1 or not 0 < self.shrink <= 1:
-            raise BitgridError(
-                f"clip needs grid >= 1 and 0 < shrink <= 1, not {self.grid} and {self.shrink}"
-            )
-        for name in ("sequences", "length", "tokens"):
-            if getattr(self, name) < 1:
-                raise BitgridError(f"clip needs {name} >= 1, not {getattr(self, name)}")
+    sequences: PositiveInt = 128
+    length: PositiveInt = 512
+    tokens: PositiveInt = 512
 
     def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
         if not isinstance(format, Grouped):

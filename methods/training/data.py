@@ -18,35 +18,32 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.core.component import Component
-from harness.core.errors import BitgridError, TextError
+from harness.core.errors import SettingError, TextError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Documents, Tokens, gives_whole_prompts, packed, texts
 from harness.models import Model, Pretrained, host_gib
 from methods.training import generation
 
 Prompt: TypeAlias = list[int]  # token ids
+Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+Counts: TypeAlias = Annotated[dict[str, PositiveInt], Field(min_length=1)]  # sequences of each text
 
 
 @dataclass(frozen=True)
 class Data(Component, family="data"):
     """Where training sequences come from. `sequences` of `length` tokens."""
 
-    sequences: int = 8000
-    length: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.sequences < 1 or self.length < 2:
-            raise BitgridError(
-                f"{self.sequences} sequences of {self.length} tokens: nothing to learn from"
-            )
+    sequences: PositiveInt = 8000
+    length: Annotated[int, Field(ge=2)] = 1024
 
     @abstractmethod
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
@@ -75,19 +72,13 @@ class Generated(Data):
     """
 
     name = "generated"
-    text: str | dict[str, int] = "wikitext2"
-    prompt_chars: int = 128
-    min_chars: int = 512
-    temperature: float = 0.7  # 0: greedy
-    top_p: float = 1.0
+    text: str | Counts = "wikitext2"
+    prompt_chars: PositiveInt = 128
+    min_chars: NonNegativeInt = 512
+    temperature: NonNegativeFloat = 0.7  # 0: greedy
+    top_p: Share = 1.0
     learn_prompt: bool = True
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_sampling(self.temperature, self.top_p)
-        if isinstance(self.text, dict) and (not self.text or min(self.text.values()) < 1):
-            raise BitgridError(f"text {self.text}: each text needs a number of sequences")
 
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
         counts = self.text if isinstance(self.text, dict) else {self.text: self.sequences}
@@ -123,16 +114,16 @@ class SelfGenerated(Data):
     """
 
     name = "self-generated"
-    greedy: tuple[int, int] = (3, 5)
-    temperature: float = 1.0
-    top_p: float = 1.0
+    greedy: tuple[NonNegativeInt, NonNegativeInt] = (3, 5)
+    temperature: NonNegativeFloat = 1.0
+    top_p: Share = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sampling(self.temperature, self.top_p)
-        if not 0 <= self.greedy[0] <= self.greedy[1]:
-            raise BitgridError(f"greedy {self.greedy} is no range of token counts")
+        low, high = self.greedy
+        if low > high:
+            raise SettingError(f"greedy: the range from {low} to {high} tokens is empty", "greedy")
 
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
         return Generate(
@@ -285,10 +276,3 @@ def _check_prompts(stage: Generate, documents: Documents, teacher: Pretrained) -
             next(stage.fitting(stage.openings(documents.read()), teacher.tokenizer()))
         except TextError as error:
             raise TextError(f"text {documents.source!r}: {error}") from error
-
-
-def _check_sampling(temperature: float, top_p: float) -> None:
-    if temperature < 0:
-        raise BitgridError(f"temperature {temperature} is negative")
-    if not 0 < top_p <= 1:
-        raise BitgridError(f"top_p {top_p} is no share between 0 and 1")

@@ -20,20 +20,21 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from harness.core.component import Component
-from harness.core.errors import BitgridError, nearest
+from harness.core.errors import BitgridError
 from harness.core.stage import Stage
 from harness.data import Tokens
 from harness.models import Model
 from methods.training.confidence import Confidence, Meaning
 from methods.training.forward import Labels, log_probabilities, token_nll, widen
 
-_MEANINGS = ("label", "max")
+Weight: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -161,16 +162,8 @@ class CAKLD(Objective):
     """
 
     name = "cakld"
-    gamma: float | None = None
+    gamma: Weight | None = None
     confidence: Meaning = "label"
-
-    def __post_init__(self) -> None:
-        if self.gamma is not None and not 0 <= self.gamma <= 1:
-            raise BitgridError(f"gamma {self.gamma} is no weight between 0 and 1")
-        if self.confidence not in _MEANINGS:
-            raise BitgridError(
-                f"confidence {self.confidence!r} is unknown; {nearest(self.confidence, _MEANINGS)}"
-            )
 
     def build_statistic(self, teacher: Stage[Model], tokens: Stage[Tokens]) -> Stage[float] | None:
         return Confidence(teacher, tokens, self.confidence) if self.gamma is None else None
@@ -197,11 +190,7 @@ class JSD(Objective):
     """
 
     name = "jsd"
-    beta: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise BitgridError(f"beta {self.beta} is no weight between 0 and 1")
+    beta: Weight = 0.5
 
     def token_losses(self, logits: TokenLogits) -> Tensor:
         beta, log_q, log_p = self.beta, logits.log_q, logits.log_p
@@ -228,11 +217,7 @@ class TSLD(Objective):
 
     name = "tsld"
     weighted = True
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise BitgridError(f"temperature {self.temperature} is not positive")
+    temperature: PositiveFloat = 1.0
 
     def token_losses(self, logits: TokenLogits) -> Tensor:
         return _kl(logits.log_p, logits.log_q)
