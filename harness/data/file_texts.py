@@ -33,7 +33,9 @@ class FileText(TextSource):
             raise TextError(f"there is no file {path}")
         if not path.name.endswith(SUFFIXES):
             suffix = "".join(path.suffixes[-2:])
-            raise TextError(f"{path.suffix!r} is no kind of text file; {nearest(suffix, SUFFIXES)}")
+            raise TextError(
+                f"{path.suffix!r} is not a kind of text file; {nearest(suffix, SUFFIXES)}"
+            )
         return str(path)
 
     def pin(self, part: str, split: str, access: Access) -> str:
@@ -59,7 +61,7 @@ def _read(path: Path) -> list[str]:
     if path.name.endswith(jsonl.SUFFIXES):
         jsonl.check_texts(path, ["text"])
         return [row["text"] for _, row in jsonl.json_rows(path)]
-    return [part.strip() for part in jsonl.decoded(path).split("\n\n") if part.strip()]
+    return [part.strip() for part in jsonl.read_text(path).split("\n\n") if part.strip()]
 
 
 register_text("file", FileText())

@@ -52,8 +52,8 @@ def _row(where: str, line: bytes) -> dict[str, Any]:
         text = line.decode().strip()
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        words = f"{error.msg} (column {error.pos + 1})"
-        raise TextError(f"{where} is not a JSON object: {words}") from None
+        fault = f"{error.msg} (column {error.pos + 1})"
+        raise TextError(f"{where} is not a JSON object: {fault}") from None
     except UnicodeDecodeError as error:
         raise TextError(f"{where} is not text in UTF-8: {error.reason}") from None
     if not isinstance(row, dict):
@@ -61,16 +61,16 @@ def _row(where: str, line: bytes) -> dict[str, Any]:
     return row
 
 
-def decoded(file: Path) -> str:
+def read_text(file: Path) -> str:
     """The text in a file. Raises TextError where it is not UTF-8."""
     try:
-        return unpacked(file).decode()
+        return read_bytes(file).decode()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise TextError(f"{file}: line {line} is not text in UTF-8: {error.reason}") from None
 
 
-def unpacked(file: Path) -> bytes:
+def read_bytes(file: Path) -> bytes:
     """The bytes of a file, of a gzip file what it holds. Raises TextError where that is broken."""
     try:
         raw = file.read_bytes()
@@ -117,12 +117,12 @@ def _surveyed(file: Path) -> _Survey:
 @cache
 def _survey(file: Path, size: int, mtime: int) -> _Survey:
     """Every line of a file is read, once: what is broken is met before anything is computed."""
-    found = _Survey({}, set())
+    survey = _Survey({}, set())
     for number, row in json_rows(file):
-        found.shapes.setdefault(tuple((name, type(held)) for name, held in row.items()), number)
+        survey.shapes.setdefault(tuple((name, type(held)) for name, held in row.items()), number)
         for name, held in row.items():
-            if name not in found.filled and isinstance(held, str) and held.strip():
-                found.filled.add(name)
-    if not found.shapes:
+            if name not in survey.filled and isinstance(held, str) and held.strip():
+                survey.filled.add(name)
+    if not survey.shapes:
         raise TextError(f"{file} is empty")
-    return found
+    return survey

@@ -110,10 +110,10 @@ def pack(
         stream += bos + tokenizer(document, add_special_tokens=False)["input_ids"] + eos
         if len(stream) >= length * count:
             break
-    found = min(count, len(stream) // length)
-    if found == 0:
+    blocks = min(count, len(stream) // length)
+    if blocks == 0:
         raise TextError(f"the text has {len(stream)} tokens, fewer than one block of {length}")
-    ids = torch.tensor(stream[: found * length]).view(found, length)
+    ids = torch.tensor(stream[: blocks * length]).view(blocks, length)
     return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
 
 

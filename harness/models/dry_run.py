@@ -8,8 +8,8 @@
 Inside `dry_run` every operation gives a tensor that has a shape, a dtype and a storage of known
 size, but no data; `Live` notes when each storage is made and when it is freed. So nothing is
 guessed from a model's configuration, and a model of any size takes seconds and no memory. Not seen
-are a device's context (half a GiB), the workspaces of its libraries, buffers through which processes
-exchange data (NCCL's, one or two GiB of eight), and the allocator's fragments.
+are a device's context (half a GiB), the workspaces of its libraries, buffers through which
+processes exchange data (NCCL's, one or two GiB of eight), and the allocator's fragments.
 
 Not here: the estimate of any stage (a module `memory` beside the stages registers theirs), how many
 GPUs a stage needs (`harness.run.memory`), weights on the host (`footprint`).

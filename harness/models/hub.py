@@ -102,7 +102,7 @@ def measure_files(path: Path) -> int:
 
 
 def _check_name(named: str) -> None:
-    """Raises ModelError for what is no local model and cannot be a hub's id either."""
+    """Raises ModelError for what is neither a local model nor a hub's id."""
     name, at, _ = named.partition("@")
     if at and name in MODELS.load():
         raise ModelError(f"model {named!r}: {name!r} is built in and has no revisions")

@@ -13,15 +13,15 @@ def linears(network: PreTrainedModel) -> dict[str, nn.Linear]:
 
     Embeddings and the head lie outside the blocks and stay in 16 bits, as in every method compared.
     """
-    found = {
+    layers = {
         f"{prefix}.{name}": module
         for prefix, block in blocks(network).items()
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear)
     }
-    if not found:
+    if not layers:
         raise ModelError(f"{type(network).__name__}: no linear layer found inside decoder blocks")
-    return found
+    return layers
 
 
 def blocks(network: PreTrainedModel) -> dict[str, nn.Module]:

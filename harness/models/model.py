@@ -116,9 +116,9 @@ def read_model(
     they are mapped. So it is too where several processes share a model.
     `options` go to transformers: revision, gguf_file, trust_remote_code, attn_implementation.
     """
-    given = {name: option for name, option in options.items() if option}
+    chosen = {name: option for name, option in options.items() if option}
     # Unset, the library would ask on standard input whether to run code that comes with a model.
-    options = {"trust_remote_code": False, **given}
+    options = {"trust_remote_code": False, **chosen}
     network = _network(where, dtype, **options)
     options.pop("attn_implementation", None)
     tokenizer = read_tokenizer(where, where, **options)
@@ -160,15 +160,15 @@ def _network(where: str, dtype: torch.dtype | str, **options: Any) -> PreTrained
     attention = options.get("attn_implementation")
     asked = f"with attention {attention!r}: " if attention else ""
     with explained(named, f"it cannot be loaded: {asked}"):
-        network, found = AutoModelForCausalLM.from_pretrained(
+        network, report = AutoModelForCausalLM.from_pretrained(
             where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    for name, has, wants in sorted(found["mismatched_keys"]):
+    for name, has, wants in sorted(report["mismatched_keys"]):
         raise ModelError(
             f"model {named!r}: weight {name} has shape {tuple(has)}, its configuration says "
             f"{tuple(wants)}"
         )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         number = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(f"model {named!r}: weight {missing[0]}{number} is missing from its files")
     return network

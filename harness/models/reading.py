@@ -54,14 +54,14 @@ def cause(error: BaseException, source: str) -> str:
         return f"the hub has no such model, or it is private: {login}"
     if RevisionNotFoundError in kinds:
         return f"the hub has no such revision of it; {page} lists them"
-    words = str(error).strip()
-    if isinstance(error, ValueError) and "trust_remote_code" in words:
+    message = str(error).strip()
+    if isinstance(error, ValueError) and "trust_remote_code" in message:
         return "it comes with code of its own; 'trust_remote_code: true' in the grid lets it run"
     if isinstance(error, SafetensorError) and (broken := _broken(source)):
         return broken
     first = first_line(error)
     if first.endswith(":"):  # the reason is below
-        first = " ".join(words.split())
+        first = " ".join(message.split())
     known = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
     return first if known else f"{type(error).__name__}: {first}"
 

@@ -95,9 +95,9 @@ def pretrained(
         raise ModelError(f"dtype {dtype!r} is unknown; choices: auto, {', '.join(DTYPES)}")
     if attention is not None and attention not in ATTENTION:
         raise ModelError(f"attention {attention!r} is unknown; {nearest(attention, ATTENTION)}")
-    found = sources.find_source(source)
-    name, digest, revision = found.pin(source)
-    folder = found.folder()
+    origin = sources.find_source(source)
+    name, digest, revision = origin.pin(source)
+    folder = origin.folder()
     if folder is not None and folder.is_dir():
         # A hub's or a packed model is not fetched or unpacked to look at it.
         check_loadable(str(folder), trust_remote_code)
@@ -119,15 +119,15 @@ def another(base: Stage[Model], source: str) -> Pretrained:
     """
     if not isinstance(base, Pretrained):
         raise ModelError(f"teacher {source!r}: the model that it teaches is not a published one")
-    found = pretrained(source, base.dtype, base.trust_remote_code, base.attention)
-    ours, theirs = (_vocabulary(s.source, s.digest, s.trust_remote_code) for s in (base, found))
+    teacher = pretrained(source, base.dtype, base.trust_remote_code, base.attention)
+    ours, theirs = (_vocabulary(s.source, s.digest, s.trust_remote_code) for s in (base, teacher))
     if ours != theirs:
-        words = {token for token, _ in ours ^ theirs}
+        unlike = {token for token, _ in ours ^ theirs}
         raise ModelError(
             f"teacher {source!r} and model {base.source!r} differ in vocabulary: {len(theirs)} and "
-            f"{len(ours)} tokens, {len(words)} of them not alike (for instance {min(words)!r})"
+            f"{len(ours)} tokens, {len(unlike)} of them not alike (for instance {min(unlike)!r})"
         )
-    return found
+    return teacher
 
 
 @cache

@@ -103,8 +103,16 @@ def test_unknown_texts(source: str, split: str, words: str) -> None:
         ),
         ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "line 2 has no text in column 'text'"),
         ("a.jsonl", b"\xff\n", "a.jsonl: line 1 is not text in UTF-8"),
-        ("a.json", b'[{"text": "x"}]', "'.json' is no kind of text file; did you mean '.jsonl'?"),
-        ("a.csv", b"text\nx\n", "'.csv' is no kind of text file; choices: .jsonl, .jsonl.gz, .txt"),
+        (
+            "a.json",
+            b'[{"text": "x"}]',
+            "'.json' is not a kind of text file; did you mean '.jsonl'?",
+        ),
+        (
+            "a.csv",
+            b"text\nx\n",
+            "'.csv' is not a kind of text file; choices: .jsonl, .jsonl.gz, .txt",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_before_anything_runs(

@@ -1,4 +1,4 @@
-"""What a grid may evaluate by name: evaluations of packages stand beside those that come with it."""
+"""What a grid may evaluate by name: evaluations of packages beside those that come with it."""
 
 from __future__ import annotations
 
