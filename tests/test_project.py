@@ -29,8 +29,9 @@ def _read_pins(file: str = "constraints.txt") -> dict[str, str]:
 
 
 def _requirements() -> list[Requirement]:
-    extras = PROJECT["optional-dependencies"].values()
-    return [Requirement(line) for lines in (PROJECT["dependencies"], *extras) for line in lines]
+    """Those of the package and of its tests. Extras that are models are exact: a model is its file."""
+    development = PROJECT["optional-dependencies"]["dev"]
+    return [Requirement(line) for line in (*PROJECT["dependencies"], *development)]
 
 
 @pytest.mark.parametrize("requirement", _requirements(), ids=lambda found: found.name)
@@ -106,3 +107,20 @@ def test_a_form_for_issues_is_whole(form: Path) -> None:
     assert said["name"] and said["description"]
     fields = [field["id"] for field in said["body"]]
     assert len(set(fields)) == len(fields) > 1
+
+
+def test_the_guide_names_files_and_headings_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    names = re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", text)
+    own = {"methods/my_method.py", "harness/published/NAME.csv", "experiments/NAME.yaml"}
+    own |= {"reports/plots/NAME.py"}
+    assert len(names) > 15
+    for name in set(names) - own:
+        assert (ROOT / name).exists(), name
+    for name in own:
+        assert (ROOT / name).parent.is_dir(), name
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        file, _, heading = target.partition("#")
+        assert (ROOT / file).exists(), target
+        titles = re.findall(r"^#+ (.*)$", (ROOT / file).read_text(), re.MULTILINE)
+        assert not heading or heading in {title.lower().replace(" ", "-") for title in titles}
