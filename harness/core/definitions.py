@@ -1,7 +1,7 @@
 """The code behind a stage, read from its source: every function, class and constant that it reaches.
 
     code = reach([Train, CAKLD])
-    code.definitions["harness.data.text.pack"]      # digest of that function
+    code.definitions["harness.data.tokens.pack"]    # digest of that function
     code.digest                                     # one digest over all of them
     code.distributions                              # ("numpy", "torch", …): what they import
 
