@@ -64,11 +64,11 @@ class Notes:
         self.marks: dict[str, str] = {}
         self.unlike: set[str] = set()  # marks of numbers that cannot be compared
 
-    def mark(self, words: str, unlike: bool) -> str:
-        words = " ".join(words.split())
+    def mark(self, text: str, unlike: bool) -> str:
+        text = " ".join(text.split())
         index = len(self.marks)
         letters = chr(ord("a") + index % 26) * (index // 26 + 1)
-        mark = self.marks.setdefault(words, letters)
+        mark = self.marks.setdefault(text, letters)
         if unlike:
             self.unlike.add(mark)
         return mark
@@ -221,10 +221,10 @@ def _marks(rows: pd.DataFrame, usual: dict[str, Any], notes: Notes) -> list[str]
     unlike = [protocol for protocol in protocols if protocol != usual]
     marks = []
     for protocol in unlike:
-        words = _difference(protocol, usual)
+        text = _difference(protocol, usual)
         if len(unlike) < len(protocols):
-            words = f"some of its seeds with {words}"
-        marks.append(notes.mark(f"measured otherwise than its column: {words}", unlike=True))
+            text = f"some of its seeds with {text}"
+        marks.append(notes.mark(f"measured otherwise than its column: {text}", unlike=True))
     for reason in sorted(set(rows["stale"].dropna())):
         marks.append(notes.mark(f"stale: {reason}", unlike=False))
     return list(dict.fromkeys(marks))

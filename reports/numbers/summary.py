@@ -122,7 +122,7 @@ def summarise(export: Export) -> Summary:
         caveats=tuple(dict.fromkeys(frame["caveat"].dropna())),
         columns=tuple(columns[i] for i in chosen),
         rows=ranked.rows,
-        notes=tuple((mark, words) for words, mark in notes.marks.items() if mark in marks),
+        notes=tuple((mark, text) for text, mark in notes.marks.items() if mark in marks),
         protocols=tuple(usual[i] for i in chosen if columns[i].task is not None),
         stale=_stale(frame, names),
         names=names,

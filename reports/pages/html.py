@@ -84,7 +84,9 @@ def write_page(
             protocols=list_protocols(summary),
             open_cells=_open_cells(summary, measured),
             stale=summary.stale,
-            downloads={n: words for n, words in _DOWNLOADS.items() if _exists(export.folder, n)},
+            downloads={
+                n: description for n, description in _DOWNLOADS.items() if _exists(export.folder, n)
+            },
         )
     )
 
@@ -129,10 +131,10 @@ def _policy(style: str, script: str) -> str:
 
 def _head(table: Sheet, columns: Sequence[Column]) -> list[tuple[str, bool, str]]:
     """Of each column its title, whether it holds numbers, and which way it sorts first."""
-    words = table.head[: len(table.head) - len(columns)]
+    stub = table.head[: len(table.head) - len(columns)]
     ways = {"Bits": "descending", "n": "descending"}
-    head = [(title, title != "Method", ways.get(title, "ascending")) for title in words]
-    titles = table.head[len(words) :]
+    head = [(title, title != "Method", ways.get(title, "ascending")) for title in stub]
+    titles = table.head[len(stub) :]
     return head + [
         (title, True, "descending" if column.higher else "ascending")
         for title, column in zip(titles, columns, strict=True)
@@ -143,7 +145,7 @@ def _row(
     row: Row, cells: Sequence[Cell], summary: Summary, measured: list[_Record]
 ) -> dict[str, Any]:
     """A row of the table: words first, then the numbers with what stands behind them."""
-    words = len(cells) - len(summary.columns)
+    stub_width = len(cells) - len(summary.columns)
     own = [
         (index, each)
         for index, each in enumerate(measured)
@@ -152,10 +154,12 @@ def _row(
     return {
         "row": row,
         "bits": format_bits(row.bits),
-        "words": [cell.text for cell in cells[:words]],
+        "words": [cell.text for cell in cells[:stub_width]],
         "numbers": [
             {"cell": cell, "column": column, **_behind(column, entry, own, summary.decimals)}
-            for cell, column, entry in zip(cells[words:], summary.columns, row.entries, strict=True)
+            for cell, column, entry in zip(
+                cells[stub_width:], summary.columns, row.entries, strict=True
+            )
         ],
     }
 
@@ -190,11 +194,11 @@ def _behind(
 def _open_cells(summary: Summary, measured: list[_Record]) -> list[dict[str, Any]]:
     """Cells that lack scores, what failed first, each with how much of it is there already."""
     listed = []
-    for hole, words in zip(summary.grid.holes, list_open_cells(summary), strict=True):
+    for hole, cell_texts in zip(summary.grid.holes, list_open_cells(summary), strict=True):
         done = {
             get_quantity(each["record"])
             for each in measured
             if each["record"]["cell"] == hole.cell and each["record"]["primary"]
         }
-        listed.append({**words, "failed": not hole.waits, "done": len(done)})
+        listed.append({**cell_texts, "failed": not hole.waits, "done": len(done)})
     return sorted(listed, key=lambda each: not each["failed"])

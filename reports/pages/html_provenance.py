@@ -225,8 +225,8 @@ def _stage(record: StageRecord, file: str | None) -> dict[str, Any]:
     }
     return {
         "name": record.name,
-        "facts": [[label, words] for label, words in facts.items() if words is not None],
-        "settings": [[path, words] for path, words in _settings(stage)],
+        "facts": [[label, text] for label, text in facts.items() if text is not None],
+        "settings": [[path, text] for path, text in _settings(stage)],
         "inputs": list(dict.fromkeys(list_inputs(stage))),
         "time": wall,
         "memory": _gib(record.peak_gpu_gib or record.peak_rss_gib),
@@ -287,5 +287,5 @@ def _gib(size: object) -> str | None:
     return f"{size:.2f} GiB" if isinstance(size, int | float) else None
 
 
-def _listed(words: Iterator[str]) -> str:
-    return "; ".join(dict.fromkeys(words))
+def _listed(texts: Iterator[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))

@@ -59,16 +59,16 @@ def write_latex(sheet: Sheet) -> str:
             cells[0] = cells[0] if index == 0 else ""
             lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    for index, (mark, words) in enumerate(sheet.notes):
+    for index, (mark, text) in enumerate(sheet.notes):
         start = r"\par\smallskip" if index == 0 else r"\par"
         sup = rf"\textsuperscript{{{escape_latex(mark)}}}"
-        lines.append(rf"{start}{{\footnotesize {sup} {escape_latex(words)}}}")
+        lines.append(rf"{start}{{\footnotesize {sup} {escape_latex(text)}}}")
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
-def escape_latex(words: str) -> str:
+def escape_latex(text: str) -> str:
     """Text that LaTeX sets as it stands."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(words.split()))
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def _cell(cell: Cell, number: bool) -> str:

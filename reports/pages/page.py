@@ -70,9 +70,9 @@ def write_page(
     if grid.holes:
         parts += ["## Not finished", _holes(summary)]
     if summary.stale:
-        words = "These numbers are older than the code, or the settings, behind them:"
+        sentence = "These numbers are older than the code, or the settings, behind them:"
         listed = "\n".join(f"- {escape_markdown(line)}" for line in summary.stale)
-        parts += ["## Stale", words, listed]
+        parts += ["## Stale", sentence, listed]
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,8 +95,8 @@ def list_tables(
     """The tables after the comparison, each with its heading, for other pages than this."""
     title = "Beside the published figures"
     sheets = [] if beside is None else [(title, beside)]
-    if beside is None and (words := published.explain_silence(summary)):
-        sheets.append((title, Sheet("published", words, head=(), groups=())))
+    if beside is None and (sentence := published.explain_silence(summary)):
+        sheets.append((title, Sheet("published", sentence, head=(), groups=())))
     sheets += [("As published", each) for each in published.make_sheets(summary.grid.published)]
     if tested:
         sheets.append(
@@ -118,8 +118,8 @@ def write_terminal(summary: Summary, width: int) -> str:
     if grid.holes or summary.stale:
         lines += ["", *wrap(describe_progress(summary), width)]
     for hole in [hole for hole in list_open_cells(summary) if hole["reason"] != NOT_RUN][:10]:
-        words = wrap(f"{_cell(hole)}: {hole['reason']}", width - 2)
-        lines += [f"  {part}" for part in words]
+        hole_lines = wrap(f"{_cell(hole)}: {hole['reason']}", width - 2)
+        lines += [f"  {part}" for part in hole_lines]
     return "\n".join(lines) + "\n"
 
 
@@ -128,14 +128,14 @@ def describe_progress(summary: Summary) -> str:
     grid = summary.grid
     finished = grid.cells - len(grid.holes)
     waiting = sum(hole.waits for hole in grid.holes)
-    words = f"{finished} of {grid.cells} cells finished"
+    sentence = f"{finished} of {grid.cells} cells finished"
     if len(grid.holes) > waiting:
-        words += f", {len(grid.holes) - waiting} failed"
+        sentence += f", {len(grid.holes) - waiting} failed"
     if waiting:
-        words += f", {waiting} {NOT_RUN}"
+        sentence += f", {waiting} {NOT_RUN}"
     if summary.stale:
-        words += f"; numbers that are stale: {len(summary.stale)}"
-    return words + "."
+        sentence += f"; numbers that are stale: {len(summary.stale)}"
+    return sentence + "."
 
 
 def list_protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:

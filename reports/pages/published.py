@@ -113,7 +113,7 @@ def _sheet(figures: Sequence[Figure], caption: str, name: str, models: bool) -> 
         groups.append(
             tuple(
                 (
-                    *(Cell(words) for words in (bits, method, group_size or MISSING)),
+                    *(Cell(text) for text in (bits, method, group_size or MISSING)),
                     *(column[index] for column in placed),
                 )
                 for index, (method, group_size) in enumerate(methods)
@@ -171,7 +171,7 @@ def make_comparison(summary: Summary, theirs: dict[tuple[int, int], Theirs]) -> 
         caption=f"Ours / as printed in {source} (ours - theirs). {_tolerance(summary)}".strip(),
         head=("Bits", "Method", *arrows),
         groups=tuple(tuple(rows) for rows in groups.values()),
-        notes=tuple((mark, words) for words, mark in marks.items()),
+        notes=tuple((mark, text) for text, mark in marks.items()),
     )
 
 
@@ -195,12 +195,12 @@ def explain_silence(summary: Summary) -> str | None:
 def _beside(ours: str, theirs: Theirs, marks: dict[str, str]) -> Cell:
     remarks = [f"not subtracted: {theirs.why}"] if theirs.why else []
     remarks += [theirs.remark] if theirs.remark else []
-    marked = tuple(marks.setdefault(words, chr(ord("a") + len(marks))) for words in remarks)
+    marked = tuple(marks.setdefault(text, chr(ord("a") + len(marks))) for text in remarks)
     if theirs.why is not None or theirs.difference is None:
         return Cell(ours, after=f"/ {theirs.printed}", marks=marked)
     decimals = len(theirs.printed.partition(".")[2]) if "e" not in theirs.printed else 0
-    words = f"{theirs.difference:+.{decimals}f}".replace("-", "−")
-    return Cell(ours, after=f"/ {theirs.printed} ({words})", marks=marked, near=theirs.near)
+    text = f"{theirs.difference:+.{decimals}f}".replace("-", "−")
+    return Cell(ours, after=f"/ {theirs.printed} ({text})", marks=marked, near=theirs.near)
 
 
 def _tolerance(summary: Summary) -> str:

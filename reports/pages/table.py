@@ -48,7 +48,7 @@ def write_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None 
     writer = csv.writer(out, lineterminator="\n")
     head = ["bits", "method", "label", "bits_per_weight", "models"]
     head += [each.column.name for each in summary.model_facts]
-    words = dict(summary.notes)
+    note_texts = dict(summary.notes)
     for column in summary.columns:
         parts = ("sd", "se", "low", "high", "n", "p", "note")
         name = column.name
@@ -65,7 +65,11 @@ def write_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None 
             else:
                 low, high = entry.interval or (None, None)
                 cells += [_exact(value) for value in (entry.mean, entry.sd, entry.se, low, high)]
-                cells += [entry.n, _exact(entry.p), "; ".join(words[mark] for mark in entry.marks)]
+                cells += [
+                    entry.n,
+                    _exact(entry.p),
+                    "; ".join(note_texts[mark] for mark in entry.marks),
+                ]
             if theirs:
                 printed = theirs.get((at, place))
                 cells += [printed.printed, _exact(printed.difference)] if printed else ["", ""]
@@ -84,31 +88,31 @@ def make_caption(summary: Summary) -> str:
 def list_explanations(summary: Summary, terminal: bool = False) -> list[str]:
     """What a reader must know to read the numbers."""
     entries = [entry for row in summary.rows for entry in row.entries if entry is not None]
-    words = []
+    sentences = []
     if any(column.percent for column in summary.columns):
-        words.append("Scores in percent.")
+        sentences.append("Scores in percent.")
     best = "Best of each group *" if terminal else "Best of each group in bold"
     if any(entry.second for entry in entries) and not terminal:
         best += ", second underlined"
-    words.append(f"{best}; bpw: bits per weight, scales and zero points counted.")
-    words += [each.description for each in summary.model_facts]
+    sentences.append(f"{best}; bpw: bits per weight, scales and zero points counted.")
+    sentences += [each.description for each in summary.model_facts]
     average = next((column for column in summary.columns if column.task is None), None)
     scores = [column for column in summary.columns if column.higher and column.task is not None]
     if average is not None and {column.task for column in scores} != set(average.tasks):
-        words.append(f"Average over {', '.join(name_task(task) for task in average.tasks)}.")
-    words += _spreads(summary)
+        sentences.append(f"Average over {', '.join(name_task(task) for task in average.tasks)}.")
+    sentences += _spreads(summary)
     if summary.comparisons:
         seeds = "an item's score is its mean over models, " if summary.several else ""
-        words.append(
+        sentences.append(
             f"Each number was compared with the best of its group on the same items by "
             f"{' or '.join(summary.tests)}; {seeds}Holm-corrected for {summary.comparisons} "
             "comparisons."
         )
     if any(entry.se is not None for entry in entries):
-        words.append("Standard errors over items are in the CSV (.se).")
+        sentences.append("Standard errors over items are in the CSV (.se).")
     if any(None in row.entries for row in summary.rows):
-        words.append("– is not measured; an average needs every task.")
-    return words
+        sentences.append("– is not measured; an average needs every task.")
+    return sentences
 
 
 def _spreads(summary: Summary) -> list[str]:
@@ -131,11 +135,11 @@ def _head(summary: Summary) -> list[str]:
 
 def _stub(summary: Summary, row: Row) -> list[Cell]:
     weight = MISSING if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}"
-    words = [format_bits(row.bits), row.name, weight]
-    words += [_models(row)] if summary.several else []
+    texts = [format_bits(row.bits), row.name, weight]
+    texts += [_models(row)] if summary.several else []
     for each, value in zip(summary.model_facts, row.facts, strict=True):
-        words.append(MISSING if value is None else each.column.show(value))
-    return [Cell(text) for text in words]
+        texts.append(MISSING if value is None else each.column.show(value))
+    return [Cell(text) for text in texts]
 
 
 def _models(row: Row) -> str:

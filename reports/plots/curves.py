@@ -33,7 +33,9 @@ def draw_training_loss(context: Context) -> Figure | None:
     bits = sorted(curves["bits"].unique(), reverse=True)
     tokens = bool(curves["tokens"].notna().all())
     place = "tokens" if tokens else "step"
-    size, words = choose_unit(float(curves[place].max())) if tokens else (1.0, "optimiser step")
+    size, axis_label = (
+        choose_unit(float(curves[place].max())) if tokens else (1.0, "optimiser step")
+    )
     figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
     panels = figure.subplots(1, len(bits), squeeze=False, sharey=True)[0]
     notes = []
@@ -63,7 +65,7 @@ def draw_training_loss(context: Context) -> Figure | None:
         if is_wide(finite):
             set_logarithmic(axes, "y", float(finite.min()), float(finite.max()))
         axes.set_title(f"{format_bits(each)} bits")
-        axes.set_xlabel(words)
+        axes.set_xlabel(axis_label)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     panels[0].set_ylabel("training loss" + (" (log scale)" if is_wide(finite) else ""))
     drawn = [name for name in looks if name in set(curves["name"])]
@@ -71,7 +73,9 @@ def draw_training_loss(context: Context) -> Figure | None:
     common, short = shorten(drawn)
     pairs = zip(drawn, short, strict=True)
     draw_legend(
-        figure, [make_handle(looks[name], words, line=True) for name, words in pairs], common
+        figure,
+        [make_handle(looks[name], name_shown, line=True) for name, name_shown in pairs],
+        common,
     )
     return figure
 

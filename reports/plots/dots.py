@@ -111,8 +111,8 @@ def draw_ablation(context: Context) -> Figure | None:
     width = int(figure.get_figwidth() * 14)
     panels[0].set_title(textwrap.shorten(against, width, placeholder=" …"), loc="left")
     handles = [
-        Line2D([], [], color=colour, marker="o", mec="white", ls="none", label=words)
-        for colour, words in (
+        Line2D([], [], color=colour, marker="o", mec="white", ls="none", label=label)
+        for colour, label in (
             (style.BETTER, "better"),
             (style.WORSE, "worse"),
             (style.UNTOLD, "not distinguished"),
@@ -197,10 +197,10 @@ def _words(row: Row, mean: Mean, index: int, column: Column) -> str:
     return "–" if entry is None else format_number(mean.mean, column, 1) + list_marks([entry])
 
 
-def _print(axes: Axes, at: float, words: str) -> None:
+def _print(axes: Axes, at: float, text: str) -> None:
     """A row's number, right of the axes."""
     axes.annotate(
-        words,
+        text,
         (1, at),
         xycoords=axes.get_yaxis_transform(),
         xytext=(3, 0),

@@ -172,8 +172,8 @@ def draw_confidence(context: Context) -> Figure | None:
         if loss.sum() > 0:
             below.plot(edges, 100 * np.append(0, loss.cumsum()) / loss.sum(), **line)
         if record.unbounded:
-            words = f"{record.unbounded} tokens without a finite loss left out"
-            notes.append(f"{name}, {record.step}: {words}")
+            text = f"{record.unbounded} tokens without a finite loss left out"
+            notes.append(f"{name}, {record.step}: {text}")
     share = np.append(0, np.cumsum(measured[0].tokens)) / sum(measured[0].tokens)
     below.fill_between(edges, 100 * share, color=style.FRONT, lw=0, label="tokens")
     if is_wide(means):

@@ -106,9 +106,9 @@ def _tick(value: float, powers: bool) -> str:
 
 def choose_unit(largest: float) -> tuple[float, str]:
     """What a number of tokens is divided by for an axis, and the axis's words."""
-    for size, words in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
+    for size, size_name in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if largest >= size:
-            return size, f"tokens trained on ({words})"
+            return size, f"tokens trained on ({size_name})"
     return 1.0, "tokens trained on"
 
 
@@ -142,10 +142,10 @@ def draw_legend(figure: Figure, handles: Sequence[Artist], title: str = "") -> N
     )
 
 
-def write_remark(figure: Figure, words: Sequence[str]) -> None:
+def write_remark(figure: Figure, remarks: Sequence[str]) -> None:
     """What a reader must know of a figure that it does not show, in small print above it."""
-    if words:
-        lines = textwrap.wrap("; ".join(words), int(figure.get_figwidth() * 17))
+    if remarks:
+        lines = textwrap.wrap("; ".join(remarks), int(figure.get_figwidth() * 17))
         _taller(figure, 0.13 * len(lines) + 0.05)
         figure.suptitle("\n".join(lines), fontsize=7, color="#555555", x=0.01, ha="left")
 

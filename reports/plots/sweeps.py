@@ -132,7 +132,7 @@ def _draw_against_cost(
     bits = sorted(trained["bits"].unique(), reverse=True)
     figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
     panels = figure.subplots(1, len(bits), squeeze=False, sharex=True, sharey=True)[0]
-    size, words = unit(float(totals.max()))
+    size, axis_label = unit(float(totals.max()))
     handles: dict[str, Line2D] = {}
     for axes, each in zip(panels, bits, strict=True):
         handles |= {str(line.get_label()): line for line in draw_references(axes, summary, index)}
@@ -155,7 +155,7 @@ def _draw_against_cost(
         if not is_wide(totals):
             axes.set_xlim(0, 1.06 * float(totals.max()) / size)
         axes.set_title(f"{format_bits(each)} bits")
-        axes.set_xlabel(words)
+        axes.set_xlabel(axis_label)
     panels[0].set_ylabel(describe_quantity(column))
     draw_legend(figure, list(handles.values()))
     return figure

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import fields, replace
 from typing import Any
 
@@ -103,3 +105,11 @@ def test_a_digest_of_rows_is_of_their_numbers() -> None:
     assert digest == rows_digest(map(vars, renamed))
     for change in ({"value": 0.25}, {"seed": 1}, {"settings": {"bits": 3}}, {"method": "b"}):
         assert digest != rows_digest(map(vars, [replace(rows[0], **change), rows[1]]))
+
+
+def test_importing_the_records_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, harness.core.records; print({'torch','pandas','pydantic'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"

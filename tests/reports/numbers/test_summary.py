@@ -264,3 +264,17 @@ def test_a_group_of_a_whole_channel_is_called_so() -> None:
         format_setting(0, "seed"),
         format_setting(False),
     ] == [*("128", "0", "false")]
+
+
+def test_a_filter_is_part_of_what_a_column_measures(tmp_path: Path) -> None:
+    asked = {"task": "gsm8k", "metric": "exact_match"}
+    rows = [
+        row(**asked, filter="flexible-extract", value=0.3),
+        row(**asked, filter="strict-match", value=0.2, primary=False),
+        row(**asked, label="Other", filter="flexible-extract", value=0.1),
+    ]
+    summary = summary_of(write(tmp_path, rows))
+    (column,) = summary.columns
+    assert column.name == "gsm8k.exact_match,flexible-extract"
+    assert column.title == "GSM8K"
+    assert [entry.mean for each in summary.rows for entry in each.entries if entry] == [0.3, 0.1]

@@ -134,7 +134,9 @@ print(sorted(name for name in sys.modules if name.startswith(("harness", "method
         "[]",
         "[]",
         "[]",
-        "['harness', 'harness.core', 'harness.core.errors', 'harness.core.misfit', 'harness.core.records']",
+        str(
+            ["harness", *(f"harness.core{name}" for name in ("", ".errors", ".misfit", ".records"))]
+        ),
     ]
 
 
