@@ -2,9 +2,9 @@
 
     python benchmarks/clip_search.py [--threads 2] [--format nf --bits 3 --group-size 128]
 
-The straightforward way multiplies the sampled tokens out, tokens x rows x groups, for each candidate;
-it is timed on the small layer only and must choose the same ranges. Random weights and activations:
-the work does not depend on the values.
+The straightforward way multiplies the sampled tokens out, tokens x rows x groups, for each
+candidate; it is timed on the small layer only and must choose the same ranges. Random weights and
+activations: the work does not depend on the values.
 """
 
 from __future__ import annotations

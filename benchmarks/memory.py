@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--model smollm2-135m] [--length 256]
 
-Trains SmolLM2-135M for two steps of two micro-batches (one line a configuration) in a process of its
-own, on the CPU, and compares the peak of its memory with the estimate for the very same stage.
+Trains SmolLM2-135M for two steps of two micro-batches (one line a configuration) in a process of
+its own, on the CPU, and compares the peak of its memory with the estimate for the very same stage.
 
 Measured is the peak of anonymous resident memory (RssAnon in /proc, read every 5 ms from outside)
 less what there was after the imports, before the model was loaded: code and mapped files are not

@@ -1,8 +1,8 @@
 """LLM-QAT: distilled by forward KL on text that the full-precision model writes alone.
 
-LLM-QAT: Data-Free Quantization Aware Training for Large Language Models (Liu et al. 2023,
-arXiv 2305.17888): symmetric integers (section 2.2), self-generated data (section 2.1). Weights only:
-the paper's quantised activations and key-value cache are not part of the space.
+LLM-QAT: Data-Free Quantization Aware Training for Large Language Models (Liu et al. 2023, arXiv
+2305.17888): symmetric integers (section 2.2), self-generated data (section 2.1). Weights only: the
+paper's quantised activations and key-value cache are not part of the space.
 """
 
 from __future__ import annotations

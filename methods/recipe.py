@@ -6,7 +6,8 @@
 
 A method of this folder is a named point of the space, in a file of its own that registers it; every
 ablation of the BitDistiller paper varies one field of `Recipe`. Not here: the points (`rtn`, `awq`,
-`awq_clip`, `llm_qat`, `bitdistiller`, `bf16`), and what they are made of (`quantization`, `training`).
+`awq_clip`, `llm_qat`, `bitdistiller`, `bf16`), and what they are made of (`quantization`,
+`training`).
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class Recipe(Method):
             return student
         if self.data is None or self.train is None:
             raise BitgridError(
-                f"objective {self.objective.name!r} trains, so the method needs 'data' and 'train'; "
-                "start from llm-qat or bitdistiller"
+                f"objective {self.objective.name!r} trains, so the method needs 'data' and "
+                "'train'; start from llm-qat or bitdistiller"
             )
         teacher = self._build_teacher(base)
         for model in (base, teacher):

@@ -27,7 +27,8 @@ def fits(memory: Memory, gib: float) -> bool:
 
 
 def count_gpus(stage: Stage[Any], gib: float) -> int | None:
-    """The fewest GPUs of `gib` GiB, a power of two, that hold a stage; None where more do not help."""
+    """The fewest GPUs of `gib` GiB, a power of two, that hold a stage; None where more do not
+    help."""
     gpus, before = 1, math.inf
     while gpus <= _MOST_GPUS:
         estimate = estimate_memory(stage, gpus)

@@ -1,15 +1,18 @@
-"""AWQ: channels that see large activations are scaled up before rounding, so that they keep more of it.
+"""AWQ: channels that see large activations are scaled up before rounding, so that they keep more of
+it.
 
     start = AWQ().build(base, IntAsym(bits=3))          # Stage[Model] -> Stage[Model]
 
-Input channel j of a layer is multiplied by s_j, and the operation that writes the channel is divided
-by s_j: the model computes the same, but rounding to groups now hurts the channel s_j times less
-(arXiv 2306.00978, section 3.2). s = mean|x|^alpha, and alpha is searched for all layers that share an
-input. In this file: the init, its two stages and the value between them, the search, and where scales
-can be folded (`foldable`). Not here: how layers are observed (`clip`), rounding (`formats`).
+Input channel j of a layer is multiplied by s_j, and the operation that writes the channel is
+divided by s_j: the model computes the same, but rounding to groups now hurts the channel s_j times
+less (arXiv 2306.00978, section 3.2). s = mean|x|^alpha, and alpha is searched for all layers that
+share an input. In this file: the init, its two stages and the value between them, the search, and
+where scales can be folded (`foldable`). Not here: how layers are observed (`clip`), rounding
+(`formats`).
 
 As published but for one thing: a layer's error is that of its own output, where the published code
-takes that of the attention or feed-forward module around query, key, value, gate and up projections.
+takes that of the attention or feed-forward module around query, key, value, gate and up
+projections.
 """
 
 from __future__ import annotations
@@ -288,8 +291,8 @@ def _normed(model: Model, layers: Mapping[str, nn.Linear]) -> dict[str, list[str
 def _preserved(model: Model, layers: Mapping[str, Sequence[str]]) -> bool:
     """Whether the model computes the same with scales folded in.
 
-    Tried with powers of two: they change no digit of a float, whatever the dtype, so what differs is
-    an error and not rounding.
+    Tried with powers of two: they change no digit of a float, whatever the dtype, so what differs
+    is an error and not rounding.
     """
     generator, linear = torch.Generator().manual_seed(0), linears(model.network)
     scales = {

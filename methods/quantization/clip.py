@@ -1,15 +1,15 @@
 """The clip search: per group of weights, the range whose rounding hurts the layer's output least.
 
-BitDistiller's asymmetric clipping (arXiv 2402.10631, section 3.1): the max and the min of a group are
-shrunk independently, and the pair is kept for which the group's part of the layer's output, on a
-sample of calibration tokens, moves least.
+BitDistiller's asymmetric clipping (arXiv 2402.10631, section 3.1): the max and the min of a group
+are shrunk independently, and the pair is kept for which the group's part of the layer's output, on
+a sample of calibration tokens, moves least.
 
 The output error of a group is |X d|^2 = d' H d, where d is the change of its weights, X (n, g) what
-it sees and H = X'X. So a group needs g x g numbers, however many the tokens, and no tensor of tokens
-x channels x groups is ever made. Instead of H the search uses a root of it, R with R'R = H: |R d|^2
-takes one pass fewer and cannot turn negative. Where the tokens are fewer than the group is wide, X is
-such a root itself and H is not formed: per channel, 512 tokens of 11008 channels are 22 MB and their
-H would be 485.
+it sees and H = X'X. So a group needs g x g numbers, however many the tokens, and no tensor of
+tokens x channels x groups is ever made. Instead of H the search uses a root of it, R with R'R = H:
+|R d|^2 takes one pass fewer and cannot turn negative. Where the tokens are fewer than the group is
+wide, X is such a root itself and H is not formed: per channel, 512 tokens of 11008 channels are 22
+MB and their H would be 485.
 
 In this file: what is searched (`searchable`), what it is searched on (`observe`), the search
 (`search`). Not here: the stages and the value that is kept (`inits`). `awq` observes layers as this
@@ -142,8 +142,8 @@ def observe(
 ) -> list[Observed]:
     """What `layers` of `model` see on `count` evenly spread tokens (all, where there are fewer).
 
-    Layers that read one tensor (gate and up) are observed once. Raises ModelError, naming the layer,
-    where it sees NaN or Inf.
+    Layers that read one tensor (gate and up) are observed once. Raises ModelError, naming the
+    layer, where it sees NaN or Inf.
     """
     ids, total = tokens.ids, tokens.ids.numel()
     count = min(count, total)
@@ -177,7 +177,8 @@ def observe(
         for name, linear in layers.items():
             hooks.enter_context(linear.register_forward_pre_hook(partial(see, name)))
         for batch in torch.split(ids, max(1, TOKENS_AT_ONCE // ids.shape[1])):
-            # The blocks only: the head's logits are the largest tensor of all and nobody reads them.
+            # The blocks only: the head's logits are the largest tensor of all and nobody reads
+            # them.
             model.network.base_model(input_ids=batch.to(model.device), use_cache=False)
             last = None
     silent = layers.keys() - {name for group in observed.values() for name in group.layers}

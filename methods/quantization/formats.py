@@ -3,9 +3,10 @@
     values = IntAsym(bits=2, group_size=128).quantize(weight)       # (O, I) -> (O, I)
 
 A format cuts each row of a weight into groups, finds each group's range and rounds to the levels
-that the range spans. `quantize` takes the range from the weights; `quantize_dequantize` takes a given
-one, which is what a search for better ranges needs. Training (`straight_through`) and evaluation
-(`rounding.quantize_model`) both go through it, so they round alike: to nearest, halves to even.
+that the range spans. `quantize` takes the range from the weights; `quantize_dequantize` takes a
+given one, which is what a search for better ranges needs. Training (`straight_through`) and
+evaluation (`rounding.quantize_model`) both go through it, so they round alike: to nearest, halves
+to even.
 
 Scales are 16-bit floats and zero points integers, so every value is one that could be stored; the
 tensors themselves hold the values, not the codes. Not here: a whole model (`rounding`), the search
@@ -62,7 +63,8 @@ class Format(Component, family="format"):
 
     @abstractmethod
     def bits_per_weight(self, in_features: int) -> float:
-        """Bits a weight costs in a layer of `in_features` inputs; scales and zero points counted."""
+        """Bits a weight costs in a layer of `in_features` inputs; scales and zero points
+        counted."""
 
     @abstractmethod
     def describe(self, in_features: int) -> Quantized:

@@ -2,11 +2,11 @@
 
     start = Clip().build(base, IntAsym(bits=2))         # Stage[Model] -> Stage[Model]
 
-`Clip` is two stages: a search that is stored, small, and shared by every cell that asks for the same
-format on the same model, and a clamping of the weights that is redone in memory.
+`Clip` is two stages: a search that is stored, small, and shared by every cell that asks for the
+same format on the same model, and a clamping of the weights that is redone in memory.
 
-In this file: the inits as components of a recipe, their stages, and `Ranges`, the value of a search.
-Not here: the search itself (`clip`), scaling (`awq`), rounding (`formats`).
+In this file: the inits as components of a recipe, their stages, and `Ranges`, the value of a
+search. Not here: the search itself (`clip`), scaling (`awq`), rounding (`formats`).
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Clip(Init):
     """BitDistiller's asymmetric clip search, on `sequences` blocks of `length` tokens of `text`.
 
     Max and min of a group shrink independently, each to 1 - i/grid of its size for i/grid < shrink;
-    the output error is measured on `tokens` of the tokens. A format without ranges leaves nothing to
-    clip.
+    the output error is measured on `tokens` of the tokens. A format without ranges leaves nothing
+    to clip.
     """
 
     name = "clip"

@@ -1,8 +1,8 @@
 """What searches and rounding hold in memory at their peak.
 
-The code itself is run on tensors without data, so that what is shared, what is copied and when it is
-freed need not be repeated here. Not here: how that is done (`harness.models.dry_run`), stages that
-train (`methods.training.memory`).
+The code itself is run on tensors without data, so that what is shared, what is copied and when it
+is freed need not be repeated here. Not here: how that is done (`harness.models.dry_run`), stages
+that train (`methods.training.memory`).
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def _of_search(
 
 @estimate_memory.register
 def of_rounding(stage: Round, gpus: int | None = None, device: str = "cuda") -> Memory:
-    """The base, what is rounded already, and one layer at work; a trained model lies on the host."""
+    """The base, what is rounded already, and one layer at work; a trained model lies on the
+    host."""
     return _of_rounding(pretrained_of(stage.base), find_own_weights(stage.model), stage.format)
 
 

@@ -22,7 +22,7 @@ from methods.quantization.formats import Format, FullPrecision
 
 @dataclass(frozen=True)
 class Round(Stage[Model]):
-    """Weights to what the format can represent: what is evaluated (rule 8), in the base's dtype.
+    """Weights to what the format can represent: what is evaluated, in the base's dtype.
 
     Training leaves float32 weights. Evaluated as such they would have an advantage over methods
     whose models stay in the base's 16 bits.
@@ -43,9 +43,9 @@ def quantize_model(model: Model, format: Format, like: Model | None = None) -> M
     the dtype and on the device of `like`, where one is given.
 
     The result is no longer latent: its weights are what the format can hold. Full precision holds
-    any weight, so it rounds none. One tensor is worked on at a time: where `model` lies on the host,
-    the device never has more of it than that. Raises FormatError where a layer does not fit, before
-    any work, and ModelError where a layer has NaN or Inf.
+    any weight, so it rounds none. One tensor is worked on at a time: where `model` lies on the
+    host, the device never has more of it than that. Raises FormatError where a layer does not fit,
+    before any work, and ModelError where a layer has NaN or Inf.
     """
     like, result = like or model, model.fork(latent=False)
     layers = {} if isinstance(format, FullPrecision) else linears(result.network)

@@ -67,7 +67,8 @@ class Checkpoint:
     def _parts(
         self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """What there is to save of this process's rows: a name, float32, and what it is spread like."""
+        """What there is to save of this process's rows: a name, float32, and what it is spread
+        like."""
         for name, weight in weights.items():
             place, state = self.places[name], optimizer.state.get(weight, {})
             yield f"weight/{name}", weight.detach(), place
@@ -82,7 +83,8 @@ class Checkpoint:
     def load(
         self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> dict[str, Any] | None:
-        """Fill weights and optimizer; returns the facts, with `step`. None where nothing is saved."""
+        """Fill weights and optimizer; returns the facts, with `step`. None where nothing is
+        saved."""
         if not self.path.exists():
             return None
         with safe_open(self.path, framework="pt") as file, torch.no_grad():

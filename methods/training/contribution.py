@@ -1,7 +1,8 @@
-"""Which tokens a loss comes from: the objective by the teacher's confidence, `diagnose: [confidence]`.
+"""Which tokens a loss comes from: the objective by the teacher's confidence, `diagnose:
+[confidence]`.
 
-CAKLD is built on the claim that divergence should be sought otherwise where the teacher is sure; this
-shows where it is found. Not here: the figure (`reports`), the mean confidence (`confidence`).
+CAKLD is built on the claim that divergence should be sought otherwise where the teacher is sure;
+this shows where it is found. Not here: the figure (`reports`), the mean confidence (`confidence`).
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ BINS = 20  # of equal width, from probability 0 to 1
 class Contribution(Stage[dict[str, Any]]):
     """The objective on `sequences` of the training data, by the teacher's probability of the label.
 
-    tokens: labels a bin; loss: the sum of their losses, each times its weight, over the total weight,
-    so that the bins add up to the mean loss; unbounded: labels whose loss is not finite, left out.
-    `student` is a rounded model: what training starts from, or what it ends with.
+    tokens: labels a bin; loss: the sum of their losses, each times its weight, over the total
+    weight, so that the bins add up to the mean loss; unbounded: labels whose loss is not finite,
+    left out. `student` is a rounded model: what training starts from, or what it ends with.
     """
 
     kind: ClassVar[str] = "contribution"

@@ -5,8 +5,8 @@
 A data source has a seed of its own, apart from the cell's, so that all cells of a grid train on the
 same sequences, made once.
 
-Every sequence is a row of `length` ids, padded on the right; the mask is True where a token is to be
-learnt. Not here: text sources and packing (`harness.data`), how a model writes (`generation`),
+Every sequence is a row of `length` ids, padded on the right; the mask is True where a token is to
+be learnt. Not here: text sources and packing (`harness.data`), how a model writes (`generation`),
 training (`train`).
 """
 
@@ -66,9 +66,10 @@ class Generated(Data):
     """The teacher continues the openings of a text's documents. BitDistiller sec. 3.3.
 
     `text` may be several, with the number of sequences of each: {wikitext2: 3000, alpaca: 5000};
-    `sequences` then says nothing. An opening is the first `prompt_chars` characters of a document longer than `min_chars`, as
-    published for WikiText-2; instructions and the testbed's prompts are used whole. Openings are
-    learnt too by default: the published code has the lines that would mask them commented out.
+    `sequences` then says nothing. An opening is the first `prompt_chars` characters of a document
+    longer than `min_chars`, as published for WikiText-2; instructions and the testbed's prompts are
+    used whole. Openings are learnt too by default: the published code has the lines that would mask
+    them commented out.
     """
 
     name = "generated"
@@ -245,7 +246,8 @@ class Generate(Stage[Tokens]):
         return list(islice(cycle(fitting), self.count))
 
     def openings(self, documents: list[str]) -> list[str]:
-        """What of the documents the teacher may continue. Raises TextError where that is nothing."""
+        """What of the documents the teacher may continue. Raises TextError where that is
+        nothing."""
         found = [
             text[: self.prompt_chars]
             for text in documents
@@ -256,7 +258,8 @@ class Generate(Stage[Tokens]):
         return found
 
     def fitting(self, openings: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
-        """Those that leave room to write, as token ids. Raises TextError at the end where none does."""
+        """Those that leave room to write, as token ids. Raises TextError at the end where none
+        does."""
         first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         fits = False
         for text in openings:

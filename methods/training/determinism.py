@@ -1,4 +1,5 @@
-"""The same bits each time: only algorithms that promise that, as far as torch, cuBLAS and NCCL do."""
+"""The same bits each time: only algorithms that promise that, as far as torch, cuBLAS and NCCL
+do."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@ taken before any weight moved; not before the twentieth step. All objectives are
 that are not negative, so a loss that much higher is a student worse than the untrained one. Each of
 ten, because a spike that recovers is no divergence, and a batch may be harder than the first; the
 first one alone, because a rate far too high ruins the next nine. A first loss of few labels may be
-far below the average, so the fewer it had, the more is allowed: `FEW` of them double the factor. Losses
-that are next to nothing are counted as `SLIGHT`: a student that begins as its teacher cannot but get
-worse. What this does not see: a loss that is bounded and begins above half of its bound, as JSD's may,
-and with few labels a divergence that is not a gross one.
+far below the average, so the fewer it had, the more is allowed: `FEW` of them double the factor.
+Losses that are next to nothing are counted as `SLIGHT`: a student that begins as its teacher cannot
+but get worse. What this does not see: a loss that is bounded and begins above half of its bound, as
+JSD's may, and with few labels a divergence that is not a gross one.
 
-NaN and Inf are found by running the batch that met them once more with every layer watched. Watching
-costs nothing while training goes well: hooks exist only during `diagnose`.
+NaN and Inf are found by running the batch that met them once more with every layer watched.
+Watching costs nothing while training goes well: hooks exist only during `diagnose`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class LossHistory:
         return (
             f"training diverged at step {step}: the loss is {self.losses[-1]:.4g} and was "
             f"{self.losses[0]:.4g} before it began; {layer} moved furthest, {far:.3g} times its "
-            f"norm; {describe_checkpoint(saved)}; lower lr or raise warmup, or set train.stop_diverged to false"
+            f"norm; {describe_checkpoint(saved)}; lower lr or raise warmup, or set "
+            "train.stop_diverged to false"
         )
 
 
@@ -98,7 +99,8 @@ def diagnose(
 def _watched(
     prefix: str, name: str, module: nn.Module, forward: list[str], backward: list[str]
 ) -> Iterator[None]:
-    """Notes what is not finite about one layer: its weights and activations, then their gradients."""
+    """Notes what is not finite about one layer: its weights and activations, then their
+    gradients."""
     handles: list[RemovableHandle] = []
     seen: set[int] = set()
 

@@ -1,4 +1,5 @@
-"""How a network is run in training and generation: the trunk whole, the head a few tokens at a time.
+"""How a network is run in training and generation: the trunk whole, the head a few tokens at a
+time.
 
 Logits are by far the largest tensor of a language model's step (batch × length × vocabulary), and a
 loss needs each of them once. So the trunk gives hidden states, the states of label positions are

@@ -2,11 +2,12 @@
 
     ids, ends = write(teacher, prompts, greedy, chances, temperature=0.7, top_p=1.0, tell=...)
 
-What is drawn depends on the seed and the place of a sequence only: each (sequence, position) has its
-uniform number. But what a model finds likely depends, by rounding, on which sequences run together:
-on a GPU the product of the same row differs from batch to batch. So how many that are follows from
-the model, the length and the kind of device alone, never from the memory that happens to be free:
-a text can be made again, and a stopped generation goes on from its parts on another GPU too.
+What is drawn depends on the seed and the place of a sequence only: each (sequence, position) has
+its uniform number. But what a model finds likely depends, by rounding, on which sequences run
+together: on a GPU the product of the same row differs from batch to batch. So how many that are
+follows from the model, the length and the kind of device alone, never from the memory that happens
+to be free: a text can be made again, and a stopped generation goes on from its parts on another GPU
+too.
 
 Not here: what is written about, and what of it is learnt (`data`).
 """
@@ -102,8 +103,8 @@ def sample(
 ) -> Tensor:
     """One token a row, by inverting the distribution function: (B, V) -> (B,) int64.
 
-    uniform (B,) in [0, 1); greedy (B,) bool: take the likeliest. top_p keeps the fewest tokens whose
-    probabilities reach it. Temperature 0 is greedy.
+    uniform (B,) in [0, 1); greedy (B,) bool: take the likeliest. top_p keeps the fewest tokens
+    whose probabilities reach it. Temperature 0 is greedy.
     """
     likeliest = scores.argmax(-1)
     if temperature == 0 or bool(greedy.all()):

@@ -103,7 +103,8 @@ class Masters:
             place.grad = None
 
     def finish_gradients(self, scale: float) -> Tensor:
-        """Turn the sums, times `scale`, into the masters' gradients; returns their norm, a scalar."""
+        """Turn the sums, times `scale`, into the masters' gradients; returns their norm, a
+        scalar."""
         places = self.places
         for name in self.shards.list_replicated(places) if self._sums else ():
             # A process without label tokens in this step has none for the head.

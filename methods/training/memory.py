@@ -1,8 +1,8 @@
 """What training, generation and the teacher's confidence hold in memory at their peak.
 
-The code itself is run on tensors without data, so that what is shared, what is copied and when it is
-freed need not be repeated here. Of several processes each holds an equal share of what lies in the
-decoder blocks, all of the rest, and for a moment whole blocks. Not here: how that is done
+The code itself is run on tensors without data, so that what is shared, what is copied and when it
+is freed need not be repeated here. Of several processes each holds an equal share of what lies in
+the decoder blocks, all of the rest, and for a moment whole blocks. Not here: how that is done
 (`harness.models.dry_run`), searches and rounding (`methods.quantization.memory`).
 """
 

@@ -57,7 +57,8 @@ class TokenLogits:
 
     @property
     def log_p(self) -> Tensor:
-        """The teacher's log probabilities: (N, V). Raises BitgridError where there is no teacher."""
+        """The teacher's log probabilities: (N, V). Raises BitgridError where there is no
+        teacher."""
         return log_probabilities(self.require_teacher())
 
     def require_teacher(self) -> Tensor:

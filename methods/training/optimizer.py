@@ -1,6 +1,6 @@
 """AdamW with moments in 32 or in 8 bits, and its moments as the plain tensors of a checkpoint.
 
-Eight-bit moments are torchao's, which is no dependency of the project: `require` says what is
+Eight-bit moments are torchao's, which the project does not depend on: `require` says what is
 missing. Not here: rates and clipping (`train`), the file (`checkpoint`).
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import BitgridError
+from methods.compat import fill_8bit, is_8bit, make_moment, read_8bit
 
 Optimizer: TypeAlias = Literal["adamw", "adamw-8bit"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -69,10 +70,9 @@ def to_plain(moment: Tensor) -> tuple[Tensor, Tensor | None]:
     The scales come in rows as the moment does, where no block runs over the end of a row; else they
     are flat, and of use only to a process that holds the very same rows.
     """
-    if not hasattr(moment, "codes"):
+    if not is_8bit(moment):
         return moment, None
-    values: Tensor = moment.dequantize()
-    scale: Tensor = moment.scale  # type: ignore[attr-defined]
+    values, scale = read_8bit(moment)
     in_rows = moment.ndim > 1 and len(scale) % len(moment) == 0
     return values, scale.view(len(moment), -1) if in_rows else scale
 
@@ -93,13 +93,8 @@ def restore(
         optimizer.state[weight][name] = values
         return
     values = values.to(weight.device)
-    # The library itself decides, by size, which moments it holds in 8 bits.
-    moment: Any = optimizer._new_buffer(weight, name == "exp_avg")  # type: ignore[attr-defined]
+    moment = make_moment(optimizer, weight, signed=name == "exp_avg")
     optimizer.state[weight][name] = moment
-    if scale is None or not hasattr(moment, "codes") or scale.numel() != len(moment.scale):
+    # Rounded anew where the blocks are others, as after a change of the number of processes.
+    if scale is None or not is_8bit(moment) or not fill_8bit(moment, values, scale):
         moment.copy_(values)
-        return
-    moment.scale.copy_(scale.flatten())
-    levels = values.view(len(moment.scale), -1) / moment.scale[:, None].clamp(min=1e-12)
-    codes = torch.bucketize(levels, (moment.qmap[1:] + moment.qmap[:-1]) / 2)
-    moment.codes.copy_(codes.view(moment.shape))

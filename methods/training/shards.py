@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from harness.models import Model, blocks, device
 from harness.models.tensors import Make, move_buffers, replace_parameters
+from methods.compat import find_local_rows
 
 T = TypeVar("T")
 
@@ -148,10 +148,7 @@ def find_rows(place: Tensor) -> slice | None:
     """Which rows of a parameter of the network this process holds; None: the whole."""
     if not isinstance(place, DTensor):
         return None
-    shape, offset = compute_local_shape_and_global_offset(
-        place.shape, place.device_mesh, place.placements
-    )
-    return slice(offset[0], offset[0] + shape[0])
+    return find_local_rows(place)
 
 
 def local_part(tensor: Tensor) -> Tensor:

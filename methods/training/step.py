@@ -5,11 +5,11 @@
     step.update(rate, norm)
 
 The masters are rounded once; for each micro-batch teacher and student trunks are run, then head and
-objective a chunk of label tokens at a time, each chunk's gradient going back to the hidden states at
-once, so that logits of a whole batch never exist; one backward through the trunk; then one AdamW step
-on the float32 masters. Gradients are sums over label tokens divided by the whole batch's weight, so
-micro-batches of unequal length add up to the big batch: down to rounding, which in bfloat16 is of
-each one's gradients to 8 bits and shows in the losses.
+objective a chunk of label tokens at a time, each chunk's gradient going back to the hidden states
+at once, so that logits of a whole batch never exist; one backward through the trunk; then one AdamW
+step on the float32 masters. Gradients are sums over label tokens divided by the whole batch's
+weight, so micro-batches of unequal length add up to the big batch: down to rounding, which in
+bfloat16 is of each one's gradients to 8 bits and shows in the losses.
 
 Not here: the weights (`masters`), what a loss is (`objectives`), which sequences a step sees
 (`batches`), when to take one, to write or to stop (`train`).
@@ -69,8 +69,8 @@ class TrainingStep:
     ) -> tuple[float, float]:
         """Loss and gradient norm of a batch; its gradients stand in the masters.
 
-        micro_batches: (ids (b, T) int64, mask (b, T) bool) each. Of several processes each gives its
-        own, and all get the same two numbers.
+        micro_batches: (ids (b, T) int64, mask (b, T) bool) each. Of several processes each gives
+        its own, and all get the same two numbers.
         """
         self.masters.requantize()
         sums = torch.zeros(2, device=self.masters.network.device)

@@ -2,10 +2,10 @@
 
     Train(student, teacher, tokens, IntAsym(bits=2), CAKLD(), gamma, Training(steps=200), seed=0)
 
-Whatever the method, the loop takes one step after another (`step`), writes a checkpoint now and then
-and stops where training goes wrong. Where several processes run the stage they share both model and
-batch (`shards`); each goes through the same steps, and the loss, the norm and thereby every decision
-is the same in all of them.
+Whatever the method, the loop takes one step after another (`step`), writes a checkpoint now and
+then and stops where training goes wrong. Where several processes run the stage they share both
+model and batch (`shards`); each goes through the same steps, and the loss, the norm and thereby
+every decision is the same in all of them.
 
 Training that meets NaN or Inf, or diverges (`divergence`), stops and says where. A checkpoint is
 written one step late, once the next loss has shown that its weights are good; the last step's
@@ -15,8 +15,8 @@ A run goes on from its work folder after a kill, to the same weights bit for bit
 library versions, number of processes and micro-batch are the same; on a GPU only `deterministic`,
 and there it rests on what torch, cuBLAS and NCCL promise: no test here has one.
 
-Not here: the step (`step`), order and micro-batches (`batches`), hyper-parameters (`settings`), what
-is written (`checkpoint`), what went wrong (`divergence`).
+Not here: the step (`step`), order and micro-batches (`batches`), hyper-parameters (`settings`),
+what is written (`checkpoint`), what went wrong (`divergence`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Train(Stage[Model]):
     """The student after training: float32 latent weights, which a later stage rounds.
 
     `teacher` may be None for objectives without one; `statistic` is the value of the stage that
-    `objective.statistic` returns. The seed decides the data order and nothing else, so cells that
+    `objective.build_statistic` returns. The seed decides the data order and nothing else, so cells that
     share a seed see the same batches whatever their objective and format.
     """
 
@@ -70,8 +70,9 @@ class Train(Stage[Model]):
 
     @property
     def resources(self) -> Resources:
-        # The first process has the weights as they are read and as they are changed before training,
-        # and at the end the trained ones; the others have what it wrote mapped. One more starts them.
+        # The first process has the weights as they are read and as they are changed before
+        # training, and at the end the trained ones; the others have what it wrote mapped. One more
+        # starts them.
         own = max(2 * weights_gib(self.student), weights_gib(self.student, torch.float32))
         read = own if self.teacher is None else max(own, weights_gib(self.teacher))
         processes = PROCESS_GIB * (self.training.gpus + 1)
@@ -178,7 +179,8 @@ class _Loop:
         return loss, norm
 
     def _is_due(self, step: int) -> bool:
-        """Whether a checkpoint should be written after `step`, or should have been since the last."""
+        """Whether a checkpoint should be written after `step`, or should have been since the
+        last."""
         every = self.training.checkpoint_every
         bad = self.training.stop_diverged and self.history.is_worse()
         return bool(every) and step // every > self.saved // every and not bad

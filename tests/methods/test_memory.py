@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import yaml
+from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import LlamaConfig
 
 import harness.evaluation.memory
@@ -33,7 +34,7 @@ from harness.models import (
     pretrained_of,
     weights_gib,
 )
-from harness.models.dry_run import Memory, estimate_memory
+from harness.models.dry_run import Memory, dry_run, estimate_memory, load_weightless
 from harness.run import plan as plans
 from harness.run.compute import Values
 from harness.run.memory import count_gpus, fits, table
@@ -48,6 +49,7 @@ from methods.training.masters import Masters
 from methods.training.memory import of_training
 from methods.training.objectives import CE, KL, Objective
 from methods.training.settings import Training
+from methods.training.step import TrainingStep
 from methods.training.train import Train
 
 FORMAT = IntAsym(bits=2, group_size=64)
@@ -132,6 +134,22 @@ def test_activations_are_what_a_real_run_saves(
     counted = sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
     found = estimate(base, replace(WIDE, dtype=dtype))
     assert found.activations == pytest.approx(counted, rel=0.05)
+
+
+def test_the_peak_is_what_torchs_own_tracker_counts(base: Pretrained) -> None:
+    """To the byte, of a step that MemTracker takes: no frozen weights, the head in one piece."""
+    with dry_run() as live, MemTracker() as tracker:
+        student = load_weightless(live, base)
+        masters = Masters.of(student, FORMAT, "all", torch.bfloat16)
+        step = TrainingStep(Training(), CE(), None, masters, None)
+        masters.requantize()
+        ids = torch.zeros(8, 64, dtype=torch.int64)
+        step.run_micro_batch(ids, torch.ones_like(ids, dtype=torch.bool))
+        masters.accumulate_gradients()
+        masters.finish_gradients(1.0)
+        step.update(1.0, 1.0)
+    counted = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    assert live.peak().total == counted["Total"] > 0
 
 
 def test_more_tokens_at_once_need_more(base: Pretrained) -> None:
@@ -289,8 +307,8 @@ def test_plan_prints_the_memory(
     grid.write_text(
         f"# How much?\nmodel: {tiny_folder}\ndtype: bfloat16\nmethod: bitdistiller\n"
         "vary: {train.lr: [1e-4, 1e-5]}\ncompare: [rtn]\n"
-        "defaults: {format.group_size: 64, init.text: testbed, init.length: 64, data.text: testbed,\n"
-        "           data.length: 64}\n"
+        "defaults: {format.group_size: 64, init.text: testbed, init.length: 64,\n"
+        "           data.text: testbed, data.length: 64}\n"
         "evaluate: [{testbed-ppl: {window: 64}}]\n"
     )
     asked = ["plan", str(grid), "--store", str(tmp_path / "store"), "--memory"]

@@ -1,4 +1,5 @@
-"""AWQ's scales: the function is kept, the search is the straightforward one, rounding hurts less."""
+"""AWQ's scales: the function is kept, the search is the straightforward one, rounding hurts
+less."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Formats: against float64 references and published constants, by property, in degenerate groups."""
+"""Formats: against float64 references and published constants, by property, in degenerate
+groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The training loop against plain torch, in parts and whole; killed and resumed; and told of NaN."""
+"""The training loop against plain torch, in parts and whole; killed and resumed; and told of
+NaN."""
 
 from __future__ import annotations
 
@@ -126,7 +127,8 @@ def test_equals_a_plain_loop(llama: Model, teacher: Model, tmp_path: Path) -> No
     assert len(losses) == 5  # 2 × 10 sequences in fours
     for name, weight in trained.network.named_parameters():
         if name in expected:
-            # Adam's first steps are nearly ±lr, whose sign float32 noise may turn for tiny gradients.
+            # Adam's first steps are nearly ±lr, whose sign float32 noise may turn for tiny
+            # gradients.
             close = (weight - expected[name]).abs() < 1e-5
             assert close.float().mean() > 0.99, name
 
