@@ -64,7 +64,7 @@ class Method(Component, family="method"):
         return None
 
     def apply(self, model: Model, calibration: Tokens | None) -> Model:
-        """The quantised model, made on `model.fork()`; `model` itself is shared and stays as it is."""
+        """The quantised model, made on `model.fork()`; `model` is shared and stays as it is."""
         raise NotImplementedError(f"{type(self).__name__} has neither `build` nor `apply`")
 
     def steps(self, base: Stage[Model], seed: int) -> tuple[Step, ...]:

@@ -1,1 +1,1 @@
-"""From text to typed values: YAML with line numbers, settings by dotted path, errors in the writer's words."""
+"""From text to typed values: YAML with line numbers, settings by dotted path."""

@@ -21,9 +21,9 @@ Places = dict[Where, tuple[Path, int]]
 class Document:
     """A parsed YAML file: its data, and the place of each key and item.
 
-    `base: FILE`, or a list of files (relative to this one's folder), takes over what others say, key
-    by key, later ones over earlier ones and this file over all. Of the keys in `merged`, which hold
-    mappings, the entries are taken over one by one.
+    `base: FILE`, or a list of files (relative to this one's folder), takes over what others say,
+    key by key, later ones over earlier ones and this file over all. Of the keys in `merged`, which
+    hold mappings, the entries are taken over one by one.
     """
 
     def __init__(
@@ -61,35 +61,35 @@ class Document:
         file, line = self.places.get(where, (self.file, 1))
         return GridError(f"{file}:{line}: {message}")
 
-    def _build_on(self, named: object, merged: tuple[str, ...], above: tuple[Path, ...]) -> None:
+    def _build_on(self, names: object, merged: tuple[str, ...], above: tuple[Path, ...]) -> None:
         own, places = self.data, self.places
         self.data, self.places = {}, {("base",): places[("base",)]}
-        for name in named if isinstance(named, list) else [named]:
-            base = Document(self._beside(name, above), merged, above)
+        for name in names if isinstance(names, list) else [names]:
+            base = Document(self._find_base(name, above), merged, above)
             if not isinstance(base.data, dict):
-                raise self.error(("base",), f"base: {name!r} is no mapping")
+                raise self.error(("base",), f"base: {name!r} should be a mapping")
             self._lay(base.data, base.places, merged)
             self.files += base.files
         self._lay(own, places, merged)
 
-    def _beside(self, name: object, above: tuple[Path, ...]) -> Path:
+    def _find_base(self, name: object, above: tuple[Path, ...]) -> Path:
         """The file that `base` names. Raises GridError where it is not there, or is being read."""
-        found = self.file.parent / str(name)
-        if not found.is_file():
+        base = self.file.parent / str(name)
+        if not base.is_file():
             near = [path.name for path in self.file.parent.glob("*.yaml") if path != self.file]
-            raise self.error(("base",), f"base: there is no file {name!r}; {nearest(name, near)}")
-        if found.resolve() in above:
+            raise self.error(("base",), f"base: file {name!r} is missing; {nearest(name, near)}")
+        if base.resolve() in above:
             raise self.error(("base",), f"base: {name!r} builds on this file itself")
-        return found
+        return base
 
     def _lay(self, data: dict[str, Any], places: Places, merged: tuple[str, ...]) -> None:
         """What `data` says over what is there."""
-        for key, given in data.items():
-            if key in merged and isinstance(given, dict) and isinstance(self.data.get(key), dict):
-                self.data[key] = self.data[key] | given
+        for key, value in data.items():
+            if key in merged and isinstance(value, dict) and isinstance(self.data.get(key), dict):
+                self.data[key] = self.data[key] | value
             else:
-                self.data[key] = given
-                # Of a list that is given anew nothing of the old one's places may remain.
+                self.data[key] = value
+                # Of a list that is written anew nothing of the old one's places may remain.
                 self.places = {at: place for at, place in self.places.items() if at[:1] != (key,)}
         self.places |= places
 

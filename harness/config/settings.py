@@ -25,7 +25,7 @@ _KEEP = object()  # no value: the field stays as it is
 
 
 def list_settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Every dotted path that a grid may set, with its present value: `format`, `format.bits`, …"""
+    """Every dotted path that a grid may set, with its present value: `format.bits`, …"""
     assert dataclasses.is_dataclass(thing)
     for field in dataclasses.fields(thing):
         held = getattr(thing, field.name)
@@ -35,7 +35,7 @@ def list_settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object
 
 
 def list_possible(thing: object, prefix: str = "") -> Iterator[str]:
-    """Every dotted path that a grid may set on any choice of the components, not only the present."""
+    """Every dotted path that a grid may set, on any choice of the components."""
     for name, hint in field_types(thing if isinstance(thing, type) else type(thing)).items():
         yield prefix + name
         for kind in list_classes(hint):

@@ -8,9 +8,9 @@
 
     Training(steps=0)                                # SettingError: steps: 0 should be more than 0
 
-The same types check what a grid says (`harness.config.settings`) and give editors their schema, so a
-constraint is written once, as a type. One over several fields is a `__post_init__` that calls this
-one's first and raises SettingError. Not here: the words of a complaint (`misfit`).
+The same types check what a grid says (`harness.config.settings`) and give editors their schema, so
+a constraint is written once, as a type. One over several fields is a `__post_init__` that calls
+this one's first and raises SettingError. Not here: the words of a complaint (`misfit`).
 """
 
 from __future__ import annotations

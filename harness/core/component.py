@@ -1,4 +1,4 @@
-"""A part of a method that a grid chooses by name: a format, an init, an objective, a source of data.
+"""A part of a method that a grid chooses by name: a format, an init, an objective.
 
     class Objective(Component, family="objective"):      # a family: one kind of part
         ...
@@ -7,9 +7,9 @@
     class KL(Objective):                                 # a member, `objective: kl` in a grid
         name = "kl"
 
-A component's identity is what it declares: its family and its name in it. Keys are made of these, so
-that a class can be renamed and its file moved and nothing is computed anew. Not here: how a grid's
-settings become components (`harness.config.settings`), what goes into a key (`stage`).
+A component's identity is what it declares: its family and its name in it. Keys are made of these,
+so that a class can be renamed and its file moved and nothing is computed anew. Not here: how a
+grid's settings become components (`harness.config.settings`), what goes into a key (`stage`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Component(Checked, ABC):
     """Base of the families. A member is a frozen dataclass with a class attribute `name`.
 
     Defining it makes it selectable. A class that claims a name which another class of the family
-    has raises CollisionError, which names both files; the same class of the same file may be defined
-    again, as a reload does, and `dataclass(slots=True)`.
+    has raises CollisionError, which names both files; the same class of the same file may be
+    defined again, as a reload does, and `dataclass(slots=True)`.
     """
 
     name: ClassVar[str]
@@ -123,7 +123,7 @@ class Component(Checked, ABC):
     def __get_pydantic_core_schema__(
         cls, source: Any, handler: pydantic.GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """A member made already, or a mapping of its fields, and of its name where there is a choice."""
+        """A member, or a mapping of its fields, and of its name where there is a choice."""
         if not cls.is_chosen_by_name():
             return handler(source)
         fields = {
@@ -173,7 +173,7 @@ def _without_name(schema: core_schema.CoreSchema) -> core_schema.CoreSchema:
 
 
 def _source(cls: type) -> tuple[str, str]:
-    """What makes a class the same one when its module is run again: its file and its place there."""
+    """What makes a class the same one when its module is run again."""
     module = sys.modules.get(cls.__module__)
     return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
 

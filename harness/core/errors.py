@@ -18,7 +18,7 @@ class CollisionError(BitgridError):
 
 
 class GridError(BitgridError):
-    """A grid file that cannot be run: names the file, the line, what was given, the nearest name."""
+    """A grid file that cannot be run: names file, line, what it says, the nearest name."""
 
 
 class SettingError(BitgridError, ValueError):

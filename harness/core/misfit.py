@@ -3,9 +3,9 @@
     except pydantic.ValidationError as error:
         wrong = explain(error, data)         # wrong.where, wrong.message
 
-Of a field that may be one of several types the validator complains once for each, under names of its
-own (`seed.int`, `seed.list[int]`); here that is one complaint about what was given. Not here: what
-may be given (`harness.grid.schema`, `harness.cluster.profile`, a method's fields).
+Of a field that may be one of several types the validator complains once for each, under names of
+its own (`seed.int`, `seed.list[int]`); here that is one complaint about what the file says.
+Not here: what may be given (`harness.grid.schema`, `harness.cluster.profile`, a method's fields).
 """
 
 from __future__ import annotations
@@ -67,21 +67,21 @@ def explain(
 ) -> Misfit:
     """The one complaint about `data` that explains most.
 
-    `known`: the models and dataclasses whose keys may be given, under the dotted path that holds them
-    ("" for the top); `prefix`: the dotted path of `data` itself. A key that is unknown goes before one that is
-    missing, since it may be the same one misspelt.
+    `known`: the models and dataclasses whose keys may be given, under the dotted path that holds
+    them ("" for the top); `prefix`: the dotted path of `data` itself. A key that is unknown goes
+    before one that is missing, since it may be the same one misspelt.
     """
-    complaints = [(_place(each, data), each) for each in error.errors()]
+    complaints = [(_locate(each, data), each) for each in error.errors()]
     for place, each in complaints:
         if each["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            names = _keys_at([str(step) for step in place[:-1]], known or {})
+            names = _list_keys_at([str(step) for step in place[:-1]], known or {})
             near = f"; {nearest(place[-1], names)}" if names else ""
             start = _begin(prefix, place[:-1])
             return Misfit(place, f"{start}key {place[-1]!r} is unknown{near}")
     # Of one field the deepest complaint is of the type that what was given looks like.
     field = complaints[0][0][:1]
     of_field = (pair for pair in complaints if pair[0][: len(field)] == field)
-    place, first = max(of_field, key=_depth)
+    place, first = max(of_field, key=_measure_depth)
     kind = first["type"]
     is_key = kind == "invalid_key" or "[key]" in first["loc"]
     is_missing = kind == "missing" and isinstance(place[-1], str)
@@ -94,31 +94,31 @@ def explain(
         return Misfit(place, f"{start}{first['ctx']['error']}")
     same = [each for where, each in complaints if where == place]
     limits = [each for each in same if each["type"] in _LIMITS]
-    wanted = " or ".join(dict.fromkeys(map(_wanted, limits or same)))
+    wanted = " or ".join(dict.fromkeys(map(_say_wanted, limits or same)))
     return Misfit(place, f"{start}{show(first['input'])} should be {wanted}")
 
 
-def _keys_at(path: Sequence[str], known: Mapping[str, type]) -> list[str]:
+def _list_keys_at(path: Sequence[str], known: Mapping[str, type]) -> list[str]:
     """The keys that may be given at a path, or at the nearest one above it that is known."""
     for end in range(len(path), 0, -1):
         if model := known.get(".".join(path[:end])):
-            return _keys(model)
-    return _keys(known[""]) if not path and "" in known else []
+            return _list_keys(model)
+    return _list_keys(known[""]) if not path and "" in known else []
 
 
-def _keys(model: type) -> list[str]:
+def _list_keys(model: type) -> list[str]:
     if issubclass(model, pydantic.BaseModel):
         return [*model.model_fields]
     return [*getattr(model, "__dataclass_fields__", ())]
 
 
-def show(given: object) -> str:
+def show(value: object) -> str:
     """A value as a YAML file would say it, or the beginning of it."""
-    if given is None or isinstance(given, bool):
-        return {None: "null", True: "true", False: "false"}[given]
-    if isinstance(given, float) and not math.isfinite(given):
-        return f".{given}".replace(".-", "-.")
-    text = repr(given)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return f".{value}".replace(".-", "-.")
+    text = repr(value)
     return text if len(text) <= 60 else text[:60] + "…"
 
 
@@ -128,7 +128,7 @@ def _begin(prefix: str, place: Where) -> str:
     return f"{path}: " if path else ""
 
 
-def _wanted(each: Mapping[str, Any]) -> str:
+def _say_wanted(each: Mapping[str, Any]) -> str:
     kind = str(each["type"])
     if kind in _LIMITS:
         limits = {name: f"{v:g}" if isinstance(v, float) else v for name, v in each["ctx"].items()}
@@ -140,7 +140,7 @@ def _wanted(each: Mapping[str, Any]) -> str:
     return message.removeprefix("Input should be ").lower()
 
 
-def _place(each: Mapping[str, Any], data: Any) -> Where:
+def _locate(each: Mapping[str, Any], data: Any) -> Where:
     """Where a complaint is in `data`: its location without the validator's names of types."""
     place: list[str | int] = []
     for step in each["loc"]:
@@ -153,5 +153,5 @@ def _place(each: Mapping[str, Any], data: Any) -> Where:
     return (*place, each["loc"][-1]) if each["type"] == "missing" else tuple(place)
 
 
-def _depth(pair: tuple[Where, Any]) -> int:
+def _measure_depth(pair: tuple[Where, Any]) -> int:
     return len(pair[0])

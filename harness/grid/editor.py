@@ -137,7 +137,8 @@ def _mapping(properties: Json, required: Iterable[str] = ()) -> Json:
 def _tidy(schema: Any, names: bool = False) -> Any:
     """`schema` without titles, which repeat names, and defaults, which methods set otherwise.
 
-    Of a description the first sentence or two: what fits a tooltip. `names`: the keys of `schema` are names of the grid's, not words of the schema's.
+    A description is cut to its first line, which fits a tooltip. `names`: the keys of `schema` are
+    names of the grid's, not words of the schema's.
     """
     if isinstance(schema, list):
         return [_tidy(each) for each in schema]

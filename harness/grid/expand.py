@@ -8,7 +8,7 @@
     diagnose: [weights]                  # what figures show of a model's inside, first seed
     mirror: ../mirror                    # data sets from a folder, without a network
 
-`base: other.yaml` takes over what another grid says, or several; `defaults` and `report` are merged.
+`base: other.yaml` takes over what another grid says; `defaults` and `report` are merged.
 
 In this file: the cells and their stages. Not here: the file's keys (`schema`), its reading and its
 errors (`reading`), the methods and their settings (`points`), what is computed and in which order
@@ -31,8 +31,9 @@ from harness.data import hub
 from harness.evaluation.diagnostics import DIAGNOSTICS, Facts, build_diagnostics, find_options
 from harness.evaluation.evaluations import find_evaluation
 from harness.evaluation.scores import Scores
+from harness.grid.names import check_names
 from harness.grid.points import Point, list_points
-from harness.grid.reading import check_names, read_grid, read_named
+from harness.grid.reading import read_grid, read_named
 from harness.grid.schema import GridFile
 from harness.models import Model, layer_shapes, pretrained
 
@@ -59,7 +60,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A validated grid. `cells` differ in method, axes or seed; equal work is one stage all the same."""
+    """A validated grid. Its cells differ in method, axes or seed; equal work is one stage."""
 
     name: str
     path: Path

@@ -6,18 +6,17 @@ Not here: the keys (`schema`), what the names stand for (`points`, `expand`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
 from harness.config.document import Document
-from harness.core.errors import BitgridError, GridError
+from harness.core.errors import BitgridError
 from harness.core.misfit import Where, explain
 from harness.core.records import Finding, ReportOptions
-from harness.grid import published
-from harness.grid.schema import GridFile, Published, list_misnamed
+from harness.grid.schema import GridFile, Published
 
 KEYS: Mapping[str, type] = {
     "": GridFile,
@@ -74,19 +73,3 @@ def read_named(
                 raise document.error(where, str(error)) from None
             named[name] = fit(document, where, options, data, {"": options})
     return named
-
-
-def check_names(
-    document: Document, file: GridFile, axes: Collection[str], tasks: Collection[str]
-) -> None:
-    """Raises GridError where `report` or `published` name what the grid does not have."""
-    figures: list[dict[str, str]] = []
-    if file.published is not None:
-        try:
-            path = published.find(file.published.name, file.published.model)
-            figures = published.figures(path, file.published.model)
-        except GridError as error:
-            raise document.error(("published",), str(error)) from None
-    printed, metrics = ({figure[name] for figure in figures} for name in ("task", "metric"))
-    for wrong in list_misnamed(file, axes, tasks, printed, metrics):
-        raise document.error(*wrong)

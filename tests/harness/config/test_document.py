@@ -85,9 +85,9 @@ def test_a_file_builds_on_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("base: nne.yaml\n", r"grid.yaml:1: base: there is no file 'nne.yaml'; did you mean 'one"),
+        ("base: nne.yaml\n", r"grid.yaml:1: base: file 'nne.yaml' is missing; did you mean 'one"),
         ("a: 1\nbase: grid.yaml\n", "grid.yaml:2: base: 'grid.yaml' builds on this file itself"),
-        ("base: list.yaml\n", "grid.yaml:1: base: 'list.yaml' is no mapping"),
+        ("base: list.yaml\n", "grid.yaml:1: base: 'list.yaml' should be a mapping"),
         ("base: back.yaml\n", "back.yaml:1: base: 'grid.yaml' builds on this file itself"),
     ],
 )

@@ -106,7 +106,7 @@ def test_entry_points_are_loaded_and_may_be_unavailable(
 
 
 def test_a_group_without_any_entry_point_means_an_old_installation() -> None:
-    """Bitgrid's own things are entry points too: where there are none, its metadata are of before."""
+    """Bitgrid's own things are entry points too: without any, its metadata are old."""
     with pytest.raises(
         BitgridError, match=r"no package has an entry point in 'test\.nothing'.*pip"
     ):
