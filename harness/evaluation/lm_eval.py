@@ -125,8 +125,14 @@ class LmEvalTask(Evaluation):
         access, shots = current(), options.num_fewshot
         shots = FEWSHOT.get(self.name) if shots is None else shots
         # By its declared name: code that runs programs is behind the tasks that do, and no others.
-        made: type[Any] = kinds()["lm-eval-code" if self.runs_code else LmEval.kind]
-        return made(
+        kind = "lm-eval-code" if self.runs_code else LmEval.kind
+        stage: type[Any] | None = kinds().get(kind)
+        if stage is None:
+            raise GridError(
+                f"task {self.name!r} needs stages of the kind {kind!r}, and no entry point has them: "
+                "install Bitgrid again (pip install -e . --no-deps --no-build-isolation)"
+            )
+        return stage(
             model,
             self.name,
             shots,
