@@ -5,8 +5,8 @@ so (`harness.compat`).
 
 - torch 2.13: `compute_local_shape_and_global_offset`, which rows of a sharded parameter lie here.
 - torchao 0.18.0: the tensors in which AdamW8bit holds moments (`codes`, `scale`, `qmap`), and the
-  method `_new_buffer` that makes one. It is not a dependency; the tests of 8-bit moments check that they
-  are as read where it is installed.
+  method `_new_buffer` that makes one. The project does not depend on it; where it is installed the
+  tests of 8-bit moments check that they are as read.
 """
 
 from __future__ import annotations

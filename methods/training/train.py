@@ -54,8 +54,8 @@ class Train(Stage[Model]):
     """The student after training: float32 latent weights, which a later stage rounds.
 
     `teacher` may be None for objectives without one; `statistic` is the value of the stage that
-    `objective.build_statistic` returns. The seed decides the data order and nothing else, so cells that
-    share a seed see the same batches whatever their objective and format.
+    `objective.build_statistic` returns. The seed decides the data order and nothing else, so cells
+    that share a seed see the same batches whatever their objective and format.
     """
 
     kind: ClassVar[str] = "train"
