@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.core.stage import execute
+from harness.core.execution import execute
 from harness.data import hub
 from harness.evaluation.evaluations import build_evaluation
 from harness.evaluation.lm_eval import task_batch

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from harness.config.settings import configure, list_settings
-from harness.core.stage import Stage, closure, execute
+from harness.core.execution import execute
+from harness.core.stage import Stage, closure
 from harness.method import METHODS
 from harness.models import Model, layer_shapes, linears, pretrained
 

@@ -23,6 +23,8 @@ NAME = re.compile(r"(?<!`)`([A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*)(?:\(\))?`(?!`)")
 WORDS = {
     *("bitgrid", "squeue", "sbatch", "sacct", "scancel", "scontrol", "srun", "torchrun", "pip"),
     *("git", "lm_eval", "meta", "with", "raise", "if", "try", "import"),
+    # Of libraries: lm-eval's, transformers', and modules of networks.
+    *("TaskManager", "task_index", "cfg", "tags", "code_eval", "from_pretrained", "mlp"),
 }
 
 
@@ -97,9 +99,9 @@ def _docstrings(path: Path) -> Iterator[tuple[ast.Constant, str]]:
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                if isinstance(first.value.value, str):
-                    yield first.value, first.value.value
+            constant = first.value if isinstance(first, ast.Expr) else None
+            if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
+                yield constant, constant.value
 
 
 def _resolves(name: str, module: str, path: Path) -> bool:
@@ -107,14 +109,19 @@ def _resolves(name: str, module: str, path: Path) -> bool:
     if name in _modules() or first in WORDS or hasattr(builtins, first):
         return True
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    if f"{package}.{name}" in _modules():
+    below = f"{module}." if path.name == "__init__.py" else f"{package}."
+    for whole in (name, f"{package}.{name}"):
+        if whole in _modules():
+            return True
+        owner, _, leaf = whole.rpartition(".")
+        if rest and owner in _modules():
+            return leaf in _identifiers(_modules()[owner])
+    if any(each.startswith(below) and each.endswith(f".{name}") for each in _modules()):
         return True
-    if rest and (owner := name.rpartition(".")[0]) in _modules():
-        return name.rpartition(".")[2] in _identifiers(_modules()[owner])
     if first in _identifiers(path):
         return True
-    if first in _definitions():
-        return not rest or rest.partition(".")[0] in _definitions()[first]
+    if first in _definitions() and (not rest or rest.partition(".")[0] in _definitions()[first]):
+        return True
     if first in _keys_and_verbs():
         return True
     return bool(rest) and importlib.util.find_spec(first) is not None

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from harness.cli.main import make_parser
-from harness.core.stage import closure, execute
+from harness.core.execution import execute
+from harness.core.stage import closure
 from harness.grid.expand import load
 from harness.method import METHODS
 from harness.models import linears, pretrained

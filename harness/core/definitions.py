@@ -34,7 +34,7 @@ OURS = ("harness", "methods")
 # The engine itself says how stages are named and kept, and computes nothing, but for the clean state
 # in which every stage runs.
 ENGINE = "harness.core."
-ALWAYS = (("harness.core.stage", "clean_state"),)
+ALWAYS = (("harness.core.execution", "clean_state"),)
 
 
 @dataclass(frozen=True)

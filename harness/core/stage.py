@@ -15,8 +15,8 @@ its version, its fields and its inputs' keys, so that equal work has an equal ke
 The kind is a declared name: no class, module or file name is in a key, so that code may be renamed
 and moved without making a value new.
 
-In this file: `Stage`, keys, inputs, stages from their descriptions, running one stage from a clean
-state, and `report`, by which a running stage says how far it is. Not here: where values lie
+In this file: `Stage`, keys, inputs, stages from their descriptions, and `report`, by which a running
+stage says how far it is. Not here: running a stage (`harness.core.execution`), where values lie
 (`harness.core.store`), what order stages run in (`harness.run.plan`, `harness.run.runner`).
 """
 
@@ -27,7 +27,6 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import random
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -243,36 +242,6 @@ def closure(roots: list[Stage[Any]]) -> list[Stage[Any]]:
     return list(done.values())
 
 
-def execute(stage: Stage[T], values: Mapping[str, Any], work: Path) -> T:
-    """Run one stage: inputs first (`values` by key), then a clean state, then `run`.
-
-    The order matters. If a stage loaded its own input, the load would move the random generators
-    and cells of different history would see different data.
-    """
-    bound = cast(Stage[T], _bind(stage, values))
-    seed = getattr(stage, "seed", 0)
-    with clean_state(int(seed)):
-        return bound.run(work)
-
-
-@contextlib.contextmanager
-def clean_state(seed: int) -> Iterator[None]:
-    """Python, NumPy and torch generators seeded, gradients on, float32 the default dtype."""
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 Reporter: TypeAlias = Callable[[int, int, Mapping[str, float]], None]
 _reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
@@ -403,20 +372,3 @@ def _inputs(stage: Stage[Any]) -> tuple[Stage[Any], ...]:
     for child in _children(stage):
         search(child)
     return tuple(found.values())
-
-
-def _bind(thing: Any, values: Mapping[str, Any], top: bool = True) -> Any:
-    """`thing` with every stage inside it replaced by its value."""
-    if isinstance(thing, Stage) and not top:
-        return values[thing.key]
-    if isinstance(thing, tuple | list):
-        return type(thing)(_bind(item, values, top=False) for item in thing)
-    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        parts = {
-            f.name: _bind(getattr(thing, f.name), values, top=False)
-            for f in dataclasses.fields(thing)
-            if f.init
-        }
-        unchanged = all(parts[name] is getattr(thing, name) for name in parts)
-        return thing if unchanged else dataclasses.replace(thing, **parts)
-    return thing

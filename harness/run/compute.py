@@ -16,7 +16,8 @@ from typing import Any
 from harness.core import provenance
 from harness.core.definitions import reach
 from harness.core.errors import BitgridError
-from harness.core.stage import Stage, code_of, execute
+from harness.core.execution import execute
+from harness.core.stage import Stage, code_of
 from harness.core.store import Store
 from harness.models import device
 

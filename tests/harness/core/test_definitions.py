@@ -76,7 +76,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Written:
 def test_what_is_reached_is_named(written: Written) -> None:
     code = written(FILES)
     assert set(code.definitions) == {
-        "harness.core.stage.clean_state",
+        "harness.core.execution.clean_state",
         "plugin.stage.S",
         "plugin.helper.g",
         "plugin.helper._h",

@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.core.errors import BitgridError
+from harness.core.execution import execute
 from harness.core.stage import (
     Input,
     Stage,
     canonical,
     closure,
     code_of,
-    execute,
     identity,
     kinds,
     listening,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.core.errors import TextError
-from harness.core.stage import execute
+from harness.core.execution import execute
 from harness.data import Documents, fill, gives_whole_prompts, hub, jsonl, texts
 from harness.data.hub_texts import HUB
 from harness.data.sources import SPLITS

@@ -17,7 +17,7 @@ import pytest
 
 from harness import compat
 from harness.core.errors import GridError, ModelError, TextError
-from harness.core.stage import execute
+from harness.core.execution import execute
 from harness.data import hub
 from harness.data.jsonl import read_dataset
 from harness.evaluation import lm_eval_run, sandbox, task_files

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.core.errors import CollisionError, TextError
-from harness.core.stage import execute
+from harness.core.execution import execute
 from harness.data import Access, TextSource, hub, register_text, texts
 from harness.data.sources import TEXTS
 

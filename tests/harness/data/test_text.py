@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.core.errors import TextError
-from harness.core.stage import execute
+from harness.core.execution import execute
 from harness.data import Packed, Tokens, calibration, pack, packed, texts
 from harness.models import read_model
 

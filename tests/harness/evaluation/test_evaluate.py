@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from harness.core.errors import GridError, ModelError, TextError
+from harness.core.execution import execute
 from harness.core.records import NO_FILTER, ItemScores, Precision, Score
-from harness.core.stage import execute
 from harness.evaluation import lm_eval
 from harness.evaluation.evaluations import EVALUATIONS, build_evaluation, find_evaluation
 from harness.evaluation.perplexity import PerplexityTask

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import ModelError
-from harness.core.stage import execute
+from harness.core.execution import execute
 from harness.models import Model, layer_shapes, linears, pretrained, read_model, smollm2
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from harness.core.errors import ModelError
-from harness.core.stage import execute
+from harness.core.execution import execute
 from harness.models import (
     Model,
     Pretrained,

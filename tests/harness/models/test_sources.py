@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.core.errors import CollisionError, ModelError
-from harness.core.stage import execute
+from harness.core.execution import execute
 from harness.models import FolderModel, pretrained, register_model
 from harness.models.registry import MODELS
 from harness.models.sources import find_source

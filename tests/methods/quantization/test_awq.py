@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.cli.main import main
 from harness.core.errors import BitgridError, FormatError, ModelError
-from harness.core.stage import Stage, closure, execute, listening
+from harness.core.execution import execute
+from harness.core.stage import Stage, closure, listening
 from harness.data import Tokens
 from harness.grid.expand import load
 from harness.models import Model, linears

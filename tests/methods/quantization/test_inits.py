@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.errors import BitgridError, FormatError, ModelError
-from harness.core.stage import Stage, execute, listening
+from harness.core.execution import execute
+from harness.core.stage import Stage, listening
 from harness.data import Tokens
 from harness.models import Model, linears
 from methods.quantization import clip

@@ -14,7 +14,8 @@ from transformers import LlamaConfig
 
 import methods.training.generation
 from harness.core.errors import BitgridError, TextError
-from harness.core.stage import closure, execute, listening
+from harness.core.execution import execute
+from harness.core.stage import closure, listening
 from harness.data import Documents, Packed, Tokens
 from harness.models import Model, pretrained
 from methods.training.data import Data, Generate, Generated, GroundTruth, SelfGenerated

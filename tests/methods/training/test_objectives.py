@@ -15,7 +15,7 @@ from scipy.special import logsumexp, rel_entr, softmax
 from torch import Tensor
 
 from harness.core.errors import BitgridError, TextError
-from harness.core.stage import execute
+from harness.core.execution import execute
 from harness.data import Documents, Tokens
 from harness.models import Model
 from methods.training.confidence import Confidence

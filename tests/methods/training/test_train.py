@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods.training.forward
 from harness.core.errors import BitgridError, ModelError
-from harness.core.stage import execute, listening
+from harness.core.execution import execute
+from harness.core.stage import listening
 from harness.data import Documents, Tokens
 from harness.models import Model, linears
 from methods.quantization.formats import Format, FullPrecision, IntAsym
@@ -368,7 +369,8 @@ def test_an_interrupted_run_ends_in_the_same_bits(
 KILLED = """
 import sys, time
 from pathlib import Path
-from harness.core.stage import execute, listening
+from harness.core.execution import execute
+from harness.core.stage import listening
 from tests.methods.conftest import make_llama
 from tests.methods.training.test_train import make_tokens, stage, Training
 training = Training(steps=12, batch_size=2, lr=1e-3, dtype="float32", checkpoint_every=4)

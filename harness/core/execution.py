@@ -1,0 +1,64 @@
+"""Running one stage: inputs first, then a clean state, then `run`.
+
+Not here: which stage runs and when (`harness.run.runner`), what is kept of it (`harness.core.store`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from harness.core.stage import Stage
+
+T = TypeVar("T")
+
+
+def execute(stage: Stage[T], values: Mapping[str, Any], work: Path) -> T:
+    """Run one stage: inputs first (`values` by key), then a clean state, then `run`.
+
+    The order matters. If a stage loaded its own input, the load would move the random generators
+    and cells of different history would see different data.
+    """
+    bound = cast(Stage[T], _bind(stage, values))
+    seed = getattr(stage, "seed", 0)
+    with clean_state(int(seed)):
+        return bound.run(work)
+
+
+@contextlib.contextmanager
+def clean_state(seed: int) -> Iterator[None]:
+    """Python, NumPy and torch generators seeded, gradients on, float32 the default dtype."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _bind(thing: Any, values: Mapping[str, Any], top: bool = True) -> Any:
+    """`thing` with every stage inside it replaced by its value."""
+    if isinstance(thing, Stage) and not top:
+        return values[thing.key]
+    if isinstance(thing, tuple | list):
+        return type(thing)(_bind(item, values, top=False) for item in thing)
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        parts = {
+            f.name: _bind(getattr(thing, f.name), values, top=False)
+            for f in dataclasses.fields(thing)
+            if f.init
+        }
+        unchanged = all(parts[name] is getattr(thing, name) for name in parts)
+        return thing if unchanged else dataclasses.replace(thing, **parts)
+    return thing
