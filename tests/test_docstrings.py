@@ -24,7 +24,16 @@ WORDS = {
     *("bitgrid", "squeue", "sbatch", "sacct", "scancel", "scontrol", "srun", "torchrun", "pip"),
     *("git", "lm_eval", "meta", "with", "raise", "if", "try", "import"),
     # Of libraries: lm-eval's, transformers', and modules of networks.
-    *("TaskManager", "task_index", "cfg", "tags", "code_eval", "from_pretrained", "mlp"),
+    *(
+        "TaskManager",
+        "task_index",
+        "cfg",
+        "tags",
+        "code_eval",
+        "from_pretrained",
+        "datasets",
+        "mlp",
+    ),
 }
 
 
@@ -106,6 +115,8 @@ def _docstrings(path: Path) -> Iterator[tuple[ast.Constant, str]]:
 
 def _resolves(name: str, module: str, path: Path) -> bool:
     first, _, rest = name.partition(".")
+    if rest == "py":
+        return any(each.name == name for each in _modules().values())
     if name in _modules() or first in WORDS or hasattr(builtins, first):
         return True
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]

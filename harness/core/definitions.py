@@ -223,7 +223,7 @@ def _bound(statement: ast.stmt) -> set[str]:
 
 
 def _base(node: ast.expr) -> set[str]:
-    """`X` of `X.y[z]`; nothing of a bare name, which is not changed by being called."""
+    """X of X.y[z]; nothing of a bare name, which is not changed by being called."""
     inside = node
     while isinstance(inside, ast.Subscript | ast.Attribute):
         inside = inside.value

@@ -109,7 +109,7 @@ class Stage(Generic[T]):
     def run(self, work: Path) -> T:
         """Compute the value. Inputs are already values; `work` survives a kill and a requeue.
 
-        Where `resources` ask for several GPUs, as many processes run it together (`worker`), with
+        Where `resources` ask for several GPUs, as many processes run it together (`harness.run.worker`), with
         torch.distributed set up; the value is what the first of them returns.
         """
         raise NotImplementedError

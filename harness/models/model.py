@@ -44,7 +44,7 @@ class Model:
     """A causal language model with its tokenizer, and what was done to its weights.
 
     `latent` marks weights that training moves but that no format can represent: such a model is
-    never evaluated (rule 8). Trained or loaded it lies on the host, since only rounding reads it.
+    never evaluated. Trained or loaded it lies on the host, since only rounding reads it.
     """
 
     network: PreTrainedModel
