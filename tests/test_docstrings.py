@@ -25,6 +25,7 @@ WORDS = {
     *("git", "lm_eval", "meta", "with", "raise", "if", "try", "import"),
     # Of libraries: lm-eval's, transformers', and modules of networks.
     *(
+        "exp_mean",  # a value of a row's field
         "TaskManager",
         "task_index",
         "cfg",
