@@ -37,7 +37,7 @@ if sys.argv[3] == "fill":
     for key, stage in plan.stages().items():
         if stage.stored:
             node = plan.nodes[key]
-            facts = {"stage": node.stage, "code": node.code, "packages": provenance.versions()}
+            facts = {"stage": node.stage, "code": node.code, "packages": provenance.find_versions()}
             store.commit(stage, {}, facts, plan.code[node.code])
 state = plans.states(plan, store)
 kept = plan.stored()
@@ -45,7 +45,7 @@ print(json.dumps({
     "stages": len(kept),
     "new": sum(not store.has(key) for key in kept),
     "stale": sum(state[key] == "stale" for key in kept),
-    "why": plans.stale(plan, store)[:3],
+    "why": plans.list_stale(plan, store)[:3],
 }))
 """
 

@@ -57,9 +57,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         *((f"  {kind}", str(number)) for kind, number in kinds.items()),
     ]
     print_table(facts, words=2, indent=2)
-    for line in plans.new(plan, store):
+    for line in plans.list_new(plan, store):
         print(f"  new: {line}")
-    for line in plans.stale(plan, store):
+    for line in plans.list_stale(plan, store):
         print(f"  stale: {line}")
     if arguments.memory:
         print(_memory(arguments))

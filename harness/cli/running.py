@@ -41,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
         plan, failed = _compute(arguments, store)
     else:
         print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
-    for line in plans.stale(plan, store):
+    for line in plans.list_stale(plan, store):
         print(f"stale: {line}", file=sys.stderr)
     folder = arguments.out or RUNS / plan.name
     export.export(plan, store, folder)

@@ -1,7 +1,7 @@
 """Tables of words on a terminal: aligned, and wrapped to its width.
 
-Where the output is a file or a pipe nothing is wrapped and nothing coloured, so that each row is one
-line. Not here: tables of scores (`reports`).
+Where the output is a file or a pipe nothing is wrapped and nothing coloured, so that each row is
+one line. Not here: tables of scores (`reports`).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from harness.cluster.launches import Launch, Placed, Queued
 from harness.core.errors import ClusterError
 from harness.core.store import Store
 from harness.run import plan as plans
-from harness.run.plan import Plan, why_stale
+from harness.run.plan import Plan, explain_staleness
 
 WATCH_S = 15.0  # between two questions to the queue, of one that watches
 STATES = ("done", "stale", "running", "failed", "lost", "blocked", "queued", "to do")
@@ -124,7 +124,7 @@ def details(view: View, store: Store) -> list[str]:
             owner = owners.get(found.key, {}).get("host", "?")
             lines.append(f"running: {named} on {owner}{found.words and ': ' + found.words}")
         elif found.state == "stale":
-            lines.append(f"stale: {named}: {why_stale(plan, found.key, store)}")
+            lines.append(f"stale: {named}: {explain_staleness(plan, found.key, store)}")
         elif found.state == "lost":
             lines.append(f"lost: {named}: {found.words}")
     return lines + failures(plan, store)

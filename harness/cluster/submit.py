@@ -173,7 +173,7 @@ def snapshot(store: Store) -> Path:
         for path in sorted((ROOT / part).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     ]
-    digest, commit = hashlib.sha256(), provenance.commit(files) or ""
+    digest, commit = hashlib.sha256(), provenance.find_commit(files) or ""
     for path in files:
         digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     folder = store.root / "code" / f"{digest.hexdigest()[:16]}-{commit[:8]}"

@@ -1,1 +1,1 @@
-"""The one idea: stages whose fields are their identity, their store, what stood behind a value. No model here."""
+"""The one idea: stages whose fields are their identity, their store, what is behind a value."""

@@ -87,7 +87,7 @@ class Component(Checked, ABC):
 
     @staticmethod
     def called(identity: str) -> type[Component]:
-        """The class whose `identity_name` is given. Raises BitgridError where no module defines it."""
+        """The class of an `identity_name`. Raises BitgridError where no module defines it."""
         family, _, name = identity.partition("/")
         if name not in _members.get(family, {}):
             raise BitgridError(

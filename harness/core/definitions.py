@@ -1,4 +1,4 @@
-"""The code behind a stage, read from its source: every function, class and constant that it reaches.
+"""The code behind a stage: every function, class and constant that it reaches, by their source.
 
     code = reach([Train, CAKLD])
     code.definitions["harness.data.tokens.pack"]    # digest of that function
@@ -31,15 +31,15 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]  # the folder that has harness/ and methods/
 OURS = ("harness", "methods")
-# The engine itself says how stages are named and kept, and computes nothing, but for the clean state
-# in which every stage runs.
+# The engine itself says how stages are named and kept, and computes nothing, but for the clean
+# state in which every stage runs.
 ENGINE = "harness.core."
 ALWAYS = (("harness.core.execution", "clean_state"),)
 
 
 @dataclass(frozen=True)
 class Code:
-    """What a stage's classes reach. `definitions`: name with its module -> digest, 12 hex digits."""
+    """What a stage's classes reach. `definitions`: dotted name -> digest, 12 hex digits."""
 
     definitions: Mapping[str, str]
     distributions: tuple[str, ...]  # installed packages that the definitions name
@@ -53,7 +53,7 @@ class Code:
 
 
 def reach(roots: Iterable[Callable[..., Any] | type]) -> Code:
-    """The code of `roots`, and all that it reaches in this project and in the packages of `roots`."""
+    """The code of `roots`, and what it reaches in this project and in the packages of `roots`."""
     return _reach(frozenset((r.__module__, r.__qualname__.partition(".")[0]) for r in roots))
 
 
@@ -97,7 +97,7 @@ def _reach(roots: frozenset[tuple[str, str]]) -> Code:
 
 
 def _resolve(module: str, attribute: str | None, own: frozenset[str]) -> tuple[str, str] | None:
-    """Where a name that was imported from `module` is defined, through re-exports; None: not ours."""
+    """Where a name imported from `module` is defined, through re-exports; None: not ours."""
     for _ in range(20):  # a chain of re-exports is short; a circle of them is nobody's
         if attribute is None or not _is_ours(module, own):
             return None
@@ -206,7 +206,7 @@ def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _bound(statement: ast.stmt) -> set[str]:
-    """The names that a top-level statement makes or changes: `X = …`, `X[key] = …`, `X.update(…)`."""
+    """The names that a statement makes or changes: `X = …`, `X[key] = …`, `X.update(…)`."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {statement.name}
     if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -341,7 +341,7 @@ def _import_targets(module: str, path: Path, node: ast.AST) -> dict[str, tuple[s
 
 @cache
 def _is_submodule(module: str, attribute: str) -> bool:
-    """Whether `from module import attribute` takes a module, where the package defines no such name."""
+    """Whether `from module import attribute` takes a module: the package defines no such name."""
     if module.partition(".")[0] in sys.stdlib_module_names:
         return False
     source = _source(module)

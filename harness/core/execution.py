@@ -1,6 +1,6 @@
 """Running one stage: inputs first, then a clean state, then `run`.
 
-Not here: which stage runs and when (`harness.run.runner`), what is kept of it (`harness.core.store`).
+Not here: which stage runs and when (`harness.run.runner`), what is kept (`harness.core.store`).
 """
 
 from __future__ import annotations

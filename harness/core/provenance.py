@@ -31,13 +31,13 @@ UNTRACKED = "untracked"
 
 @dataclass
 class Measured:
-    """Filled when the block of `measured` ends."""
+    """Filled when the block of `measure` ends."""
 
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
-def measured(here: torch.device) -> Iterator[Measured]:
+def measure(here: torch.device) -> Iterator[Measured]:
     """Wall time and peak memory of a block that computes on device `here`, with the machine.
 
     Of several processes that share the block, the largest peak.
@@ -52,7 +52,7 @@ def measured(here: torch.device) -> Iterator[Measured]:
         "started": round(started, 3),
         "wall_s": round(time.perf_counter() - clock, 3),
         "peak_rss_gib": _largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20),
-        **environment(here),
+        **describe_machine(here),
     }
     if here.type == "cuda":
         found.facts["peak_gpu_gib"] = _largest(torch.cuda.max_memory_allocated(here) / 2**30)
@@ -69,7 +69,7 @@ def _largest(gib: float) -> float:
     return round(most.item(), 3)
 
 
-def environment(here: torch.device) -> dict[str, Any]:
+def describe_machine(here: torch.device) -> dict[str, Any]:
     """The machine of a process that computes on device `here`: Python, host, threads, job."""
     import torch
 
@@ -94,7 +94,7 @@ def _job() -> dict[str, Any]:
     return {"job": named, "attempt": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
 
 
-def versions(distributions: Iterable[str] = ()) -> dict[str, str]:
+def find_versions(distributions: Iterable[str] = ()) -> dict[str, str]:
     """Versions of installed distributions, and of those behind every value."""
     named = {name: _version(name) for name in sorted({*ALWAYS, *distributions})}
     return {name: found for name, found in named.items() if found is not None}
@@ -108,20 +108,21 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def commit(files: Iterable[Path] = ()) -> str | None:
+def find_commit(files: Iterable[Path] = ()) -> str | None:
     """The git commit of the project's code, with `+` where one of `files` differs from it.
 
-    A file that git does not know differs too. None outside of a checkout. A snapshot of the code has
-    a file COMMIT that says it.
+    A file that git does not know differs too. None outside of a checkout, as for an installed
+    package. A snapshot of the code has a file COMMIT that says it.
     """
     with contextlib.suppress(OSError):
         return (ROOT / "COMMIT").read_text().strip() or None
-    head = _head(ROOT)
+    # Without its own .git this is an installed package, and the checkout around it is a user's.
+    head = _head(ROOT) if (ROOT / ".git").exists() else None
     inside = {path for path in files if path.is_relative_to(ROOT)}
     return head and head + ("+" if inside & _changed_files(ROOT) else "")
 
 
-def other_sources(files: Iterable[Path]) -> dict[str, str]:
+def find_other_sources(files: Iterable[Path]) -> dict[str, str]:
     """Source files outside of this project -> their commit, `+` where changed, or "untracked".
 
     Files of installed packages are left out: those have versions.
@@ -165,18 +166,18 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.rstrip("\n")
 
 
-def code_facts(code: Code) -> dict[str, Any]:
+def describe_code(code: Code) -> dict[str, Any]:
     """What a manifest says of the code behind a value, as it is now."""
-    outside = other_sources(code.files)
+    outside = find_other_sources(code.files)
     return {
         "code": code.digest,
-        "commit": commit(code.files),
-        "packages": versions(code.distributions),
+        "commit": find_commit(code.files),
+        "packages": find_versions(code.distributions),
         **({"sources": outside} if outside else {}),
     }
 
 
-def why_stale(
+def explain_staleness(
     recorded: Mapping[str, Any],
     digest: str,
     old: Mapping[str, str] | None,
@@ -198,7 +199,7 @@ def why_stale(
     return None
 
 
-def sources() -> list[Path]:
+def list_sources() -> list[Path]:
     """The project's source files, whose change can change what a grid means."""
     return sorted(
         path for package in ("harness", "methods") for path in (ROOT / package).glob("**/*.py")

@@ -1,6 +1,6 @@
 """What a stage reads from outside of the graph: files, data sets, models, that its key rests on.
 
-A plan is made anew when one of the files changes, and `bitgrid prefetch` fetches what lies on a hub.
+A plan is made anew when one of the files changes; `bitgrid prefetch` fetches what lies on a hub.
 Not here: any kind of thing that is read; each room has its own.
 """
 
@@ -28,7 +28,7 @@ class Fetched:
 
 
 class Read(ABC):  # noqa: B024  (every part has a default)
-    """One thing that a stage reads. Subclasses are frozen dataclasses: equal ones are fetched once."""
+    """One thing that a stage reads. Subclasses are frozen dataclasses; equal ones are fetched once."""
 
     def files(self) -> Iterable[Path]:
         """The files on this machine that the stage's key rests on."""

@@ -173,7 +173,7 @@ def _find_file(module: str) -> str | None:
 
 
 def _registered_names(file: str | None) -> list[str]:
-    """The names that a file registers, from its text: `register("name", …)`, `register_text(…)`."""
+    """The names that a file registers, by its text: `register("name", …)`, `register_text(…)`."""
     try:
         tree = ast.parse(Path(file or "").read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError):

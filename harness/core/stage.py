@@ -15,9 +15,9 @@ its version, its fields and its inputs' keys, so that equal work has an equal ke
 The kind is a declared name: no class, module or file name is in a key, so that code may be renamed
 and moved without making a value new.
 
-In this file: `Stage`, keys, inputs, stages from their descriptions, and `report`, by which a running
-stage says how far it is. Not here: running a stage (`harness.core.execution`), where values lie
-(`harness.core.store`), what order stages run in (`harness.run.plan`, `harness.run.runner`).
+In this file: `Stage`, keys, inputs, stages from their descriptions, and `report`, by which a
+running stage says how far it is. Not here: running a stage (`harness.core.execution`), where values
+lie (`harness.core.store`), what order stages run in (`harness.run.plan`, `harness.run.runner`).
 """
 
 from __future__ import annotations
@@ -91,15 +91,15 @@ class Stage(Generic[T]):
         return self
 
     def preflight(self) -> None:
-        """Raise BitgridError where this machine lacks what `run` needs: before anything is computed."""
+        """Raise BitgridError where this machine lacks what `run` needs, before it computes."""
         return
 
     def reads(self) -> tuple[Read, ...]:
-        """What lies outside of the graph that the key rests on: files, data sets, models of a hub."""
+        """What the key rests on outside of the graph: files, data sets, models of a hub."""
         return ()
 
     def notice(self, made: T) -> str | None:
-        """What a user should know of the value that was made, in words; None where there is nothing."""
+        """What a user should know of the value, in words; None where there is nothing to say."""
         return None
 
     def is_mapped(self, made: T) -> bool:
@@ -109,15 +109,15 @@ class Stage(Generic[T]):
     def run(self, work: Path) -> T:
         """Compute the value. Inputs are already values; `work` survives a kill and a requeue.
 
-        Where `resources` ask for several GPUs, as many processes run it together (`harness.run.worker`), with
-        torch.distributed set up; the value is what the first of them returns.
+        Where `resources` ask for several GPUs, as many processes run it together
+        (`harness.run.worker`), with torch.distributed set up; the value is what the first returns.
         """
         raise NotImplementedError
 
     @cached_property
     def key(self) -> str:
         """24 hex digits over kind, version, fields and upstream keys; equal in any process."""
-        text = canonical([self.kind, self.version, described(self)])
+        text = to_canonical_json([self.kind, self.version, describe_fields(self)])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     @property
@@ -127,7 +127,7 @@ class Stage(Generic[T]):
 
     def description(self) -> dict[str, Any]:
         """The stage as JSON: kind, version, every field (incidental ones too), inputs by key."""
-        return {"kind": self.kind, "version": self.version, **described(self, whole=True)}
+        return {"kind": self.kind, "version": self.version, **describe_fields(self, whole=True)}
 
     @staticmethod
     def from_description(
@@ -163,21 +163,21 @@ def value(bound: Input[T]) -> T:
     return bound
 
 
-def canonical(thing: object) -> str:
+def to_canonical_json(thing: object) -> str:
     """JSON with one spelling for one thing: sorted keys, no spaces, no NaN."""
     return json.dumps(thing, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def described(thing: Any, whole: bool = False) -> dict[str, Any]:
+def describe_fields(thing: Any, whole: bool = False) -> dict[str, Any]:
     """The fields of a stage or component as JSON; with `whole` the incidental ones too."""
     return {
-        f.name: identity(getattr(thing, f.name), whole)
+        f.name: identify(getattr(thing, f.name), whole)
         for f in dataclasses.fields(thing)
         if whole or not f.metadata.get("incidental")
     }
 
 
-def identity(thing: object, whole: bool = False) -> Any:
+def identify(thing: object, whole: bool = False) -> Any:
     """What of a field goes into the key, as JSON; with `whole` also what does not.
 
     Raises TypeError for what has no stable identity.
@@ -185,27 +185,27 @@ def identity(thing: object, whole: bool = False) -> Any:
     if isinstance(thing, Stage):
         return {"stage": thing.key}
     if isinstance(thing, Enum):
-        return identity(thing.value, whole)
+        return identify(thing.value, whole)
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
     if isinstance(thing, tuple | list):
-        return [identity(item, whole) for item in thing]
+        return [identify(item, whole) for item in thing]
     if isinstance(thing, Mapping):
-        return {str(name): identity(item, whole) for name, item in thing.items()}
+        return {str(name): identify(item, whole) for name, item in thing.items()}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        name = declared_name(type(thing))
-        return {**({} if name is None else {"component": name}), **described(thing, whole)}
+        name = find_declared_name(type(thing))
+        return {**({} if name is None else {"component": name}), **describe_fields(thing, whole)}
     raise TypeError(
         f"{type(thing).__name__} cannot be a field of a stage: it has no stable identity"
     )
 
 
-def declared_name(cls: type) -> str | None:
+def find_declared_name(cls: type) -> str | None:
     """`family/name` of a component or method; None for a dataclass that its field's type tells."""
     return cls.identity_name() if issubclass(cls, Component) else None
 
 
-def code_of(stage: Stage[Any]) -> tuple[Callable[..., Any] | type, ...]:
+def find_code(stage: Stage[Any]) -> tuple[Callable[..., Any] | type, ...]:
     """What computes a stage: its class, its components' classes and what it `uses`.
 
     Of its inputs those too that are not stored: they are made again whenever the stage is computed,
@@ -223,12 +223,12 @@ def code_of(stage: Stage[Any]) -> tuple[Callable[..., Any] | type, ...]:
     search(stage)
     for above in stage.inputs:
         if not above.stored:
-            classes |= dict.fromkeys(code_of(above))
+            classes |= dict.fromkeys(find_code(above))
     return (*classes, *stage.uses())
 
 
 def closure(roots: list[Stage[Any]]) -> list[Stage[Any]]:
-    """Every stage that the roots need, inputs before users, each key once, the roots' order kept."""
+    """Every stage that the roots need, inputs before users, each key once, in the roots' order."""
     done: dict[str, Stage[Any]] = {}
 
     def visit(stage: Stage[Any]) -> None:

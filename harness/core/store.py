@@ -8,7 +8,7 @@
     <root>/work/<key>/                   a running stage's scratch and checkpoints
 
 Atomic steps are exclusive create and rename, which hold on NFS; there is no lock and no database.
-Not here: what to compute and when (`plan`, `run`). This file imports no torch: reading rows is fast.
+Not here: what to compute and when (`harness.run`). No torch is imported: reading rows is fast.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Store:
         return sorted(path.parent.name for path in found)
 
     def manifest(self, key: str) -> dict[str, Any]:
-        """The facts of a complete value. Raises StoreError where there is none or it is unreadable."""
+        """The facts of a complete value. Raises StoreError where it is missing or unreadable."""
         path = self._value(key) / "manifest.json"
         try:
             found = json.loads(path.read_text())
@@ -134,7 +134,7 @@ class Store:
         return self._folder("work", key)
 
     def say_progress(self, key: str, facts: dict[str, Any]) -> None:
-        """How far a running stage is; gone with its scratch folder. A full disk is no reason to stop."""
+        """How far a running stage is; gone with its scratch folder. A full disk does not stop it."""
         with contextlib.suppress(OSError):
             write_json(self._folder("work", key) / "progress.json", {**facts, "when": time.time()})
 
@@ -217,7 +217,7 @@ class Store:
         return int(claim.suffix[1:])
 
     def _alive(self, claim: Path, now: float | None = None) -> dict[str, Any] | None:
-        """A claim's owner, if it still lives: its process, if on this host; its heartbeat, if not."""
+        """A claim's owner, if it lives: by its process on this host, elsewhere by its heartbeat."""
         try:
             owner = _Owner(**json.loads(claim.read_text()))
             beat = claim.stat().st_mtime
@@ -266,7 +266,7 @@ class Store:
     # Cleaning
 
     def waste(self, keep: set[str]) -> dict[Path, int]:
-        """What no grid needs: values and failures not in `keep`, and what dead processes left. Bytes."""
+        """Bytes that no grid needs: values and failures not in `keep`, what dead processes left."""
         doomed = [
             path
             for kind in ("values", "failures", "work")

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from harness import compat
 from harness.core.errors import GridError, ModelError, TextError
 from harness.core.reads import Read
-from harness.core.stage import canonical
+from harness.core.stage import to_canonical_json
 from harness.data.hub import Access, Split
 
 OURS = {"wikitext-word": "wikitext"}  # names that say what lm-eval's leave open
@@ -199,7 +199,7 @@ def digest(task: Task, shots: int | None, access: Access) -> str:
             pinned.append([*split[:3], access.digest(split, columns=sorted(columns))])
         except TextError as error:
             raise TextError(f"task {task.name!r} reads {split}: {error}") from error
-    content = hashlib.sha256(canonical(pinned).encode()).hexdigest()[:24]
+    content = hashlib.sha256(to_canonical_json(pinned).encode()).hexdigest()[:24]
     return f"lm-eval-{release()}-{content}"
 
 

@@ -17,7 +17,7 @@ from harness.core import provenance
 from harness.core.definitions import reach
 from harness.core.errors import BitgridError
 from harness.core.execution import execute
-from harness.core.stage import Stage, code_of
+from harness.core.stage import Stage, find_code
 from harness.core.store import Store
 from harness.models import device
 
@@ -34,8 +34,8 @@ class Failed(BitgridError):
 class Values:
     """Values of stages by key: at hand, in the store, or rebuilt.
 
-    `users`: by key, the stages still to come that take its value. A value stays at hand while one of
-    them lacks it; what a rebuilt value was made from is let go unless another one does. A value
+    `users`: by key, the stages still to come that take its value. A value stays at hand while one
+    of them lacks it; what a rebuilt value was made from is let go unless another one does. A value
     whose users nobody counts stays.
     """
 
@@ -90,18 +90,18 @@ class Values:
                 return execute(stage, inputs, Path(work))
         except Exception as error:
             fail(stage, error, self.store)
-            said = f"{stage.kind} failed: {words(error)}"
+            said = f"{stage.kind} failed: {describe_error(error)}"
             raise Failed(stage.key, said) from error
 
 
 def compute(stage: Stage[Any], values: Values, keeps: bool = True) -> Any:
     """The value of a stored stage; with `keeps` it is committed to the store."""
     store, inputs = values.store, values.inputs(stage)
-    with provenance.measured(device()) as measured:
+    with provenance.measure(device()) as measured:
         result = execute(stage, inputs, store.work(stage.key))
     if keeps:
-        code = reach(code_of(stage))
-        facts = {"stage": stage.description(), **provenance.code_facts(code), **measured.facts}
+        code = reach(find_code(stage))
+        facts = {"stage": stage.description(), **provenance.describe_code(code), **measured.facts}
         store.commit(stage, result, facts, code.definitions)
     return result
 
@@ -110,18 +110,18 @@ def fail(stage: Stage[Any], error: Exception, store: Store) -> None:
     """Keep the record of a failure."""
     record = {
         "stage": stage.description(),
-        **provenance.code_facts(reach(code_of(stage))),
+        **provenance.describe_code(reach(find_code(stage))),
         "exception": type(error).__name__,
-        "message": words(error),
+        "message": describe_error(error),
         "hint": _hint(error),
         "traceback": "".join(traceback.format_exception(error)),
         "when": round(time.time(), 3),
-        **provenance.environment(device()),
+        **provenance.describe_machine(device()),
     }
     store.fail(stage.key, record)
 
 
-def words(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An error in one line; one of the project's own needs no class before it."""
     text = str(error).strip() or type(error).__name__
     return (

@@ -35,7 +35,7 @@ from harness.core.records import (
 )
 from harness.core.store import Store
 from harness.grid import published
-from harness.run.plan import CellInfo, Plan, standing_failure, states, why_stale
+from harness.run.plan import CellInfo, Plan, explain_staleness, standing_failure, states
 
 _CURVE_FIELDS = {each.name for each in fields(CurvePoint)}
 
@@ -113,7 +113,9 @@ def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[Row]:
 def _say_why_stale(plan: Plan, store: Store, state: dict[str, str], key: str) -> str | None:
     """Which stages behind a row are stale, and why; None where none is."""
     stale = [above for above in plan.upstream(key) if state[above] == "stale"]
-    reasons = (f"{plan.nodes[above].kind}: {why_stale(plan, above, store)}" for above in stale)
+    reasons = (
+        f"{plan.nodes[above].kind}: {explain_staleness(plan, above, store)}" for above in stale
+    )
     return "; ".join(dict.fromkeys(reasons)) or None
 
 

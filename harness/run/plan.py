@@ -2,8 +2,8 @@
 
 A plan is plain JSON, kept in the store with a list of the files it was made from. While those are
 unchanged, `status`, `report` and a finished `run` read it without importing torch or any method.
-`Plan.stages` makes the stages again from what the plan says of them, so that a job or a process of a
-training needs no grid.
+`Plan.stages` makes the stages again from what the plan says of them, so that a job or a process of
+a training needs no grid.
 Not here: running stages (`harness.run.runner`), the grid's file (`harness.grid`).
 """
 
@@ -105,8 +105,8 @@ class Plan:
     def stages(self, keys: Iterable[str] | None = None) -> dict[str, Stage[Any]]:
         """The stages of `keys` (all) and what they need, made from their descriptions.
 
-        Raises BitgridError where the code has changed so that one would have another key, or where a
-        file has changed that a key was made from.
+        Raises BitgridError where the code has changed so that one would have another key, or where
+        a file has changed that a key was made from.
         """
         wanted = self.nodes if keys is None else {up for key in keys for up in self.upstream(key)}
         for key in wanted:
@@ -115,10 +115,10 @@ class Plan:
                     raise BitgridError(
                         f"{mark[0]} has changed since the plan was made; start again"
                     )
-        return made_from({key: self.nodes[key].stage for key in self.nodes if key in wanted})
+        return rebuild_stages({key: self.nodes[key].stage for key in self.nodes if key in wanted})
 
 
-def made_from(descriptions: Mapping[str, Mapping[str, Any]]) -> dict[str, Stage[Any]]:
+def rebuild_stages(descriptions: Mapping[str, Mapping[str, Any]]) -> dict[str, Stage[Any]]:
     """Stages by key from their descriptions, inputs before users. Raises BitgridError."""
     from harness.core.stage import Stage
     from harness.evaluation.diagnostics import DIAGNOSTICS
@@ -139,7 +139,7 @@ def made_from(descriptions: Mapping[str, Mapping[str, Any]]) -> dict[str, Stage[
 def build(grid: Grid) -> Plan:
     """The plan of a validated grid."""
     from harness.core.definitions import reach
-    from harness.core.stage import closure, code_of
+    from harness.core.stage import closure, find_code
     from harness.data.sources import TEXTS
     from harness.evaluation.diagnostics import DIAGNOSTICS
     from harness.evaluation.evaluations import EVALUATIONS
@@ -148,7 +148,7 @@ def build(grid: Grid) -> Plan:
 
     nodes: dict[str, Node] = {}
     code: dict[str, dict[str, str]] = {}
-    watched = {*(path.resolve() for path in grid.files), *provenance.sources()}
+    watched = {*(path.resolve() for path in grid.files), *provenance.list_sources()}
     for registry in (METHODS, MODELS, TEXTS, EVALUATIONS, DIAGNOSTICS):
         watched |= registry.files()
     for cell in grid.cells:
@@ -156,7 +156,7 @@ def build(grid: Grid) -> Plan:
             if stage.key in nodes:
                 continue
             files = {file for read in stage.reads() for file in read.files()}
-            behind = reach(code_of(stage))
+            behind = reach(find_code(stage))
             code[behind.digest] = dict(behind.definitions)
             watched |= {*files, *behind.files}
             nodes[stage.key] = Node(
@@ -296,7 +296,7 @@ def states(plan: Plan, store: Store) -> dict[str, str]:
     for key, node in plan.nodes.items():
         above = [found[key] for key in node.inputs]
         if node.stored and store.has(key):
-            found[key] = "stale" if why_stale(plan, key, store) else "done"
+            found[key] = "stale" if explain_staleness(plan, key, store) else "done"
         elif key in failed and standing_failure(node, key, store):
             found[key] = "failed"
         elif any(state in ("failed", "blocked") for state in above):
@@ -308,26 +308,26 @@ def states(plan: Plan, store: Store) -> dict[str, str]:
     return found
 
 
-def why_stale(plan: Plan, key: str, store: Store) -> str | None:
+def explain_staleness(plan: Plan, key: str, store: Store) -> str | None:
     """Why a kept value is stale: which code or package changed since. None where it is not."""
     digest = plan.nodes[key].code
     manifest = store.manifest(key)
     old = store.definitions(key) if manifest.get("code") != digest else None
-    return provenance.why_stale(manifest, digest, old, plan.code.get(digest))
+    return provenance.explain_staleness(manifest, digest, old, plan.code.get(digest))
 
 
-def stale(plan: Plan, store: Store) -> list[str]:
+def list_stale(plan: Plan, store: Store) -> list[str]:
     """Why kept values of a plan are stale, a line a reason, with how many stages have it."""
     state = states(plan, store)
     reasons = [
-        f"{plan.nodes[key].kind}: {why_stale(plan, key, store)}"
+        f"{plan.nodes[key].kind}: {explain_staleness(plan, key, store)}"
         for key in plan.nodes
         if state[key] == "stale"
     ]
     return _counted(reasons)
 
 
-def new(plan: Plan, store: Store) -> list[str]:
+def list_new(plan: Plan, store: Store) -> list[str]:
     """Why stages that are to be computed are new, a line a reason, with how many have it."""
     missing = [plan.nodes[key] for key in needed(plan, store)]
     return _counted([f"{node.kind}: {node.why}" for node in missing if node.stored and node.why])

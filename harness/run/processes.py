@@ -32,13 +32,15 @@ INPUTS = "inputs"  # in a stage's scratch folder: the copies of inputs that proc
 
 
 def check(stage: Stage[Any]) -> None:
-    """Raise BitgridError where a stage asks for more GPUs than there are. Of CPUs there are enough."""
+    """Raise BitgridError where a stage asks for more GPUs than there are; of CPUs are enough."""
     asked, there = stage.resources.gpus, torch.cuda.device_count()
     if asked > 1 and device().type == "cuda" and asked > there:
         raise BitgridError(f"{stage} asks for {asked} GPUs and this machine has {there}: set gpus")
 
 
-def together(stage: Stage[Any], store: Store, step: Reporter, note: Callable[[str], None]) -> None:
+def run_together(
+    stage: Stage[Any], store: Store, step: Reporter, note: Callable[[str], None]
+) -> None:
     """Compute a stage into the store, in as many processes as it asks for GPUs.
 
     The processes make the stage again from its description, which lies in its scratch folder.

@@ -1,8 +1,8 @@
-"""Runs a plan, or a job's part of it, in this process: what is missing, inputs first, each stage once.
+"""Runs a plan, or a job's part of it: what is missing, inputs first, each stage once.
 
 A stored stage is claimed, computed from a clean state and committed, by several processes where it
-asks for several GPUs; an unstored one is rebuilt when something needs it. A failure becomes a record
-and does not stop the other cells. Stopping at any moment loses at most the stage under way, and a
+asks for several GPUs; an unstored one is rebuilt when something needs it. A failure becomes a
+record and does not stop the other cells. Stopping at any moment loses at most the stage under way, and a
 training stage not even that.
 Not here: how one stage is computed (`compute`, `processes`), SLURM (`launch`), what it looks like
 (`progress`).
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from harness.core.stage import Stage, listening
 from harness.core.store import Store
 from harness.run import processes
-from harness.run.compute import Failed, Values, compute, fail, words
+from harness.run.compute import Failed, Values, compute, describe_error, fail
 from harness.run.plan import Plan, needed, standing_failure
 
 POLL_S = 1.0
@@ -187,7 +187,7 @@ class _Runner:
             if stage.resources.gpus > 1:
                 self.values.held.clear()  # the processes need the memory
                 _give_back()
-                processes.together(stage, store, step, self._note)
+                processes.run_together(stage, store, step, self._note)
             else:
                 for above in stage.inputs:
                     # Computing the stage takes it too, and does not make it again.
@@ -202,7 +202,7 @@ class _Runner:
             return
         except Exception as error:
             fail(stage, error, store)
-            self._give_up(key, "failed", words(error))
+            self._give_up(key, "failed", describe_error(error))
             return
         self.outcome.computed.append(key)
         self.watcher.end(key, "done", "")

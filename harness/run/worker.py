@@ -31,7 +31,7 @@ from harness.core.stage import Stage, listening
 from harness.core.store import Store
 from harness.models import device
 from harness.run.compute import Failed, Values, compute, fail
-from harness.run.plan import made_from
+from harness.run.plan import rebuild_stages
 from harness.run.processes import INPUTS, STAGES
 
 # Longer than it takes the first to write a large checkpoint while the others wait for it.
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a scheduler's, for whoever started this one
     store = Store(given.store)
     described = json.loads((store.work(given.key) / STAGES).read_text())
-    stage = made_from(described)[given.key]
+    stage = rebuild_stages(described)[given.key]
     try:
         _join()
         with _reporting(progress) if leads else contextlib.nullcontext():
@@ -72,8 +72,8 @@ def _shared(stage: Stage[Any], store: Store, note: Callable[[str], None]) -> Val
     machine holds a model once however many processes share it. A published model whose own files
     are mapped needs no copy: each process reads those.
 
-    The copies stay as long as the processes do. A mapping holds no open file, so whether it outlives
-    its file's name is up to the file system; whoever started the processes removes them.
+    The copies stay as long as the processes do. A mapping holds no open file, so whether it
+    outlives its file's name is up to the file system; whoever started the processes removes them.
     """
     folder, values = store.work(stage.key) / INPUTS, Values(store)
     leads = dist.get_rank() == 0

@@ -175,9 +175,9 @@ def test_a_snapshot_is_the_code_once(tmp_path: Path, store: Store) -> None:
     ).read_bytes()
     assert (folder / "methods/training/train.py").exists() and not list(folder.rglob("__pycache__"))
     assert len(list((store.root / "code").iterdir())) == 1
-    said = "from harness.core import provenance; print(provenance.commit())"
+    said = "from harness.core import provenance; print(provenance.find_commit())"
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
-    head = str(launching.provenance.commit())
+    head = str(launching.provenance.find_commit())
     found = subprocess.run(
         [sys.executable, "-c", said], cwd=ROOT, env=environment, capture_output=True, text=True
     )

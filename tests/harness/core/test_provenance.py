@@ -10,16 +10,25 @@ import torch
 
 from harness.core import provenance
 from harness.core.definitions import ROOT
-from harness.core.provenance import commit, other_sources, versions, why_stale
+from harness.core.provenance import (
+    explain_staleness,
+    find_commit,
+    find_other_sources,
+    find_versions,
+)
 
 
 def test_the_environment_names_what_can_move_a_number() -> None:
-    facts = provenance.environment(torch.device("cpu"))
+    facts = provenance.describe_machine(torch.device("cpu"))
     assert {"python", "device", "device_name", "threads"} <= set(facts)
 
 
 def test_versions_are_of_what_is_behind_a_value() -> None:
-    assert set(versions(["safetensors", "no-such-package"])) == {"bitgrid", "torch", "safetensors"}
+    assert set(find_versions(["safetensors", "no-such-package"])) == {
+        "bitgrid",
+        "torch",
+        "safetensors",
+    }
 
 
 @pytest.fixture
@@ -38,13 +47,15 @@ def test_a_file_of_a_plug_in_has_the_commit_of_its_own_checkout(checkout: Path) 
     (checkout / "new.py").write_text("y = 1\n")
     head = provenance._head(checkout)
     assert head is not None
-    named = other_sources([checkout / "code.py", checkout / "new.py", ROOT / "harness/method.py"])
+    named = find_other_sources(
+        [checkout / "code.py", checkout / "new.py", ROOT / "harness/method.py"]
+    )
     assert named == {str(checkout / "code.py"): head, str(checkout / "new.py"): head + "+"}
 
 
 def test_a_file_outside_of_any_checkout_is_marked(tmp_path: Path) -> None:
     (tmp_path / "loose.py").write_text("x = 1\n")
-    assert other_sources([tmp_path / "loose.py"]) == {str(tmp_path / "loose.py"): "untracked"}
+    assert find_other_sources([tmp_path / "loose.py"]) == {str(tmp_path / "loose.py"): "untracked"}
 
 
 def test_only_code_that_computes_marks_the_commit(
@@ -53,11 +64,11 @@ def test_only_code_that_computes_marks_the_commit(
     monkeypatch.setattr(provenance, "ROOT", checkout)
     head = provenance._head(checkout)
     (checkout / "report.md").write_text("rendered anew")
-    assert commit([checkout / "code.py"]) == head
+    assert find_commit([checkout / "code.py"]) == head
     (checkout / "code.py").write_text("x = 2\n")
     provenance._changed_files.cache_clear()
-    assert commit([checkout / "code.py"]) == f"{head}+"
-    assert commit([]) == head
+    assert find_commit([checkout / "code.py"]) == f"{head}+"
+    assert find_commit([]) == head
 
 
 def test_the_reason_of_staleness_names_the_definition_or_the_package(
@@ -65,12 +76,12 @@ def test_the_reason_of_staleness_names_the_definition_or_the_package(
 ) -> None:
     recorded = {"code": "one", "packages": {"torch": "2.0", "bitgrid": "0.0"}}
     old, new = {"a.f": "1", "a.g": "1"}, {"a.f": "2", "a.g": "1"}
-    assert why_stale(recorded, "two", old, new) == "code changed: a.f"
-    assert why_stale(recorded, "two", None, new) == "code changed"
+    assert explain_staleness(recorded, "two", old, new) == "code changed: a.f"
+    assert explain_staleness(recorded, "two", None, new) == "code changed"
     monkeypatch.setattr(provenance, "_version", {"torch": "2.1"}.get)
-    assert why_stale(recorded, "one", None, None) == "package changed: torch 2.0 -> 2.1"
+    assert explain_staleness(recorded, "one", None, None) == "package changed: torch 2.0 -> 2.1"
     monkeypatch.setattr(provenance, "_version", {"torch": "2.0"}.get)
-    assert why_stale(recorded, "one", None, None) is None
+    assert explain_staleness(recorded, "one", None, None) is None
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda:1"])
@@ -91,7 +102,7 @@ def test_peak_memory_is_of_the_device_that_computes(
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    with provenance.measured(torch.device(name)) as measured:
+    with provenance.measure(torch.device(name)) as measured:
         pass
     assert measured.facts.get("peak_gpu_gib") == (None if name == "cpu" else 3.0)
     assert asked == ([] if name == "cpu" else ["cuda:1"] * 2)

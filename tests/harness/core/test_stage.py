@@ -21,13 +21,13 @@ from harness.core.execution import execute
 from harness.core.stage import (
     Input,
     Stage,
-    canonical,
     closure,
-    code_of,
-    identity,
+    find_code,
+    identify,
     kinds,
     listening,
     report,
+    to_canonical_json,
     value,
 )
 
@@ -149,8 +149,8 @@ def test_a_description_of_other_code_is_refused() -> None:
 def test_keys_are_equal_in_every_process_whatever_the_hash_seed() -> None:
     code = (
         "from harness.data import Documents; from methods.quantization.formats import IntAsym\n"
-        "from harness.core.stage import canonical, identity\n"
-        "print(Documents('testbed', 'train').key, canonical(identity(IntAsym(bits=2))))"
+        "from harness.core.stage import to_canonical_json, identify\n"
+        "print(Documents('testbed', 'train').key, to_canonical_json(identify(IntAsym(bits=2))))"
     )
     found = {
         subprocess.run(
@@ -168,15 +168,15 @@ def test_keys_are_equal_in_every_process_whatever_the_hash_seed() -> None:
 
 def test_known_key() -> None:
     """Pinned: a change of the key's recipe would orphan every stored value."""
-    assert canonical(identity(Part())) == '{"size":3}'
+    assert to_canonical_json(identify(Part())) == '{"size":3}'
     assert Source(1.0).key == "7dfaf5bc8bd4072fc70cdd46"
 
 
 def test_what_has_no_stable_identity_is_refused() -> None:
     with pytest.raises(TypeError, match="no stable identity"):
-        identity(object())
+        identify(object())
     with pytest.raises(ValueError, match="not JSON compliant"):
-        canonical(float("nan"))
+        to_canonical_json(float("nan"))
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -197,7 +197,7 @@ def test_equal_fields_equal_identity_and_the_other_way(one: object, other: objec
 
     same = plain(ordered(one)) == plain(ordered(other))
     try:
-        keys = canonical(identity(one)), canonical(identity(other))
+        keys = to_canonical_json(identify(one)), to_canonical_json(identify(other))
     except ValueError:  # infinities have no JSON
         return
     assert (keys[0] == keys[1]) == same
@@ -274,7 +274,7 @@ def test_reports_reach_the_listener_only() -> None:
 
 
 def test_modules_are_those_of_the_class_and_its_components() -> None:
-    assert code_of(Sum((Source(1.0),), replace(Part(), size=1))) == (Sum, Part)
+    assert find_code(Sum((Source(1.0),), replace(Part(), size=1))) == (Sum, Part)
 
 
 def test_the_code_of_an_input_that_is_rebuilt_is_behind_the_value() -> None:
@@ -284,5 +284,5 @@ def test_the_code_of_an_input_that_is_rebuilt_is_behind_the_value() -> None:
         stored: ClassVar[bool] = False
         part: Input[float]
 
-    assert code_of(Sum((Rebuilt(Source(1.0)),))) == (Sum, Part, Rebuilt)
-    assert code_of(Sum((Source(1.0),))) == (Sum, Part)
+    assert find_code(Sum((Rebuilt(Source(1.0)),))) == (Sum, Part, Rebuilt)
+    assert find_code(Sum((Source(1.0),))) == (Sum, Part)

@@ -32,7 +32,7 @@ def test_a_changed_grid_or_source_is_planned_anew(
 ) -> None:
     source = tmp_path / "source.py"
     source.write_text("x = 1\n")
-    monkeypatch.setattr(plans.provenance, "sources", lambda: [source])
+    monkeypatch.setattr(plans.provenance, "list_sources", lambda: [source])
     path = tmp_path / "toy.yaml"
     remember(build(toy_grid(path)), store)
     assert remembered(path, store) is not None

@@ -23,7 +23,7 @@ from harness.models import devices
 from harness.run import processes, worker
 from harness.run import runner as running
 from harness.run.compute import Failed, fail
-from harness.run.plan import made_from
+from harness.run.plan import rebuild_stages
 from harness.run.processes import _cause, _follow
 from tests.harness.run.test_run import Silent
 from tests.support.toys import Made, Rounded, Scored, toy_plan
@@ -111,12 +111,12 @@ def test_processes_are_told_how_often_a_stage_was_made_leaner_and_shun_the_curre
     monkeypatch.setattr(Made, "resources", Resources(gpus=2))
     monkeypatch.setattr(processes.subprocess, "Popen", Ended)
     with pytest.raises(BitgridError, match="ended without a value"):
-        processes.together(Made("A", 2), Store(tmp_path), print, print)
+        processes.run_together(Made("A", 2), Store(tmp_path), print, print)
     (command,) = started
     given = worker._parser().parse_args(command[command.index("harness.run.worker") + 1 :])
     assert (given.key, given.attached) == (Made("A", 2).key, True)
     described = json.loads((Store(tmp_path).work(given.key) / processes.STAGES).read_text())
-    assert made_from(described) == {given.key: Made("A", 2)}
+    assert rebuild_stages(described) == {given.key: Made("A", 2)}
 
 
 def test_a_run_hands_the_halvings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_a_run_hands_the_halvings_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         heard.append((stage.key, stage.halvings))
         store.commit(stage, {"bits": 2}, {})
 
-    monkeypatch.setattr(running.processes, "together", together)
+    monkeypatch.setattr(running.processes, "run_together", together)
     monkeypatch.setattr(Made, "resources", Resources(gpus=2))
     plan = toy_plan(tmp_path / "toy.yaml")
     keys = tuple(key for key in plan.nodes if plan.nodes[key].kind == "toy-made")[:2]

@@ -196,7 +196,7 @@ def test_stale_is_shown_and_nothing_is_run_again(tmp_path: Path, store: Store, l
     behind = store.path(key) / "code.json"
     now = json.loads(behind.read_text())
     behind.write_text(json.dumps({**now, "tests.support.toys.log": "as it was before"}))
-    assert plans.why_stale(plan, key, store) == "code changed: tests.support.toys.log"
+    assert plans.explain_staleness(plan, key, store) == "code changed: tests.support.toys.log"
     behind.unlink()
     log.write_text("")
     assert _run(tmp_path, store)[1] == Outcome()
