@@ -13,7 +13,6 @@ from pathlib import Path
 from harness.cli.verb import RUNS, Verb, add_grid_argument, find_plan, open_store
 from harness.core.errors import ReportError
 from harness.grid import published
-from harness.run import export
 
 _SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
@@ -111,6 +110,8 @@ def _gather_records(arguments: argparse.Namespace, out: Path | None) -> Path:
     store = open_store(arguments)
     plan = find_plan(arguments, store)
     folder = out or RUNS / plan.name
+    from harness.run import export
+
     export.export(plan, store, folder)
     return folder
 

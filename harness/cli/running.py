@@ -23,7 +23,6 @@ from harness.cli.verb import (
 from harness.cluster import status as watch
 from harness.core.errors import ReportError
 from harness.core.store import Store
-from harness.run import export
 from harness.run import plan as plans
 from harness.run.plan import Plan
 
@@ -44,6 +43,8 @@ def _run(arguments: argparse.Namespace) -> int:
     for line in plans.list_stale(plan, store):
         print(f"stale: {line}", file=sys.stderr)
     folder = arguments.out or RUNS / plan.name
+    from harness.run import export
+
     export.export(plan, store, folder)
     try:
         show_report(folder)
@@ -62,6 +63,7 @@ def _compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
     # First: what is imported after it reads what it says of the hub.
     grid = load_grid(arguments.grid, arguments.allow_code_execution)
     from harness import models
+    from harness.run import export
     from harness.run.progress import Bar
     from harness.run.runner import run
 

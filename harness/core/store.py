@@ -26,10 +26,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import StoreError
-from harness.core.stage import Stage
+
+if TYPE_CHECKING:
+    from harness.core.stage import Stage
 
 SCHEMA = 1
 HEARTBEAT_S = 10.0
@@ -343,6 +345,8 @@ def _is_process(pid: int, started: float) -> bool:
 
 def value_type(cls: type[Stage[Any]]) -> type:
     """T of the `Stage[T]` that a stage class derives from."""
+    from harness.core.stage import Stage  # here: verbs that only read manifests start without it
+
     for parent in cls.__mro__:
         for base in getattr(parent, "__orig_bases__", ()):
             if typing.get_origin(base) is Stage:
