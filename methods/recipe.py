@@ -70,7 +70,7 @@ class Recipe(Method):
         trained = self._build_trained(start, base, seed)
         if not isinstance(trained, Train):
             return {}
-        found = tuple(
+        stages = tuple(
             Contribution(
                 self._build_teacher(base),
                 Round(student, base, self.format),
@@ -81,7 +81,7 @@ class Recipe(Method):
             )
             for step, student in (("before training", start), ("after training", trained))
         )
-        return {"confidence": found}
+        return {"confidence": stages}
 
     def _build_teacher(self, base: Stage[Model]) -> Stage[Model]:
         return base if self.teacher is None else another(base, self.teacher)

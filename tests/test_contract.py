@@ -15,7 +15,7 @@ from harness.config.settings import configure, list_settings
 from harness.core.execution import execute
 from harness.core.stage import Stage, closure
 from harness.method import METHODS
-from harness.models import Model, layer_shapes, linears, pretrained
+from harness.models import Model, linears, pretrained, read_layer_shapes
 
 QUICK = {
     "format.group_size": 32,
@@ -40,7 +40,7 @@ class Bench:
 
     def __init__(self, folder: Path, work: Path) -> None:
         self.base = pretrained(str(folder), "float32")
-        self.shapes = layer_shapes(str(folder))
+        self.shapes = read_layer_shapes(str(folder))
         self.work, self.values = work, dict[str, Any]()
         self.prompt = torch.randint(3, 250, (4, 40), generator=torch.Generator().manual_seed(1))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.data import pack
-from harness.models import Model, layer_shapes, read_model
+from harness.models import Model, read_layer_shapes, read_model
 from methods.quantization.formats import IntAsym
 from methods.quantization.rounding import quantize_model
 
@@ -62,7 +62,7 @@ def test_rtn_of_a_real_model_falls_off_as_measured_elsewhere(stories: Model, sha
 def test_tail_groups_where_no_group_size_divides(stories: Model, shared: Path) -> None:
     from harness.core.errors import FormatError
 
-    shapes = layer_shapes(str(shared / "models" / "stories260K"))
+    shapes = read_layer_shapes(str(shared / "models" / "stories260K"))
     sizes = {in_features for _, in_features in shapes.values()}
     assert sizes == {64, 172}
     with pytest.raises(FormatError, match=r"172.*tail: true"):

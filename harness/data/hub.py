@@ -128,13 +128,13 @@ class Access:
             raise TextError(f"data set {path} cannot be loaded: {first_line(error)}") from error
 
 
-def find_access(named: str | Path | None = None, fill: Path | None = None) -> Access:
-    """The access that BITGRID_MIRROR says, else the mirror `named`.
+def find_access(mirror: str | Path | None = None, fill: Path | None = None) -> Access:
+    """The access that BITGRID_MIRROR says, else the mirror that is named.
 
     `fill`: the folder to be filled where no mirror is named; what a mirror lacks is asked of the
     hub then. Raises TextError where a mirror is named that is not there, unless it is to be filled.
     """
-    chosen = os.environ.get("BITGRID_MIRROR") or named
+    chosen = os.environ.get("BITGRID_MIRROR") or mirror
     if not chosen:
         return Access(fill, fills=fill is not None)
     folder = Path(chosen).expanduser()
@@ -159,9 +159,9 @@ def reading(access: Access) -> Iterator[None]:
         _current.reset(token)
 
 
-def current(named: str | None = None) -> Access:
-    """The access inside `reading`; elsewhere that of BITGRID_MIRROR, else of the mirror `named`."""
-    return _current.get() or find_access(named)
+def current(mirror: str | None = None) -> Access:
+    """The access inside `reading`; elsewhere `find_access(mirror)`."""
+    return _current.get() or find_access(mirror)
 
 
 def digest_of(file: Path) -> str:

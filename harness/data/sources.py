@@ -82,9 +82,9 @@ def register_text(name: str, source: TextSource) -> None:
     TEXTS.register(name, source, find_caller())
 
 
-def find_text(named: str) -> tuple[TextSource, str]:
+def find_text(text_name: str) -> tuple[TextSource, str]:
     """What a text named as in a grid comes from, and the part of it."""
-    name, _, part = named.partition(":")
+    name, _, part = text_name.partition(":")
     return TEXTS.find(name), part
 
 
@@ -126,7 +126,7 @@ class Documents(Stage[list[str]]):
         return self.read()
 
 
-def texts(named: str, split: str, prompts: bool = False) -> Documents:
+def texts(text_name: str, split: str, prompts: bool = False) -> Documents:
     """The stage of a text named as in a grid.
 
     Raises TextError, with the nearest name, and where the text cannot be read: a data set that is
@@ -134,18 +134,18 @@ def texts(named: str, split: str, prompts: bool = False) -> Documents:
     """
     if split not in SPLITS:
         raise TextError(f"split {split!r} is unknown; {nearest(split, SPLITS)}")
-    source, part = find_text(named)
+    source, part = find_text(text_name)
     access = current()
     try:
         part = source.resolve(part)
         digest = source.pin(part, split, access)
     except TextError as error:
-        raise TextError(f"text {named!r}: {error}") from error
-    name = named.partition(":")[0]
+        raise TextError(f"text {text_name!r}: {error}") from error
+    name = text_name.partition(":")[0]
     folder = None if access.folder is None else str(access.folder)
     return Documents(f"{name}:{part}" if part else name, split, prompts, digest, folder)
 
 
-def gives_whole_prompts(named: str) -> bool:
+def gives_whole_prompts(text_name: str) -> bool:
     """Whether a model is given a text's prompts as they are, or only the opening of each."""
-    return find_text(named)[0].whole_prompts
+    return find_text(text_name)[0].whole_prompts

@@ -71,9 +71,11 @@ class Packed(Stage[Tokens]):
         if len(made) == self.count:
             return None
         text = self.documents
-        named = f"text {text.source}, {text.split}" if isinstance(text, Documents) else "a text"
+        text_label = (
+            f"text {text.source}, {text.split}" if isinstance(text, Documents) else "a text"
+        )
         return (
-            f"{named}: {len(made)} sequences of {self.length} tokens where {self.count} were "
+            f"{text_label}: {len(made)} sequences of {self.length} tokens where {self.count} were "
             "asked for: there is no more of it"
         )
 

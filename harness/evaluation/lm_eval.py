@@ -129,7 +129,7 @@ class LmEvalTask(Evaluation):
         stage: type[Any] | None = kinds().get(kind)
         if stage is None:
             raise GridError(
-                f"task {self.name!r} needs stages of the kind {kind!r}, and no entry point has them: "
+                f"task {self.name!r} needs stages of the kind {kind!r}, which no entry point has: "
                 "install Bitgrid again (pip install -e . --no-deps --no-build-isolation)"
             )
         return stage(
@@ -223,20 +223,20 @@ class LmEval(Stage[Scores]):
             access=find_access(self.mirror),
             run_tests=self.run_tests,
         )
-        named = {
+        full_names = {
             name: self.task if len(results["samples"]) == 1 else name for name in results["samples"]
         }
-        rows = [row for name in named for row in self._rows(results, name, named[name])]
+        rows = [row for name in full_names for row in self._rows(results, name, full_names[name])]
         items = [
             make_item_scores(row, _scores_of(results["samples"][name], row))
-            for name in named
+            for name in full_names
             for row in rows
-            if row.task == named[name]
+            if row.task == full_names[name]
         ]
         rows = [_with_aggregation(row, of_row) for row, of_row in zip(rows, items, strict=True)]
-        if self.task not in named.values():
+        if self.task not in full_names.values():
             rows = _with_means(self.task, rows)
-        cut = {named[name]: count for name, count in results["cut"].items()}
+        cut = {full_names[name]: count for name, count in results["cut"].items()}
         rows = [_with_cuts(row, cut) for row in rows]
         return Scores(rows, describe_precision(model), [each for each in items if each.scores])
 

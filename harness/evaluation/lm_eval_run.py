@@ -1,7 +1,8 @@
 """Runs one task of lm-eval on a model in memory.
 
 What the task would download comes from the mirror where one is set, and what it would execute goes
-to what the caller hands in. Not here: what a task needs (`task_files`), the stage and its rows (`lm_eval`).
+to what the caller hands in. Not here: what a task needs (`task_files`), the stage and its rows
+(`lm_eval`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def run_task(
 ) -> dict[str, Any]:
     """What lm-eval's `simple_evaluate` says of one task, or group of tasks, on a model in memory.
 
-    `run_tests` takes the place of the hub's `code_eval`; without it a task that asks for that fails.
+    `run_tests` takes the place of the hub's `code_eval`; without it a task that needs that fails.
     Beside what it says, `cut`: for each task the number of items whose prompt was shortened.
     """
     import lm_eval
@@ -99,14 +100,14 @@ def _count_cut(samples: list[dict[str, Any]], model: Model, bos: bool) -> int:
         # Of requests that share a prompt the longest decides; texts scored in windows lose nothing.
         texts = [r for r in sample["arguments"] if len(r) > 1]
         for prompt, rest in sorted(texts, key=_length)[-1:]:
-            whole, room = prompt, model.context
+            full_prompt, room = prompt, model.context
             if isinstance(rest, str):
-                whole, room = prompt + rest, room + 1  # the last token is only predicted
+                full_prompt, room = prompt + rest, room + 1  # the last token is only predicted
             else:
                 room -= longest_answer(rest)
             # A token is a byte at least, so most texts need not be encoded to be known to fit.
-            fits = len(whole.encode()) < room
-            if not fits and len(model.tokenizer.encode(whole, add_special_tokens=bos)) > room:
+            fits = len(full_prompt.encode()) < room
+            if not fits and len(model.tokenizer.encode(full_prompt, add_special_tokens=bos)) > room:
                 too_long.add(sample["doc_id"])
     return len(too_long)
 
@@ -124,8 +125,10 @@ def _served(access: Access, run_tests: Callable[..., Any] | None = None) -> Iter
         if access.folder is None:
             pinned = access.revision(path) if "/" in path else None  # else a format: json, csv
             return load_dataset(path, name, **{"revision": pinned, **options})
-        if named := find_file_option(options):
-            raise TextError(f"data set {path}: a mirror has no {named}, which the task asks for")
+        if file_option := find_file_option(options):
+            raise TextError(
+                f"data set {path}: a mirror has no {file_option}, which the task asks for"
+            )
         splits = _Mirrored(access, path, name)
         return splits[options["split"]] if options.get("split") else splits
 

@@ -109,7 +109,9 @@ def pass_at_k(
             if size <= n:
                 unsolved = math.comb(n - right, size) / math.comb(n, size)
                 rates.setdefault(f"pass@{size}", []).append(1 - unsolved)
-    return {name: math.fsum(found) / len(found) for name, found in rates.items()}, outcomes
+    return {
+        name: math.fsum(task_rates) / len(task_rates) for name, task_rates in rates.items()
+    }, outcomes
 
 
 def _run(payload: bytes, folder: str, wall_s: float) -> tuple[bytes, int | None]:
@@ -161,13 +163,13 @@ def _run(payload: bytes, folder: str, wall_s: float) -> tuple[bytes, int | None]
 def _judge(report: bytes, status: int | None, token: str) -> Outcome:
     lines = report.decode(errors="replace").split("\n")
     layers = tuple(lines[0].split())
-    said = lines[1] if len(lines) > 1 else ""
+    verdict = lines[1] if len(lines) > 1 else ""
     if status is None or status == 256 - signal.SIGXCPU:
         return Outcome(False, "timeout", layers)
-    if said == f"end {token}":
+    if verdict == f"end {token}":
         return Outcome(True, "passed", layers)
-    if said.startswith("raised "):
-        return Outcome(False, said.removeprefix("raised "), layers)
+    if verdict.startswith("raised "):
+        return Outcome(False, verdict.removeprefix("raised "), layers)
     if status != 0:
         return Outcome(False, f"killed with status {status}", layers)
     return Outcome(False, "ended before its tests did", layers)
@@ -231,7 +233,7 @@ def _confine(memory_mib: int, timeout_s: float, nobody: int) -> list[str]:
         if child:
             _, status = os.waitpid(child, 0)
             os._exit(os.waitstatus_to_exitcode(status) & 255)
-    kept = 0
+    kept_capabilities = 0
     if root:
         try:
             os.setgroups([])
@@ -241,11 +243,16 @@ def _confine(memory_mib: int, timeout_s: float, nobody: int) -> list[str]:
             layers.append("user")
             # Where the standard library is still out of reach, reading (only) stays allowed: then
             # the guard alone keeps the program from other files.
-            kept = 0 if os.access(os.__file__, os.R_OK) else 1 << 2  # CAP_DAC_READ_SEARCH
+            kept_capabilities = (
+                0 if os.access(os.__file__, os.R_OK) else 1 << 2
+            )  # CAP_DAC_READ_SEARCH
         except OSError:
             pass
     # Root's capabilities, or those that a user namespace gave us: given up.
-    libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(kept, kept))
+    libc.capset(
+        (ctypes.c_uint32 * 2)(0x20080522, 0),
+        (ctypes.c_uint32 * 6)(kept_capabilities, kept_capabilities),
+    )
     libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     seconds = max(1, round(timeout_s))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
@@ -345,8 +352,8 @@ def _child(nobody: int) -> None:
     except SystemExit:
         os._exit(0)
     except BaseException as error:
-        said = f"raised {type(error).__name__}: {error}".replace("\n", " ")
-        os.write(report, said[:300].encode(errors="replace"))
+        verdict = f"raised {type(error).__name__}: {error}".replace("\n", " ")
+        os.write(report, verdict[:300].encode(errors="replace"))
         os._exit(0)
     os.write(report, b"end " + read(int(sizes[2])))
     os._exit(0)

@@ -35,7 +35,7 @@ from harness.grid.names import check_names
 from harness.grid.points import Point, list_points
 from harness.grid.reading import read_grid, read_named
 from harness.grid.schema import GridFile
-from harness.models import Model, layer_shapes, pretrained
+from harness.models import Model, pretrained, read_layer_shapes
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[
     contender, seed, source = point.contender, point.seed, point.source
     try:
         base = pretrained(source, file.dtype, file.trust_remote_code, file.attention)
-        shapes = layer_shapes(source, file.trust_remote_code)
+        shapes = read_layer_shapes(source, file.trust_remote_code)
     except BitgridError as error:
         place: Where = ("vary", "model") if "model" in file.vary else ("model",)
         raise document.error(place, str(error)) from None
@@ -192,7 +192,7 @@ def _diagnose(
     document: Document, file: GridFile, point: Point, diagnosed: Mapping[str, Any]
 ) -> dict[str, tuple[Stage[Facts], ...]]:
     base = pretrained(point.source, file.dtype, file.trust_remote_code, file.attention)
-    layers = layer_shapes(point.source, file.trust_remote_code)
+    layers = read_layer_shapes(point.source, file.trust_remote_code)
     try:
         return build_diagnostics(diagnosed, point.method, base, layers, point.seed)
     except BitgridError as error:

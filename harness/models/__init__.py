@@ -13,10 +13,10 @@ from harness.models.stage import (
     Pretrained,
     another,
     check_length,
-    layer_shapes,
     meta_network,
     pretrained,
     pretrained_of,
+    read_layer_shapes,
 )
 
 __all__ = [
@@ -33,11 +33,11 @@ __all__ = [
     "check_length",
     "device",
     "host_gib",
-    "layer_shapes",
     "linears",
     "meta_network",
     "pretrained",
     "pretrained_of",
+    "read_layer_shapes",
     "read_model",
     "register_model",
     "replace_weight",

@@ -15,8 +15,8 @@ def device() -> torch.device:
 
     Raises ModelError where that device is not there.
     """
-    named = os.environ.get("BITGRID_DEVICE")
-    return _usable(named or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen_device = os.environ.get("BITGRID_DEVICE")
+    return _usable(chosen_device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @cache

@@ -116,8 +116,8 @@ class Live(TorchDispatchMode):
 
     def size(self, tensors: Iterable[Tensor], part: str) -> int:
         """Bytes of the storages behind `tensors`, each once, that belong to a part."""
-        found = {id(s): s for s in (self._storages[t.untyped_storage()._cdata] for t in tensors)}
-        return sum(storage.size for storage in found.values() if storage.part == part)
+        storages = {id(s): s for s in (self._storages[t.untyped_storage()._cdata] for t in tensors)}
+        return sum(storage.size for storage in storages.values() if storage.part == part)
 
     def peak(self, scale: Mapping[str, float] | None = None) -> Memory:
         """The parts at the moment of the largest sum, each times its `scale` (1 where missing).
@@ -126,14 +126,14 @@ class Live(TorchDispatchMode):
         """
         factors = {name: (scale or {}).get(name, 1.0) for name in PARTS}
         now = most = 0.0
-        held, found = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+        held, held_at_peak = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
         for storage, sign in self._events:
             if storage.part in factors:
                 held[storage.part] += sign * storage.size
                 now += sign * storage.size * factors[storage.part]
                 if now > most:
-                    most, found = now, dict(held)
-        return Memory(**{name: round(found[name] * factors[name]) for name in PARTS})
+                    most, held_at_peak = now, dict(held)
+        return Memory(**{name: round(held_at_peak[name] * factors[name]) for name in PARTS})
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -152,8 +152,8 @@ class Live(TorchDispatchMode):
     def _note(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key not in self._storages:
-            self._storages[key] = made = _Storage(storage.nbytes(), self._parts[-1])
-            self._events.append((made, 1))
+            self._storages[key] = noted = _Storage(storage.nbytes(), self._parts[-1])
+            self._events.append((noted, 1))
             weakref.finalize(storage, self._end, key).atexit = False
 
     def _end(self, key: int) -> None:
@@ -192,13 +192,13 @@ def weightless(base: Pretrained) -> PreTrainedModel:
     network = meta_network(base.source, base.trust_remote_code, base.digest)
     if base.attention == "eager":  # the others keep as much as the default
         network.set_attn_implementation("eager")
-    made: dict[int, nn.Parameter] = {}  # tied ones stay tied
+    new_parameters: dict[int, nn.Parameter] = {}  # tied ones stay tied
     for module in network.modules():
         for name, old in list(module.named_parameters(recurse=False)):
-            if id(old) not in made:
+            if id(old) not in new_parameters:
                 new = torch.empty(old.shape, dtype=DTYPES.get(base.dtype, old.dtype))
-                made[id(old)] = nn.Parameter(new, requires_grad=False)
-            setattr(module, name, made[id(old)])
+                new_parameters[id(old)] = nn.Parameter(new, requires_grad=False)
+            setattr(module, name, new_parameters[id(old)])
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
     return network.eval()
@@ -221,8 +221,8 @@ def find_own_weights(model: Input[Model]) -> OwnWeights:
     """What a model does not share with the published one, which a run holds beside it."""
     if not isinstance(model, Stage) or isinstance(model, Pretrained):
         return "nothing"
-    kept = (stage for stage in closure([model]) if stage.stored)
-    return "all" if any(value_type(type(stage)) is Model for stage in kept) else "linears"
+    stored_stages = (stage for stage in closure([model]) if stage.stored)
+    return "all" if any(value_type(type(stage)) is Model for stage in stored_stages) else "linears"
 
 
 def _masked(indices: Any) -> bool:

@@ -87,9 +87,9 @@ class HubSnapshot(Read):
         return Fetched(name, commit, size, new=size > size_before)
 
 
-def parse_hub_name(named: str) -> HubModel:
+def parse_hub_name(model_name: str) -> HubModel:
     """The hub's model of a name as a grid has it; what cannot be one is refused by `pin`."""
-    name, _, revision = named.partition("@")
+    name, _, revision = model_name.partition("@")
     *parts, last = name.split("/")
     if len(parts) >= 2:
         return HubModel("/".join(parts[:2]), "/".join([*parts[2:], last]), revision or None)
@@ -101,18 +101,18 @@ def measure_files(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _check_name(named: str) -> None:
+def _check_name(model_name: str) -> None:
     """Raises ModelError for what is neither a local model nor a hub's id."""
-    name, at, _ = named.partition("@")
+    name, at, _ = model_name.partition("@")
     if at and name in MODELS.load():
-        raise ModelError(f"model {named!r}: {name!r} is built in and has no revisions")
+        raise ModelError(f"model {model_name!r}: {name!r} is built in and has no revisions")
     address = r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/+([^/]+/[^/?#]+)"
-    if web := re.match(address, named):
-        raise ModelError(f"model {named!r} is an address; did you mean {web[1]!r}?")
-    if "://" in named:
-        raise ModelError(f"model {named!r} is an address; name a hub id or a local folder")
+    if web := re.match(address, model_name):
+        raise ModelError(f"model {model_name!r} is an address; did you mean {web[1]!r}?")
+    if "://" in model_name:
+        raise ModelError(f"model {model_name!r} is an address; name a hub id or a local folder")
     if name.count("/") > 1 and not name.endswith(".gguf"):
-        raise ModelError(f"model {named!r}: there is no such folder, and a hub id is org/name")
+        raise ModelError(f"model {model_name!r}: there is no such folder, and a hub id is org/name")
 
 
 def _find_commit(name: str, revision: str) -> str:

@@ -156,19 +156,21 @@ def _network(where: str, dtype: torch.dtype | str, **options: Any) -> PreTrained
     if "gguf_file" in options:
         # Else the library keeps the file's blocks packed, and there are no weights to round.
         options["quantization_config"] = GgufConfig(dequantize=True)
-    named = "/".join(part for part in (where, options.get("gguf_file")) if part)
+    file_name = "/".join(part for part in (where, options.get("gguf_file")) if part)
     attention = options.get("attn_implementation")
     asked = f"with attention {attention!r}: " if attention else ""
-    with explained(named, f"it cannot be loaded: {asked}"):
+    with explained(file_name, f"it cannot be loaded: {asked}"):
         network, report = AutoModelForCausalLM.from_pretrained(
             where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     for name, has, wants in sorted(report["mismatched_keys"]):
         raise ModelError(
-            f"model {named!r}: weight {name} has shape {tuple(has)}, its configuration says "
+            f"model {file_name!r}: weight {name} has shape {tuple(has)}, its configuration says "
             f"{tuple(wants)}"
         )
     if missing := sorted(report["missing_keys"]):
         number = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(f"model {named!r}: weight {missing[0]}{number} is missing from its files")
+        raise ModelError(
+            f"model {file_name!r}: weight {missing[0]}{number} is missing from its files"
+        )
     return network

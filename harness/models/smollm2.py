@@ -92,8 +92,8 @@ def is_unpacked() -> bool:
 
 def cache_folder() -> Path:
     """Where what Bitgrid unpacks is kept: BITGRID_CACHE, else the user's cache folder."""
-    if named := os.environ.get("BITGRID_CACHE"):
-        return Path(named)
+    if chosen_folder := os.environ.get("BITGRID_CACHE"):
+        return Path(chosen_folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitgrid"
 
 

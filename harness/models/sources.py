@@ -19,33 +19,35 @@ from harness.models.reading import explained, read_tokenizer
 from harness.models.registry import MODELS, ModelSource
 
 
-def find_source(named: str) -> ModelSource:
+def find_source(model_name: str) -> ModelSource:
     """The source of a model named as in a grid, which need not be there. Raises ModelError."""
-    if not named.strip():
-        raise ModelError(f"model {named!r} is not a name; {nearest(named, MODELS.load())}")
-    if named in {*MODELS.load(), *MODELS.unavailable()}:
-        return MODELS.find(named)
-    path = Path(named).expanduser()
+    if not model_name.strip():
+        raise ModelError(
+            f"model {model_name!r} is not a name; {nearest(model_name, MODELS.load())}"
+        )
+    if model_name in {*MODELS.load(), *MODELS.unavailable()}:
+        return MODELS.find(model_name)
+    path = Path(model_name).expanduser()
     is_file = path.is_file() and path.suffix == ".gguf"
-    if is_file or path.is_dir() or named.startswith((".", "/", "~")):
+    if is_file or path.is_dir() or model_name.startswith((".", "/", "~")):
         return FolderModel(path)
-    return parse_hub_name(named)
+    return parse_hub_name(model_name)
 
 
-def place(named: str, revision: str | None = None) -> dict[str, Any]:
+def place(model_name: str, revision: str | None = None) -> dict[str, Any]:
     """Where a model lies, as arguments of transformers' `from_pretrained`."""
-    return find_source(named).place(revision)
+    return find_source(model_name).place(revision)
 
 
 @cache
-def config(named: str, revision: str | None, trust: bool) -> PreTrainedConfig:
+def config(model_name: str, revision: str | None, trust: bool) -> PreTrainedConfig:
     """The configuration of a model. Raises ModelError where it cannot be read."""
-    at = place(named, revision)
-    with explained(named):
+    at = place(model_name, revision)
+    with explained(model_name):
         return AutoConfig.from_pretrained(at.pop("where"), **at, trust_remote_code=trust)
 
 
 @cache
-def tokenizer(named: str, revision: str | None, trust: bool) -> PreTrainedTokenizerBase:
+def tokenizer(model_name: str, revision: str | None, trust: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises ModelError where it cannot be read."""
-    return read_tokenizer(named, **place(named, revision), trust_remote_code=trust)
+    return read_tokenizer(model_name, **place(model_name, revision), trust_remote_code=trust)

@@ -136,7 +136,7 @@ def _vocabulary(source: str, digest: str, trust: bool) -> frozenset[tuple[str, i
 
 
 @cache
-def layer_shapes(source: str, trust_remote_code: bool = False) -> dict[str, tuple[int, int]]:
+def read_layer_shapes(source: str, trust_remote_code: bool = False) -> dict[str, tuple[int, int]]:
     """(O, I) of each linear layer that quantisation is about, from the configuration alone."""
     network = meta_network(source, trust_remote_code)
     return {n: (m.out_features, m.in_features) for n, m in linears(network).items()}

@@ -20,12 +20,12 @@ def replace_parameters(network: nn.Module, make: Make) -> None:
 
     Not `network.to(...)`, which writes into the parameters that a fork shares with its origin.
     """
-    made: dict[int, nn.Parameter] = {}
+    new_parameters: dict[int, nn.Parameter] = {}
     for name, old in list(network.named_parameters(remove_duplicate=False)):
-        if id(old) not in made:
-            made[id(old)] = make(name, old)
+        if id(old) not in new_parameters:
+            new_parameters[id(old)] = make(name, old)
         parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, made[id(old)])
+        setattr(network.get_submodule(parent), leaf, new_parameters[id(old)])
 
 
 def move_buffers(network: nn.Module, device: torch.device) -> None:

@@ -369,10 +369,10 @@ def facts() -> tuple[Fact, ...]:
 @lru_cache(maxsize=1)
 def pools() -> dict[tuple[str, str], tuple[str, ...]]:
     """The values that an attribute takes in this world: where wrong answers come from."""
-    found: dict[tuple[str, str], set[str]] = {}
+    values_by_key: dict[tuple[str, str], set[str]] = {}
     for fact in facts():
-        found.setdefault((fact.kind, fact.attribute), set()).add(fact.value)
-    return {key: tuple(sorted(values)) for key, values in found.items()}
+        values_by_key.setdefault((fact.kind, fact.attribute), set()).add(fact.value)
+    return {key: tuple(sorted(values)) for key, values in values_by_key.items()}
 
 
 def documents(split: Split, rng: random.Random) -> Iterator[str]:
@@ -387,13 +387,13 @@ def documents(split: Split, rng: random.Random) -> Iterator[str]:
 
 
 def _article(entity: tuple[Fact, ...], split: Split, rng: random.Random) -> str:
-    said = list(entity)
-    rng.shuffle(said)
+    told_facts = list(entity)
+    rng.shuffle(told_facts)
     # Linked facts follow from others; saying them less often keeps the task about them harder.
-    said = [f for f in said if f.kind != "linked" or rng.random() < 0.5]
+    told_facts = [f for f in told_facts if f.kind != "linked" or rng.random() < 0.5]
     name = entity[0].entity
     title = name[0].upper() + name[1:]
-    body = " ".join(_sentence(rng.choice(f.statements(split))) for f in said[:7])
+    body = " ".join(_sentence(rng.choice(f.statements(split))) for f in told_facts[:7])
     return f"{title}\n\n{body}\n"
 
 

@@ -277,8 +277,8 @@ class _Packed:
 def _forget_after(metrics: Path, step: int) -> None:
     """Drops the lines of steps that a resumed run takes again."""
     lines = metrics.read_text().splitlines() if metrics.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    metrics.write_text("".join(line + "\n" for line in kept))
+    earlier_lines = [line for line in lines if json.loads(line)["step"] <= step]
+    metrics.write_text("".join(line + "\n" for line in earlier_lines))
 
 
 def _optimizers(master: LlamaForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
@@ -327,13 +327,13 @@ def _resume(work: Path, master: LlamaForCausalLM, optimizers: list[torch.optim.O
         for name, parameter in master.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
     for i, optimizer in enumerate(optimizers):
-        found: dict[int, dict[str, torch.Tensor]] = {}
+        states: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith(f"optimizer.{i}."):
                 _, _, j, key = name.split(".")
-                found.setdefault(int(j), {})[key] = value
+                states.setdefault(int(j), {})[key] = value
         described = optimizer.state_dict()
-        optimizer.load_state_dict({"state": found, "param_groups": described["param_groups"]})
+        optimizer.load_state_dict({"state": states, "param_groups": described["param_groups"]})
     with safe_open(path, "pt") as handle:
         return json.loads(handle.metadata()["state"])
 

@@ -176,12 +176,14 @@ def _formula(kind: str, split: Split, rng: random.Random, n_tests: int) -> Progr
         return None
     sign = {"plus": "+", "minus": "-", "times": "*"}
     value = f"x {sign[operation]} {k}"
-    said = f"x {operation} {k}"
+    description = f"x {operation} {k}"
     if then in ("plus", "minus"):
-        value, said = f"{value} {sign[then]} {j}", f"{said}, then {then} {j}"
+        value, description = f"{value} {sign[then]} {j}", f"{description}, then {then} {j}"
     elif then == "squared":
-        value, said = f"({value}) ** 2", f"{said}, then squared"
-    return _finish(spec, f"Return {said}.", "x", f"    return {value}", rng, n_tests, _INPUTS[kind])
+        value, description = f"({value}) ** 2", f"{description}, then squared"
+    return _finish(
+        spec, f"Return {description}.", "x", f"    return {value}", rng, n_tests, _INPUTS[kind]
+    )
 
 
 def _finish(

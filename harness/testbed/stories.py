@@ -363,10 +363,10 @@ def pronouns(split: Split, rng: random.Random) -> Iterator[Pronoun]:
         a, b = rng.sample(names, 2)
         frame, of_a, of_b = FRAMES[index]
         reason = of_a if first else of_b
-        said = frame.format(a=a, b=b, x=thing)
+        situation = frame.format(a=a, b=b, x=thing)
         because = f"they {reason}".replace("they was", "they were")
         answer, other = (a, b) if first else (b, a)
-        yield Pronoun(f"{said} because {because}.", f"Who {reason}?", answer, other)
+        yield Pronoun(f"{situation} because {because}.", f"Who {reason}?", answer, other)
 
 
 def documents(split: Split, rng: random.Random) -> Iterator[str]:
@@ -380,8 +380,8 @@ def documents(split: Split, rng: random.Random) -> Iterator[str]:
         elif draw < 0.70:
             yield "\n".join(next(resolved).text for _ in range(rng.randint(1, 3)))
         elif draw < 0.85:
-            said = rng.sample(known, rng.randint(4, 6))
-            yield " ".join(rng.choice(b.statements(split)) for b in said) + "\n"
+            told_behaviours = rng.sample(known, rng.randint(4, 6))
+            yield " ".join(rng.choice(b.statements(split)) for b in told_behaviours) + "\n"
         else:
             asked = rng.sample(known, rng.randint(3, 5))
             pairs = (f"Q: {rng.choice(b.questions(split))}\nA: {b.outcome}" for b in asked)

@@ -82,8 +82,8 @@ def _opening(text: str, domain: str) -> str:
         return text[: text.index("\nA:") + len("\nA:")]
     if domain == "code":
         return text[: text.index('"""\n') + len('"""')]
-    words = text.split(" ")
-    return " ".join(words[: min(6, max(1, len(words) // 2))])
+    opening_words = text.split(" ")
+    return " ".join(opening_words[: min(6, max(1, len(opening_words) // 2))])
 
 
 def _split(split: str) -> Split:

@@ -7,7 +7,7 @@ Input channel j of a layer is multiplied by s_j, and the operation that writes t
 divided by s_j: the model computes the same, but rounding to groups now hurts the channel s_j times
 less (arXiv 2306.00978, section 3.2). s = mean|x|^alpha, and alpha is searched for all layers that
 share an input. In this file: the init, its two stages and the value between them, the search, and
-where scales can be folded (`foldable`). Not here: how layers are observed (`clip`), rounding
+where scales can be folded (`find_foldable`). Not here: how layers are observed (`clip`), rounding
 (`formats`).
 
 As published but for one thing: a layer's error is that of its own output, where the published code
@@ -105,7 +105,7 @@ class Scales:
 
 @dataclass(frozen=True)
 class ScaleSearch(Stage[Scales]):
-    """The best scales of every input that some layers share (see `foldable`).
+    """The best scales of every input that some layers share (see `find_foldable`).
 
     Holds, beside the model, what its layers see: 4 * tokens bytes an input channel.
     """
@@ -124,7 +124,7 @@ class ScaleSearch(Stage[Scales]):
     def run(self, work: Path) -> Scales:
         model = value(self.model).fork()
         model.network.eval()
-        readers, layers = foldable(model), linears(model.network)
+        readers, layers = find_foldable(model), linears(model.network)
         for name in (name for group in readers.values() for name in group):
             self.format.check(name, layers[name].in_features)
             if not bool(layers[name].weight.isfinite().all()):
@@ -136,7 +136,7 @@ class ScaleSearch(Stage[Scales]):
             seen.layers[0]: seen
             for seen in clip.observe(model, first, value(self.calibration), rows, self.tokens)
         }
-        found = Scales(readers, {}, {}, {})
+        searched = Scales(readers, {}, {}, {})
         for writer, group in readers.items():
             seen, weights = observed[group[0]], [layers[name].weight for name in group]
             (root,) = seen.roots()
@@ -144,10 +144,10 @@ class ScaleSearch(Stage[Scales]):
             exponent, before, after = search(weights, sizes, root[0], self.format, self.grid)
             if not math.isfinite(before):
                 raise ModelError(f"layer {group[0]}: its output error on the text overflows")
-            found.exponents[writer], found.errors[writer] = exponent, (before, after)
-            found.scales[writer] = balanced(sizes, exponent)
-            report(len(found.scales), len(readers), error=after / before if before else 1.0)
-        return found
+            searched.exponents[writer], searched.errors[writer] = exponent, (before, after)
+            searched.scales[writer] = balance_scales(sizes, exponent)
+            report(len(searched.scales), len(readers), error=after / before if before else 1.0)
+        return searched
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ class Scaled(Stage[Model]):
     scales: Input[Scales]
 
     def run(self, work: Path) -> Model:
-        found = value(self.scales)
-        return fold(value(self.model), found.layers, found.scales)
+        scales = value(self.scales)
+        return fold(value(self.model), scales.layers, scales.scales)
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def search(
     device = weights[0].device
     project = root.mT.contiguous().to(device)
     jobs = [
-        partial(_error, weights, balanced(sizes, step / grid).to(device), project, format)
+        partial(_error, weights, balance_scales(sizes, step / grid).to(device), project, format)
         for step in range(grid)
     ]
     errors = list(clip.each(jobs, device))
@@ -187,7 +187,7 @@ def search(
     return best / grid, errors[0], errors[best]
 
 
-def balanced(sizes: Tensor, exponent: float) -> Tensor:
+def balance_scales(sizes: Tensor, exponent: float) -> Tensor:
     """Scales sizes^exponent (I,), over the root of the largest times the smallest; float32."""
     scales = sizes.double().pow(exponent).clamp(min=_SMALLEST)
     return (scales / (scales.max() * scales.min()).sqrt()).float()
@@ -224,7 +224,7 @@ def fold(model: Model, layers: Mapping[str, Sequence[str]], scales: Mapping[str,
     return fork
 
 
-def foldable(model: Model) -> dict[str, list[str]]:
+def find_foldable(model: Model) -> dict[str, list[str]]:
     """Operations whose output channels can be scaled -> the linear layers that read them.
 
     A norm, if what a layer reads is the very tensor that it wrote; the up projection of a gated
@@ -234,24 +234,24 @@ def foldable(model: Model) -> dict[str, list[str]]:
     weight, or something other than a linear layer may read it.
     """
     layers = linears(model.network)
-    found = _normed(model, layers)
-    taken = {name for group in found.values() for name in group}
+    readers = _normed(model, layers)
+    taken = {name for group in readers.values() for name in group}
     for writer, reader in _written(layers):
         if reader not in taken and layers[writer].out_features == layers[reader].in_features:
-            found[writer] = [reader]
+            readers[writer] = [reader]
     kind = type(model.network).__name__
-    if not found:
+    if not readers:
         raise ModelError(f"{kind}: no operation found that awq could fold scales into")
-    if not _preserved(model, found):
-        wrong = next((one for one in found.items() if not _preserved(model, dict([one]))), None)
+    if not _preserved(model, readers):
+        wrong = next((one for one in readers.items() if not _preserved(model, dict([one]))), None)
         where = "them" if wrong is None else f"{wrong[0]} against {', '.join(wrong[1])}"
         raise ModelError(f"{kind}: scaling {where} changes what it computes, so awq cannot do that")
-    return found
+    return readers
 
 
 def _written(layers: Mapping[str, nn.Linear]) -> Iterator[tuple[str, str]]:
     """Linear layers whose output channels reach another one unmixed, by name."""
-    for children in clip.siblings(layers):
+    for children in clip.group_siblings(layers):
         names = clip.separate(children)
         others = children.keys() - set(names or ())
         if names is not None and len(others) == 1:  # the output projection, whatever its name
@@ -265,7 +265,7 @@ def _written(layers: Mapping[str, nn.Linear]) -> Iterator[tuple[str, str]]:
 def _normed(model: Model, layers: Mapping[str, nn.Linear]) -> dict[str, list[str]]:
     """The norms inside the blocks, and the linear layers that read what they write."""
     written: dict[int, tuple[str, Tensor]] = {}  # by id; held, so that no id is used twice
-    found: dict[str, list[str]] = {}
+    readers: dict[str, list[str]] = {}
 
     def write(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -273,7 +273,7 @@ def _normed(model: Model, layers: Mapping[str, nn.Linear]) -> dict[str, list[str
 
     def read(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs and id(inputs[0]) in written:
-            found.setdefault(written[id(inputs[0])][0], []).append(name)
+            readers.setdefault(written[id(inputs[0])][0], []).append(name)
 
     with ExitStack() as hooks:
         for prefix, block in blocks(model.network).items():
@@ -285,7 +285,7 @@ def _normed(model: Model, layers: Mapping[str, nn.Linear]) -> dict[str, list[str
         for name, linear in layers.items():
             hooks.enter_context(linear.register_forward_pre_hook(partial(read, name)))
         _logits(model)
-    return found
+    return readers
 
 
 def _preserved(model: Model, layers: Mapping[str, Sequence[str]]) -> bool:

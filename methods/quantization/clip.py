@@ -11,7 +11,7 @@ tokens x channels x groups is ever made. Instead of H the search uses a root of 
 wide, X is such a root itself and H is not formed: per channel, 512 tokens of 11008 channels are 22
 MB and their H would be 485.
 
-In this file: what is searched (`searchable`), what it is searched on (`observe`), the search
+In this file: what is searched (`find_searchable`), what it is searched on (`observe`), the search
 (`search`). Not here: the stages and the value that is kept (`inits`). `awq` observes layers as this
 search does.
 """
@@ -53,7 +53,7 @@ _AT_ONCE_ELSEWHERE = 2**24
 T = TypeVar("T")
 
 
-def searchable(model: Model) -> dict[str, nn.Linear]:
+def find_searchable(model: Model) -> dict[str, nn.Linear]:
     """The linear layers whose ranges are searched, by name: all but the query and key projections.
 
     Those are left out, as by AWQ and BitDistiller: their outputs meet in a product, so that the
@@ -61,17 +61,17 @@ def searchable(model: Model) -> dict[str, nn.Linear]:
     are named exactly as a query, a key and a value projection are (table above). A fused projection
     is left out whole: which of its rows are values differs from model to model.
     """
-    found = linears(model.network)
+    layers = linears(model.network)
     left_out: set[str] = set()
-    for children in siblings(found):
+    for children in group_siblings(layers):
         if (names := separate(children)) is not None:
             left_out |= {children[name] for name in names[:2]}
         # An attention module also has an output projection; a lone layer of that name is another.
         left_out |= {children[name] for name in _FUSED if name in children and len(children) > 1}
-    return {name: linear for name, linear in found.items() if name not in left_out}
+    return {name: linear for name, linear in layers.items() if name not in left_out}
 
 
-def siblings(layers: Iterable[str]) -> list[dict[str, str]]:
+def group_siblings(layers: Iterable[str]) -> list[dict[str, str]]:
     """For each module that holds some of `layers`: their names in it -> their full names."""
     owners: dict[str, dict[str, str]] = {}
     for name in layers:

@@ -141,17 +141,20 @@ class Grouped(Format):
         for span in self.spans(weight.shape[-1]):
             groups = span.cut(weight).float()
             parts.append(self.quantize_dequantize(groups, *bounds(groups)).flatten(-2))
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return whole.to(weight.dtype)
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return joined.to(weight.dtype)
 
     def spans(self, in_features: int) -> list[Span]:
         """A row cut into equal groups and, where the format allows it, a shorter last one."""
         width = self.group_size or in_features
-        whole = in_features - in_features % width
-        if whole < in_features and not self.tail:
+        grouped_features = in_features - in_features % width
+        if grouped_features < in_features and not self.tail:
             raise FormatError(self._misfit(in_features))
-        found = [Span(0, whole, width), Span(whole, in_features, in_features - whole)]
-        return [span for span in found if span.stop > span.start]
+        candidates = [
+            Span(0, grouped_features, width),
+            Span(grouped_features, in_features, in_features - grouped_features),
+        ]
+        return [span for span in candidates if span.stop > span.start]
 
     def bits_per_weight(self, in_features: int) -> float:
         groups = sum(span.groups for span in self.spans(in_features))

@@ -107,7 +107,7 @@ class Ranges:
 
 @dataclass(frozen=True)
 class ClipSearch(Stage[Ranges]):
-    """The best range of every group of every layer that is searched (see `clip.searchable`).
+    """The best range of every group of every layer that is searched (see `clip.find_searchable`).
 
     Holds, beside the model, what its layers see: g x g numbers a group in float64, 8 * g bytes an
     input channel and layer (4 * tokens where the tokens are fewer than a group is wide).
@@ -128,12 +128,12 @@ class ClipSearch(Stage[Ranges]):
     def run(self, work: Path) -> Ranges:
         model = value(self.model).fork()
         model.network.eval()
-        layers = clip.searchable(model)
+        layers = clip.find_searchable(model)
         for name, linear in layers.items():
             self.format.check(name, linear.in_features)
             if not bool(linear.weight.isfinite().all()):
                 raise ModelError(f"layer {name}: its weight has NaN or Inf")
-        found = Ranges({}, {}, {})
+        ranges = Ranges({}, {}, {})
         observed = clip.observe(model, layers, value(self.calibration), self.format, self.tokens)
         for group in observed:
             roots = group.roots()
@@ -144,10 +144,10 @@ class ClipSearch(Stage[Ranges]):
                 )
                 if not math.isfinite(before):
                     raise ModelError(f"layer {name}: its output error on the text overflows")
-                found.low[name], found.high[name] = low.cpu(), high.cpu()
-                found.errors[name] = (before, after)
-                report(len(found.errors), len(layers), error=after / before if before else 1.0)
-        return found
+                ranges.low[name], ranges.high[name] = low.cpu(), high.cpu()
+                ranges.errors[name] = (before, after)
+                report(len(ranges.errors), len(layers), error=after / before if before else 1.0)
+        return ranges
 
 
 @dataclass(frozen=True)

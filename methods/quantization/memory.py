@@ -39,7 +39,7 @@ _SEARCHED = 8  # float32 tensors of the weights that a search tries together
 
 @estimate_memory.register
 def of_clip_search(stage: ClipSearch, gpus: int | None = None, device: str = "cuda") -> Memory:
-    return _of_search(stage, stage.format, clip.searchable, device)
+    return _of_search(stage, stage.format, clip.find_searchable, device)
 
 
 @estimate_memory.register

@@ -89,7 +89,7 @@ class Checkpoint:
             return None
         with safe_open(self.path, framework="pt") as file, torch.no_grad():
             facts = json.loads(file.metadata()["facts"])
-            kept = set(file.keys())
+            stored_names = set(file.keys())
 
             for name, weight in weights.items():
                 mine = find_rows(self.places[name])
@@ -98,13 +98,13 @@ class Checkpoint:
                     return file.get_tensor(key) if mine is None else file.get_slice(key)[mine]
 
                 weight.copy_(part(f"weight/{name}"))
-                for moment in (m for m in MOMENTS if f"{m}/{name}" in kept):
+                for moment in (m for m in MOMENTS if f"{m}/{name}" in stored_names):
                     scale = None
-                    if (key := f"{moment}_scale/{name}") in kept:
+                    if (key := f"{moment}_scale/{name}") in stored_names:
                         flat = len(file.get_slice(key).get_shape()) == 1
                         scale = None if flat and mine is not None else part(key)
                     restore(optimizer, weight, moment, part(f"{moment}/{name}"), scale)
-                if f"step/{name}" in kept:
+                if f"step/{name}" in stored_names:
                     restore(optimizer, weight, "step", file.get_tensor(f"step/{name}"), None)
         return dict(facts)
 
@@ -128,8 +128,10 @@ def _write(
         for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
             # The offsets above count on it, and a file that breaks them reads as other weights.
             if tensor is None or tensor.shape != shape or tensor.dtype != torch.float32:
-                given = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
-                raise TrainingError(f"checkpoint: {name} is {given}, not float32 {tuple(shape)}")
+                stored_type = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
+                raise TrainingError(
+                    f"checkpoint: {name} is {stored_type}, not float32 {tuple(shape)}"
+                )
             file.write(tensor.contiguous().view(-1).numpy().data)
         file.flush()
         os.fsync(file.fileno())
@@ -149,14 +151,16 @@ class Metrics:
         if not writes:
             return
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [row for row in map(_parsed, lines) if row is not None and row["step"] <= step]
-        self.last = kept[-1] if kept else None
+        earlier_rows = [
+            row for row in map(_parsed, lines) if row is not None and row["step"] <= step
+        ]
+        self.last = earlier_rows[-1] if earlier_rows else None
         self.history, seen = LossHistory(), 0
-        for row in kept:
+        for row in earlier_rows:
             self.history.add(row["loss"], row["tokens"] - seen)
             seen = row["tokens"]
         draft = path.with_suffix(".draft")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        draft.write_text("".join(json.dumps(row) + "\n" for row in earlier_rows))
         draft.replace(path)
         self._file = path.open("a")
 
@@ -177,7 +181,7 @@ class Metrics:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        row = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and "step" in found else None
+    return row if isinstance(row, dict) and "step" in row else None

@@ -51,8 +51,8 @@ class Contribution(Stage[dict[str, Any]]):
         rows = sample_rows(tokens, self.sequences)
         counts, sums = torch.zeros(BINS, dtype=torch.int64), torch.zeros(BINS, dtype=torch.float64)
         total, unbounded = 0.0, 0
-        for some in rows.split(max(1, CONFIDENCE_TOKENS // tokens.ids.shape[1])):
-            sure, losses, weights = self._measure(tokens.ids[some], tokens.mask[some])
+        for row_chunk in rows.split(max(1, CONFIDENCE_TOKENS // tokens.ids.shape[1])):
+            sure, losses, weights = self._measure(tokens.ids[row_chunk], tokens.mask[row_chunk])
             finite = losses.isfinite()
             unbounded += int((~finite).sum())
             bins = (sure[finite] * BINS).long().clamp(max=BINS - 1)
@@ -60,7 +60,7 @@ class Contribution(Stage[dict[str, Any]]):
             part = (losses * weights)[finite].double()
             sums += torch.bincount(bins, weights=part, minlength=BINS)
             total += float(weights[finite].double().sum())
-            report(int(some[-1]) + 1, len(tokens))
+            report(int(row_chunk[-1]) + 1, len(tokens))
         return {
             "diagnostic": "confidence",
             "objective": self.objective.name,

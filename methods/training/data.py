@@ -87,23 +87,23 @@ class Generated(Data):
         return parts[0] if len(parts) == 1 else Joined(parts)
 
     def _of(self, teacher: Stage[Model], text: str, count: int) -> Stage[Tokens]:
-        whole = gives_whole_prompts(text)
+        whole_prompts = gives_whole_prompts(text)
         documents = texts(text, "train", prompts=True)
-        made = Generate(
+        generation = Generate(
             teacher,
             documents,
             count,
             self.length,
-            prompt_chars=None if whole else self.prompt_chars,
-            min_chars=0 if whole else self.min_chars,
+            prompt_chars=None if whole_prompts else self.prompt_chars,
+            min_chars=0 if whole_prompts else self.min_chars,
             temperature=self.temperature,
             top_p=self.top_p,
             learn_prompt=self.learn_prompt,
             seed=self.seed,
         )
         if isinstance(teacher, Pretrained):
-            _check_prompts(made, documents, teacher)
-        return made
+            _check_prompts(generation, documents, teacher)
+        return generation
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Generate(Stage[Tokens]):
         for rows in places.split(at_once):
             part = work / f"part-{done}-{done + len(rows)}.safetensors"
             if part.exists():
-                found = load_file(part)
+                written_part = load_file(part)
             else:
                 written, lengths = generation.write(
                     teacher,
@@ -212,12 +212,12 @@ class Generate(Stage[Tokens]):
                     self.top_p,
                     tell=lambda some, done=done: report(done + some, self.count),  # type: ignore[misc]
                 )
-                found = {"ids": written, "ends": lengths}
+                written_part = {"ids": written, "ends": lengths}
                 draft = part.with_suffix(".draft")
-                save_file(found, draft)
+                save_file(written_part, draft)
                 draft.replace(part)
-            ids[rows, : found["ids"].shape[1]] = found["ids"]
-            ends[rows] = found["ends"]
+            ids[rows, : written_part["ids"].shape[1]] = written_part["ids"]
+            ends[rows] = written_part["ends"]
             done += len(rows)
             report(done, self.count)
         return self._tokens(ids, begins, ends, pad, generation.stops(teacher))
@@ -228,9 +228,9 @@ class Generate(Stage[Tokens]):
         written = (positions >= begins[:, None]) & (positions < ends[:, None])
         if not bool((written & ~torch.isin(ids, stops)).any()):
             raise TextError("the generation produced nothing: the teacher ends every text at once")
-        kept = positions < ends[:, None]
-        learnt = (kept & (positions > 0)) if self.learn_prompt else written
-        return Tokens(ids.masked_fill(~kept, pad), learnt)
+        within_row = positions < ends[:, None]
+        learnt = (within_row & (positions > 0)) if self.learn_prompt else written
+        return Tokens(ids.masked_fill(~within_row, pad), learnt)
 
     def _prompts(self, teacher: Model, generator: torch.Generator) -> list[Prompt]:
         """`count` beginnings as token ids, in an order drawn from the generator."""
@@ -248,14 +248,14 @@ class Generate(Stage[Tokens]):
     def openings(self, documents: list[str]) -> list[str]:
         """What of the documents the teacher may continue. Raises TextError where that is
         nothing."""
-        found = [
+        prompts = [
             text[: self.prompt_chars]
             for text in documents
             if len(text) > self.min_chars and text.strip()
         ]
-        if not found:
+        if not prompts:
             raise TextError(f"no document is longer than min_chars: {self.min_chars} characters")
-        return found
+        return prompts
 
     def fitting(self, openings: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
         """Those that leave room to write, as token ids. Raises TextError at the end where none

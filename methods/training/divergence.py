@@ -111,8 +111,8 @@ def _watched(
                 forward.append(f"the {prefix}weights of {name} ({own})")
             if weight.requires_grad and id(weight) not in seen:
                 seen.add(id(weight))
-                words = f"the {prefix}gradient of {name} ({own})"
-                handles.append(weight.register_hook(partial(_note, backward, words)))
+                place = f"the {prefix}gradient of {name} ({own})"
+                handles.append(weight.register_hook(partial(_note, backward, place)))
         if not forward and not _finite(output):
             forward.append(f"the {prefix}activations of {name}")
 
@@ -124,9 +124,9 @@ def _watched(
             handle.remove()
 
 
-def _note(broken: list[str], words: str, gradient: Tensor) -> None:
+def _note(broken: list[str], place: str, gradient: Tensor) -> None:
     if not _finite(gradient):
-        broken.append(words)
+        broken.append(place)
 
 
 def _finite(thing: Any) -> bool:

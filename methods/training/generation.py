@@ -185,10 +185,12 @@ def cache_bytes(teacher: Model) -> int:
 
 def stops(teacher: Model) -> Tensor:
     """Every token that ends a text: the tokenizer's EOS and the generation configuration's."""
-    named = getattr(teacher.network.generation_config, "eos_token_id", None)
-    found = set(named) if isinstance(named, list | tuple) else {named}
+    configured_stops = getattr(teacher.network.generation_config, "eos_token_id", None)
+    stop_ids = (
+        set(configured_stops) if isinstance(configured_stops, list | tuple) else {configured_stops}
+    )
     return torch.tensor(
-        sorted((found | {teacher.tokenizer.eos_token_id}) - {None}), dtype=torch.int64
+        sorted((stop_ids | {teacher.tokenizer.eos_token_id}) - {None}), dtype=torch.int64
     )
 
 

@@ -163,10 +163,10 @@ class Masters:
         return result
 
 
-def _take_part(whole: Tensor, place: Tensor) -> Tensor:
+def _take_part(full_weight: Tensor, place: Tensor) -> Tensor:
     """The rows of a whole weight that this process holds at `place`."""
     mine = find_rows(place)
-    return whole.detach() if mine is None else whole.detach()[mine]
+    return full_weight.detach() if mine is None else full_weight.detach()[mine]
 
 
 def _choose_trained(

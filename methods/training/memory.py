@@ -178,10 +178,12 @@ def _step(
             masters.finish_gradients(1.0)
 
     def share(part: str, *held: Mapping[str, Tensor]) -> float:
-        named = [(name, tensor) for tensors in held for name, tensor in tensors.items()]
-        whole = live.size((tensor for _, tensor in named), part)
-        inner = live.size((tensor for name, tensor in named if name.startswith(prefixes)), part)
-        return inner / whole if whole else 0.0
+        named_tensors = [(name, tensor) for tensors in held for name, tensor in tensors.items()]
+        total_bytes = live.size((tensor for _, tensor in named_tensors), part)
+        block_bytes = live.size(
+            (tensor for name, tensor in named_tensors if name.startswith(prefixes)), part
+        )
+        return block_bytes / total_bytes if total_bytes else 0.0
 
     guides = [each.network for each in (full, teacher) if each is not None]
     prefixes = tuple(name for each in (network, *guides) for name in blocks(each))

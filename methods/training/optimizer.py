@@ -50,10 +50,10 @@ def make_adamw(
     groups = [group for group in groups if group["params"]]
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-    made: torch.optim.Optimizer = importlib.import_module("torchao.optim").AdamW8bit(
+    adamw: torch.optim.Optimizer = importlib.import_module("torchao.optim").AdamW8bit(
         groups, lr=lr, betas=betas
     )
-    return made
+    return adamw
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -44,8 +44,8 @@ def _check_split(model: Model) -> None:
     network = model.network
     ids = torch.arange(4, device=model.device)[None] % network.config.vocab_size
     apart = run_head(network, run_trunk(network, ids))
-    whole = network(input_ids=ids, use_cache=False).logits
-    if not torch.allclose(apart, whole, rtol=1e-2, atol=1e-2, equal_nan=True):
+    full_logits = network(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(apart, full_logits, rtol=1e-2, atol=1e-2, equal_nan=True):
         raise ModelError(
             f"{type(network).__name__} does something to its logits after the head that "
             "methods/training/forward.py does not know; add it to `run_head` there"

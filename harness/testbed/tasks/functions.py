@@ -37,8 +37,8 @@ _ANSWER = re.compile(r"####\s*(-?\d+)")
 
 def score_arithmetic(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Exact match of the number after `####`; no such number is a wrong answer."""
-    found = _ANSWER.search(results[0])
-    return {"exact_match": float(found is not None and found.group(1) == doc["answer"])}
+    match = _ANSWER.search(results[0])
+    return {"exact_match": float(match is not None and match.group(1) == doc["answer"])}
 
 
 def score_code(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.core.errors import ModelError
 from harness.core.execution import execute
-from harness.models import Model, layer_shapes, linears, pretrained, read_model, smollm2
+from harness.models import Model, linears, pretrained, read_layer_shapes, read_model, smollm2
 
 
 def _turned(weight: Tensor, heads: int) -> Tensor:
@@ -103,7 +103,7 @@ def test_a_gguf_file_is_a_model(original: Model, file: Path, tmp_path: Path) -> 
 
 
 def test_shapes_come_from_the_header(file: Path, tiny_folder: Path) -> None:
-    assert layer_shapes(str(file)) == layer_shapes(str(tiny_folder))
+    assert read_layer_shapes(str(file)) == read_layer_shapes(str(tiny_folder))
 
 
 def test_the_content_is_the_identity(file: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_file_that_is_cut_off_is_named(file: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(file.read_bytes()[:-999])
     for reading in (
-        lambda: layer_shapes(str(path)),
+        lambda: read_layer_shapes(str(path)),
         lambda: execute(pretrained(str(path)), {}, tmp_path),
     ):
         with pytest.raises(ModelError, match=r"cut\.gguf"):
@@ -131,7 +131,7 @@ def test_what_is_no_gguf_file(tmp_path: Path) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(b"not a model")
     with pytest.raises(ModelError, match=r"bad\.gguf"):
-        layer_shapes(str(path))
+        read_layer_shapes(str(path))
     with pytest.raises(ModelError, match=r"no folder or .gguf file"):
         pretrained(str(tmp_path / "none.gguf"))
 

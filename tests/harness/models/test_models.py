@@ -20,9 +20,9 @@ from harness.models import (
     Pretrained,
     Quantized,
     blocks,
-    layer_shapes,
     linears,
     pretrained,
+    read_layer_shapes,
     read_model,
     replace_weight,
     sources,
@@ -59,7 +59,7 @@ def test_linears_are_those_of_the_blocks(model: Model) -> None:
 
 
 def test_shapes_come_from_the_configuration_alone(tiny_folder: Path, model: Model) -> None:
-    shapes = layer_shapes(str(tiny_folder))
+    shapes = read_layer_shapes(str(tiny_folder))
     assert shapes == {n: tuple(m.weight.shape) for n, m in linears(model.network).items()}
 
 
@@ -261,7 +261,7 @@ def with_code(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_code_of_a_model_runs_only_where_the_grid_says_so(with_code: Path, tmp_path: Path) -> None:
-    for reading in (pretrained, layer_shapes, lambda name: read_model(name, "float32")):
+    for reading in (pretrained, read_layer_shapes, lambda name: read_model(name, "float32")):
         with pytest.raises(ModelError, match="'trust_remote_code: true' in the grid"):
             reading(str(with_code))
     assert not (tmp_path / "ran").exists()

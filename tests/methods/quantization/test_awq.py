@@ -137,7 +137,7 @@ def test_the_function_is_kept(case: str) -> None:
     kind, changes, expected = FOUND[case]
     model = _model(kind, **changes)
     prefix = next(iter(linears(model.network))).partition(".0.")[0]
-    found = awq.foldable(model)
+    found = awq.find_foldable(model)
     assert found == {
         f"{prefix}.{block}.{writer}": [f"{prefix}.{block}.{name}" for name in names]
         for block in (0, 1)
@@ -183,7 +183,7 @@ def test_an_up_projection_is_rounded_once() -> None:
 
 def test_a_norm_that_does_not_multiply_by_its_weight_is_refused() -> None:
     with pytest.raises(ModelError, match=r"GemmaForCausalLM: scaling .*input_layernorm against"):
-        awq.foldable(_model("gemma", head_dim=8))
+        awq.find_foldable(_model("gemma", head_dim=8))
     plain = _model()
     norm = plain.network.model.layers[1].post_attention_layernorm
     norm.forward = lambda states: states * norm.weight.abs().sqrt()
@@ -208,14 +208,14 @@ def test_another_reader_is_noticed() -> None:
     block = model.network.model.layers[0]
     block.mlp = _Peeking(block.mlp)
     with pytest.raises(ModelError, match=r"scaling .*0\.post_attention_layernorm against"):
-        awq.foldable(model)
+        awq.find_foldable(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_check_sees_a_small_error_in_any_dtype(dtype: torch.dtype) -> None:
     model = _model()
     model.network.to(dtype)
-    found = awq.foldable(model)
+    found = awq.find_foldable(model)
     assert awq._preserved(model, found)
     broken = {writer: names[:-1] or names for writer, names in found.items()}
     assert not awq._preserved(model, broken)
@@ -227,12 +227,12 @@ def test_a_model_with_nothing_to_fold_into_is_refused() -> None:
     for block in model.network.model.layers:
         block.mlp = nn.Linear(32, 32)
     with pytest.raises(ModelError, match="Olmo2ForCausalLM: no operation found"):
-        awq.foldable(model)
+        awq.find_foldable(model)
 
 
 def test_hooks_are_taken_off_again() -> None:
     model = _model()
-    awq.foldable(model)
+    awq.find_foldable(model)
     modules = list(model.network.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
@@ -306,11 +306,11 @@ def test_how_the_work_is_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_channels_alike_are_left_alone() -> None:
-    assert torch.equal(awq.balanced(torch.full((8,), 3.0), 0.5), torch.ones(8))
-    assert torch.equal(awq.balanced(torch.tensor([0.0, 1.0, 100.0]), 0.0), torch.ones(3))
-    scales = awq.balanced(torch.tensor([1.0, 4.0, 16.0]), 0.5)
+    assert torch.equal(awq.balance_scales(torch.full((8,), 3.0), 0.5), torch.ones(8))
+    assert torch.equal(awq.balance_scales(torch.tensor([0.0, 1.0, 100.0]), 0.0), torch.ones(3))
+    scales = awq.balance_scales(torch.tensor([1.0, 4.0, 16.0]), 0.5)
     torch.testing.assert_close(scales, torch.tensor([0.5, 1.0, 2.0]))
-    unused = awq.balanced(torch.tensor([0.0, 1.0]), 0.5)
+    unused = awq.balance_scales(torch.tensor([0.0, 1.0]), 0.5)
     assert unused.isfinite().all()
     assert (unused > 0).all()
     weight, nothing = torch.randn(4, 64), torch.zeros(9, 64)
@@ -350,7 +350,7 @@ def test_scales_are_of_all_tokens_and_errors_of_the_sample() -> None:
     _logits(model)
     hook.remove()
     seen = kept[0].flatten(0, 1)
-    expected = awq.balanced(seen.double().abs().mean(0), scales.exponents[name])
+    expected = awq.balance_scales(seen.double().abs().mean(0), scales.exponents[name])
     torch.testing.assert_close(scales.scales[name], expected)
     sample = seen[::2].double()  # 64 of 128 tokens
     weight = linear.weight

@@ -202,7 +202,7 @@ def _toy(**parts: nn.Module) -> Model:
 
 def test_query_and_key_are_left_out() -> None:
     model = _llama()
-    left_out = linears(model.network).keys() - clip.searchable(model).keys()
+    left_out = linears(model.network).keys() - clip.find_searchable(model).keys()
     assert left_out == {
         f"model.layers.{block}.self_attn.{name}_proj" for block in (0, 1) for name in "qk"
     }
@@ -211,7 +211,7 @@ def test_query_and_key_are_left_out() -> None:
 @pytest.mark.parametrize("names", clip._SEPARATE, ids="-".join)
 def test_other_spellings_are_known(names: tuple[str, str, str]) -> None:
     model = _toy(attention=_linears(*names, "out"))
-    assert set(clip.searchable(model)) == {
+    assert set(clip.find_searchable(model)) == {
         f"layers.0.attention.{names[2]}",
         "layers.0.attention.out",
     }
@@ -224,13 +224,13 @@ def test_a_name_alone_leaves_nothing_out() -> None:
         query_key=_linears("q_proj_a", "k_proj_a", "v_proj_a"),
         keys=_linears("qkv"),
     )
-    assert clip.searchable(model).keys() == linears(model.network).keys()
+    assert clip.find_searchable(model).keys() == linears(model.network).keys()
 
 
 @pytest.mark.parametrize("name", clip._FUSED)
 def test_a_fused_projection_is_left_out_whole(name: str) -> None:
     model = _toy(attention=_linears(name, "dense"), mlp=_linears("up", "down"))
-    assert set(clip.searchable(model)) == {
+    assert set(clip.find_searchable(model)) == {
         "layers.0.attention.dense",
         "layers.0.mlp.up",
         "layers.0.mlp.down",
@@ -247,7 +247,7 @@ def _tokens(sequences: int = 6, length: int = 16) -> Tokens:
 
 def test_layers_with_one_input_are_observed_once() -> None:
     model = _llama()
-    observed = clip.observe(model, clip.searchable(model), _tokens(), IntAsym(2, 16), 50)
+    observed = clip.observe(model, clip.find_searchable(model), _tokens(), IntAsym(2, 16), 50)
     groups = [[name.removeprefix("model.layers.0.") for name in o.layers] for o in observed[:4]]
     assert groups == [
         ["self_attn.v_proj"],
@@ -264,7 +264,7 @@ def test_evenly_spread_tokens_are_observed(
 ) -> None:
     monkeypatch.setattr(clip, "TOKENS_AT_ONCE", at_once)
     model, tokens, format = _llama(), _tokens(), IntAsym(2, 16)
-    layers = clip.searchable(model)
+    layers = clip.find_searchable(model)
     down = "model.layers.1.mlp.down_proj"
     kept: list[Tensor] = []
     hook = layers[down].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
@@ -283,7 +283,7 @@ def test_evenly_spread_tokens_are_observed(
 
 def test_hooks_are_taken_off_again() -> None:
     model = _llama()
-    layers = clip.searchable(model)
+    layers = clip.find_searchable(model)
     clip.observe(model, layers, _tokens(), IntAsym(2, 16), 8)
     assert not any(linear._forward_pre_hooks for linear in layers.values())
 
@@ -292,7 +292,7 @@ def test_a_layer_that_is_never_called_keeps_its_range() -> None:
     model = _llama()
     idle = nn.Linear(32, 32)
     model.network.model.layers[0].add_module("idle", idle)
-    layers = clip.searchable(model)
+    layers = clip.find_searchable(model)
     observed = clip.observe(model, layers, _tokens(), IntAsym(2, 16), 8)
     (alone,) = [o for o in observed if "model.layers.0.idle" in o.layers]
     low, _, before, after = clip.search(idle.weight, alone.roots(), IntAsym(2, 16), GRID, STEPS)
@@ -304,7 +304,7 @@ def test_an_input_with_nan_names_its_layer() -> None:
     model = _llama()
     model.network.model.layers[1].input_layernorm.weight[0] = torch.nan
     with pytest.raises(ModelError, match=r"layer model\.layers\.1\.self_attn\.v_proj: its input"):
-        clip.observe(model, clip.searchable(model), _tokens(), IntAsym(2, 16), 8)
+        clip.observe(model, clip.find_searchable(model), _tokens(), IntAsym(2, 16), 8)
 
 
 # --- the stages -----------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_a_model_is_clipped_and_its_source_is_not(format: Grouped, dtype: torch.
     model.network.to(dtype)
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     ranges, clipped = _run(model, format)
-    searched = clip.searchable(model)
+    searched = clip.find_searchable(model)
     assert ranges.low.keys() == ranges.high.keys() == ranges.errors.keys() == searched.keys()
     assert clipped.latent
     assert not model.latent
