@@ -207,6 +207,6 @@ def _schema(arguments: argparse.Namespace) -> int:
 SCHEMA = Verb(
     "schema",
     "the JSON schema of a grid, for editors",
-    "bitgrid schema > docs/grid.schema.json",
+    "bitgrid schema",
     _schema,
 )

@@ -105,15 +105,18 @@ def test_cancelling_one_job_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
     # Each clip search is shared by two methods, so it is a job of its own.
     grid = {"vary": {"format.group_size": [32, 64]}, "compare": ["awq-clip"]}
     place = Place(tmp_path, grid)
+    nodes = ("scontrol", "update", "nodename=node[1-2]")
+    lab.run(*nodes, "state=drain", "reason=jobs wait for the cancellation")
     place.launch()
     (launch,) = place.launches
     searches = set(place.keys("clip-search"))
     array = next(job.array for job in launch.jobs if searches & set(job.keys))
     lab.run("scancel", f"{launch.submitted[array]}")
+    lab.run(*nodes, "state=resume")
     place.finish()
     said = place.status()
-    assert "lost: ClipSearch" in said and "cancelled" in said
-    assert "an input is missing: ClipSearch" in place.logs()
+    assert "lost: clip-search" in said and "cancelled" in said
+    assert "an input is missing: clip-search" in place.logs()
     assert sum(place.store.has(key) for key in searches) == 1, said
     assert sum(place.store.has(key) for key in place.keys("perplexity")) == 2, said
     before = place.computed()
@@ -128,7 +131,7 @@ def test_a_failing_cell_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
     place.launch()
     place.finish()
     said = place.status()
-    assert "failed: Train" in said and "NaN or Inf at step" in said, said
+    assert "failed: train" in said and "NaN or Inf at step" in said, said
     assert sum(place.store.has(key) for key in place.keys("perplexity")) == 2
     again = place.launch()
     assert "2 stages failed before, or need one that did" in again and "nothing to submit" in again
@@ -183,12 +186,12 @@ def test_status_logs_and_cancel_while_it_runs(lab: Lab, tmp_path: Path) -> None:
     (key,) = place.keys("train")
     until(lambda: place.step(key) >= 3, 100, place.logs)
     said = place.status()
-    assert "running: Train" in said and "/40 loss" in said and " left" in said, said
-    assert "begin Train" in place.bitgrid("logs", "grid.yaml", "bitdistiller")
+    assert "running: train" in said and "/40 loss" in said and " left" in said, said
+    assert "begin train" in place.bitgrid("logs", "grid.yaml", "bitdistiller")
     assert "cancelled 1 jobs" in place.bitgrid("cancel", "grid.yaml")
     place.finish(60)
     said = place.status()
-    assert "lost: Train" in said and "cancelled" in said, said
+    assert "lost: train" in said and "cancelled" in said, said
 
 
 def test_two_gpus_of_one_training(

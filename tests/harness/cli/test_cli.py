@@ -368,7 +368,7 @@ def test_a_failing_cell_exits_1_and_shows_the_hole(place: Path, tmp_path: Path) 
     )
     done = _bitgrid("run", "nan.yaml", cwd=tmp_path, code=1)
     assert "RTN" in done.stdout
-    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: Train")]
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: train")]
     assert len(failed) == 1
     assert "step" in failed[0]
     report = (tmp_path / "runs/nan/report.md").read_text()
@@ -383,4 +383,4 @@ def test_where_every_cell_fails_the_failures_are_listed(place: Path, tmp_path: P
     for _ in range(2):  # and of a failure that stands
         done = _bitgrid("run", "nan.yaml", cwd=tmp_path, code=1)
         assert "Traceback" not in done.stderr
-        assert [line for line in done.stderr.splitlines() if line.startswith("failed: Train")]
+        assert [line for line in done.stderr.splitlines() if line.startswith("failed: train")]

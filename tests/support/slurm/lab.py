@@ -87,7 +87,7 @@ class Lab:
         self._guard = subprocess.Popen(
             ["sh", "-c", 'read _; exec "$@"', "guard", *stop],
             stdin=subprocess.PIPE,
-            cwd=_HERE.parents[1],
+            cwd=_HERE.parents[2],
             start_new_session=True,
         )
         try:
