@@ -30,7 +30,7 @@ class FileText(TextSource):
     def resolve(self, part: str) -> str:
         path = Path(part).expanduser().resolve()
         if not path.is_file():
-            raise TextError(f"there is no file {path}")
+            raise TextError(f"file {path} does not exist")
         if not path.name.endswith(SUFFIXES):
             suffix = "".join(path.suffixes[-2:])
             raise TextError(

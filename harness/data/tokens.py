@@ -76,7 +76,7 @@ class Packed(Stage[Tokens]):
         )
         return (
             f"{text_label}: {len(made)} sequences of {self.length} tokens where {self.count} were "
-            "asked for: there is no more of it"
+            "asked for: the text ends there"
         )
 
 

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
 
 from harness.core.errors import ModelError, first_line
 
+_chosen: ContextVar[str | None] = ContextVar("device", default=None)
+
 
 def device() -> torch.device:
     """Where this process computes: BITGRID_DEVICE, else CUDA where there is one, else the CPU.
 
+    Inside `computing_on`: the device that it names.
+
     Raises ModelError where that device is not there.
     """
-    chosen_device = os.environ.get("BITGRID_DEVICE")
+    chosen_device = _chosen.get() or os.environ.get("BITGRID_DEVICE")
     return _usable(chosen_device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@contextmanager
+def computing_on(name: str) -> Iterator[None]:
+    """Inside, `device()` is `name`, whatever BITGRID_DEVICE says; the environment stays as it is."""
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
 
 
 @cache

@@ -18,7 +18,6 @@ GPUs a stage needs (`harness.run.memory`), weights on the host (`footprint`).
 from __future__ import annotations
 
 import dataclasses
-import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,13 +28,17 @@ from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel, masking_utils
+from transformers import PreTrainedModel
 
 from harness.core.stage import Input, Stage, closure
 from harness.core.store import value_type
+from harness.models.compat import (
+    FakeTensorMode,
+    TorchDispatchMode,
+    masking_utils,
+    tree_leaves,
+)
+from harness.models.devices import computing_on
 from harness.models.layers import linears, replace_weight
 from harness.models.model import DTYPES, Model
 from harness.models.stage import Pretrained, meta_network
@@ -166,14 +169,8 @@ def dry_run() -> Iterator[Live]:
     # On the CPU, whose fused attention keeps what a GPU's does; `meta` would multiply it out.
     # The library takes such tensors for a sign of compilation, and then masks what needs no mask.
     untraced = replaced(masking_utils, "is_tracing", lambda *_: False)
-    before = os.environ.get("BITGRID_DEVICE")
-    os.environ["BITGRID_DEVICE"] = "cpu"
-    try:
-        with untraced, FakeTensorMode(), Live() as live:
-            yield live
-    finally:
-        os.environ.pop("BITGRID_DEVICE")
-        os.environ.update({} if before is None else {"BITGRID_DEVICE": before})
+    with computing_on("cpu"), untraced, FakeTensorMode(), Live() as live:
+        yield live
 
 
 @contextmanager

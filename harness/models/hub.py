@@ -112,7 +112,9 @@ def _check_name(model_name: str) -> None:
     if "://" in model_name:
         raise ModelError(f"model {model_name!r} is an address; name a hub id or a local folder")
     if name.count("/") > 1 and not name.endswith(".gguf"):
-        raise ModelError(f"model {model_name!r}: there is no such folder, and a hub id is org/name")
+        raise ModelError(
+            f"model {model_name!r}: the folder does not exist, and a hub id is org/name"
+        )
 
 
 def _find_commit(name: str, revision: str) -> str:

@@ -43,7 +43,7 @@ class FolderModel(ModelSource):
         if self.path.is_file() and self.path.suffix == ".gguf":
             return
         if not self.path.is_dir():
-            raise ModelError(f"model {name!r}: there is no folder or .gguf file {self.path}")
+            raise ModelError(f"model {name!r}: no folder or .gguf file lies at {self.path}")
         if not (self.path / "config.json").is_file():
             raise ModelError(f"model {name!r}: {self.path} has no config.json")
 

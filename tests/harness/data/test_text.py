@@ -75,7 +75,7 @@ def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     [
         ("wikitxt2", "train", "did you mean 'wikitext2'?"),
         ("testbed", "test", "split 'test' is unknown"),
-        ("file:/nowhere.txt", "train", "there is no file /nowhere.txt"),
+        ("file:/nowhere.txt", "train", "file /nowhere.txt does not exist"),
     ],
 )
 def test_unknown_texts(source: str, split: str, words: str) -> None:

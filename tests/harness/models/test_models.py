@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from harness.models import (
     sources,
     weights_gib,
 )
+from harness.models.devices import computing_on, device
 from harness.models.dry_run import dry_run, weightless
 from harness.models.reading import explained
 
@@ -96,11 +98,11 @@ def test_dtype_is_part_of_the_key_and_of_the_model(tiny_folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("./nowhere", "there is no folder"),
+        ("./nowhere", "no folder or .gguf file lies at"),
         (str(Path(__file__).parent), "has no config.json"),
         ("no/such-model", "not a local folder, and not in the hub's cache .* prefetch"),
         ("no-such-model", "not a local folder, and not in the hub's cache .* prefetch"),
-        ("no/such/model", "there is no such folder, and a hub id is org/name"),
+        ("no/such/model", "the folder does not exist, and a hub id is org/name"),
         ("testbd", "did you mean 'testbed'"),
         ("smollm2-135", "did you mean 'smollm2-135m'"),
         ("testbed-samll", "did you mean 'testbed-small'"),
@@ -288,3 +290,13 @@ def test_attention_that_is_not_installed(
         stage.preflight()
     with pytest.raises(ModelError, match="did you mean 'eager'"):
         pretrained(str(tiny_folder), attention="eagr")
+
+
+def test_a_device_is_chosen_for_a_while_without_touching_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BITGRID_DEVICE", "nowhere")
+    with computing_on("cpu"):
+        assert device().type == "cpu" and os.environ["BITGRID_DEVICE"] == "nowhere"
+    with pytest.raises(ModelError, match="device 'nowhere' is not there"):
+        device()
