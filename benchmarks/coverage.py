@@ -2,8 +2,9 @@
 
     python -m benchmarks.coverage --runs 4000
 
-Every run draws items (or seeds) from a known distribution, takes the interval of `reports.numbers.stats` and
-looks whether the known value is in it. Not here: intervals of real scores.
+Every run draws items (or seeds) from a known distribution, takes the interval of
+`reports.numbers.stats` and looks whether the known value is in it. Not here: intervals of real
+scores.
 """
 
 from __future__ import annotations

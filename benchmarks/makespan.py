@@ -41,9 +41,9 @@ from harness.models import sources
 from harness.run import plan as plans
 from harness.run.plan import Plan
 
-# Hours on A100-80G, LLaMA-2-7B in the paper's setting; generation and training (8 GPUs, 4 epochs) of
-# 8000 sequences of 1024 tokens. Not measured: from FLOPs at 40 % of the peak, rounded up. A task's
-# name goes before its kind.
+# Hours on A100-80G, LLaMA-2-7B in the paper's setting; generation and training (8 GPUs, 4 epochs)
+# of 8000 sequences of 1024 tokens. Not measured: from FLOPs at 40 % of the peak, rounded up. A
+# task's name goes before its kind.
 HOURS = {
     "generate": 3.0,
     "confidence": 0.1,
@@ -190,7 +190,7 @@ class _Replay:
         self.queue.sort()
 
     def _schedule(self) -> None:
-        """Start what can start: in order, and past a job that waits only where no node is kept for it."""
+        """Start what can start: in order, past a job that waits only if no node is kept for it."""
         kept: set[int] = set()
         started: set[int] = set()
         for number in self.queue[:TESTED]:
@@ -342,9 +342,9 @@ def bounds(plan: Plan, hours: Mapping[str, float], gpus: int) -> tuple[float, fl
     """Hours below which no order can come.
 
     First the larger of the longest chain of stages and all GPU-hours over all GPUs. Then, closer:
-    stages before each of which `head` hours of others lie, and behind each `tail`, take no less than
-    head + tail + their GPU-hours over all GPUs; and of those that need a whole node, some node runs
-    as many as there are stages a node, rounded up, and be it the shortest.
+    stages before each of which `head` hours of others lie, and behind each `tail`, take no less
+    than head + tail + their GPU-hours over all GPUs; and of those that need a whole node, some node
+    runs as many as there are stages a node, rounded up, and be it the shortest.
     """
     inputs, stored = waves.stored_inputs(plan), plan.stored()
     heads, tails = dict.fromkeys(stored, 0.0), dict.fromkeys(stored, 0.0)
@@ -423,10 +423,12 @@ def row(name: str, plan: Plan, cluster: Virtual, seeds: int, spread: float) -> s
     )
     mean = statistics.fmean
     lost, busy = mean(r.lost for r in results), mean(r.busy for r in results)
+    interruptions = mean(r.interruptions for r in results)
     return (
         f"{name:28}{cluster.gpus:5}{len(tasks):6}{len(after):7}"
         f"{mean(r.makespan for r in results):8.2f}{mean(low[0] for low in least):8.2f}"
-        f"{mean(plain):7.3f}{mean(close):8.3f}{max(close):7.3f}{mean(r.interruptions for r in results):8.1f}{lost:12.2f}{lost / busy:8.2%}"
+        f"{mean(plain):7.3f}{mean(close):8.3f}{max(close):7.3f}"
+        f"{interruptions:8.1f}{lost:12.2f}{lost / busy:8.2%}"
     )
 
 

@@ -72,7 +72,7 @@ def scores(model: Model, task: str, limit: int | None) -> Scores:
 
 @torch.inference_mode()
 def reference(data: Path, windows: int | None, length: int = 2048) -> float:
-    """GPTQ's protocol, from the text file on: lines joined by blank lines, whole windows, no BOS."""
+    """GPTQ's protocol, from the text file on: lines joined by blanks, whole windows, no BOS."""
     folder = smollm2.unpacked_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -3,9 +3,9 @@
     python -m benchmarks.staleness
 
 Each change is made in a copy of this project, whose plan of the quickstart is then held against a
-store in which every stage is done with the code as it was. No stage is computed: values are stand-ins
-with the manifest that they would have. New: it would be computed again. Stale: it is kept and said to
-be of other code, with the definition that changed.
+store in which every stage is done with the code as it was. No stage is computed: values are
+stand-ins with the manifest that they would have. New: it would be computed again. Stale: it is kept
+and said to be of other code, with the definition that changed.
 """
 
 from __future__ import annotations

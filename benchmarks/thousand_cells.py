@@ -2,11 +2,12 @@
 
     python -m benchmarks.thousand_cells [--cells 1000] [--lab]
 
-Launches a grid of that many trainings of the testbed's small model, two tasks each, with commands of
-SLURM that answer as the real ones and count their calls; then looks at the grid with all jobs queued
-and with everything done. With --lab SLURM is real, on this host (see `tests/support/slurm/lab.py`), with a
-partition that is down so that jobs stay queued, and its controller counts the calls. Every verb is a process of its own, as for a user; times are in seconds, by
-the clock and of CPU, which on a busy machine is the better one.
+Launches a grid of that many trainings of the testbed's small model, two tasks each, with commands
+of SLURM that answer as the real ones and count their calls; then looks at the grid with all jobs
+queued and with everything done. With --lab SLURM is real, on this host (see
+`tests/support/slurm/lab.py`), with a partition that is down so that jobs stay queued, and its
+controller counts the calls. Every verb is a process of its own, as for a user; times are in
+seconds, by the clock and of CPU, which on a busy machine is the better one.
 
 Not here: jobs that run, so the values of the last look are manifests with nothing beside them. Real
 jobs on a real SLURM are in `tests/slurm`.

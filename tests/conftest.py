@@ -1,4 +1,4 @@
-"""What tests share: a tiny random Llama in Hugging Face's format, and shared/ where there is one."""
+"""What tests share: a tiny random Llama in Hugging Face's format; shared/ where there is one."""
 
 from __future__ import annotations
 

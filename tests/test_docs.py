@@ -1,4 +1,4 @@
-"""What docs/ tells of grids and data is what the code knows: no key, data set or variable more or less."""
+"""What docs/ tells of grids and data is what the code knows: every key, data set and variable."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ def test_an_attempt_keeps_finished_stages_and_whole_periods() -> None:
 def test_the_loss_of_an_interruption_is_half_a_period_and_the_start(
     period: float, rate: float
 ) -> None:
-    """Less than half where a period is long: the time since the last checkpoint, if λ breaks an hour,
-    is 1/λ − T/(exp(λT) − 1) on average, for a start of no length."""
+    """Less than half where a period is long: the time since the last checkpoint, if λ breaks an
+    hour, is 1/λ − T/(exp(λT) − 1) on average, for a start of no length."""
     cluster = Virtual(8, preemptions=rate / 4, checkpoint=period, start=0.0, requeue=0.1, save=0.0)
     found = [
         replay([task(0, 4, 3000.0, saves=True)], [frozenset()], cluster, seed) for seed in range(8)

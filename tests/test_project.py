@@ -29,7 +29,7 @@ def _read_pins(file: str = "constraints.txt") -> dict[str, str]:
 
 
 def _requirements() -> list[Requirement]:
-    """Those of the package and of its tests. Extras that are models are exact: a model is its file."""
+    """Those of the package and of its tests. Extras that are models are exact: a file each."""
     development = PROJECT["optional-dependencies"]["dev"]
     return [Requirement(line) for line in (*PROJECT["dependencies"], *development)]
 

@@ -1,4 +1,4 @@
-"""The wheel works without the checkout, in a folder whose own methods/ and reports/ shadow nothing."""
+"""The wheel works without the checkout; a folder's own methods/ and reports/ shadow nothing."""
 
 from __future__ import annotations
 

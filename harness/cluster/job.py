@@ -1,8 +1,9 @@
 """What one job of a launch does: its share of the grid, with the code and the grid as they were.
 
 Called with (launch folder, index) and nothing else: the stages are made from the launch's plan, and
-values go to the store, never through the scheduler. A job that is run again, after a requeue or by mistake twice, finds what is done and goes
-on with the rest. Not here: submission (`launch`), which stages share a job (`waves`).
+values go to the store, never through the scheduler. A job that is run again, after a requeue or by
+mistake twice, finds what is done and goes on with the rest. Not here: submission
+(`harness.cluster.submit`), which stages share a job (`harness.cluster.waves`).
 """
 
 from __future__ import annotations

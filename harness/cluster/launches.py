@@ -1,6 +1,6 @@
 """What was launched: a folder per launch in the store, and what the queue says of its jobs.
 
-    <store>/launches/<id>/launch.json     jobs, arrays, profile; written before anything is submitted
+    <store>/launches/<id>/launch.json     jobs, arrays, profile; written before any is submitted
                           <grid>.yaml     the grid as it was, bases and mirror resolved
                           plan.json       its plan: what jobs make their stages from
                           submitted.jsonl SLURM's id of each array, as soon as it is known
@@ -214,7 +214,7 @@ def _launches_in(found: Queue) -> set[str]:
 
 
 def slurm(*command: str) -> str:
-    """Standard output of one of SLURM's commands. Raises ClusterError with what it complained of."""
+    """Standard output of one of SLURM's commands. Raises ClusterError with its complaint."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except FileNotFoundError:

@@ -83,8 +83,8 @@ def load(path: Path | None, kinds: Collection[str]) -> Profile:
     place = (path or DEFAULT).expanduser()
     if not place.is_file():
         raise ClusterError(
-            f"{place}: there is no such cluster profile; write one (docs/slurm.md) or name one with "
-            "--cluster"
+            f"cluster profile {place} does not exist; write one (docs/slurm.md) or name another "
+            "with --cluster"
         )
     document = Document(place)
     given = {} if document.data is None else document.data

@@ -19,7 +19,7 @@ from harness.cluster.launches import Launch, Placed, Queued
 from harness.core.errors import ClusterError
 from harness.core.store import Store
 from harness.run import plan as plans
-from harness.run.plan import Plan, explain_staleness
+from harness.run.plan import Plan
 
 WATCH_S = 15.0  # between two questions to the queue, of one that watches
 STATES = ("done", "stale", "running", "failed", "lost", "blocked", "queued", "to do")
@@ -99,7 +99,7 @@ def look(plan: Plan, store: Store) -> View:
 
 
 def count_states(view: View) -> tuple[list[str], list[list[str]]]:
-    """Stages by wave (where jobs were launched) and kind, and their states: titles, and a line each."""
+    """Stages by wave (where jobs were launched), kind and state: titles, and a line each."""
     counts: dict[tuple[int, str], Counter[str]] = {}
     for stage in view.stages:
         kind = view.plan.nodes[stage.key].kind
@@ -115,7 +115,7 @@ def count_states(view: View) -> tuple[list[str], list[list[str]]]:
 
 
 def details(view: View, store: Store) -> list[str]:
-    """A line for each stage that runs, is stale, was lost or failed."""
+    """A line for each stage that runs, was lost or failed, and for each reason of staleness."""
     plan, lines = view.plan, []
     owners = store.owners() if view.count("running") else {}
     for found in view.stages:
@@ -123,10 +123,9 @@ def details(view: View, store: Store) -> list[str]:
         if found.state == "running":
             owner = owners.get(found.key, {}).get("host", "?")
             lines.append(f"running: {named} on {owner}{found.words and ': ' + found.words}")
-        elif found.state == "stale":
-            lines.append(f"stale: {named}: {explain_staleness(plan, found.key, store)}")
         elif found.state == "lost":
             lines.append(f"lost: {named}: {found.words}")
+    lines += [f"stale: {reason}" for reason in plans.list_stale(plan, store)]
     return lines + failures(plan, store)
 
 

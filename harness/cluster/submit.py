@@ -1,13 +1,14 @@
-"""Submits a grid's jobs: the only file that imports submitit.
+"""Submits a grid's jobs through submitit.
 
     found = prepare(grid, plan, store, profile, keys)     # what would be submitted
     launch(found, ...)                                    # snapshot, record, sbatch
 
-A job's arguments are (launch folder, index). Jobs import the code of a snapshot and read a copy of the
-grid, so that what is edited after the launch changes nothing of it. Arrays wait with `afterany` for
-those that compute their inputs; a job itself checks that they are there. Of two launches at once the
-second waits for the first, and leaves out what is queued.
-Not here: cutting (`waves`), records and queue (`launches`), what a job does (`job`).
+A job's arguments are (launch folder, index). Jobs import the code of a snapshot and make their
+stages from a copy of the plan, so that what is edited after the launch changes nothing of it.
+Arrays wait with `afterany` for those that compute their inputs; a job itself checks that they are
+there. Of two launches at once the second waits for the first, and leaves out what is queued.
+Not here: cutting (`harness.cluster.waves`), records and queue (`harness.cluster.launches`), what a
+job does (`harness.cluster.job`), submitit's private parts (`harness.cluster.compat`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import submitit
 import yaml
 from submitit.helpers import DelayedSubmission
 
-from harness.cluster import job, launches, waves
+from harness.cluster import compat, job, launches, waves
 from harness.cluster.launches import Launch, Placed
 from harness.cluster.profile import Profile, Request
 from harness.core import provenance
@@ -159,10 +160,7 @@ def dry(prepared: Prepared, grid: Grid, store: Store, profile: Profile) -> Itera
         ids = {place: f"<array {place}>" for place in array.after}
         asked = _parameters(array, profile, f"{grid.name}:ID:{number}", ids, store.root / "code")
         executor.update_parameters(**asked)
-        inner = executor._executor
-        if len(array.jobs) > 1:
-            inner.parameters["map_count"] = len(array.jobs)
-        yield inner._make_submission_file_text(inner._submitit_command_str, "dry")
+        yield compat.write_submission_file(executor, len(array.jobs))
 
 
 def snapshot(store: Store) -> Path:
@@ -200,8 +198,8 @@ def _within(found: list[waves.Job], most: int) -> list[waves.Job]:
     while len(made := waves.packed(found, fused)) > most:
         if fused >= len(found):
             raise ClusterError(
-                f"the grid needs {len(made)} jobs or more, and {most} more may be queued (max_jobs of "
-                "the profile, else SLURM's MaxSubmit): wait for others to end, or launch less"
+                f"the grid needs {len(made)} jobs or more, and {most} more may be queued (max_jobs "
+                "of the profile, else SLURM's MaxSubmit): wait for others to end, or launch less"
             )
         fused += math.ceil(fused / 4)
     return made

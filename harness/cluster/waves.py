@@ -1,10 +1,10 @@
 """Cuts a plan into jobs, and jobs into arrays: what is submitted, and what waits for what.
 
-Stages that only one model needs are fused into its job, so that a model is loaded once; a stage that
-several models share is a job of its own. Where the profile says that there are more GPUs than models
-keep busy, a model's evaluations are several jobs. Jobs that ask for the same and wait for the same
-form an array, so that forty cells are a handful of submissions. An array waits for exactly those
-arrays that compute its inputs, not for everything before it. Longest chain of work first.
+Stages that only one model needs are fused into its job, so that a model is loaded once; a stage
+that several models share is a job of its own. Where the profile says that there are more GPUs than
+models keep busy, a model's evaluations are several jobs. Jobs that ask for the same and wait for
+the same form an array, so that forty cells are a handful of submissions. An array waits for exactly
+those arrays that compute its inputs, not for everything before it. Longest chain of work first.
 `benchmarks/makespan.py` measures what these rules are worth.
 
 Pure: reads a plan and a profile, touches nothing. Not here: submission (`launch`), times measured.
@@ -172,7 +172,7 @@ def packed(found: list[Job], models: int) -> list[Job]:
 
 
 def _alike(found: list[Job], wave: int, place: Mapping[int, int]) -> list[list[int]]:
-    """Jobs of a wave that ask for the same and wait for the same, by what has their inputs (`place`)."""
+    """Jobs of a wave that ask and wait for the same, by where their inputs come from (`place`)."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, job in enumerate(found):
         if job.wave == wave:

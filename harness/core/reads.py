@@ -28,7 +28,7 @@ class Fetched:
 
 
 class Read(ABC):  # noqa: B024  (every part has a default)
-    """One thing that a stage reads. Subclasses are frozen dataclasses; equal ones are fetched once."""
+    """One thing that a stage reads. Subclasses are frozen dataclasses: equal ones are one."""
 
     def files(self) -> Iterable[Path]:
         """The files on this machine that the stage's key rests on."""

@@ -136,7 +136,7 @@ class Store:
         return self._folder("work", key)
 
     def say_progress(self, key: str, facts: dict[str, Any]) -> None:
-        """How far a running stage is; gone with its scratch folder. A full disk does not stop it."""
+        """How far a running stage is; gone with its scratch folder. A full disk stops nothing."""
         with contextlib.suppress(OSError):
             write_json(self._folder("work", key) / "progress.json", {**facts, "when": time.time()})
 

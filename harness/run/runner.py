@@ -2,10 +2,10 @@
 
 A stored stage is claimed, computed from a clean state and committed, by several processes where it
 asks for several GPUs; an unstored one is rebuilt when something needs it. A failure becomes a
-record and does not stop the other cells. Stopping at any moment loses at most the stage under way, and a
-training stage not even that.
-Not here: how one stage is computed (`compute`, `processes`), SLURM (`launch`), what it looks like
-(`progress`).
+record and does not stop the other cells. Stopping at any moment loses at most the stage under way,
+and a training stage not even that.
+Not here: how one stage is computed (`harness.run.compute`, `harness.run.processes`), SLURM
+(`harness.cluster`), what it looks like (`harness.run.progress`).
 """
 
 from __future__ import annotations

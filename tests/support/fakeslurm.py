@@ -1,7 +1,7 @@
 """SLURM's commands as far as a launch calls them, as shell scripts on PATH: no daemon behind them.
 
-`queue` is what squeue prints; what was submitted and cancelled is read back. The real ones are met in
-tests/slurm.
+`queue` is what squeue prints; what was submitted and cancelled is read back. The real ones are met
+in tests/slurm.
 """
 
 from __future__ import annotations

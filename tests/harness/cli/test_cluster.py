@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def made(plan: Plan, store: Store, slurm: Slurm) -> Launch:
-    """All four cells launched at 1000 s: the first failed since, the second was lost, two queued."""
+    """Four cells launched at 1000 s: the first failed since, the second was lost, two queued."""
     launch = launched(store.root, Path(plan.path), [job(plan, cell) for cell in range(4)])
     slurm.queue(*(f"7|{task}|PENDING|Priority|{launch.name(0)}" for task in (2, 3)))
     fail(plan, store, job(plan, 0)[0], when=1001.0)

@@ -1,4 +1,4 @@
-"""A job's share of a plan: only its own stages, inputs waited for, ends by the scheduler no failures."""
+"""A job's share of a plan: its own stages alone, inputs waited for, the scheduler's ends."""
 
 from __future__ import annotations
 

@@ -81,10 +81,10 @@ def test_errors_name_file_line_and_the_nearest_key(
 
 
 def test_a_profile_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ClusterError, match=r"nowhere.yaml: there is no such cluster profile"):
+    with pytest.raises(ClusterError, match=r"nowhere.yaml does not exist"):
         cluster.load(tmp_path / "nowhere.yaml", KINDS)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ClusterError, match=r"\.config/bitgrid/cluster\.yaml: there is no such"):
+    with pytest.raises(ClusterError, match=r"\.config/bitgrid/cluster\.yaml does not exist"):
         cluster.load(None, KINDS)
 
 

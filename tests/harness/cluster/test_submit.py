@@ -1,4 +1,4 @@
-"""Submission: sbatch files, snapshots, refusals; and a job as SLURM would start it, from a snapshot."""
+"""Submission: sbatch files, snapshots, refusals; a job as SLURM would start it, from a snapshot."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_bad_input_is_one_line(
         assert error.startswith("bitgrid: ") and error.count("\n") == 1
         return error
 
-    assert "nowhere.yaml: there is no such cluster profile" in refused(
+    assert "nowhere.yaml does not exist" in refused(
         "launch", "tiny.yaml", "--cluster", "nowhere.yaml"
     )
     assert "give --retry failed too" in refused(*LAUNCH, "--halve-micro-batch")

@@ -1,4 +1,4 @@
-"""Waves: random plans are cut so that nothing is missing, doubled, too early or in the wrong place."""
+"""Waves: random plans are cut so that nothing is missing, doubled, too early or misplaced."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Any graph of stages, of which some are models with scores, some done, some queued elsewhere."""
+    """Any graph of stages, some of them models with scores, some done, some queued elsewhere."""
     nodes: dict[str, Node] = {}
     models: dict[str, tuple[str, ...]] = {}
 
@@ -195,7 +195,7 @@ def test_the_tail_is_the_longest_chain_behind_a_job(case: Case) -> None:
 
 
 def paper(models: int, gpus: int = 8) -> Plan:
-    """A clip search that all share, one training a model, two scores each through a rebuilt model."""
+    """A clip search that all share, a training a model, two scores each through a rebuilt model."""
     nodes = {"search": node("Search")}
     scores = {}
     for m in range(models):

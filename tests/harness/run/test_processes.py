@@ -84,7 +84,8 @@ def test_else_the_first_error_that_is_printed(tmp_path: Path) -> None:
 def test_progress_is_passed_on() -> None:
     heard: list[object] = []
     lines = io.StringIO(
-        'a library says hello\n{"done": 1, "total": 2, "metrics": {"loss": 0.5}}\n{"note": "short"}\n'
+        'a library says hello\n{"done": 1, "total": 2, "metrics": {"loss": 0.5}}\n'
+        '{"note": "short"}\n'
     )
     _follow(lines, lambda done, total, metrics: heard.append((done, total, metrics)), heard.append)
     assert heard == [(1, 2, {"loss": 0.5}), "short"]

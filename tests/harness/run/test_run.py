@@ -248,7 +248,7 @@ def test_a_failure_is_exported_with_its_hint(
 
 
 def test_killed_at_any_moment_the_next_run_goes_on(tmp_path: Path, store: Store, log: Path) -> None:
-    """kill -9 in the middle, then again: every finished stage ran once, the interrupted one twice."""
+    """kill -9 in the middle, then again: finished stages ran once, the interrupted one twice."""
     plan = toy_plan(tmp_path / "toy.yaml")
     for seen in (3, 7):
         child = _process(tmp_path, store, sleep=0.3)

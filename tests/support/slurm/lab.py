@@ -1,6 +1,6 @@
 """A real SLURM on this host for the tests: two nodes, fake GPUs, accounting, all on loopback.
 
-    eval $(python -m tests.support.slurm.lab /tmp/lab)      # by hand: sbatch, squeue, sacct, submitit
+    eval $(python -m tests.support.slurm.lab /tmp/lab)    # by hand: sbatch, squeue, sacct
     python -m tests.support.slurm.lab /tmp/lab --stop
 
 The configuration is in the three .conf files beside this one. Several labs may run at once, each
