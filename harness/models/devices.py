@@ -28,7 +28,7 @@ def device() -> torch.device:
 
 @contextmanager
 def computing_on(name: str) -> Iterator[None]:
-    """Inside, `device()` is `name`, whatever BITGRID_DEVICE says; the environment stays as it is."""
+    """Inside, `device()` is `name`, whatever BITGRID_DEVICE says; no variable is changed."""
     token = _chosen.set(name)
     try:
         yield
