@@ -1,0 +1,66 @@
+"""What a search and a rounding hold, and the evaluation of what they give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from harness.core.stage import Stage
+from harness.data import Packed
+from harness.models import (
+    Model,
+    Pretrained,
+    pretrained,
+    pretrained_of,
+)
+from harness.models.dry_run import estimate_memory
+from methods.quantization.awq import ScaleSearch
+from methods.quantization.inits import ClipSearch
+from methods.quantization.rounding import Round
+from tests.support.memory import (
+    FORMAT,
+    build_scoring,
+    build_training,
+    measure_sizes,
+)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_folder: Path) -> Pretrained:
+    return pretrained(str(tiny_folder), "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def model(base: Pretrained) -> Model:
+    return base.run(Path())
+
+
+def test_searches_hold_the_model_and_what_they_observe(base: Pretrained, model: Model) -> None:
+    weights, _, buffers = measure_sizes(model)
+    calibrated = Packed([], base, 64, 128)
+    search = ClipSearch(base, calibrated, FORMAT, 20, 10, 512)
+    stages: list[Stage[Any]] = [search, ScaleSearch(base, calibrated, FORMAT, 20, 512)]
+    for each in stages:
+        memory = estimate_memory(each)
+        assert memory is not None and memory.parameters == 2 * weights + buffers
+        assert memory.gradients == memory.optimizer == 0 < memory.activations + memory.other
+    assert pretrained_of(search) == base
+
+
+def test_rounding_holds_one_layer_beside_what_is_scored(tmp_path: Path) -> None:
+    """In 16 bits the base and the new model: the latent weights would be as much again."""
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 24}
+    LlamaConfig(vocab_size=512, **shape).save_pretrained(tmp_path)
+    deep = Pretrained(str(tmp_path), "of no weights", "bfloat16")
+    (weights,) = {of.parameters for of in (estimate_memory(build_scoring(deep)),) if of}
+    trained, plain = Round(build_training(deep), deep, FORMAT), Round(deep, deep, FORMAT)
+    made, scored = estimate_memory(trained), estimate_memory(build_scoring(trained))
+    assert made is not None and scored is not None
+    assert scored.parameters == 2 * weights
+    assert 1.9 * weights < made.total < 2.2 * weights
+    assert scored.total >= made.total  # whichever is more is what the evaluation needs
+    shares, ends = estimate_memory(build_scoring(plain)), 2 * 2 * 512 * 256
+    assert shares is not None and shares.parameters == pytest.approx(2 * weights - ends, rel=0.01)
