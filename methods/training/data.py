@@ -210,7 +210,7 @@ class Generate(Stage[Tokens]):
                     chances[rows],
                     self.temperature,
                     self.top_p,
-                    tell=lambda some, done=done: report(done + some, self.count),  # type: ignore[misc]
+                    tell=lambda rows_done, done=done: report(done + rows_done, self.count),  # type: ignore[misc]
                 )
                 written_part = {"ids": written, "ends": lengths}
                 draft = part.with_suffix(".draft")

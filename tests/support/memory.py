@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import harness.evaluation.memory  # noqa: F401 (registers the estimates of evaluations)
 from harness.core.stage import Stage
 from harness.data import Packed, texts
 from harness.evaluation.evaluations import find_evaluation
