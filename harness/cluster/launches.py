@@ -218,7 +218,7 @@ def slurm(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except FileNotFoundError:
-        raise ClusterError(f"{command[0]}: there is no such command: no SLURM here") from None
+        raise ClusterError(f"{command[0]} is not installed here: launch where SLURM is") from None
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{command[0]} does not answer") from None
     if done.returncode:

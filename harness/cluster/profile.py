@@ -97,6 +97,6 @@ def load(path: Path | None, kinds: Collection[str]) -> Profile:
         raise ClusterError(str(document.error(*explain(error, given, known)))) from None
     for kind in profile.stages:
         if kind not in kinds:
-            message = f"stages: there is no kind of stage {kind!r}; {nearest(kind, kinds)}"
+            message = f"stages: the kind {kind!r} is unknown; {nearest(kind, kinds)}"
             raise ClusterError(str(document.error(("stages", kind), message)))
     return profile

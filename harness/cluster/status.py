@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ STATES = ("done", "stale", "running", "failed", "lost", "blocked", "queued", "to
 
 
 @dataclass(frozen=True)
-class Found:
+class StageStatus:
     """A kept stage: its state, a word of `STATES`, why or how far, and the wave of its job."""
 
     key: str
@@ -40,30 +40,24 @@ class View:
     """All kept stages of a plan, inputs first."""
 
     plan: Plan
-    stages: tuple[Found, ...]
+    stages: tuple[StageStatus, ...]
     trouble: str | None  # why the queue is not known
 
     def count(self, *states: str) -> int:
-        return sum(found.state in states for found in self.stages)
+        return sum(stage.state in states for stage in self.stages)
 
-    def of(self, *states: str) -> Iterator[Found]:
-        return (found for found in self.stages if found.state in states)
+    def of(self, *states: str) -> Iterator[StageStatus]:
+        return (stage for stage in self.stages if stage.state in states)
 
 
 def look(plan: Plan, store: Store) -> View:
     """The state of every kept stage of a plan."""
-    made = launches.of_grid(store, Path(plan.path))
+    past_launches = launches.of_grid(store, Path(plan.path))
     placed: dict[str, tuple[Launch, Placed]] = {}
-    for launch in made:
+    for launch in past_launches:
         for job in launch.jobs:
             placed |= dict.fromkeys(job.keys, (launch, job))
-    live: dict[str, Queued] = {}
-    trouble = None
-    if any(launch.cluster == "slurm" for launch in made):
-        try:
-            live = launches.live(store, launches.queue())
-        except ClusterError as error:
-            trouble = str(error)
+    live, trouble = _read_queue(store, past_launches)
     known = plans.states(plan, store)
     failed = {
         key: (store.failure(key) or {}).get("when", 0.0)
@@ -71,7 +65,7 @@ def look(plan: Plan, store: Store) -> View:
         if state == "failed"
     }
     bad: set[str] = set()  # kept stages that no job will compute
-    found = []
+    stages = []
     for key in plan.stored():
         state, words, entry = known[key], "", live.get(key)
         if state == "running":
@@ -94,8 +88,21 @@ def look(plan: Plan, store: Store) -> View:
                 state = "queued"
             if state in ("failed", "blocked", "lost"):
                 bad.add(key)
-        found.append(Found(key, state, words, placed[key][1].wave if key in placed else None))
-    return View(plan, tuple(found), trouble)
+        wave = placed[key][1].wave if key in placed else None
+        stages.append(StageStatus(key, state, words, wave))
+    return View(plan, tuple(stages), trouble)
+
+
+def _read_queue(
+    store: Store, past_launches: Iterable[Launch]
+) -> tuple[dict[str, Queued], str | None]:
+    """Stages that jobs in the queue will compute, by key; and why the queue is not known."""
+    if not any(launch.cluster == "slurm" for launch in past_launches):
+        return {}, None
+    try:
+        return launches.live(store, launches.queue()), None
+    except ClusterError as error:
+        return {}, str(error)
 
 
 def count_states(view: View) -> tuple[list[str], list[list[str]]]:
@@ -118,14 +125,15 @@ def details(view: View, store: Store) -> list[str]:
     """A line for each stage that runs, was lost or failed, and for each reason of staleness."""
     plan, lines = view.plan, []
     owners = store.owners() if view.count("running") else {}
-    for found in view.stages:
-        named = f"{plan.nodes[found.key].kind} {plan.nodes[found.key].title}"
-        if found.state == "running":
-            owner = owners.get(found.key, {}).get("host", "?")
-            lines.append(f"running: {named} on {owner}{found.words and ': ' + found.words}")
-        elif found.state == "lost":
-            lines.append(f"lost: {named}: {found.words}")
-    lines += [f"stale: {reason}" for reason in plans.list_stale(plan, store)]
+    for stage in view.stages:
+        named = f"{plan.nodes[stage.key].kind} {plan.nodes[stage.key].title}"
+        if stage.state == "running":
+            owner = owners.get(stage.key, {}).get("host", "?")
+            lines.append(f"running: {named} on {owner}{stage.words and ': ' + stage.words}")
+        elif stage.state == "lost":
+            lines.append(f"lost: {named}: {stage.words}")
+    if view.count("stale"):
+        lines += [f"stale: {reason}" for reason in plans.list_stale(plan, store)]
     return lines + failures(plan, store)
 
 

@@ -59,7 +59,11 @@ def test_a_profile_may_build_on_another(tmp_path: Path) -> None:
         ("account: a\npartitoin: gpu\n", 2, "key 'partitoin' is unknown; did you mean 'partition'"),
         ("stages:\n  Train:\n    hour: 3\n", 3, "key 'hour' is unknown; did you mean 'hours'"),
         ("large: {memory: 3}\n", 1, "key 'memory' is unknown; did you mean 'memory_gib'"),
-        ("\nstages:\n  trian: {hours: 3}\n", 3, "no kind of stage 'trian'; did you mean 'train'"),
+        (
+            "\nstages:\n  trian: {hours: 3}\n",
+            3,
+            "the kind 'trian' is unknown; did you mean 'train'",
+        ),
         ("hours: soon\n", 1, "hours: 'soon' should be a number"),
         ("hours: 0\n", 1, "hours: 0 should be more than 0"),
         ("cluster: slrum\n", 1, "cluster: 'slrum' should be 'slurm', 'local' or 'debug'"),

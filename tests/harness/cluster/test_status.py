@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,18 @@ def test_finished_cells_are_done(plan: Plan, store: Store, slurm: Slurm, tmp_pat
     view = watch.look(plan, store)
     assert view.count("done") == len(view.stages) == 12
     assert watch.details(view, store) == []
+
+
+def test_stale_stages_are_a_line_a_reason(plan: Plan, store: Store) -> None:
+    run(plan, store, Silent())
+    nodes = {key: replace(node, code="changed") for key, node in plan.nodes.items()}
+    changed = replace(plan, nodes=nodes)
+    view = watch.look(changed, store)
+    assert view.count("stale") == 12
+    lines = watch.details(view, store)
+    assert len(lines) == 2
+    assert lines[0].startswith("stale: toy-made: ") and lines[0].endswith(" (4 stages)")
+    assert lines[1].startswith("stale: toy-scored: ") and lines[1].endswith(" (8 stages)")
 
 
 def test_what_a_job_has_failed_it_will_not_run_again(

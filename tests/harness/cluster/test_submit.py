@@ -311,7 +311,7 @@ def test_bad_input_is_one_line(
     slurm.down()
     assert "Unable to contact slurm controller" in refused(*LAUNCH)
     monkeypatch.setenv("PATH", "/nowhere")
-    assert "squeue: there is no such command: no SLURM here" in refused(*LAUNCH)
+    assert "squeue is not installed here: launch where SLURM is" in refused(*LAUNCH)
     assert "no SLURM here" in refused("cancel", "tiny.yaml")
 
 
