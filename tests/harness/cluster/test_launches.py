@@ -165,7 +165,7 @@ def test_without_slurm_or_its_controller_there_is_one_line(
         "squeue: slurm_load_jobs error: Unable to contact slurm controller"
     )
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ClusterError, match="no such command: no SLURM here"):
+    with pytest.raises(ClusterError, match="squeue is not installed here: launch where SLURM is"):
         launches.queue()
 
 
