@@ -262,8 +262,8 @@ def _expected(plan: Plan, store: Store, prepared: Prepared) -> str:
 def find_cell(plan: Plan, named: str) -> CellInfo:
     """The cell with that id, or the only one whose id has those words in it."""
     exact = [cell for cell in plan.cells if cell.id == named]
-    words = named.lower().split()
-    partial = [cell for cell in plan.cells if all(word in cell.id.lower() for word in words)]
+    parts = named.lower().split()
+    partial = [cell for cell in plan.cells if all(word in cell.id.lower() for word in parts)]
     matches = exact or partial
     if len(matches) == 1:
         return matches[0]

@@ -37,9 +37,9 @@ VERBS = (
 )
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(command_line: Sequence[str] | None = None) -> int:
     """Run a verb; 0 done, 1 cells failed, 2 bad input, 130 interrupted."""
-    arguments = make_parser().parse_args(words)
+    arguments = make_parser().parse_args(command_line)
     verb: Verb = arguments.verb
     # lm-eval and transformers draw bars of their own, which would break ours.
     os.environ.setdefault("TQDM_DISABLE", "1")

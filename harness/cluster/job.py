@@ -58,9 +58,9 @@ def stuck() -> bool:
             if path.name not in NO_VALUE and path.is_file() and path.stat().st_mtime >= at.began:
                 return False
     node = at.plan.nodes[at.running]
-    words = f"its time limit ({at.job.hours:g} h) came before its end or a checkpoint"
+    message = f"its time limit ({at.job.hours:g} h) came before its end or a checkpoint"
     hint = f"give {node.kind} more hours in the cluster's profile"
-    record = {"exception": "TimeLimit", "message": words, "hint": hint, "traceback": ""}
+    record = {"exception": "TimeLimit", "message": message, "hint": hint, "traceback": ""}
     at.store.fail(at.running, {**record, "code": node.code, "when": time.time()})
     return True
 
@@ -115,8 +115,8 @@ class Log:
             numbers = "".join(f" {name} {number:.4g}" for name, number in metrics.items())
             _say(f"step {done}/{total}{numbers}")
 
-    def end(self, key: str, state: str, words: str) -> None:
-        took = f" {time.monotonic() - self.began:.1f} s" if state == "done" else f": {words}"
+    def end(self, key: str, state: str, reason: str) -> None:
+        took = f" {time.monotonic() - self.began:.1f} s" if state == "done" else f": {reason}"
         _say(f"{state} {self._name(key)}{took}")
 
     def waiting(self, owners: list[str]) -> None:
@@ -124,13 +124,13 @@ class Log:
             self.shown = time.monotonic()
             _say(f"waiting for {', '.join(sorted(set(owners))) or 'an input'}")
 
-    def note(self, words: str) -> None:
-        _say(f"note: {words}")
+    def note(self, text: str) -> None:
+        _say(f"note: {text}")
 
     def _name(self, key: str) -> str:
         node = self.attempt.plan.nodes[key]
         return f"{node.kind} {node.title} ({key[:8]})"
 
 
-def _say(words: str) -> None:
-    print(time.strftime("%H:%M:%S"), words, flush=True, file=sys.stdout)
+def _say(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, flush=True, file=sys.stdout)

@@ -81,13 +81,13 @@ class Launch:
 
     def log(self, job: Placed) -> Path | None:
         """The log of a job, once it has started."""
-        found = sorted((self.folder / "logs" / str(job.array)).glob("*_log.out"))
+        logs = sorted((self.folder / "logs" / str(job.array)).glob("*_log.out"))
         if self.cluster == "slurm":
-            found = [path for path in found if _task_of(path.name) == job.task]
+            logs = [path for path in logs if _task_of(path.name) == job.task]
         else:  # named by processes
             opening = f"job {self.jobs.index(job)} of {self.id},"
-            found = [path for path in found if opening in path.read_text(errors="replace")]
-        return found[-1] if found else None
+            logs = [path for path in logs if opening in path.read_text(errors="replace")]
+        return logs[-1] if logs else None
 
 
 def read(folder: Path) -> Launch:
@@ -105,8 +105,8 @@ def read(folder: Path) -> Launch:
     noted = folder / "submitted.jsonl"
     for line in noted.read_text().splitlines() if noted.exists() else ():
         with contextlib.suppress(ValueError):  # half a line, of a launch that was killed
-            said = json.loads(line)
-            launch.submitted[said["array"]] = said["job"]
+            submission = json.loads(line)
+            launch.submitted[submission["array"]] = submission["job"]
     return launch
 
 
@@ -143,35 +143,35 @@ def queue() -> Queue:
     lines = slurm(
         "squeue", f"--user={getpass.getuser()}", "-h", "-r", "-o", "%F|%K|%T|%r|%j"
     ).splitlines()
-    found: Queue = {}
+    jobs: Queue = {}
     for line in lines:
         job, task, state, reason, name = line.split("|", 4)
         number = int(task) if task.isdigit() else 0
-        found[name, number] = Queued(job, number, state, reason)
-    return found
+        jobs[name, number] = Queued(job, number, state, reason)
+    return jobs
 
 
-def live(store: Store, found: Queue) -> dict[str, Queued]:
+def live(store: Store, jobs: Queue) -> dict[str, Queued]:
     """Stages that jobs in the queue will compute, of any launch into this store."""
     held: dict[str, Queued] = {}
-    for id in sorted(_launches_in(found)):
+    for id in sorted(_launches_in(jobs)):
         if not (store.root / "launches" / id / "launch.json").exists():
             continue  # another store's
         launch = read(store.root / "launches" / id)
         for job in launch.jobs:
-            entry = found.get((launch.name(job.array), job.task))
+            entry = jobs.get((launch.name(job.array), job.task))
             if entry is not None:
                 held |= dict.fromkeys(job.keys, replace(entry, since=launch.created))
     return held
 
 
-def cancel(made: Collection[Launch]) -> int:
+def cancel(launches: Collection[Launch]) -> int:
     """Take the jobs of these launches out of the queue; how many there were."""
-    names = {launch.name(array) for launch in made for array in {j.array for j in launch.jobs}}
-    found = [entry for (name, _), entry in queue().items() if name in names]
-    if ids := sorted({entry.job for entry in found}):
+    names = {launch.name(array) for launch in launches for array in {j.array for j in launch.jobs}}
+    entries = [entry for (name, _), entry in queue().items() if name in names]
+    if ids := sorted({entry.job for entry in entries}):
         slurm("scancel", *ids)
-    return len(found)
+    return len(entries)
 
 
 @contextlib.contextmanager
@@ -195,22 +195,22 @@ def waste(store: Store) -> list[Path]:
 
     Where the queue is not known, launches to SLURM are kept.
     """
-    made = list(every(store))
-    gone = [launch for launch in made if not Path(launch.path).exists()]
+    launches = list(every(store))
+    gone = [launch for launch in launches if not Path(launch.path).exists()]
     try:
         names = queue() if any(launch.cluster == "slurm" for launch in gone) else {}
         left = _launches_in(names)
     except ClusterError:
         left = {launch.id for launch in gone if launch.cluster == "slurm"}
     doomed = [launch for launch in gone if launch.id not in left]
-    used = {Path(launch.code).name for launch in made if launch not in doomed}
+    used = {Path(launch.code).name for launch in launches if launch not in doomed}
     snapshots = sorted((store.root / "code").glob("*"))
     return [*(each.folder for each in doomed), *(p for p in snapshots if p.name not in used)]
 
 
-def _launches_in(found: Queue) -> set[str]:
+def _launches_in(jobs: Queue) -> set[str]:
     """Ids of the launches that have jobs in the queue; jobs of other origin have other names."""
-    return {name.rsplit(":", 2)[1] for name, _ in found if name.count(":") >= 2}
+    return {name.rsplit(":", 2)[1] for name, _ in jobs if name.count(":") >= 2}
 
 
 def slurm(*command: str) -> str:
@@ -222,8 +222,8 @@ def slurm(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{command[0]} does not answer") from None
     if done.returncode:
-        words = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
-        raise ClusterError(f"{command[0]}: {words}")
+        complaint = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise ClusterError(f"{command[0]}: {complaint}")
     return done.stdout
 
 
@@ -231,11 +231,11 @@ def end_of(log: Path | None) -> str:
     """In a few words, why a job ended that left no value and no record: of its last attempt."""
     if log is None:
         return "cancelled before it started"
-    said = re.split(_BEGIN, log.read_text(errors="replace"))[-1]
-    for pattern, words in _ENDS:
-        if re.search(pattern, said):
-            return words
-    last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+    log_text = re.split(_BEGIN, log.read_text(errors="replace"))[-1]
+    for pattern, reason in _ENDS:
+        if re.search(pattern, log_text):
+            return reason
+    last = next((line for line in reversed(log_text.splitlines()) if line.strip()), "")
     return f"ended without a record; last line: {last.strip()[:100]}"
 
 

@@ -47,8 +47,8 @@ class Request(pydantic.BaseModel):
 
     def over(self, other: Request) -> Request:
         """This request where it says something, `other` elsewhere."""
-        said = {k: v for k, v in self.model_dump().items() if v is not None and k != "sbatch"}
-        return other.model_copy(update={**said, "sbatch": {**other.sbatch, **self.sbatch}})
+        own = {k: v for k, v in self.model_dump().items() if v is not None and k != "sbatch"}
+        return other.model_copy(update={**own, "sbatch": {**other.sbatch, **self.sbatch}})
 
 
 class Profile(Request):
@@ -87,14 +87,14 @@ def load(path: Path | None, kinds: Collection[str]) -> Profile:
             "with --cluster"
         )
     document = Document(place)
-    given = {} if document.data is None else document.data
-    if not isinstance(given, dict):
+    keys = {} if document.data is None else document.data
+    if not isinstance(keys, dict):
         raise ClusterError(str(document.error((), "a cluster profile is a mapping")))
     try:
-        profile = Profile.model_validate(given)
+        profile = Profile.model_validate(keys)
     except pydantic.ValidationError as error:
         known = {"": Profile, "stages": Request, "large": Request}
-        raise ClusterError(str(document.error(*explain(error, given, known)))) from None
+        raise ClusterError(str(document.error(*explain(error, keys, known)))) from None
     for kind in profile.stages:
         if kind not in kinds:
             message = f"stages: the kind {kind!r} is unknown; {nearest(kind, kinds)}"

@@ -158,16 +158,16 @@ def _end(launch: Launch, job: Placed) -> str:
 
 def _progress(store: Store, key: str) -> str:
     """Step, metrics and time left of a running stage, as it last said."""
-    said = store.progress(key)
-    if said is None:
+    progress = store.progress(key)
+    if progress is None:
         return ""
-    done, total = said["done"], said["total"]
-    numbers = "".join(f" {name} {number:.4g}" for name, number in said["metrics"].items())
-    first, since = said["first"]
+    done, total = progress["done"], progress["total"]
+    numbers = "".join(f" {name} {number:.4g}" for name, number in progress["metrics"].items())
+    first, since = progress["first"]
     left = ""
-    if done > first and said["when"] > since:
-        gone = time.time() - said["when"]
-        rest = (said["when"] - since) / (done - first) * (total - done) - gone
+    if done > first and progress["when"] > since:
+        gone = time.time() - progress["when"]
+        rest = (progress["when"] - since) / (done - first) * (total - done) - gone
         minutes, seconds = divmod(max(0, int(rest)), 60)
         left = f", {minutes}:{seconds:02d} left"
     return f"step {done}/{total}{numbers}{left}"

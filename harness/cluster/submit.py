@@ -89,12 +89,12 @@ def prepare(
     queued = {key: entry for key, entry in queued.items() if key not in given_up}
     missing = [key for key in keys if key not in queued]
     elsewhere = {key: entry.job for key, entry in queued.items()}
-    found = waves.jobs(plan, missing, profile, elsewhere, large)
+    jobs = waves.jobs(plan, missing, profile, elsewhere, large)
     most = profile.max_jobs or (_max_submit() if slurm else None)
-    found = waves.packed(found, profile.models_per_job)
+    jobs = waves.packed(jobs, profile.models_per_job)
     if most is not None:
-        found = _within(found, most)
-    return Prepared(found, waves.arrays(found, _max_array() if slurm else 1000), queued)
+        jobs = _within(jobs, most)
+    return Prepared(jobs, waves.arrays(jobs, _max_array() if slurm else 1000), queued)
 
 
 def launch(
@@ -115,7 +115,7 @@ def launch(
         for place, array in enumerate(prepared.arrays)
         for task, number in enumerate(array.jobs)
     }
-    made = Launch(
+    record = Launch(
         id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
         grid=grid.name,
         path=str(grid.path.resolve()),
@@ -131,24 +131,24 @@ def launch(
         halvings=dict(halvings or {}),
         large=tuple(large),
     )
-    made.write()
-    _write_grid(grid, made.folder / f"{grid.name}.yaml")
-    plans.write(plan, made.folder / launches.PLAN)
+    record.write()
+    _write_grid(grid, record.folder / f"{grid.name}.yaml")
+    plans.write(plan, record.folder / launches.PLAN)
     try:
         for number, array in enumerate(prepared.arrays):
-            _submit(made, number, array, profile)
+            _submit(record, number, array, profile)
     except ClusterError as error:
-        raise ClusterError(f"{error}; {_undo(made)}") from None
-    return made
+        raise ClusterError(f"{error}; {_undo(record)}") from None
+    return record
 
 
-def _undo(made: Launch) -> str:
+def _undo(record: Launch) -> str:
     """Cancel what was submitted of a launch; says what became of it."""
-    if not made.submitted:
-        shutil.rmtree(made.folder)
+    if not record.submitted:
+        shutil.rmtree(record.folder)
         return "nothing was submitted"
     try:
-        return f"{launches.cancel([made])} jobs that were submitted before are cancelled"
+        return f"{launches.cancel([record])} jobs that were submitted before are cancelled"
     except ClusterError as error:
         return f"jobs that were submitted before are still queued: {error}"
 
@@ -192,39 +192,40 @@ def snapshot(store: Store) -> Path:
     return folder
 
 
-def _within(found: list[waves.Job], most: int) -> list[waves.Job]:
+def _within(jobs: list[waves.Job], most: int) -> list[waves.Job]:
     """The same work in at most `most` jobs. Raises ClusterError where that cannot be."""
-    fused = math.ceil(len(found) / most)
-    while len(made := waves.packed(found, fused)) > most:
-        if fused >= len(found):
+    fused = math.ceil(len(jobs) / most)
+    while len(fused_jobs := waves.packed(jobs, fused)) > most:
+        if fused >= len(jobs):
             raise ClusterError(
-                f"the grid needs {len(made)} jobs or more, and {most} more may be queued (max_jobs "
-                "of the profile, else SLURM's MaxSubmit): wait for others to end, or launch less"
+                f"the grid needs {len(fused_jobs)} jobs or more, and {most} more may be queued "
+                "(max_jobs of the profile, else SLURM's MaxSubmit): wait for others to end, or "
+                "launch less"
             )
         fused += math.ceil(fused / 4)
-    return made
+    return fused_jobs
 
 
 def _write_grid(grid: Grid, path: Path) -> None:
     """The grid as one file that needs no other: bases taken in, the mirror's place absolute."""
-    said = grid.file.model_dump(exclude_none=True)
+    keys = grid.file.model_dump(exclude_none=True)
     if grid.access.folder is not None:
-        said["mirror"] = str(grid.access.folder)
-    path.write_text(f"# {grid.question}\n" + yaml.safe_dump(said, sort_keys=False))
+        keys["mirror"] = str(grid.access.folder)
+    path.write_text(f"# {grid.question}\n" + yaml.safe_dump(keys, sort_keys=False))
 
 
-def _submit(made: Launch, number: int, array: waves.Array, profile: Profile) -> None:
-    executor = _executor(made.folder / "logs" / str(number), profile)
-    name, code = made.name(number), Path(made.code)
-    executor.update_parameters(**_parameters(array, profile, name, made.submitted, code))
-    folders = [str(made.folder)] * len(array.jobs)
+def _submit(record: Launch, number: int, array: waves.Array, profile: Profile) -> None:
+    executor = _executor(record.folder / "logs" / str(number), profile)
+    name, code = record.name(number), Path(record.code)
+    executor.update_parameters(**_parameters(array, profile, name, record.submitted, code))
+    folders = [str(record.folder)] * len(array.jobs)
     try:
         # What sbatch complains of is told once, by us.
         with _environment(profile, code), contextlib.redirect_stderr(io.StringIO()):
             submitted = executor.map_array(Work(), folders, list(array.jobs))
     except submitit.core.utils.FailedJobError as error:
         raise ClusterError(f"sbatch refuses {name}: {_complaint(error)}") from None
-    made.note(number, submitted[0].job_id.split("_")[0])
+    record.note(number, submitted[0].job_id.split("_")[0])
     if profile.cluster != "slurm":  # nobody else would keep the order
         for one in submitted:
             with contextlib.suppress(submitit.core.utils.FailedJobError, BitgridError):
@@ -263,7 +264,7 @@ def _parameters(
         "slurm_setup": [*profile.setup, *_exports(code)],
         "slurm_additional_parameters": {"requeue": True, **asked.sbatch},
     }
-    return shared | {key: given for key, given in slurm.items() if given is not None}
+    return shared | {key: setting for key, setting in slurm.items() if setting is not None}
 
 
 def _gres(gpu: str | None, count: int) -> str | None:
@@ -298,15 +299,15 @@ def _environment(profile: Profile, code: Path) -> Iterator[None]:
 
 
 def _complaint(error: Exception) -> str:
-    found = re.findall(r"(?:sbatch: )?error: (.+)", str(error))
-    return "; ".join(found) or str(error).strip().rpartition("\n")[2] or "it does not say why"
+    complaints = re.findall(r"(?:sbatch: )?error: (.+)", str(error))
+    return "; ".join(complaints) or str(error).strip().rpartition("\n")[2] or "it does not say why"
 
 
 def _max_array() -> int:
-    found = re.search(
+    limit = re.search(
         r"^MaxArraySize\s*=\s*(\d+)", launches.slurm("scontrol", "show", "config"), re.M
     )
-    return int(found[1]) if found else 1000
+    return int(limit[1]) if limit else 1000
 
 
 def _max_submit() -> int | None:
@@ -314,10 +315,10 @@ def _max_submit() -> int | None:
     import getpass
 
     try:
-        said = launches.slurm(
+        answer = launches.slurm(
             *("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmit")
         )
     except ClusterError:  # no accounting
         return None
-    limits = [int(word) for word in said.split() if word.isdigit()]
+    limits = [int(word) for word in answer.split() if word.isdigit()]
     return max(1, min(limits) - len(launches.queue())) if limits else None

@@ -50,12 +50,12 @@ class Array:
 
 def stored_inputs(plan: Plan) -> dict[str, set[str]]:
     """The kept stages that each stage loads, seeing through those that are rebuilt in memory."""
-    found: dict[str, set[str]] = {}
+    inputs_of: dict[str, set[str]] = {}
     for key, node in plan.nodes.items():
-        found[key] = set()
+        inputs_of[key] = set()
         for above in node.inputs:
-            found[key] |= {above} if plan.nodes[above].stored else found[above]
-    return found
+            inputs_of[key] |= {above} if plan.nodes[above].stored else inputs_of[above]
+    return inputs_of
 
 
 def jobs(
@@ -103,58 +103,58 @@ def jobs(
     ]
 
 
-def arrays(found: list[Job], size: int) -> list[Array]:
+def arrays(unplaced: list[Job], size: int) -> list[Array]:
     """Arrays of at most `size` jobs, in the order in which they are to be submitted.
 
     An array is waited for as a whole, so jobs that others wait for are spread over several arrays,
     as long as there are not more than `ENOUGH`.
     """
     parts = ENOUGH
-    while len(made := _cut(found, size, parts)) > ENOUGH and parts > 1:
+    while len(cut := _cut(unplaced, size, parts)) > ENOUGH and parts > 1:
         parts = parts * 3 // 4
     place: dict[int, int] = {}
-    left = sorted(range(len(made)), key=lambda number: -found[made[number].jobs[0]].tail_h)
+    left = sorted(range(len(cut)), key=lambda number: -unplaced[cut[number].jobs[0]].tail_h)
     while left:
-        ready = next(number for number in left if made[number].after <= place.keys())
+        ready = next(number for number in left if cut[number].after <= place.keys())
         place[ready] = len(place)
         left.remove(ready)
     return [
-        replace(made[number], after=frozenset(place[above] for above in made[number].after))
+        replace(cut[number], after=frozenset(place[above] for above in cut[number].after))
         for number in place
     ]
 
 
-def _cut(found: list[Job], size: int, parts: int) -> list[Array]:
+def _cut(unplaced: list[Job], size: int, parts: int) -> list[Array]:
     """Arrays, inputs before users: of jobs that are alike and waited for, up to `parts`."""
-    waited = {above for job in found for above in job.needs}
+    waited = {above for job in unplaced for above in job.needs}
     place: dict[int, int] = {}
-    made: list[Array] = []
-    for wave in sorted({job.wave for job in found}):
-        for alike in _alike(found, wave, place):
-            alike.sort(key=lambda number: (-found[number].tail_h, number))
+    cut: list[Array] = []
+    for wave in sorted({job.wave for job in unplaced}):
+        for alike in _alike(unplaced, wave, place):
+            alike.sort(key=lambda number: (-unplaced[number].tail_h, number))
             early = [number for number in alike if number in waited]
             late = [number for number in alike if number not in waited]
             for group, most in ((early, math.ceil(len(early) / parts)), (late, size)):
                 step = max(1, min(size, most))
                 for start in range(0, len(group), step):
                     part = tuple(group[start : start + step])
-                    first = found[part[0]]
+                    first = unplaced[part[0]]
                     after = frozenset(place[above] for above in first.needs)
-                    place |= dict.fromkeys(part, len(made))
-                    made.append(Array(part, after, first.outside, wave, first.gpus, first.request))
-    return made
+                    place |= dict.fromkeys(part, len(cut))
+                    cut.append(Array(part, after, first.outside, wave, first.gpus, first.request))
+    return cut
 
 
-def packed(found: list[Job], models: int) -> list[Job]:
+def packed(unfused: list[Job], models: int) -> list[Job]:
     """Jobs that do the work of up to `models` jobs that ask for the same and wait for the same."""
     if models <= 1:
-        return found
+        return unfused
     place: dict[int, int] = {}
-    made: list[Job] = []
-    for wave in sorted({job.wave for job in found}):
-        for group in _alike(found, wave, place):
+    fused: list[Job] = []
+    for wave in sorted({job.wave for job in unfused}):
+        for group in _alike(unfused, wave, place):
             for start in range(0, len(group), models):
-                several = [found[number] for number in group[start : start + models]]
+                several = [unfused[number] for number in group[start : start + models]]
                 first, hours = several[0], sum(_hours(job.request) for job in several)
                 behind = max(job.tail_h - _hours(job.request) for job in several)
                 job = Job(
@@ -166,15 +166,15 @@ def packed(found: list[Job], models: int) -> list[Job]:
                     wave=wave,
                     tail_h=hours + behind,
                 )
-                place |= dict.fromkeys(group[start : start + models], len(made))
-                made.append(job)
-    return made
+                place |= dict.fromkeys(group[start : start + models], len(fused))
+                fused.append(job)
+    return fused
 
 
-def _alike(found: list[Job], wave: int, place: Mapping[int, int]) -> list[list[int]]:
+def _alike(unplaced: list[Job], wave: int, place: Mapping[int, int]) -> list[list[int]]:
     """Jobs of a wave that ask and wait for the same, by where their inputs come from (`place`)."""
     groups: dict[tuple[object, ...], list[int]] = {}
-    for number, job in enumerate(found):
+    for number, job in enumerate(unplaced):
         if job.wave == wave:
             after = frozenset(place[above] for above in job.needs)
             alike = (job.gpus, job.request.model_dump_json(), after, job.outside)
@@ -223,14 +223,14 @@ def _shares(plan: Plan, requests: Mapping[str, Request], gpus: int | None) -> di
         if own := dict.fromkeys(key for key in cell.roots if key in requests):
             asked.setdefault(cell.model, {}).update(own)
     parts = max(1, math.ceil(JOBS_A_GPU * (gpus or 0) / max(1, len(asked))))
-    found = {}
+    shares = {}
     for model, keys in asked.items():
         hours = [0.0] * parts
         for key in sorted(keys, key=lambda key: -_hours(requests[key])):
             part = hours.index(min(hours))
             hours[part] += _hours(requests[key])
-            found[key] = f"part {part} of {model}"
-    return found
+            shares[key] = f"part {part} of {model}"
+    return shares
 
 
 def _site(request: Request) -> str:
@@ -257,16 +257,16 @@ def _hours(request: Request) -> float:
 
 def _levels(needs: Mapping[str, set[str]]) -> dict[str, int]:
     """Wave of each job, in order of waves: one more than the last wave that it needs."""
-    found: dict[str, int] = {}
+    levels: dict[str, int] = {}
 
     def level(home: str) -> int:
-        if home not in found:
-            found[home] = 1 + max((level(above) for above in needs[home]), default=0)
-        return found[home]
+        if home not in levels:
+            levels[home] = 1 + max((level(above) for above in needs[home]), default=0)
+        return levels[home]
 
     for home in needs:
         level(home)
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+    return dict(sorted(levels.items(), key=lambda item: item[1]))
 
 
 def _tails(

@@ -46,8 +46,8 @@ class Document:
             self.data: Any = None if node is None else loader.construct_document(node)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
-            words = getattr(error, "problem", None) or str(error).splitlines()[0]
-            raise GridError(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {words}") from None
+            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise GridError(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {problem}") from None
         self.comment = " ".join(
             line.lstrip("# ").rstrip() for line in _leading_comment(text) if line.strip("# ")
         )

@@ -43,14 +43,14 @@ def list_possible(thing: object, prefix: str = "") -> Iterator[str]:
                 yield from list_possible(choice, f"{prefix}{name}.")
 
 
-def configure(thing: C, given: Mapping[str, Any]) -> C:
+def configure(thing: C, settings: Mapping[str, Any]) -> C:
     """`thing` with settings by dotted path; a component is chosen by name or by a mapping.
 
     `{"objective": "cakld", "objective.gamma": 0.5, "format": {"name": "nf", "bits": 3}}`. A chosen
     component keeps what it has in common with the one it replaces (bits, group size). Raises
     SettingError, which carries the path, for a name or value that does not fit.
     """
-    fields = fit_fields(type(thing), _lay(thing, type(thing), given))
+    fields = fit_fields(type(thing), _lay(thing, type(thing), settings))
     try:
         return type(thing)(**fields)
     except SettingError:
@@ -59,17 +59,17 @@ def configure(thing: C, given: Mapping[str, Any]) -> C:
         raise SettingError(str(error)) from error
 
 
-def _lay(held: object, cls: Any, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Data for a `cls`: what it has in common with `held`, and `given` over that."""
+def _lay(held: object, cls: Any, settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Data for a `cls`: what it has in common with `held`, and `settings` over that."""
     hints = field_types(cls)
     data = {name: getattr(held, name) for name in hints if name in _field_names(held)}
     wholes: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
-    for path, value in given.items():
+    for path, value in settings.items():
         head, _, rest = str(path).partition(".")
         if head not in hints:
-            words = nearest(head, hints, prefix)
-            raise SettingError(f"{f'{prefix}{path}'!r} is unknown; {words}", f"{prefix}{path}")
+            hint = nearest(head, hints, prefix)
+            raise SettingError(f"{f'{prefix}{path}'!r} is unknown; {hint}", f"{prefix}{path}")
         if rest:
             parts.setdefault(head, {})[rest] = value
         else:
@@ -113,12 +113,12 @@ def _lay_component(
     return {"name": cls.own_name(), **fields} if family.is_chosen_by_name() else fields
 
 
-def _check_size(given: object, where: str) -> None:
+def _check_size(number: object, where: str) -> None:
     """Raise SettingError for a whole number that no generator of random numbers would take."""
-    if isinstance(given, int) and not -(2**63) <= given < 2**63:
-        raise SettingError(f"{where}: {given} should fit in 64 bits", where)
-    if isinstance(given, Mapping | tuple | list):
-        for part in given.values() if isinstance(given, Mapping) else given:
+    if isinstance(number, int) and not -(2**63) <= number < 2**63:
+        raise SettingError(f"{where}: {number} should fit in 64 bits", where)
+    if isinstance(number, Mapping | tuple | list):
+        for part in number.values() if isinstance(number, Mapping) else number:
             _check_size(part, where)
 
 

@@ -151,10 +151,10 @@ class Component(Checked, ABC):
         return written
 
     @classmethod
-    def _choose(cls, given: Any, validate: Callable[[Any], Any]) -> Any:
-        if isinstance(given, cls):
-            return given
-        data = given if isinstance(given, Mapping) else {"name": given}
+    def _choose(cls, choice: Any, validate: Callable[[Any], Any]) -> Any:
+        if isinstance(choice, cls):
+            return choice
+        data = choice if isinstance(choice, Mapping) else {"name": choice}
         if "name" not in data:
             names = ", ".join(sorted(cls.choices()))
             raise ValueError(f"there is none yet: give its 'name', of {names}")

@@ -81,11 +81,11 @@ def _reach(roots: frozenset[tuple[str, str]]) -> Code:
             continue
         reached[name] = source.digest(name[1])
         for module, attribute in source.references(name[1]):
-            found = _resolve(module, attribute, own)
-            if found is not None and found[0].startswith(ENGINE):
+            definition = _resolve(module, attribute, own)
+            if definition is not None and definition[0].startswith(ENGINE):
                 continue
-            if found is not None:
-                queue.append(found)
+            if definition is not None:
+                queue.append(definition)
             elif not _is_ours(module, own):
                 imported.add(module.partition(".")[0])
     sources = [_source(module) for module, _ in reached]
@@ -149,13 +149,13 @@ class _Source:
     def references(self, name: str) -> set[tuple[str, str | None]]:
         """(module, attribute) of all that a definition names; None for a module as a whole."""
         if name not in self._references:
-            found: set[tuple[str, str | None]] = set()
+            targets: set[tuple[str, str | None]] = set()
             for statement in self.definitions[name]:
                 imports = {**self.imports, **_imports_of(self.module, self.path, statement)}
                 for first, second in _names(statement):
-                    found |= set(self._references_of(first, second, imports))
-                found |= set(_inner_imports(self, statement))
-            self._references[name] = found
+                    targets |= set(self._references_of(first, second, imports))
+                targets |= set(_inner_imports(self, statement))
+            self._references[name] = targets
         return self._references[name]
 
     def _references_of(
@@ -303,10 +303,10 @@ def _contains(outer: ast.AST, inner: ast.AST) -> bool:
 
 def _imports_of(module: str, path: Path, statement: ast.stmt) -> dict[str, tuple[str, str | None]]:
     """Imports inside a definition, as names there."""
-    found: dict[str, tuple[str, str | None]] = {}
+    targets: dict[str, tuple[str, str | None]] = {}
     for node in ast.walk(statement):
-        found |= _import_targets(module, path, node)
-    return found
+        targets |= _import_targets(module, path, node)
+    return targets
 
 
 def _inner_imports(source: _Source, statement: ast.stmt) -> Iterator[tuple[str, str | None]]:

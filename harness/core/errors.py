@@ -65,20 +65,20 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
 
 
-def nearest(given: object, choices: Iterable[str], prefix: str = "") -> str:
+def nearest(wrong: object, choices: Iterable[str], prefix: str = "") -> str:
     """A phrase for the end of an error: the nearest valid name, or the list where none is near.
 
     `prefix` stands before each name that is shown: the part of a dotted path that was right.
     """
     names = sorted(choices)
-    close = close_to(given, names)
+    close = close_to(wrong, names)
     if close is not None:
         return f"did you mean {prefix + close!r}?"
     shown = ", ".join(prefix + name for name in names[:12]) + (", …" if len(names) > 12 else "")
     return f"choices: {shown}" if names else "there are no choices"
 
 
-def close_to(given: object, choices: Iterable[str]) -> str | None:
+def close_to(name: object, choices: Iterable[str]) -> str | None:
     """The nearest valid name; None where none is near."""
-    close = difflib.get_close_matches(str(given), list(choices), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
     return close[0] if close else None

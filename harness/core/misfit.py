@@ -133,9 +133,9 @@ def _say_wanted(each: Mapping[str, Any]) -> str:
     if kind in _LIMITS:
         limits = {name: f"{v:g}" if isinstance(v, float) else v for name, v in each["ctx"].items()}
         return _LIMITS[kind].format(**limits)
-    for start, words in _WANTED.items():
+    for start, phrase in _WANTED.items():
         if kind.startswith(start):
-            return words
+            return phrase
     message = str(each["msg"])
     return message.removeprefix("Input should be ").lower()
 

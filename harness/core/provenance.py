@@ -44,18 +44,18 @@ def measure(here: torch.device) -> Iterator[Measured]:
     """
     import torch
 
-    found, started, clock = Measured(), time.time(), time.perf_counter()
+    measured, started, clock = Measured(), time.time(), time.perf_counter()
     if here.type == "cuda":
         torch.cuda.reset_peak_memory_stats(here)
-    yield found
-    found.facts = {
+    yield measured
+    measured.facts = {
         "started": round(started, 3),
         "wall_s": round(time.perf_counter() - clock, 3),
         "peak_rss_gib": _largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20),
         **describe_machine(here),
     }
     if here.type == "cuda":
-        found.facts["peak_gpu_gib"] = _largest(torch.cuda.max_memory_allocated(here) / 2**30)
+        measured.facts["peak_gpu_gib"] = _largest(torch.cuda.max_memory_allocated(here) / 2**30)
 
 
 def _largest(gib: float) -> float:
@@ -97,7 +97,7 @@ def _job() -> dict[str, Any]:
 def find_versions(distributions: Iterable[str] = ()) -> dict[str, str]:
     """Versions of installed distributions, and of those behind every value."""
     named = {name: _version(name) for name in sorted({*ALWAYS, *distributions})}
-    return {name: found for name, found in named.items() if found is not None}
+    return {name: number for name, number in named.items() if number is not None}
 
 
 @cache
@@ -127,15 +127,15 @@ def find_other_sources(files: Iterable[Path]) -> dict[str, str]:
 
     Files of installed packages are left out: those have versions.
     """
-    found = {}
+    commits = {}
     for path in sorted(files):
         if path.is_relative_to(ROOT) or "site-packages" in path.parts:
             continue
         top = _top(path.parent)
         head = top and _head(top)
         changed = top is not None and path in _changed_files(top)
-        found[str(path)] = UNTRACKED if not head else head + ("+" if changed else "")
-    return found
+        commits[str(path)] = UNTRACKED if not head else head + ("+" if changed else "")
+    return commits
 
 
 @cache

@@ -312,8 +312,10 @@ class ReportOptions:
     @property
     def decimals_by_name(self) -> dict[str, int]:
         """`decimals` by task; "" of all others."""
-        given = self.decimals
-        return {} if given is None else given if isinstance(given, dict) else {"": given}
+        decimals = self.decimals
+        return (
+            {} if decimals is None else decimals if isinstance(decimals, dict) else {"": decimals}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,8 +348,14 @@ class GridHead:
     @property
     def tolerances(self) -> dict[str, float]:
         """`tolerance` by task or metric; "" of all others."""
-        given = self.tolerance
-        return {} if given is None else given if isinstance(given, dict) else {"": given}
+        tolerance = self.tolerance
+        return (
+            {}
+            if tolerance is None
+            else tolerance
+            if isinstance(tolerance, dict)
+            else {"": tolerance}
+        )
 
 
 def to_json(record: Any) -> dict[str, Any]:
@@ -355,7 +363,7 @@ def to_json(record: Any) -> dict[str, Any]:
     return {"schema": SCHEMA, **asdict(record)}
 
 
-def from_json(kind: type[T], given: object, where: str) -> T:
+def from_json(kind: type[T], line: object, where: str) -> T:
     """A record of `kind` from the object in its file.
 
     Raises ReportError, in one line that begins with `where`, for another schema and for what does
@@ -365,19 +373,19 @@ def from_json(kind: type[T], given: object, where: str) -> T:
 
     from harness.core.misfit import explain
 
-    if not isinstance(given, dict):
-        raise ReportError(f"{where}: expected an object, found {type(given).__name__}")
-    if given.get("schema") != SCHEMA:
+    if not isinstance(line, dict):
+        raise ReportError(f"{where}: expected an object, found {type(line).__name__}")
+    if line.get("schema") != SCHEMA:
         raise ReportError(
-            f"{where}: schema version {given.get('schema')!r}, expected {SCHEMA}; "
+            f"{where}: schema version {line.get('schema')!r}, expected {SCHEMA}; "
             "export the grid again with this version of the code"
         )
     try:
         adapter: TypeAdapter[T] = _adapter(cast(type, kind))
         # As JSON: of Python objects a strict validator takes no mapping for a record.
-        return adapter.validate_json(json.dumps(given), strict=True)
+        return adapter.validate_json(json.dumps(line), strict=True)
     except pydantic.ValidationError as error:
-        raise ReportError(f"{where}: {explain(error, given, _OPTIONS).message}") from error
+        raise ReportError(f"{where}: {explain(error, line, _OPTIONS).message}") from error
 
 
 def documentation(kind: type) -> dict[str, str]:

@@ -132,10 +132,10 @@ class Registry(Generic[T]):
         if self.package is not None:
             package = importlib.import_module(self.package)
             # A subpackage that cannot be imported is yielded all the same, and is imported here.
-            found = pkgutil.walk_packages(
+            modules = pkgutil.walk_packages(
                 package.__path__, f"{self.package}.", onerror=lambda name: None
             )
-            yield from (module.name for module in found)
+            yield from (module.name for module in modules)
 
     def _import(self, module: str, load: Callable[[], object], name: str | None = None) -> None:
         """Import a module; where that fails, what it registers is unavailable.

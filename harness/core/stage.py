@@ -98,11 +98,11 @@ class Stage(Generic[T]):
         """What the key rests on outside of the graph: files, data sets, models of a hub."""
         return ()
 
-    def notice(self, made: T) -> str | None:
+    def notice(self, result: T) -> str | None:
         """What a user should know of the value, in words; None where there is nothing to say."""
         return None
 
-    def is_mapped(self, made: T) -> bool:
+    def is_mapped(self, result: T) -> bool:
         """Whether a value that is not kept lies in files: who makes it again shares the memory."""
         return False
 
@@ -360,15 +360,15 @@ def _children(thing: object) -> Iterator[object]:
 
 
 def _inputs(stage: Stage[Any]) -> tuple[Stage[Any], ...]:
-    found: dict[str, Stage[Any]] = {}
+    inputs: dict[str, Stage[Any]] = {}
 
     def search(thing: object) -> None:
         if isinstance(thing, Stage):
-            found.setdefault(thing.key, thing)
+            inputs.setdefault(thing.key, thing)
         else:
             for child in _children(thing):
                 search(child)
 
     for child in _children(stage):
         search(child)
-    return tuple(found.values())
+    return tuple(inputs.values())

@@ -61,23 +61,25 @@ class Store:
 
     def keys(self) -> list[str]:
         """Keys of all complete values."""
-        found = (self.root / "values").glob("*/manifest.json")
-        return sorted(path.parent.name for path in found)
+        manifests = (self.root / "values").glob("*/manifest.json")
+        return sorted(path.parent.name for path in manifests)
 
     def manifest(self, key: str) -> dict[str, Any]:
         """The facts of a complete value. Raises StoreError where it is missing or unreadable."""
         path = self._value(key) / "manifest.json"
         try:
-            found = json.loads(path.read_text())
+            manifest = json.loads(path.read_text())
         except FileNotFoundError:
             raise StoreError(f"{path} is missing: nothing is stored under {key}") from None
         except ValueError as error:
             raise StoreError(
                 f"{path} is no JSON ({error}); remove the folder to compute it again"
             ) from None
-        if found.get("schema") != SCHEMA:
-            raise StoreError(f"{path}: schema {found.get('schema')!r}, this version reads {SCHEMA}")
-        return dict(found)
+        if manifest.get("schema") != SCHEMA:
+            raise StoreError(
+                f"{path}: schema {manifest.get('schema')!r}, this version reads {SCHEMA}"
+            )
+        return dict(manifest)
 
     def load(self, stage: Stage[Any]) -> Any:
         """The stored value of a stage."""
@@ -114,9 +116,9 @@ class Store:
             saved = result.save(draft) if hasattr(result, "save") else result
             if definitions is not None:
                 write_json(draft / "code.json", dict(definitions))
-            kept = self._work(stage.key) / "metrics.jsonl"
-            if kept.exists():
-                shutil.copy(kept, draft / kept.name)
+            metrics = self._work(stage.key) / "metrics.jsonl"
+            if metrics.exists():
+                shutil.copy(metrics, draft / metrics.name)
             files = {p.relative_to(draft).as_posix(): p.stat().st_size for p in _files(draft)}
             manifest = {"schema": SCHEMA, "key": stage.key, **facts, "files": files, "value": saved}
             write_json(draft / "manifest.json", manifest)
@@ -177,10 +179,10 @@ class Store:
         """
         folder = self._folder("claims")
         number = 0
-        for found in self._claims(key):
-            if self._alive(found):
+        for claim in self._claims(key):
+            if self._alive(claim):
                 return None
-            number = self._number(found) + 1
+            number = self._number(claim) + 1
         path = folder / f"{key}.{number}"
         draft = folder / f".{key}.{secrets.token_hex(4)}"
         write_json(draft, asdict(_owner()))
@@ -190,9 +192,9 @@ class Store:
             return None
         finally:
             draft.unlink()
-        others = [found for found in self._claims(key) if found != path]
+        others = [claim for claim in self._claims(key) if claim != path]
         rival = any(
-            self._number(found) < self._number(path) and self._alive(found) for found in others
+            self._number(claim) < self._number(path) and self._alive(claim) for claim in others
         )
         if rival or self.has(key):  # somebody began, or even ended, between our look and our claim
             path.unlink(missing_ok=True)
@@ -211,8 +213,8 @@ class Store:
         return {path.stem: owner for path in claims if (owner := self._alive(path, now))}
 
     def _claims(self, key: str) -> list[Path]:
-        found = (self.root / "claims").glob(f"{key}.*")
-        return sorted(found, key=self._number)
+        claims = (self.root / "claims").glob(f"{key}.*")
+        return sorted(claims, key=self._number)
 
     @staticmethod
     def _number(claim: Path) -> int:

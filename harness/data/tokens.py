@@ -63,20 +63,20 @@ class Packed(Stage[Tokens]):
             raise TextError(f"blocks of {length} tokens: the model's context is {model.context}")
         return pack(value(self.documents), model.tokenizer, length, self.count)
 
-    def notice(self, made: Tokens) -> str | None:
+    def notice(self, result: Tokens) -> str | None:
         """What to say where the text ended before it gave as many blocks as were asked for.
 
         Epochs then go round fewer of them, so that two texts are not trained on equally.
         """
-        if len(made) == self.count:
+        if len(result) == self.count:
             return None
         text = self.documents
         text_label = (
             f"text {text.source}, {text.split}" if isinstance(text, Documents) else "a text"
         )
         return (
-            f"{text_label}: {len(made)} sequences of {self.length} tokens where {self.count} were "
-            "asked for: the text ends there"
+            f"{text_label}: {len(result)} sequences of {self.length} tokens where {self.count} "
+            "were asked for: the text ends there"
         )
 
 

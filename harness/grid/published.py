@@ -60,13 +60,13 @@ def figures(path: Path, model: str | None = None) -> list[dict[str, str]]:
     return [row for row in rows if model is None or row["model"] == model]
 
 
-def _check_columns(path: Path, found: list[str]) -> None:
-    for column in found:
+def _check_columns(path: Path, columns: list[str]) -> None:
+    for column in columns:
         if column not in COLUMNS:
             raise GridError(f"{path}: column {column!r} is unknown; {nearest(column, COLUMNS)}")
     for column in COLUMNS:
-        if found.count(column) != 1:
-            times = "is missing" if column not in found else "is there twice"
+        if columns.count(column) != 1:
+            times = "is missing" if column not in columns else "is there twice"
             raise GridError(f"{path}: column {column!r} {times}")
 
 

@@ -59,8 +59,8 @@ class Pretrained(Stage[Model]):
     def reads(self) -> tuple[Read, ...]:
         return sources.find_source(self.source).reads(Pin(self.source, self.digest, self.revision))
 
-    def is_mapped(self, made: Model) -> bool:
-        return is_mapped(made.network)
+    def is_mapped(self, result: Model) -> bool:
+        return is_mapped(result.network)
 
     def run(self, work: Path) -> Model:
         return read_model(

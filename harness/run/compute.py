@@ -25,8 +25,8 @@ from harness.models import device
 class Failed(BitgridError):
     """The stage `key`, or an input of it that is rebuilt, failed; its record is in the store."""
 
-    def __init__(self, key: str, words: str) -> None:
-        super().__init__(words)
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
         self.key = key
 
 
@@ -54,13 +54,13 @@ class Values:
         """Raises Failed where it had to be rebuilt and could not."""
         if stage.key in self.held:
             return self.held[stage.key]
-        made = self.store.load(stage) if stage.stored else self._rebuilt(stage)
-        self.hold(stage, made)
-        return made
+        result = self.store.load(stage) if stage.stored else self._rebuilt(stage)
+        self.hold(stage, result)
+        return result
 
-    def hold(self, stage: Stage[Any], made: Any) -> None:
+    def hold(self, stage: Stage[Any], result: Any) -> None:
         """Have a value at hand, if somebody will take it."""
-        self.held[stage.key] = made
+        self.held[stage.key] = result
         self._tidy()
 
     def release(self, stage: Stage[Any]) -> None:
@@ -90,8 +90,8 @@ class Values:
                 return execute(stage, inputs, Path(work))
         except Exception as error:
             fail(stage, error, self.store)
-            said = f"{stage.kind} failed: {describe_error(error)}"
-            raise Failed(stage.key, said) from error
+            message = f"{stage.kind} failed: {describe_error(error)}"
+            raise Failed(stage.key, message) from error
 
 
 def compute(stage: Stage[Any], values: Values, keeps: bool = True) -> Any:

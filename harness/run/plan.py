@@ -91,16 +91,16 @@ class Plan:
 
     def upstream(self, key: str) -> list[str]:
         """Keys of all stages that `key` needs, itself last."""
-        found: dict[str, None] = {}
+        keys: dict[str, None] = {}
 
         def visit(at: str) -> None:
-            if at not in found:
+            if at not in keys:
                 for above in self.nodes[at].inputs:
                     visit(above)
-                found[at] = None
+                keys[at] = None
 
         visit(key)
-        return list(found)
+        return list(keys)
 
     def stages(self, keys: Iterable[str] | None = None) -> dict[str, Stage[Any]]:
         """The stages of `keys` (all) and what they need, made from their descriptions.
@@ -201,10 +201,10 @@ def build(grid: Grid) -> Plan:
 def remembered(path: Path, store: Store) -> Plan | None:
     """The kept plan of a grid file, or None where it, or code behind it, has changed since."""
     try:
-        kept = json.loads(_place(path, store).read_text())
-        if kept.pop("schema") != SCHEMA:
+        raw = json.loads(_place(path, store).read_text())
+        if raw.pop("schema") != SCHEMA:
             return None
-        plan = _read(kept)
+        plan = _read(raw)
         same = plan.mirror == os.environ.get("BITGRID_MIRROR")
         return plan if same and all(map(_is_unchanged, plan.watch)) else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -281,31 +281,31 @@ def _flat(part: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 def kept(store: Store) -> list[Plan]:
     """All kept plans whose grid file still exists."""
-    found = []
+    plans = []
     for place in sorted((store.root / "plans").glob("*.json")):
         raw = json.loads(place.read_text())
         if raw.pop("schema", None) == SCHEMA and Path(raw["path"]).exists():
-            found.append(_read(raw))
-    return found
+            plans.append(_read(raw))
+    return plans
 
 
 def states(plan: Plan, store: Store) -> dict[str, str]:
     """The state of every kept stage, a word of `STATES`."""
-    found: dict[str, str] = {}
+    state_of: dict[str, str] = {}
     failed, owners = store.failed(), store.owners()
     for key, node in plan.nodes.items():
-        above = [found[key] for key in node.inputs]
+        above = [state_of[key] for key in node.inputs]
         if node.stored and store.has(key):
-            found[key] = "stale" if explain_staleness(plan, key, store) else "done"
+            state_of[key] = "stale" if explain_staleness(plan, key, store) else "done"
         elif key in failed and standing_failure(node, key, store):
-            found[key] = "failed"
+            state_of[key] = "failed"
         elif any(state in ("failed", "blocked") for state in above):
-            found[key] = "blocked"
+            state_of[key] = "blocked"
         elif node.stored and key in owners:
-            found[key] = "running"
+            state_of[key] = "running"
         else:
-            found[key] = "queued"
-    return found
+            state_of[key] = "queued"
+    return state_of
 
 
 def explain_staleness(plan: Plan, key: str, store: Store) -> str | None:

@@ -89,8 +89,8 @@ def _follow(lines: IO[str], step: Reporter, note: Callable[[str], None]) -> None
     """Pass on what the first process reports, a JSON object a line; a library may print others."""
     for line in lines:
         if line.startswith('{"done":'):
-            said = json.loads(line)
-            step(said["done"], said["total"], said["metrics"])
+            progress = json.loads(line)
+            step(progress["done"], progress["total"], progress["metrics"])
         elif line.startswith('{"note":'):
             note(json.loads(line)["note"])
 
@@ -108,8 +108,8 @@ def _cause(stage: Stage[Any], store: Store, log: str) -> BitgridError:
         record = store.failure(above.key)
         if record is not None and not store.has(above.key):
             own = above.key == stage.key
-            words = record["message"]
-            return Failed(above.key, words if own else f"{above.kind} failed: {words}")
-    said = re.search(r"^(?:\[rank\d+\]: )?([\w.]+(?:Error|Exception)\b.*)$", log, re.MULTILINE)
-    why = said[1] if said else "they do not say why"
+            message = record["message"]
+            return Failed(above.key, message if own else f"{above.kind} failed: {message}")
+    complaint = re.search(r"^(?:\[rank\d+\]: )?([\w.]+(?:Error|Exception)\b.*)$", log, re.MULTILINE)
+    why = complaint[1] if complaint else "they do not say why"
     return BitgridError(f"the processes ended without a value: {why}")

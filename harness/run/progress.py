@@ -66,7 +66,7 @@ class Bar:
         shown = "".join(f" {name} {number:.4g}" for name, number in metrics.items())
         self._show(done / max(total, 1), f"step {done}/{total}{shown} · ")
 
-    def end(self, key: str, state: str, words: str) -> None:
+    def end(self, key: str, state: str, reason: str) -> None:
         self.done += 1
         if key in self.left:
             self.left.remove(key)
@@ -77,14 +77,14 @@ class Bar:
             if not self.console.is_terminal:
                 self._line(f"{head} · {took:.1f} s · {self._left(0.0)}")
         else:
-            self._line(f"{head} · {state}: {words}")
+            self._line(f"{head} · {state}: {reason}")
 
     def waiting(self, owners: list[str]) -> None:
         others = ", ".join(sorted(set(owners))) or "another process"
         self.progress.update(self.task, description=f"waiting for {others}", step="", left="")
 
-    def note(self, words: str) -> None:
-        self._line(f"note: {words}")
+    def note(self, text: str) -> None:
+        self._line(f"note: {text}")
 
     def _show(self, fraction: float, step: str) -> None:
         self.progress.update(

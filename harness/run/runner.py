@@ -41,9 +41,9 @@ class Watcher(Protocol):
 
     def begin(self, key: str) -> None: ...
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None: ...
-    def end(self, key: str, state: str, words: str) -> None: ...
+    def end(self, key: str, state: str, reason: str) -> None: ...
     def waiting(self, owners: list[str]) -> None: ...
-    def note(self, words: str) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 @dataclass
@@ -150,16 +150,16 @@ class _Runner:
             return True
         above = self.plan.upstream(key)[:-1]
         if self.bad.get(key) == "failed":
-            words = "failed before with this code; --retry failed runs it again"
-            return self._give_up(key, "failed", words)
+            reason = "failed before with this code; --retry failed runs it again"
+            return self._give_up(key, "failed", reason)
         lacking = [
             up
             for up in above
             if up in self.wanted and not (self.stages[up].stored and self.store.has(up))
         ]
         if any(self.bad.get(up) for up in lacking):
-            words = "an input failed; --retry failed runs it again"
-            return self._give_up(key, "blocked", words)
+            reason = "an input failed; --retry failed runs it again"
+            return self._give_up(key, "blocked", reason)
         if stored := [up for up in lacking if self.stages[up].stored]:
             # An input is being computed elsewhere, or is itself still to come.
             for up in stored:
@@ -207,11 +207,11 @@ class _Runner:
         self.outcome.computed.append(key)
         self.watcher.end(key, "done", "")
 
-    def _note(self, words: str) -> None:
+    def _note(self, text: str) -> None:
         """Say it, once however many stages it is true of."""
-        if words not in self.noted:
-            self.noted.add(words)
-            self.watcher.note(words)
+        if text not in self.noted:
+            self.noted.add(text)
+            self.watcher.note(text)
 
     def _hopeless(self, key: str) -> str | None:
         """Why an input that is another job's to compute will not come, if so."""
@@ -228,9 +228,9 @@ class _Runner:
             return None
         return f"an input is missing: {kind} {key[:8]}, and nobody is computing it"
 
-    def _give_up(self, key: str, state: str, words: str) -> bool:
+    def _give_up(self, key: str, state: str, reason: str) -> bool:
         self.bad[key] = state
         (self.outcome.failed if state == "failed" else self.outcome.blocked).append(key)
-        self.watcher.end(key, state, words)
+        self.watcher.end(key, state, reason)
         self.values.release(self.stages[key])
         return True

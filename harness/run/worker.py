@@ -39,18 +39,18 @@ TIMEOUT = datetime.timedelta(hours=2)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
-    if given.attached:
+    options = _parser().parse_args(arguments)
+    if options.attached:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     progress, leads = _own_stdout(), os.environ["RANK"] == "0"
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a scheduler's, for whoever started this one
-    store = Store(given.store)
-    described = json.loads((store.work(given.key) / STAGES).read_text())
-    stage = rebuild_stages(described)[given.key]
+    store = Store(options.store)
+    described = json.loads((store.work(options.key) / STAGES).read_text())
+    stage = rebuild_stages(described)[options.key]
     try:
         _join()
         with _reporting(progress) if leads else contextlib.nullcontext():
-            shared = _shared(stage, store, lambda words: _tell(progress, {"note": words}))
+            shared = _shared(stage, store, lambda text: _tell(progress, {"note": text}))
             compute(stage, shared, keeps=leads)
     except Failed as failed:
         print(f"{failed.key}: {failed}", file=sys.stderr)
@@ -82,13 +82,13 @@ def _shared(stage: Stage[Any], store: Store, note: Callable[[str], None]) -> Val
     for above in (above for above in stage.inputs if not above.stored):
         own_files = [False]
         if leads:
-            made = Values(store).of(above)
-            if notice := above.notice(made):
+            result = Values(store).of(above)
+            if notice := above.notice(result):
                 note(notice)
-            own_files = [above.is_mapped(made)]
+            own_files = [above.is_mapped(result)]
             if not own_files[0]:
-                Store(folder).commit(above, made, {})
-            del made  # what all hold is the copy
+                Store(folder).commit(above, result, {})
+            del result  # what all hold is the copy
         dist.broadcast_object_list(own_files)  # the others wait here until it is written
         if own_files[0]:
             values.of(above)
@@ -119,8 +119,8 @@ def _reporting(progress: TextIO) -> Iterator[None]:
         yield
 
 
-def _tell(progress: TextIO, said: Mapping[str, Any]) -> None:
-    print(json.dumps(said), file=progress, flush=True)
+def _tell(progress: TextIO, message: Mapping[str, Any]) -> None:
+    print(json.dumps(message), file=progress, flush=True)
 
 
 def _own_stdout() -> TextIO:

@@ -61,7 +61,7 @@ def markdown(sheet: Sheet) -> str:
     head = [escape_markdown(title) for title in sheet.head]
     rule = [":--"] * sheet.left + ["--:"] * (len(head) - sheet.left)
     lines = [head, rule, *([write(cell) for cell in row] for row in sheet.rows)]
-    notes = [f"<sup>{mark}</sup> {escape_markdown(words)}  " for mark, words in sheet.notes]
+    notes = [f"<sup>{mark}</sup> {escape_markdown(note)}  " for mark, note in sheet.notes]
     table = ["| " + " | ".join(cells) + " |" for cells in lines]
     return "\n".join([*table, *(["", *notes] if notes else [])]) + "\n"
 
@@ -115,7 +115,7 @@ def plain(sheet: Sheet, width: int) -> str:
         for group in groups:
             lines.append(rule)
             lines += [line for cells in group for line in _lines(cells, block, widths, gap)]
-    below = [line for mark, words in sheet.notes for line in wrap(f"[{mark}] {words}", width)]
+    below = [line for mark, note in sheet.notes for line in wrap(f"[{mark}] {note}", width)]
     return "\n".join([*(line.rstrip() for line in lines), *below])
 
 
@@ -124,19 +124,19 @@ def label(name: str) -> str:
     return "tab:" + re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")
 
 
-def escape_markdown(words: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that stays text within a pipe table."""
-    words = " ".join(words.split())
-    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", words)
+    text = " ".join(text.split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
 
 
-def wrap(words: str, width: int) -> list[str]:
-    return textwrap.wrap(words, max(20, width), break_long_words=False, break_on_hyphens=False)
+def wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(20, width), break_long_words=False, break_on_hyphens=False)
 
 
-def _text(words: str) -> str:
-    return escaping.escape(" ".join(words.split()))
+def _text(text: str) -> str:
+    return escaping.escape(" ".join(text.split()))
 
 
 def _plain(cell: Cell, word: bool) -> str:
@@ -173,6 +173,6 @@ def _lines(
     return [first, *(" " * (widths[0] + 2) + part for part in name[1:])]
 
 
-def _pad(words: str, width: int, left: bool) -> str:
-    space = " " * (width - cell_len(words))
-    return words + space if left else space + words
+def _pad(text: str, width: int, left: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return text + space if left else space + text
