@@ -36,6 +36,7 @@ def _copy_grids(arguments: argparse.Namespace) -> int:
     if arguments.folder.resolve() != Path.cwd():
         print(f"  cd {os.path.relpath(arguments.folder)}")
     print("  bitgrid run experiments/quickstart.yaml     # a few minutes on two cores")
+    print("  mkdir -p docs && bitgrid schema > docs/grid.schema.json  # for editors")
     return 0
 
 
