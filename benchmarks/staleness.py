@@ -174,6 +174,9 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "an error is reworded in data/tokens.py": _replace(
         "harness/data/tokens.py", "fewer than one block", "less than one block"
     ),
+    "a protocol's prose is reworded": _replace(
+        "harness/testbed/registration.py", "documents end to end, BOS", "documents in a row, BOS"
+    ),
     "pack() is changed": _replace(
         "harness/data/tokens.py",
         "if len(stream) >= length * count",
