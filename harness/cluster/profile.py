@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from harness.config.document import Document
+from harness.core.checked import AsWritten
 from harness.core.errors import ClusterError, nearest
 from harness.core.misfit import explain
 from harness.run.plan import Node
@@ -31,11 +32,24 @@ from harness.run.plan import Node
 DEFAULT = Path("~/.config/bitgrid/cluster.yaml")
 
 
-class Request(pydantic.BaseModel):
+def _refuse_clock(value: object) -> object:
+    """SLURM reads 1:30 as minutes and seconds, people as hours and minutes: refuse it."""
+    if isinstance(value, str) and ":" in value:
+        raise ValueError(
+            f"{value!r} should be a number of hours, as 1.5 for an hour and a half; SLURM's own "
+            "way of writing it goes under 'sbatch', as {time: '1:30:00'}"
+        )
+    return value
+
+
+Hours = Annotated[float, Field(gt=0), BeforeValidator(_refuse_clock)]
+
+
+class Request(AsWritten, pydantic.BaseModel):
     """What a job asks for. None: what the profile says for all, or else the stage itself."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-    hours: Annotated[float, Field(gt=0)] | None = None
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    hours: Hours | None = None
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     cpus: Annotated[int, Field(gt=0)] | None = None
     partition: str | None = None
@@ -43,7 +57,9 @@ class Request(pydantic.BaseModel):
     qos: str | None = None
     constraint: str | None = None
     gpu: str | None = None
-    sbatch: dict[str, Any] = {}  # further parameters of sbatch, by their long names
+    # Further parameters of sbatch by their long names: text as it is written, true for a flag
+    # alone, false or null to leave one out.
+    sbatch: dict[str, str | bool | None] = {}
 
     def over(self, other: Request) -> Request:
         """This request where it says something, `other` elsewhere."""

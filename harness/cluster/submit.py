@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-import yaml
 from submitit.helpers import DelayedSubmission
 
 from harness.cluster import compat, job, launches, waves
 from harness.cluster.launches import Launch, Placed
 from harness.cluster.profile import Profile, Request
+from harness.config.document import write_yaml
 from harness.core import provenance
 from harness.core.definitions import ROOT
 from harness.core.errors import BitgridError, ClusterError
@@ -211,7 +211,7 @@ def _write_grid(grid: Grid, path: Path) -> None:
     keys = grid.file.model_dump(exclude_none=True)
     if grid.access.folder is not None:
         keys["mirror"] = str(grid.access.folder)
-    path.write_text(f"# {grid.question}\n" + yaml.safe_dump(keys, sort_keys=False))
+    path.write_text(f"# {grid.question}\n" + write_yaml(keys))
 
 
 def _submit(record: Launch, number: int, array: waves.Array, profile: Profile) -> None:
@@ -262,7 +262,11 @@ def _parameters(
         "slurm_signal_delay_s": profile.signal_delay_s,
         "slurm_dependency": f"afterany:{':'.join(after)}" if after else None,
         "slurm_setup": [*profile.setup, *_exports(code)],
-        "slurm_additional_parameters": {"requeue": True, **asked.sbatch},
+        "slurm_additional_parameters": {
+            key: setting
+            for key, setting in {"requeue": True, **asked.sbatch}.items()
+            if setting is not None and setting is not False
+        },
     }
     return shared | {key: setting for key, setting in slurm.items() if setting is not None}
 

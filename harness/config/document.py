@@ -6,16 +6,17 @@ Not here: what a grid may contain (`grid`).
 from __future__ import annotations
 
 import itertools
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from harness.core.errors import GridError, nearest
 from harness.core.misfit import Where
+from harness.core.scalars import Real, Whole, find_kind, read_scalar
 
 Places = dict[Where, tuple[Path, int]]
+_MOST = 100_000  # values of a file: aliases of aliases stand for more than could be read
 
 
 class Document:
@@ -48,6 +49,8 @@ class Document:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise GridError(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {problem}") from None
+        except RecursionError:
+            raise GridError(f"{file}:1: not YAML: nested too deeply, or in itself") from None
         self.comment = " ".join(
             line.lstrip("# ").rstrip() for line in _leading_comment(text) if line.strip("# ")
         )
@@ -95,6 +98,8 @@ class Document:
 
     def _walk(self, node: yaml.Node, where: Where) -> None:
         self.places.setdefault(where, (self.file, node.start_mark.line + 1))
+        if len(self.places) > _MOST:
+            raise GridError(f"{self.file}: more than {_MOST} values")
         if isinstance(node, yaml.MappingNode):
             for key, child in node.value:
                 path = (*where, str(key.value))
@@ -108,15 +113,72 @@ class Document:
                 self._walk(child, (*where, number))
 
 
+def write_yaml(data: Any) -> str:
+    """The text of a file that reads as `data`; numbers that a file had are written as there."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _tag(name: str) -> str:
+    return f"tag:yaml.org,2002:{name}"
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: 8e-6 is a number, which YAML 1.1 reads as a string."""
+    """YAML 1.2's scalars (`harness.core.scalars`) in place of YAML 1.1's; keys are text."""
+
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (None, _tag("seq"), _tag("map"))
+    }
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and implicit[0]:
+            return _tag("merge" if value == "<<" else find_kind(value))
+        return super().resolve(kind, value, implicit)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _wrong(key, "a key should be text")
+        return {key.value: self.construct_object(part, deep=deep) for key, part in node.value}
+
+    def construct_typed(self, node: Any) -> Any:
+        """A scalar, by its tag. Raises ConstructorError where that is not its text's."""
+        kind, text = node.tag.rpartition(":")[2], str(self.construct_scalar(node))
+        if kind in ("str", "merge"):
+            return text
+        found = find_kind(text)
+        if found != kind and (found, kind) != ("int", "float"):
+            raise _wrong(node, f"{text[:60]!r} is no {kind}")
+        try:
+            return Real(text) if kind == "float" else read_scalar(text)
+        except ValueError:
+            raise _wrong(node, f"{text[:20]}… is too long for a number") from None
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
+for _kind in ("null", "bool", "int", "float", "str", "merge"):
+    _Loader.add_constructor(_tag(_kind), _Loader.construct_typed)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text in quotes where YAML 1.1 or 1.2 would take it for something else."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and implicit[0] and find_kind(value) != "str":
+            return _tag(find_kind(value))
+        return super().resolve(kind, value, implicit)
+
+    def represent_number(self, number: Whole | Real) -> yaml.Node:
+        """A number as it stood in its file."""
+        tag = _tag("int" if isinstance(number, Whole) else "float")
+        return self.represent_scalar(tag, number.text)
+
+
+_Dumper.add_representer(Whole, _Dumper.represent_number)
+_Dumper.add_representer(Real, _Dumper.represent_number)
+
+
+def _wrong(node: yaml.Node, message: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
 
 def _leading_comment(text: str) -> list[str]:

@@ -19,16 +19,28 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pydantic
 import typing_extensions
+from pydantic_core import core_schema
 
 from harness.core.errors import SettingError
 from harness.core.misfit import explain
+from harness.core.scalars import fit_scalars
 
 
-class Checked:
+class AsWritten:
+    """A base of classes whose scalars are read as a file means them: see `fit_scalars`."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: pydantic.GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return fit_scalars(handler(source), handler)
+
+
+class Checked(AsWritten):
     """Base of such dataclasses. A value is of its field's type afterwards: 1 is 1.0 in a float."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(
@@ -41,6 +53,12 @@ class Checked:
         values = {name: getattr(self, name) for name in field_types(cls)}
         for name, value in fit_fields(cls, values).items():
             object.__setattr__(self, name, value)
+
+
+def make_adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    """Validates data of a file as a `kind`: scalars are read as the file means them."""
+    annotated: Any = Annotated[kind, AsWritten]
+    return pydantic.TypeAdapter(annotated)
 
 
 def fit_fields(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,4 +88,4 @@ def fields_adapter(cls: Any) -> pydantic.TypeAdapter[dict[str, Any]]:
     make_type: Any = typing_extensions.TypedDict
     fields = make_type(f"{cls.__name__}Fields", dict(field_types(cls)))
     fields.__pydantic_config__ = Checked.__pydantic_config__
-    return pydantic.TypeAdapter(fields)
+    return make_adapter(fields)

@@ -24,6 +24,7 @@ from pydantic_core import core_schema
 
 from harness.core.checked import Checked, forget_adapters
 from harness.core.errors import BitgridError, CollisionError, SettingError, nearest
+from harness.core.scalars import fit_scalars
 
 _members: dict[str, dict[str, type[Component]]] = {}  # by family and name
 
@@ -125,10 +126,12 @@ class Component(Checked, ABC):
     ) -> core_schema.CoreSchema:
         """A member, or a mapping of its fields, and of its name where there is a choice."""
         if not cls.is_chosen_by_name():
-            return handler(source)
+            return fit_scalars(handler(source), handler)
         fields = {
             name: _without_name(
-                handler(source) if member is cls else handler.generate_schema(member)
+                fit_scalars(handler(source), handler)
+                if member is cls
+                else handler.generate_schema(member)
             )
             for name, member in cls.choices().items()
         }

@@ -11,12 +11,14 @@ Not here: what may be given (`harness.grid.schema`, `harness.cluster.profile`, a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import pydantic
 
 from harness.core.errors import nearest
+from harness.core.scalars import Real, Whole, read_scalar
 
 Where: TypeAlias = tuple[str | int, ...]
 """A place in data: keys of mappings and numbers of items, from the top."""
@@ -38,6 +40,7 @@ _WANTED = {
     "missing": "longer",
     "too_long": "shorter",
 }
+_YES, _NO = ("yes", "on", "y", "1"), ("no", "off", "n", "0")  # words of YAML 1.1
 _LIMITS = {
     "greater_than_equal": "at least {ge}",
     "greater_than": "more than {gt}",
@@ -95,7 +98,22 @@ def explain(
     same = [each for where, each in complaints if where == place]
     limits = [each for each in same if each["type"] in _LIMITS]
     wanted = " or ".join(dict.fromkeys(map(_say_wanted, limits or same)))
-    return Misfit(place, f"{start}{show(first['input'])} should be {wanted}")
+    meant = _guess(first["input"], kind)
+    return Misfit(place, f"{start}{show(first['input'])} should be {wanted}{meant}")
+
+
+def _guess(value: object, kind: str) -> str:
+    """What else may have been meant by a scalar, which YAML 1.1 or Python reads so."""
+    meant: object = None
+    if isinstance(value, str) and kind.startswith(("int_", "float_")):
+        meant = read_scalar(re.sub(r"(?<=\d)[_, ](?=\d)", "", value.strip()))
+        meant = show(meant) if isinstance(meant, Whole | Real) else None
+    elif kind.startswith("bool_"):
+        word = str(value).lower()
+        meant = {**dict.fromkeys(_YES, "true"), **dict.fromkeys(_NO, "false")}.get(word)
+    elif isinstance(value, bool) and kind.startswith("string_"):
+        meant = f'"{show(value)}", in quotes'
+    return f"; did you mean {meant}?" if meant else ""
 
 
 def _list_keys_at(path: Sequence[str], known: Mapping[str, type]) -> list[str]:
@@ -118,7 +136,7 @@ def show(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and not math.isfinite(value):
         return f".{value}".replace(".-", "-.")
-    text = repr(value)
+    text = value.text if isinstance(value, Whole | Real) else repr(value)
     return text if len(text) <= 60 else text[:60] + "…"
 
 

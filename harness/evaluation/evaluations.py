@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from harness.core.checked import Checked
+from harness.core.checked import Checked, make_adapter
 from harness.core.errors import GridError, nearest
 from harness.core.misfit import explain
 from harness.core.registry import Registry, find_caller
@@ -136,7 +136,7 @@ def build_evaluation(
     evaluation = find_evaluation(name)
     kind = evaluation.options
     try:
-        fitted: Any = pydantic.TypeAdapter(kind).validate_python(options)
+        fitted: Any = make_adapter(kind).validate_python(options)
     except pydantic.ValidationError as error:
         raise GridError(explain(error, options, {"": kind}, name).message) from None
     if base is not None:

@@ -14,6 +14,7 @@ from harness.config.document import Document
 from harness.config.settings import configure, list_possible, list_settings
 from harness.core.errors import GridError, SettingError, nearest
 from harness.core.misfit import Where
+from harness.core.scalars import forget_text
 from harness.grid.reading import fit
 from harness.grid.schema import GridFile, Seed
 from harness.method import METHODS, Entry, Method
@@ -79,8 +80,8 @@ def _read_axes(document: Document, file: GridFile) -> dict[str, list[Any]]:
     for path, values in axes.items():
         if not values:
             raise document.error(("vary", path), f"axis {path!r} has no values")
-    fit(document, ("vary", "seed"), list[Seed], axes["seed"])
-    fit(document, ("vary", "model"), list[str], axes["model"])
+    axes["seed"] = fit(document, ("vary", "seed"), list[Seed], axes["seed"])
+    axes["model"] = fit(document, ("vary", "model"), list[str], axes["model"])
     return axes
 
 
@@ -97,7 +98,7 @@ def _list_contenders(document: Document, file: GridFile) -> list[Contender]:
             entry = METHODS.find(str(name))
         except GridError as error:
             raise document.error((*where, "name"), str(error)) from None
-        label = str(own.pop("label", entry.title))
+        label = fit(document, (*where, "label"), str, own.pop("label", entry.title))
         contenders.append(Contender(where, entry, label, own, main=where == ("method",)))
     return contenders
 
@@ -128,7 +129,7 @@ def _configure(
         except SettingError as error:
             raise document.error(where, str(error)) from None
         if path in varied:
-            shown[path] = _show(settings[path])
+            shown[path] = _show(settings[path], dict(list_settings(method))[path])
     in_order = {path: shown[path] for path in varied if path in shown}
     return method, in_order, {axis_of[path] for path in shown}
 
@@ -160,9 +161,11 @@ def _list_parts(axis: str, value: Any) -> dict[str, Any]:
     return {f"{axis}.{part}": setting for part, setting in value.items() if part != "name"}
 
 
-def _show(value: Any) -> Any:
-    """An axis value as tables show it: `{name: nf, bits: 3}` -> `nf bits=3`."""
+def _show(value: Any, held: object) -> Any:
+    """An axis value, which a method now holds, as tables show it: `{name: nf, bits: 3}` -> `nf
+    bits=3`. Text is what it was in the file, a number what it is worth."""
     if isinstance(value, Mapping):
         name = [str(value["name"])] if "name" in value else []
-        return " ".join(name + [f"{k}={v}" for k, v in value.items() if k != "name"])
-    return value
+        parts = {k: _show(v, getattr(held, k, None)) for k, v in value.items() if k != "name"}
+        return " ".join(name + [f"{k}={part}" for k, part in parts.items()])
+    return held if isinstance(held, str) else forget_text(value)

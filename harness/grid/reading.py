@@ -13,6 +13,7 @@ from typing import Any
 import pydantic
 
 from harness.config.document import Document
+from harness.core.checked import make_adapter
 from harness.core.errors import BitgridError
 from harness.core.misfit import Where, explain
 from harness.core.records import Finding, ReportOptions
@@ -43,7 +44,7 @@ def fit(
 ) -> Any:
     """`data`, which stands at `where`, as a value of type `kind`."""
     try:
-        return pydantic.TypeAdapter(kind).validate_python(data)
+        return make_adapter(kind).validate_python(data)
     except pydantic.ValidationError as error:
         prefix = ".".join(step for step in where if isinstance(step, str))
         wrong = explain(error, data, known, prefix)

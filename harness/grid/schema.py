@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import pydantic
 
+from harness.core.checked import AsWritten
 from harness.core.records import ReportOptions
 
 Tolerance = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
@@ -20,7 +21,7 @@ Options = Annotated[
 ]
 
 
-class StandsFor(pydantic.BaseModel):
+class StandsFor(AsWritten, pydantic.BaseModel):
     """A published task that a measured one is compared with, and how the two differ."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
@@ -28,7 +29,7 @@ class StandsFor(pydantic.BaseModel):
     why: str  # it is not the same: shown beside every number
 
 
-class Published(pydantic.BaseModel):
+class Published(AsWritten, pydantic.BaseModel):
     """`published:` of a grid: figures by name (`harness.grid.published`), of them those of `model`.
 
     `published: NAME` is short for `{name: NAME}`. A tolerance is in the printed unit: one of all
@@ -48,7 +49,7 @@ class Published(pydantic.BaseModel):
         return {"name": value} if isinstance(value, str) else value
 
 
-class GridFile(pydantic.BaseModel):
+class GridFile(AsWritten, pydantic.BaseModel):
     """The keys of a grid file."""
 
     model_config = pydantic.ConfigDict(extra="forbid")

@@ -34,17 +34,51 @@ large: {constraint: a100-80g, memory_gib: 128}
     )
     asked = profile.request("train", NODE)
     assert (asked.partition, asked.hours, asked.memory_gib, asked.cpus) == ("gpu", 12, 23.0, 8)
-    assert asked.sbatch == {"mail-type": "FAIL", "nice": 0}
+    assert asked.sbatch == {"mail-type": "FAIL", "nice": "0"}
     asked = profile.request("train", NODE, large=True)
     assert (asked.hours, asked.memory_gib, asked.constraint) == (12, 128, "a100-80g")
     asked = profile.request("lm-eval", NODE)
-    assert (asked.hours, asked.cpus, asked.sbatch["nice"]) == (4, None, 10)
+    assert (asked.hours, asked.cpus, asked.sbatch["nice"]) == (4, None, "10")
     assert profile.large is not None and profile.array_parallelism == 256
 
 
 def test_an_empty_profile_asks_for_what_the_stage_says(tmp_path: Path) -> None:
     asked = load(tmp_path, "").request("train", NODE, large=True)
     assert asked == Request(hours=6.0, memory_gib=23.0)
+
+
+def test_what_sbatch_gets_is_what_stands_there(tmp_path: Path) -> None:
+    profile = load(
+        tmp_path,
+        """
+account: 012345
+qos: on
+partition: 1e3
+constraint: 1.10
+setup: [0x10, module load cuda]
+sbatch:
+  time: 1:30:00
+  nodelist: 1e3
+  nice: 010
+  begin: 2026-11-25
+  reservation: no
+  exclusive: true
+  requeue: false
+  comment: ~
+""",
+    )
+    assert (profile.account, profile.qos, profile.partition) == ("012345", "on", "1e3")
+    assert (profile.constraint, profile.setup) == ("1.10", ["0x10", "module load cuda"])
+    assert profile.sbatch == {
+        "time": "1:30:00",
+        "nodelist": "1e3",
+        "nice": "010",
+        "begin": "2026-11-25",
+        "reservation": "no",
+        "exclusive": True,
+        "requeue": False,
+        "comment": None,
+    }
 
 
 def test_a_profile_may_build_on_another(tmp_path: Path) -> None:
@@ -65,6 +99,14 @@ def test_a_profile_may_build_on_another(tmp_path: Path) -> None:
             "the kind 'trian' is unknown; did you mean 'train'",
         ),
         ("hours: soon\n", 1, "hours: 'soon' should be a number"),
+        ("hours: 1:30\n", 1, "hours: '1:30' should be a number of hours, as 1.5 for an hour and"),
+        ("stages:\n  train: {hours: 0:45}\n", 2, "stages.train.hours: '0:45' should be a number"),
+        ("hours: .inf\n", 1, "hours: .inf should be a finite number"),
+        ("hours: true\n", 1, "hours: true should be a number"),
+        ("memory_gib: 1_000\n", 1, "memory_gib: '1_000' should be a number; did you mean 1000?"),
+        ("cpus: 2.5\n", 1, "cpus: 2.5 should be a whole number"),
+        ("account: true\n", 1, 'account: true should be text; did you mean "true", in quotes?'),
+        ("sbatch: {exclude: [a, b]}\n", 1, "sbatch.exclude: ['a', 'b'] should be text or true or"),
         ("hours: 0\n", 1, "hours: 0 should be more than 0"),
         ("cluster: slrum\n", 1, "cluster: 'slrum' should be 'slurm', 'local' or 'debug'"),
         ("setup: module load cuda\n", 1, "setup: 'module load cuda' should be a list"),

@@ -110,6 +110,16 @@ def test_arrays_wait_for_those_that_make_their_inputs(
     assert written["evaluate"] == ["one", "two"]
 
 
+def test_a_parameter_of_sbatch_is_text_a_flag_or_left_out(
+    made: tuple[Grid, Plan], store: Store, slurm: Slurm
+) -> None:
+    own = {"nodelist": "1e3", "exclusive": True, "requeue": False, "comment": None}
+    profile = SPLIT.model_copy(update={"sbatch": own})
+    asked = flags(next(launching.dry(prepare(made, store, profile), made[0], store, profile)))
+    assert (asked["nodelist"], asked["exclusive"]) == ("1e3", "")
+    assert "requeue" not in asked and "comment" not in asked
+
+
 def test_what_is_queued_is_left_out_and_waited_for(
     made: tuple[Grid, Plan], store: Store, slurm: Slurm
 ) -> None:

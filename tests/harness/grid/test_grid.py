@@ -96,6 +96,26 @@ def test_a_compared_method_keeps_what_it_sets_itself(write) -> None:  # type: ig
     assert {(c.model.format.name, c.model.format.bits) for c in nf3} == {("nf", 3)}  # type: ignore[attr-defined]
 
 
+def test_scalars_are_those_of_yaml_1_2(write) -> None:  # type: ignore[no-untyped-def]
+    grid = write(
+        BASE.replace("seed: [0, 1, 2]", "seed: [010]\n  train.lr: [1e-4, 2.0E-5]")
+        .replace("format.bits: [2, 3]", "format.bits: [0o2]")
+        .replace(
+            "compare: [rtn, awq-clip]",
+            "compare: [{name: rtn, label: 1.10}, {name: awq-clip, label: 007, init.text: testbed}]",
+        )
+        .replace("data.length: 128", "train.steps: 1e3\n  data.length: 0x40")
+    )
+    assert {cell.seed for cell in grid.cells} == {10}
+    assert {cell.label for cell in grid.cells} == {"BitDistiller", "1.10", "007"}
+    trained = [cell for cell in grid.cells if cell.label == "BitDistiller"]
+    assert {cell.axes["train.lr"] for cell in trained} == {1e-4, 2e-5}
+    # Names do not depend on how a number was written.
+    assert "format.bits=2 objective=kl train.lr=0.0001 seed=10" in trained[2].id
+    train = next(s for s in closure([trained[0].model]) if isinstance(s, Train))
+    assert repr(train.training.steps) == "1000"
+
+
 def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyped-def]
     text = BASE.replace(
         "format.bits: [2, 3]", "format: [{name: nf, bits: 3}, {name: int-sym, bits: 2}]"
@@ -120,6 +140,21 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "format.bits: 'two' should be a whole number",
         ),
         ("format.bits: [2, 3]", "format.bits: []", 5, "has no values"),
+        ("data.length: 128", "train.steps: 1:30", 13, "steps: '1:30' should be a whole number"),
+        (
+            "data.length: 128",
+            "train.steps: 1_000",
+            13,
+            "train.steps: '1_000' should be a whole number; did you mean 1000?",
+        ),
+        ("data.length: 128", "train.steps: true", 13, "train.steps: true should be a whole"),
+        (
+            "compare:",
+            "trust_remote_code: yes\ncompare:",
+            8,
+            "trust_remote_code: 'yes' should be true or false; did you mean true?",
+        ),
+        ("[rtn, awq-clip]", "[{name: rtn, label: ~}]", 8, "label: null should be text"),
         ("seed: [0, 1, 2]", "seed: [0, x]", 7, "vary.seed: 'x' should be a whole number"),
         ("format.group_size: 64", "format.groupsize: 64", 10, "did you mean 'format.group_size'?"),
         ("init.text: testbed", "init.text: testbad", 3, "did you mean 'testbed'?"),
@@ -146,7 +181,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ),
         ("[testbed-ppl]", "[{testbed-ppl: {window: 1}}]", 14, "window: 1 should be at least 2"),
         ("[testbed-ppl]", "[{testbed-ppl: 3}]", 14, "evaluate.testbed-ppl: 3 should be a mapping"),
-        ("[testbed-ppl]", "[3]", 14, "evaluate: 3 should be text or a mapping"),
+        ("[testbed-ppl]", "[3]", 14, "task '3' is unknown"),
         ("evaluate:", "evalute:", 14, "key 'evalute' is unknown; did you mean 'evaluate'?"),
         (
             "seed: [0, 1, 2]",
@@ -157,7 +192,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ("  seed: [0, 1, 2]", f"seed: {10**23}", 7, f"seed: {10**23} should be at most 92"),
         ("  seed: [0, 1, 2]", "seed: abc", 7, "seed: 'abc' should be a whole number or a list"),
         ("  seed: [0, 1, 2]", "seed: [0, abc]", 7, "seed: 'abc' should be a whole number"),
-        ("  seed: [0, 1, 2]", "  3: [1]", 7, "vary: key 3 should be text"),
+        ("  seed: [0, 1, 2]", "  3: [1]", 7, "'3' is not a setting of any method here"),
         (
             "compare:",
             "report: {decimals: -1}\ncompare:",
@@ -187,7 +222,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "data.sequences: 'many' should be a whole number",
         ),
         ("seed: [0, 1, 2]", "seed: [0, true]", 7, "vary.seed: true should be a whole number"),
-        ("seed: [0, 1, 2]", "model: [3]", 7, "vary.model: 3 should be text"),
+        ("seed: [0, 1, 2]", "model: [true]", 7, "vary.model: true should be text"),
         ("compare:", "report: {row: x}\ncompare:", 8, "key 'row' is unknown; did you mean 'rows'?"),
         ("compare:", "report: {spread: se}\ncompare:", 8, "report.spread: 'se' should be 'sd' or"),
         (
