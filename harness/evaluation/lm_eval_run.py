@@ -2,13 +2,12 @@
 
 What the task would download comes from the mirror where one is set, and what it would execute goes
 to what the caller hands in. Not here: what a task needs (`task_files`), the stage and its rows
-(`lm_eval`).
+(`lm_eval`), the model as lm-eval uses it (`lm_eval_model`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import traceback
@@ -46,17 +45,12 @@ def run_task(
     Beside what it says, `cut`: for each task the number of items whose prompt was shortened.
     """
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
+
+    from harness.evaluation.lm_eval_model import CheckedLM
 
     check_model(task, bos, model.tokenizer, model.context)
     with _quiet(), _served(access, run_tests):
-        language_model = HFLM(
-            pretrained=model.network,
-            tokenizer=copy.deepcopy(model.tokenizer),  # where it has no PAD, one is put in
-            batch_size=batch_size,
-            max_length=model.context,
-            add_bos_token=bos,
-        )
+        language_model = CheckedLM(model, batch_size, bos)
         with _blaming_rows(task, shots, access):
             results = lm_eval.simple_evaluate(
                 model=language_model,

@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
@@ -38,6 +39,7 @@ from harness.evaluation.scores import (
     make_item_scores,
 )
 from harness.models import Model, Pretrained, host_gib
+from harness.models.finite import run_finite
 
 Cut: TypeAlias = Literal["joined", "first", "packed", "random"]
 """How windows are cut from a text's documents: see the functions in `_CUTS`."""
@@ -94,7 +96,9 @@ class Perplexity(Stage[Scores]):
             bos=self.bos,
             chat_template=None,
             limit=self.limit,
-            protocol=f"{self.protocol.words}; window {window}",
+            protocol="; ".join(
+                [self.protocol.words, *self._list_lacking(model), f"window {window}"]
+            ),
             window=window,
             tokenizer=describe_tokenizer(model),
             task_version=str(self.version),
@@ -105,10 +109,21 @@ class Perplexity(Stage[Scores]):
             [row], describe_precision(model), [make_item_scores(row, enumerate(nll.tolist()))]
         )
 
+    def _list_lacking(self, model: Model) -> list[str]:
+        """What packed documents are joined by as a rule, and this tokenizer does not have."""
+        if self.protocol.cut != "packed":
+            return []
+        tokenizer = model.tokenizer
+        ids = {"BOS": tokenizer.bos_token_id, "EOS": tokenizer.eos_token_id}
+        return [f"the tokenizer has no {name}" for name, token in ids.items() if token is None]
+
 
 @dataclass(frozen=True)
 class PackedOptions(Checked):
-    """What a grid may say of a perplexity over packed documents, each with its BOS and EOS."""
+    """What a grid may say of a perplexity over packed documents.
+
+    Each begins with the tokenizer's BOS and ends with its EOS, where it has them.
+    """
 
     limit: Annotated[int, Field(gt=0)] | None = None  # windows
     window: Annotated[int, Field(ge=2)] | None = None  # tokens
@@ -140,8 +155,10 @@ class PerplexityTask(Evaluation):
 
     def check(self, options: PackedOptions, base: Pretrained) -> None:
         _check_window(self.name, options.window or self.protocol.window, base.context())
-        if self._uses_bos(options) and base.tokenizer().bos_token_id is None:
-            raise ModelError(f"{self.name}: bos is true, but the tokenizer has no BOS token")
+        if getattr(options, "bos", None) and base.tokenizer().bos_token_id is None:
+            raise ModelError(
+                f"{self.name}: bos is true, but the tokenizer has no BOS token; set it to false"
+            )
 
     def stage(
         self, model: Stage[Model], options: PackedOptions, base: Pretrained | None
@@ -149,11 +166,10 @@ class PerplexityTask(Evaluation):
         protocol = replace(self.protocol, window=options.window or self.protocol.window)
         documents = texts(protocol.text, "heldout")
         caveat = join_caveats(find_text(protocol.text)[0].caveat, base.caveat if base else None)
-        bos = self._uses_bos(options)
+        bos = bool(getattr(options, "bos", None))
+        if self.protocol.cut == "packed":  # where there is one
+            bos = base is None or base.tokenizer().bos_token_id is not None
         return Perplexity(model, documents, self.name, protocol, bos, options.limit, caveat)
-
-    def _uses_bos(self, options: PackedOptions) -> bool:
-        return self.protocol.cut == "packed" or bool(getattr(options, "bos", None))
 
 
 def _check_window(task: str, window: int, context: int | None) -> None:
@@ -167,11 +183,19 @@ def _window_nll(model: Model, windows: Tensor) -> Iterator[Tensor]:
     batch = max(1, EVALUATION_TOKENS // 2 // windows.shape[1])
     for start in range(0, len(windows), batch):
         ids = windows[start : start + batch].to(model.device)
-        logits = model.network(ids, use_cache=False).logits
+        logits = run_finite(model, partial(_logits, model, ids))
         for row, labels in zip(logits, ids, strict=True):  # float32 for one window, not the batch
             loss = torch.nn.functional.cross_entropy(row[:-1].float(), labels[1:])
+            if not math.isfinite(loss):
+                raise ModelError("a token of the text has no probability: its logit is -Inf")
             yield loss.cpu().unsqueeze(0)
         report(min(start + batch, len(windows)), len(windows))
+
+
+def _logits(model: Model, ids: Tensor) -> Tensor:
+    """(B, T) -> (B, T, V)."""
+    logits: Tensor = model.network(ids, use_cache=False).logits
+    return logits
 
 
 def _joined(documents: list[str], model: Model, window: int, bos: bool) -> Tensor:

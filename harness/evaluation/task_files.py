@@ -25,6 +25,10 @@ from harness.data.hub import Access, Split
 
 OURS = {"wikitext-word": "wikitext"}  # names that say what lm-eval's leave open
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+NO_FIRST_TOKEN = (
+    "texts are scored from their first token on, after a BOS or EOS token, and the tokenizer has "
+    "neither: set bos_token in its tokenizer_config.json"
+)
 FILES = ("data_files", "data_dir", "revision")  # options that name files, not a configuration
 
 
@@ -109,24 +113,25 @@ def check_model(
     """Raise ModelError where a model cannot do a task as asked, by its tokenizer and context."""
     first = tokenizer.encode("a", add_special_tokens=bos)[0]
     if bos and tokenizer.bos_token_id is None:
-        raise ModelError(f"{task.name}: bos is true, but the tokenizer has no BOS token")
+        raise ModelError(
+            f"{task.name}: bos is true, but the tokenizer has no BOS token; set it to false"
+        )
     if (first == tokenizer.bos_token_id) != bos:
         raise ModelError(
             f"{task.name}: bos is {str(bos).lower()}, but the tokenizer's first token is "
             f"{tokenizer.convert_ids_to_tokens(first)!r}"
         )
+    no_first = tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
     for config in task.configs():
-        if config.get("output_type", "generate_until") != "generate_until":
+        kind = config.get("output_type", "generate_until")
+        if no_first and (kind == "loglikelihood_rolling" or config.get("doc_to_text") == ""):
+            raise ModelError(f"{task.name}: {NO_FIRST_TOKEN}")
+        if kind != "generate_until":
             continue
         most = longest_answer(config.get("generation_kwargs") or {})
         if context is not None and most >= context:
             raise ModelError(
                 f"{task.name}: answers may have {most} tokens, but the model's context is {context}"
-            )
-        if not (tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token):
-            raise ModelError(
-                f"{task.name}: answers are generated in batches, but the tokenizer has no PAD "
-                "token, nor one (EOS, UNK) to take for it"
             )
 
 

@@ -7,6 +7,7 @@ Not here: the objective that it weighs (`objectives`), where its divergence is f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
@@ -17,6 +18,7 @@ from harness.core.errors import TextError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Tokens
 from harness.models import Model, host_gib
+from harness.models.finite import run_finite
 from methods.training.forward import Labels, log_probabilities, measure_labels, token_nll
 
 Meaning: TypeAlias = Literal["label", "max"]
@@ -49,7 +51,10 @@ class Confidence(Stage[float]):
         for start in range(0, len(rows), batch):
             chosen = rows[start : start + batch]
             ids, mask = (t[chosen].to(teacher.device) for t in (tokens.ids, tokens.mask))
-            measured = measure_labels(teacher.network, ids, Labels.of(ids, mask), self._measure)
+            measured = run_finite(
+                teacher,
+                partial(measure_labels, teacher.network, ids, Labels.of(ids, mask), self._measure),
+            )
             total, labels = total + float(measured.double().sum()), labels + len(measured)
             report(start + len(chosen), len(rows))
         if labels == 0:

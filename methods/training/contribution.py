@@ -8,6 +8,7 @@ this shows where it is found. Not here: the figure (`reports`), the mean confide
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from harness.core.stage import Input, Resources, Stage, incidental, report, value
 from harness.data import Tokens
 from harness.models import Model, host_gib
+from harness.models.finite import run_finite
 from methods.training.confidence import CONFIDENCE_TOKENS, sample_rows
 from methods.training.forward import Labels, run_head, run_trunk, split_tokens, token_nll
 from methods.training.objectives import Objective, TokenLogits
@@ -52,7 +54,10 @@ class Contribution(Stage[dict[str, Any]]):
         counts, sums = torch.zeros(BINS, dtype=torch.int64), torch.zeros(BINS, dtype=torch.float64)
         total, unbounded = 0.0, 0
         for row_chunk in rows.split(max(1, CONFIDENCE_TOKENS // tokens.ids.shape[1])):
-            sure, losses, weights = self._measure(tokens.ids[row_chunk], tokens.mask[row_chunk])
+            measure = partial(self._measure, tokens.ids[row_chunk], tokens.mask[row_chunk])
+            sure, losses, weights = run_finite(
+                value(self.teacher), partial(run_finite, value(self.student), measure)
+            )
             finite = losses.isfinite()
             unbounded += int((~finite).sum())
             bins = (sure[finite] * BINS).long().clamp(max=BINS - 1)

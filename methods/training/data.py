@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeAlias
@@ -31,6 +31,7 @@ from harness.core.errors import SettingError, TextError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Documents, Tokens, gives_whole_prompts, packed, texts
 from harness.models import Model, Pretrained, host_gib
+from harness.models.finite import run_finite
 from methods.training import generation
 
 Prompt: TypeAlias = list[int]  # token ids
@@ -203,7 +204,8 @@ class Generate(Stage[Tokens]):
             if part.exists():
                 written_part = load_file(part)
             else:
-                written, lengths = generation.write(
+                write = partial(
+                    generation.write,
                     teacher,
                     [prompts[row] for row in rows],
                     greedy[rows],
@@ -212,6 +214,7 @@ class Generate(Stage[Tokens]):
                     self.top_p,
                     tell=lambda rows_done, done=done: report(done + rows_done, self.count),  # type: ignore[misc]
                 )
+                written, lengths = run_finite(teacher, write)
                 written_part = {"ids": written, "ends": lengths}
                 draft = part.with_suffix(".draft")
                 save_file(written_part, draft)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from harness.models import Model
-from methods.training.divergence import diagnose
+from harness.models.finite import are_distributions, find_first_broken
 from methods.training.forward import (
     Labels,
     measure_states,
@@ -104,6 +104,8 @@ class TrainingStep:
             if self.teacher is not None and teacher_states is not None:
                 with torch.no_grad():
                     target = run_head(self.teacher.network, teacher_states[part])
+                    # An objective need not show it; without a test, which would stop a GPU.
+                    total = total.masked_fill(~are_distributions(target).all(), math.nan)
             losses = self.objective.token_losses(
                 TokenLogits(run_head(network, leaf), target, labels.ids[part], self.statistic)
             )
@@ -134,7 +136,7 @@ class TrainingStep:
         if self.teacher is not None:
             networks["teacher's "] = self.teacher.network
         self.masters.requantize()
-        cause = diagnose(
+        cause = find_first_broken(
             networks,
             lambda: [self.run_micro_batch(*pair) for pair in micro_batches],
             gradients=math.isfinite(loss),

@@ -378,7 +378,8 @@ GRID = "model: {model}\nmethod: bf16\nmirror: {mirror}\nevaluate:\n  - {task}\n"
         ("{wikitext2: {bos: true, window: 64}}", 5, "but the tokenizer has no BOS token"),
         ("{wikitext2: {window: 64}}", 5, "test.jsonl.gz is empty"),
         ("{c4: {window: 64}}", 5, "the mirror lacks"),
-        ("gsm8k", 5, "the tokenizer has no PAD token"),
+        ("wikitext-word", 5, "after a BOS or EOS token, and the tokenizer has neither: set bos_"),
+        ("gsm8k", 5, "the mirror lacks"),  # a batch can be filled with any token
     ],
 )
 def test_bad_input_is_one_line_with_its_place(

@@ -21,7 +21,7 @@ from harness.models import Model, linears
 from methods.quantization.formats import FullPrecision, IntAsym
 from methods.training.checkpoint import Checkpoint
 from methods.training.masters import Masters
-from methods.training.objectives import KL
+from methods.training.objectives import KL, TokenLogits
 from methods.training.settings import Training
 from methods.training.step import TrainingStep
 from tests.methods.training.test_train import FORMAT, make_tokens, rows_of, same, stage, train
@@ -71,6 +71,18 @@ def test_nan_in_weights_teacher_and_gradient(llama: Model, teacher: Model, tmp_p
     ]:
         with pytest.raises(TrainingError, match=f"step 1: {message}.*no checkpoint yet"):
             train(tmp_path, student, guide, make_tokens(), format=FullPrecision())
+
+    class _Blind(KL):
+        """Does not show what it is given, as a loss with a mask or a maximum may not."""
+
+        name = "blind"
+
+        def token_losses(self, logits: TokenLogits) -> Tensor:
+            assert logits.teacher is not None
+            return logits.student.float().square().mean(-1)
+
+    with pytest.raises(TrainingError, match=f"step 1: the teacher's weights of {layer}"):
+        train(tmp_path, llama, spoilt(teacher, layer), make_tokens(), objective=_Blind())
 
     class _Cusp(nn.Module):
         """Finite forward, infinite backward."""

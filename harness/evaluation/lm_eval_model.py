@@ -1,0 +1,83 @@
+"""A model in memory as lm-eval's tasks use one: what they need of a tokenizer, and finite logits.
+
+Importing this imports lm-eval, which takes seconds. Not here: a run of a task (`lm_eval_run`), what
+is asked before one (`task_files.check_model`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from harness.core.errors import ModelError
+from harness.evaluation.task_files import NO_FIRST_TOKEN
+from harness.models import Model
+from harness.models.finite import run_finite
+
+
+class CheckedLM(HFLM):  # type: ignore[misc]
+    """lm-eval's own model, of which every answer rests on finite logits.
+
+    A tokenizer without EOS ends no text: then the task's stop strings do, and its longest answer.
+    """
+
+    def __init__(self, model: Model, batch_size: int, bos: bool) -> None:
+        self.checked = model
+        super().__init__(
+            pretrained=model.network,
+            tokenizer=_with_padding(model),
+            batch_size=batch_size,
+            max_length=model.context,
+            add_bos_token=bos,
+        )
+
+    def _model_call(self, *arguments: Any, **options: Any) -> Tensor:
+        return run_finite(self.checked, partial(super()._model_call, *arguments, **options))
+
+    def _model_generate(self, *arguments: Any, **options: Any) -> Tensor:
+        return run_finite(self.checked, partial(super()._model_generate, *arguments, **options))
+
+    def _loglikelihood_tokens(self, *arguments: Any, **options: Any) -> list[tuple[float, bool]]:
+        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(*arguments, **options)
+        for likelihood, _ in answers:
+            if not math.isfinite(likelihood):
+                dtype = str(self.checked.network.dtype).removeprefix("torch.")
+                raise ModelError(f"the log-likelihood of a text is {likelihood} in {dtype}")
+        return answers
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that is scored from its first token on."""
+        token: int | None = super().prefix_token_id
+        if token is None:
+            raise ModelError(NO_FIRST_TOKEN)
+        return token
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **options: Any
+    ) -> list[int]:
+        if add_special_tokens is None and not self.add_bos_token:
+            add_special_tokens = False  # else lm-eval looks for a BOS at the text's beginning
+        ids: list[int] = super().tok_encode(string, add_special_tokens, **options)
+        return ids
+
+    def tok_decode(self, tokens: int | Sequence[int] | None, **options: Any) -> str | None:
+        """The text of tokens; of the EOS that a tokenizer lacks, None: no string to stop at."""
+        return None if tokens is None else super().tok_decode(tokens, **options)
+
+
+def _with_padding(model: Model) -> Any:
+    """A copy of the tokenizer, which lm-eval changes, with a token to fill batches with.
+
+    lm-eval would add one that the network has no embedding for. Any will do: it is masked.
+    """
+    tokenizer = copy.deepcopy(model.tokenizer)
+    if not (tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
