@@ -17,8 +17,7 @@ from torch import Tensor
 
 from harness.core.errors import ModelError
 from harness.evaluation.task_files import NO_FIRST_TOKEN
-from harness.models import Model
-from harness.models.finite import run_finite
+from harness.models import Model, run_finite
 
 
 class CheckedLM(HFLM):  # type: ignore[misc]

@@ -38,8 +38,7 @@ from harness.evaluation.scores import (
     join_caveats,
     make_item_scores,
 )
-from harness.models import Model, Pretrained, host_gib
-from harness.models.finite import run_finite
+from harness.models import Model, Pretrained, host_gib, run_finite
 
 Cut: TypeAlias = Literal["joined", "first", "packed", "random"]
 """How windows are cut from a text's documents: see the functions in `_CUTS`."""

@@ -4,6 +4,7 @@ What authors of methods and of models use is imported from here, which imports t
 """
 
 from harness.models.devices import device
+from harness.models.finite import are_distributions, find_first_broken, run_finite
 from harness.models.footprint import PROCESS_GIB, host_gib, weights_gib
 from harness.models.layers import blocks, linears, replace_weight
 from harness.models.local import FolderModel
@@ -29,9 +30,11 @@ __all__ = [
     "Pretrained",
     "Quantized",
     "another",
+    "are_distributions",
     "blocks",
     "check_length",
     "device",
+    "find_first_broken",
     "host_gib",
     "linears",
     "meta_network",
@@ -41,5 +44,6 @@ __all__ = [
     "read_model",
     "register_model",
     "replace_weight",
+    "run_finite",
     "weights_gib",
 ]

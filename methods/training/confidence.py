@@ -17,8 +17,7 @@ from torch import Tensor
 from harness.core.errors import TextError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Tokens
-from harness.models import Model, host_gib
-from harness.models.finite import run_finite
+from harness.models import Model, host_gib, run_finite
 from methods.training.forward import Labels, log_probabilities, measure_labels, token_nll
 
 Meaning: TypeAlias = Literal["label", "max"]

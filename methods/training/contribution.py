@@ -17,8 +17,7 @@ from torch import Tensor
 
 from harness.core.stage import Input, Resources, Stage, incidental, report, value
 from harness.data import Tokens
-from harness.models import Model, host_gib
-from harness.models.finite import run_finite
+from harness.models import Model, host_gib, run_finite
 from methods.training.confidence import CONFIDENCE_TOKENS, sample_rows
 from methods.training.forward import Labels, run_head, run_trunk, split_tokens, token_nll
 from methods.training.objectives import Objective, TokenLogits

@@ -30,8 +30,7 @@ from harness.core.component import Component
 from harness.core.errors import SettingError, TextError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Documents, Tokens, gives_whole_prompts, packed, texts
-from harness.models import Model, Pretrained, host_gib
-from harness.models.finite import run_finite
+from harness.models import Model, Pretrained, host_gib, run_finite
 from methods.training import generation
 
 Prompt: TypeAlias = list[int]  # token ids

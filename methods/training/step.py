@@ -24,8 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.models import Model
-from harness.models.finite import are_distributions, find_first_broken
+from harness.models import Model, are_distributions, find_first_broken
 from methods.training.forward import (
     Labels,
     measure_states,
