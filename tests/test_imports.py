@@ -92,7 +92,11 @@ def test_reports_go_one_way(room: str) -> None:
 
 
 def test_single_doors() -> None:
-    assert _places("lm_eval") == {"harness/compat.py", "harness/evaluation/lm_eval_run.py"}
+    assert _places("lm_eval") == {
+        "harness/compat.py",
+        "harness/evaluation/lm_eval_model.py",
+        "harness/evaluation/lm_eval_run.py",
+    }
     assert _places("submitit") == {"harness/cluster/compat.py", "harness/cluster/submit.py"}
 
 
