@@ -59,7 +59,7 @@ class Packed(Stage[Tokens]):
 
     def run(self, work: Path) -> Tokens:
         model, length = value(self.model), self.length
-        if length > model.context:
+        if model.context is not None and length > model.context:
             raise TextError(f"blocks of {length} tokens: the model's context is {model.context}")
         return pack(value(self.documents), model.tokenizer, length, self.count)
 

@@ -275,9 +275,9 @@ class LmEval(Stage[Scores]):
             )
 
 
-def task_batch(context: int) -> int:
+def task_batch(context: int | None) -> int:
     """How many of a task's texts are run at once by a model of so long a context."""
-    return max(1, EVALUATION_TOKENS // min(context, USUAL_TOKENS))
+    return max(1, EVALUATION_TOKENS // min(context or USUAL_TOKENS, USUAL_TOKENS))
 
 
 def _primary(metrics: set[str]) -> str:

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from harness.core.errors import ModelError
-from harness.evaluation.task_files import NO_FIRST_TOKEN
+from harness.evaluation.task_files import NO_FIRST_TOKEN, count_room
 from harness.models import Model, run_finite
 
 
@@ -32,7 +32,7 @@ class CheckedLM(HFLM):  # type: ignore[misc]
             pretrained=model.network,
             tokenizer=_with_padding(model),
             batch_size=batch_size,
-            max_length=model.context,
+            max_length=count_room(model.context),
             add_bos_token=bos,
         )
 

@@ -22,6 +22,7 @@ from harness.data.jsonl import read_dataset
 from harness.evaluation.task_files import (
     Task,
     check_model,
+    count_room,
     find_file_option,
     find_splits,
     longest_answer,
@@ -94,7 +95,7 @@ def _count_cut(samples: list[dict[str, Any]], model: Model, bos: bool) -> int:
         # Of requests that share a prompt the longest decides; texts scored in windows lose nothing.
         texts = [r for r in sample["arguments"] if len(r) > 1]
         for prompt, rest in sorted(texts, key=_length)[-1:]:
-            full_prompt, room = prompt, model.context
+            full_prompt, room = prompt, count_room(model.context)
             if isinstance(rest, str):
                 full_prompt, room = prompt + rest, room + 1  # the last token is only predicted
             else:

@@ -15,7 +15,7 @@ from harness.core.stage import Input, Stage
 from harness.evaluation.lm_eval import LmEval, task_batch
 from harness.evaluation.perplexity import Perplexity
 from harness.evaluation.scores import EVALUATION_TOKENS
-from harness.models import Model, Pretrained, pretrained_of
+from harness.models import Model, Pretrained, find_trunk, pretrained_of
 from harness.models.dry_run import (
     Memory,
     OwnWeights,
@@ -62,7 +62,7 @@ def _of_forward(base: Pretrained, own: OwnWeights, rows: int, length: int) -> Me
                 renew_linears(model)
         elif own == "all":
             model = load_weightless(live, base)
-        live.inside("activations", model.network.base_model)
+        live.inside("activations", find_trunk(model.network)[1])
         with torch.no_grad():
             ids = torch.zeros(rows, length, dtype=torch.int64)
             model.network(ids, use_cache=False).logits.log_softmax(-1)

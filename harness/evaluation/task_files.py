@@ -107,6 +107,12 @@ def function_names(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield module, function
 
 
+def count_room(context: int | None) -> int:
+    """The tokens of a text that a model reads; one without a limit, as state-space models are,
+    reads lm-eval's default."""
+    return context or 2048
+
+
 def check_model(
     task: Task, bos: bool, tokenizer: PreTrainedTokenizerBase, context: int | None
 ) -> None:

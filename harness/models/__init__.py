@@ -6,9 +6,17 @@ What authors of methods and of models use is imported from here, which imports t
 from harness.models.devices import device
 from harness.models.finite import are_distributions, find_first_broken, run_finite
 from harness.models.footprint import PROCESS_GIB, host_gib, weights_gib
-from harness.models.layers import blocks, linears, replace_weight
+from harness.models.layers import linears, replace_weight
 from harness.models.local import FolderModel
 from harness.models.model import DTYPES, Model, Quantized, read_model
+from harness.models.parts import (
+    blocks,
+    count_vocabulary,
+    find_text_model,
+    find_trunk,
+    read_text_config,
+    run_trunk,
+)
 from harness.models.registry import ModelSource, Pin, register_model
 from harness.models.stage import (
     Pretrained,
@@ -33,8 +41,11 @@ __all__ = [
     "are_distributions",
     "blocks",
     "check_length",
+    "count_vocabulary",
     "device",
     "find_first_broken",
+    "find_text_model",
+    "find_trunk",
     "host_gib",
     "linears",
     "meta_network",
@@ -42,8 +53,10 @@ __all__ = [
     "pretrained_of",
     "read_layer_shapes",
     "read_model",
+    "read_text_config",
     "register_model",
     "replace_weight",
     "run_finite",
+    "run_trunk",
     "weights_gib",
 ]

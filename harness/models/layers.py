@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from harness.core.errors import ModelError
+from harness.models.parts import blocks
 
 
 def linears(network: PreTrainedModel) -> dict[str, nn.Linear]:
@@ -22,14 +23,6 @@ def linears(network: PreTrainedModel) -> dict[str, nn.Linear]:
     if not layers:
         raise ModelError(f"{type(network).__name__}: no linear layer found inside decoder blocks")
     return layers
-
-
-def blocks(network: PreTrainedModel) -> dict[str, nn.Module]:
-    """The decoder blocks, by name, in order: the outermost list of modules of one class."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1:
-            return {f"{name}.{i}": child for i, child in enumerate(module)}
-    raise ModelError(f"{type(network).__name__}: no list of decoder blocks found")
 
 
 def replace_weight(linear: nn.Linear, weight: Tensor) -> None:

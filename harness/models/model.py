@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,7 +24,8 @@ from transformers import (
 from harness.core.errors import ModelError
 from harness.models.devices import device
 from harness.models.layers import linears
-from harness.models.reading import explained, read_tokenizer
+from harness.models.parts import count_vocabulary, read_context
+from harness.models.reading import explained, find_class, read_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -66,9 +67,14 @@ class Model:
         return next(self.network.parameters()).device
 
     @property
-    def context(self) -> int:
-        """The longest sequence the model was made for, in tokens."""
-        return int(self.network.config.max_position_embeddings)
+    def context(self) -> int | None:
+        """The longest sequence the model was made for, in tokens; None where there is no limit."""
+        return read_context(self.network.config)
+
+    @property
+    def vocabulary(self) -> int:
+        """The tokens that the model knows, which may be more than its tokenizer has."""
+        return count_vocabulary(self.network)
 
     def bits_per_weight(self) -> float:
         """Mean over the weights of the blocks' linear layers; scales and zero points counted."""
@@ -160,7 +166,9 @@ def _network(where: str, dtype: torch.dtype | str, **options: Any) -> PreTrained
     attention = options.get("attn_implementation")
     asked = f"with attention {attention!r}: " if attention else ""
     with explained(file_name, f"it cannot be loaded: {asked}"):
-        network, report = AutoModelForCausalLM.from_pretrained(
+        known = {"revision", "gguf_file", "trust_remote_code"} & options.keys()
+        config = AutoConfig.from_pretrained(where, **{name: options[name] for name in known})
+        network, report = find_class(config).from_pretrained(
             where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     for name, has, wants in sorted(report["mismatched_keys"]):

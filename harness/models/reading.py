@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from harness.core.errors import BitgridError, ModelError, first_line
 
@@ -20,6 +28,24 @@ from harness.core.errors import BitgridError, ModelError, first_line
 def read_tokenizer(source: str, where: str, **options: Any) -> PreTrainedTokenizerBase:
     with explained(source, "its tokenizer cannot be read: "):
         return AutoTokenizer.from_pretrained(where, **options)
+
+
+def find_class(config: PreTrainedConfig) -> Any:
+    """The library's automatic class that makes a language model of a configuration.
+
+    A model with a vision tower is read whole where the library has no class of its text part alone.
+    Raises ModelError for what does not continue text.
+    """
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{config.model_type!r} is an encoder with a decoder; models here only have a decoder"
+        )
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in own_code:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise ModelError(f"{config.model_type!r} is not a language model that transformers can read")
 
 
 @contextlib.contextmanager

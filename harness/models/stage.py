@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.core.errors import ModelError, nearest
 from harness.core.reads import Read
@@ -23,7 +23,8 @@ from harness.models import sources
 from harness.models.devices import device
 from harness.models.layers import linears
 from harness.models.model import DTYPES, Model, check_loadable, is_mapped, read_model
-from harness.models.reading import explained
+from harness.models.parts import read_context
+from harness.models.reading import explained, find_class
 from harness.models.registry import Pin
 
 _FLASH = "flash_attention_2"
@@ -75,9 +76,8 @@ class Pretrained(Stage[Model]):
         return sources.tokenizer(self.source, self.digest, self.trust_remote_code)
 
     def context(self) -> int | None:
-        """As `Model.context`; None where the configuration does not say."""
-        config = sources.config(self.source, self.digest, self.trust_remote_code)
-        return getattr(config, "max_position_embeddings", None)
+        """As `Model.context`."""
+        return read_context(sources.config(self.source, self.digest, self.trust_remote_code))
 
 
 @cache
@@ -150,7 +150,7 @@ def meta_network(
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # a GGUF file's; its weights are unpacked on loading
     with explained(source), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return find_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def pretrained_of(model: Input[Any]) -> Pretrained:

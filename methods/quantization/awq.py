@@ -307,6 +307,6 @@ def _preserved(model: Model, layers: Mapping[str, Sequence[str]]) -> bool:
 @torch.no_grad()
 def _logits(model: Model) -> Tensor:
     """The logits of a few tokens: (1, T, V) float32."""
-    ids = torch.arange(8, device=model.device)[None] % model.network.config.vocab_size
+    ids = torch.arange(8, device=model.device)[None] % model.vocabulary
     logits: Tensor = model.network(input_ids=ids, use_cache=False).logits
     return logits.float()

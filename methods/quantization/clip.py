@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import ModelError
 from harness.data import Tokens
-from harness.models import Model, linears
+from harness.models import Model, linears, run_trunk
 from methods.quantization.formats import Grouped, Span, bounds
 
 # What models call the query, key and value projections of an attention module.
@@ -179,7 +179,7 @@ def observe(
         for batch in torch.split(ids, max(1, TOKENS_AT_ONCE // ids.shape[1])):
             # The blocks only: the head's logits are the largest tensor of all and nobody reads
             # them.
-            model.network.base_model(input_ids=batch.to(model.device), use_cache=False)
+            run_trunk(model.network, batch.to(model.device))
             last = None
     silent = layers.keys() - {name for group in observed.values() for name in group.layers}
     for name in silent:

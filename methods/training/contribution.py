@@ -17,9 +17,9 @@ from torch import Tensor
 
 from harness.core.stage import Input, Resources, Stage, incidental, report, value
 from harness.data import Tokens
-from harness.models import Model, host_gib, run_finite
+from harness.models import Model, host_gib, run_finite, run_trunk
 from methods.training.confidence import CONFIDENCE_TOKENS, sample_rows
-from methods.training.forward import Labels, run_head, run_trunk, split_tokens, token_nll
+from methods.training.forward import Labels, run_head, split_tokens, token_nll
 from methods.training.objectives import Objective, TokenLogits
 
 BINS = 20  # of equal width, from probability 0 to 1
@@ -84,7 +84,7 @@ class Contribution(Stage[dict[str, Any]]):
         states = labels.pick(run_trunk(student.network, ids))
         nll = torch.zeros(len(states), device=states.device)
         losses = torch.zeros_like(nll)
-        for part in split_tokens(len(states), student.network.config.vocab_size, states.device):
+        for part in split_tokens(len(states), student.vocabulary, states.device):
             target = run_head(teacher.network, teacher_states[part])
             nll[part] = token_nll(target, labels.ids[part])
             logits = TokenLogits(

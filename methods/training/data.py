@@ -181,7 +181,7 @@ class Generate(Stage[Tokens]):
     def run(self, work: Path) -> Tokens:
         """Raises TextError where no prompt can be made, or the teacher writes nothing."""
         teacher = value(self.teacher)
-        if self.length > teacher.context:
+        if teacher.context is not None and self.length > teacher.context:
             raise TextError(
                 f"sequences of {self.length} tokens: the model's context is {teacher.context}"
             )
@@ -194,11 +194,9 @@ class Generate(Stage[Tokens]):
         ids = torch.full((self.count, self.length), pad)
         ends = torch.zeros(self.count, dtype=torch.int64)
         begins = torch.tensor([len(prompt) for prompt in prompts])
-        # Prompts of like length together, so that little of a batch is padding.
-        places = begins.argsort(stable=True)
         done = 0
         at_once = generation.rows_at_once(teacher, self.length, teacher.device.type)
-        for rows in places.split(at_once):
+        for rows in generation.split_rows(teacher, begins, at_once):
             part = work / f"part-{done}-{done + len(rows)}.safetensors"
             if part.exists():
                 written_part = load_file(part)
@@ -238,7 +236,7 @@ class Generate(Stage[Tokens]):
         """`count` beginnings as token ids, in an order drawn from the generator."""
         if self.documents is None:
             special = set(teacher.tokenizer.all_special_ids)
-            vocabulary = min(len(teacher.tokenizer), teacher.network.config.vocab_size)
+            vocabulary = min(len(teacher.tokenizer), teacher.vocabulary)
             plain = torch.tensor([i for i in range(vocabulary) if i not in special])
             drawn = torch.randint(len(plain), (self.count,), generator=generator)
             return [[int(token)] for token in plain[drawn]]

@@ -10,15 +10,17 @@ picked out, and the head runs over chunks of those. Not here: losses (`objective
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from harness.models import blocks
+from harness.models import blocks, count_vocabulary, find_trunk, run_trunk
 
 # Logits held at once, per tensor. Larger chunks fall out of a CPU's cache; smaller ones leave a GPU
 # idle.
@@ -52,20 +54,58 @@ class Labels:
         return full
 
 
-def run_trunk(network: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Last hidden states, after the final norm: ids (B, T) int64 -> (B, T, D).
-
-    No attention mask: sequences are padded on the right, where a causal model does not look.
-    """
-    states: Tensor = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return states
-
-
 def run_head(network: PreTrainedModel, states: Tensor) -> Tensor:
-    """Logits: the head, and the cap that some models put behind it. (N, D) -> (N, V)."""
-    logits: Tensor = network.get_output_embeddings()(states)
-    cap = getattr(network.config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    """Logits: the head, and whatever the network does behind it. (N, D) -> (N, V).
+
+    The network's own code runs, with the states in the place of its trunk: models scale and cap
+    their logits in many ways.
+    """
+    ids = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+    with _standing_in(network, states[None]):
+        logits: Tensor = network(input_ids=ids, use_cache=False).logits[0]
+    return logits
+
+
+@contextmanager
+def _standing_in(network: PreTrainedModel, states: Tensor) -> Iterator[None]:
+    """Inside, the network's trunk gives these states (B, T, D), whatever it is called with."""
+    name, trunk = find_trunk(network)
+    setattr(network, name, _StandIn(states, trunk, set(blocks(network).values())))
+    try:
+        yield
+    finally:
+        setattr(network, name, trunk)
+
+
+class _StandIn(nn.Module):
+    """In a trunk's place and in that of any part of it that holds the blocks: some networks call
+    the decoder within it, or read a factor that it has."""
+
+    def __init__(self, states: Tensor, trunk: nn.Module, blocks: set[nn.Module]) -> None:
+        super().__init__()
+        self._given = _Output(states), trunk, blocks  # in a tuple, where no part is looked for
+
+    def forward(self, *_: object, **__: object) -> _Output:
+        return self._given[0]
+
+    def __getattr__(self, name: str) -> Any:
+        _, trunk, blocks = self.__dict__["_given"]
+        part = getattr(trunk, name)
+        return self if isinstance(part, nn.Module) and blocks & set(part.modules()) else part
+
+
+class _Output:
+    """What trunks return, as far as a head reads it: states, and nothing beside them."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.last_hidden_state = states
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def split_tokens(count: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
@@ -96,7 +136,7 @@ def measure_states(
     """`measure_labels` where the trunk has run already: states (N, D) of the label positions."""
     parts = [
         measure(run_head(network, states[part]), labels.ids[part])
-        for part in split_tokens(len(states), network.config.vocab_size, states.device)
+        for part in split_tokens(len(states), count_vocabulary(network), states.device)
     ]
     return torch.cat(parts) if parts else states.new_zeros(0)
 

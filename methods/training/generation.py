@@ -14,14 +14,16 @@ Not here: what is written about, and what of it is learnt (`data`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from harness.models import Model
+from harness.core.errors import ModelError
+from harness.models import Model, find_trunk, read_text_config, run_trunk
 from methods.training.forward import run_head
 
 _MOST_ROWS = 256
@@ -64,15 +66,16 @@ def write(
     ended = torch.zeros(rows, dtype=torch.bool)
     tokens, seen, position = line.to(device), seen.to(device), position.to(device)
     ragged = bool((lengths != width).any())
-    cache = _cache(network.config)
+    cache_name, cache = find_cache_name(network), _cache(network.config)
     for step in range(length):
-        states = network.base_model(
-            input_ids=tokens,
+        states = run_trunk(
+            network,
+            tokens,
             attention_mask=seen if ragged else None,
             position_ids=position,
-            past_key_values=cache,
             use_cache=True,
-        ).last_hidden_state[:, -1]
+            **{cache_name: cache},
+        )[:, -1]
         uniform = chances[alive, at.clamp(max=length - 1)].to(device)
         likeliest = (at - lengths[alive] < greedy[alive]).to(device)
         picked = sample(run_head(network, states), uniform, likeliest, temperature, top_p)
@@ -91,7 +94,7 @@ def write(
             alive, at, ended = alive[where], at[where], ended[where]
             where = where.to(device)
             picked, seen, position = picked[where], seen[where], position[where]
-            cache.batch_select_indices(where)
+            cache.reorder_cache(where)
         tokens, position = picked[:, None], position.clamp(max=length - 1)
         if step % 16 == 15:
             tell(rows * step // length)
@@ -149,8 +152,8 @@ class _Roomy(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = keys[..., :new, :], values[..., :new, :]
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
         self.room = None
 
     @staticmethod
@@ -167,6 +170,35 @@ def _cache(config: object) -> DynamicCache:
     return cache
 
 
+def find_cache_name(network: PreTrainedModel) -> str:
+    """What a network calls the cache that its trunk takes. Raises ModelError where that is one of
+    its own kind, whose rows cannot be picked."""
+    known = signature(find_trunk(network)[1].forward).parameters
+    if name := next((name for name in ("past_key_values", "cache_params") if name in known), None):
+        return name
+    raise ModelError(
+        f"{type(network).__name__} cannot write training data: its cache is of a kind of its own"
+    )
+
+
+def has_states(network: PreTrainedModel) -> bool:
+    """Whether layers carry a state along, which padding before a text would change: those of
+    state-space models and of linear attention."""
+    layers = _cache(network.config).layers
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+
+def split_rows(teacher: Model, lengths: Tensor, at_once: int) -> Iterator[Tensor]:
+    """Batches of rows to be written together, by the lengths (B,) of their prompts: alike ones
+    together, so that little is padding; none where padding would change what is written."""
+    rows = lengths.argsort(stable=True)
+    groups: Sequence[Tensor] = [rows]
+    if has_states(teacher.network):
+        groups = rows.split(lengths.unique(return_counts=True)[1].tolist())
+    for group in groups:
+        yield from group.split(at_once)
+
+
 def rows_at_once(teacher: Model, length: int, device: str) -> int:
     """How many sequences are written together, whose keys and values have a fixed size at most."""
     return max(
@@ -176,9 +208,10 @@ def rows_at_once(teacher: Model, length: int, device: str) -> int:
 
 def cache_bytes(teacher: Model) -> int:
     """Of the keys and values of a token."""
-    config = teacher.network.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config = read_text_config(teacher.network.config)
+    heads = getattr(config, "num_attention_heads", None) or 1  # none in a state-space model
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_key_value_heads", None) or heads
     layers: int = config.num_hidden_layers
     return 2 * layers * heads * width * teacher.network.dtype.itemsize
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.models import DTYPES, Model, Pretrained, blocks, pretrained_of
+from harness.models import DTYPES, Model, Pretrained, blocks, find_trunk, pretrained_of, run_trunk
 from harness.models.dry_run import (
     Live,
     Memory,
@@ -76,11 +76,11 @@ def of_generation(stage: data.Generate, gpus: int | None = None, device: str = "
         model = load_weightless(live, pretrained_of(stage.teacher))
         rows = generation.rows_at_once(model, stage.length, device)
         with torch.no_grad():
-            states = forward.run_trunk(model.network, make_ids(rows, min(_PROMPT, stage.length)))
+            states = run_trunk(model.network, make_ids(rows, min(_PROMPT, stage.length)))
             forward.run_head(model.network, states[:, -1])
     peak = live.peak()
     cached = rows * stage.length * generation.cache_bytes(model)
-    drawn = _SAMPLING * 4 * rows * model.network.config.vocab_size
+    drawn = _SAMPLING * 4 * rows * model.vocabulary
     return dataclasses.replace(peak, other=peak.other + cached + drawn)
 
 
@@ -150,7 +150,7 @@ def _step(
             masters = Masters.of(student, format, training.trained, dtype, shards)
         network, weights = masters.network, masters.weights
         moved = [tensor for tensor in network.parameters() if tensor.requires_grad]
-        live.inside("activations", network.base_model, *blocks(network).values())
+        live.inside("activations", find_trunk(network)[1], *blocks(network).values())
         for tensor in moved:
             tensor.register_post_accumulate_grad_hook(
                 lambda t: live.assign("gradients", cast(Tensor, t.grad))

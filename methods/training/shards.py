@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from harness.models import Model, blocks, device
+from harness.models import Model, blocks, device, find_trunk
 from harness.models.tensors import Make, move_buffers, replace_parameters
 from methods.compat import find_local_rows
 
@@ -80,7 +80,7 @@ class Shards:
         for prefix, layer in layers.items():
             replace_parameters(layer, of(prefix))
             fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(fork.network.base_model, mesh=mesh, mp_policy=policy, ignored_params=copied)
+        fully_shard(find_trunk(fork.network)[1], mesh=mesh, mp_policy=policy, ignored_params=copied)
         for layer in layers.values():
             assert isinstance(layer, FSDPModule)
             layer.set_gradient_divide_factor(1.0)

@@ -24,13 +24,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.models import Model, are_distributions, find_first_broken
+from harness.models import (
+    Model,
+    are_distributions,
+    count_vocabulary,
+    find_first_broken,
+    run_trunk,
+)
 from methods.training.forward import (
     Labels,
     measure_states,
     recompute_blocks,
     run_head,
-    run_trunk,
     split_tokens,
     token_nll,
 )
@@ -96,7 +101,7 @@ class TrainingStep:
         states = labels.pick(run_trunk(network, ids))
         total = torch.zeros((), device=ids.device)
         gradient = torch.zeros_like(states)
-        for part in split_tokens(len(states), network.config.vocab_size, states.device):
+        for part in split_tokens(len(states), count_vocabulary(network), states.device):
             # A leaf of its own for each chunk, so that its logits are freed before the next one's.
             leaf = states[part].detach().requires_grad_()
             target = None

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from harness.core.errors import BitgridError, FormatError, ModelError
 from harness.core.execution import execute
@@ -195,8 +195,9 @@ def _toy(**parts: nn.Module) -> Model:
     block = nn.Module()
     for name, part in parts.items():
         block.add_module(name, part)
-    network = nn.Module()
+    network = PreTrainedModel(PreTrainedConfig(num_hidden_layers=1))
     network.layers = nn.ModuleList([block])
+    network.embed_tokens = nn.Embedding(4, 4)
     return Model(network, None)  # type: ignore[arg-type]
 
 

@@ -237,22 +237,21 @@ def test_misfits_are_said_before_the_first_step(
     empty = Tokens(tokens.ids, torch.zeros_like(tokens.mask))
     bigger = teacher.fork()
     bigger.network.resize_token_embeddings(101)
-    scaled = llama.fork()
-    scaled.network.lm_head.register_forward_hook(lambda *_: None)
-    forward = scaled.network.forward
+    copying = llama.fork()
 
-    def doubled(**given: Any) -> Any:
-        out = forward(**given)
-        out.logits = 2 * out.logits
-        return out
+    class Copying(type(llama.network)):  # type: ignore[misc]
+        def forward(self, input_ids: Tensor, **options: Any) -> Any:
+            out = super().forward(input_ids=input_ids, **options)
+            out.logits = out.logits * (1 + input_ids[..., None])
+            return out
 
-    scaled.network.forward = doubled  # type: ignore[method-assign]
+    copying.network.__class__ = Copying
     for error, message, given in [
         (TextError, "context is 64", (llama, teacher, long)),
         (ModelError, "hold token", (llama, teacher, strange)),
         (TextError, "no label tokens", (llama, teacher, empty)),
         (ModelError, "differ in vocabulary", (llama, bigger, tokens)),
-        (ModelError, "after the head", (scaled, teacher, tokens)),
+        (ModelError, "more than its last hidden", (copying, teacher, tokens)),
         (BitgridError, "needs a teacher", (llama, None, tokens)),
     ]:
         with pytest.raises(error, match=message):
