@@ -19,6 +19,7 @@ class LmEvalCode(LmEval):
     """One lm-eval task whose answers are programs."""
 
     kind: ClassVar[str] = "lm-eval-code"
+    version: ClassVar[int] = 4
 
     @property
     def run_tests(self) -> Callable[..., Any]:

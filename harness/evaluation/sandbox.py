@@ -1,12 +1,19 @@
 """Runs generated Python code: the one place where text that a model wrote is executed.
 
+A program and its tests are one text, run as the published checkers of HumanEval and MBPP run it
+(openai/human-eval and the metric code_eval, which lm-eval uses): executed in an empty namespace, so
+that `__name__` is "builtins" and a main block does not run; installed packages can be imported;
+reading standard input raises OSError; what is printed goes nowhere; `sys.exit` fails. Where they
+take a function out of a module (`os.remove = None`), the sandbox refuses the call. Unlike there,
+time is that of the CPU, and memory has a limit.
+
 Each program runs in an interpreter of its own (`python -I -S`), which confines itself before it
 reads the program: limits on CPU time, memory, file size and processes; where the kernel allows it,
 namespaces without a network, with their own process ids and with every file system read-only but
 an empty temporary folder; an unprivileged user when started by root; and, everywhere, a guard in
-the interpreter that refuses processes, sockets, writes outside the folder and reads outside it and
-the standard library. A program passes if it and its tests run to their end, which is shown by a
-secret that the parent sends after the program.
+the interpreter that refuses processes, sockets, writes outside the folder and reads outside it, the
+standard library and installed packages. A program passes if it and its tests run to their end,
+which is shown by a secret that the parent sends after the program.
 
 This stops accidents and ordinary mischief. It is no defence against a program written to break out
 of CPython, nor against one that hunts for the secret in order to cheat its tests: it runs in the
@@ -32,10 +39,29 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from harness.evaluation.sandbox_child import (
+    confine,
+    imitate_checkers,
+    install_guard,
+    run_child,
+)
+
 _NOBODY = 65_533  # unprivileged and, unlike 65534, not shared with network file systems
 _PIPE = 60_000  # bytes that a pipe takes without a reader
 _WIDE = 1_000_000  # and when widened, as any user may
 _REPORT = 4_096  # bytes that we read back; a program's own output goes nowhere
+_MEMORY_MIB = 1024  # of addresses; to import pandas takes 500
+_THREADS = 64  # at most, of all programs of one user
+
+
+# Folders of installed packages. -S keeps them from the child, since code in `.pth` files would run.
+_PACKAGES = [
+    path
+    for path in dict.fromkeys(map(os.path.abspath, sys.path))
+    if os.path.basename(path) in ("site-packages", "dist-packages") and os.path.isdir(path)
+]
+# Libraries below NumPy start a thread a core, each with its share of memory.
+_ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
 
 
 @dataclass(frozen=True)
@@ -50,20 +76,20 @@ class Outcome:
 def execute(
     code: str,
     timeout_s: float = 3.0,
-    memory_mib: int = 512,
+    memory_mib: int = _MEMORY_MIB,
     tests: str = "",
     guard: bool = True,
 ) -> Outcome:
-    """Runs `code`, then `tests` in the same namespace; passes if both reach their end.
+    """Runs `code` and, on the lines after it, `tests`; passes if both reach their end.
 
     `timeout_s` counts CPU seconds, so that a busy machine fails no program that a quiet one
     passes; a program that only waits is stopped after three times as long.
     `guard=False` leaves out the interpreter's own guard; it exists to test the kernel's layers.
     """
     token = secrets.token_hex(16)
-    parts = [code.encode(errors="replace"), tests.encode(errors="replace"), token.encode()]
-    header = f"{memory_mib} {timeout_s} {int(guard)} {' '.join(str(len(p)) for p in parts)}"
-    payload = header.ljust(80).encode() + b"".join(parts)
+    program = f"{code}\n{tests}".encode(errors="replace")
+    header = f"{memory_mib} {timeout_s} {int(guard)} {len(program)} {len(token)}"
+    payload = header.ljust(80).encode() + program + token.encode()
     if len(payload) > _WIDE:
         return Outcome(False, f"program too long: {len(payload)} bytes")
     folder = tempfile.mkdtemp(prefix="bitgrid-")
@@ -79,7 +105,7 @@ def execute(
 def execute_all(
     programs: Sequence[tuple[str, str]],
     timeout_s: float = 3.0,
-    memory_mib: int = 512,
+    memory_mib: int = _MEMORY_MIB,
     workers: int = 2,
 ) -> list[Outcome]:
     """`execute` for many (code, tests), `workers` at a time; each still has its own interpreter."""
@@ -118,12 +144,12 @@ def _run(payload: bytes, folder: str, wall_s: float) -> tuple[bytes, int | None]
     """The child's report and exit status; None when it had to be killed for time."""
     ours, theirs = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _CHILD, str(theirs)],
+        [sys.executable, "-I", "-S", "-c", _CHILD, str(theirs), *_PACKAGES],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **_ONE_THREAD},
         pass_fds=(theirs,),
         start_new_session=True,
     )
@@ -175,190 +201,5 @@ def _judge(report: bytes, status: int | None, token: str) -> Outcome:
     return Outcome(False, "ended before its tests did", layers)
 
 
-# From here on: the child's half. The functions' source is the child's program, so they use nothing
-# from this module and import what they need themselves.
-
-
-def _confine(memory_mib: int, timeout_s: float, nobody: int) -> list[str]:
-    """Puts a grandchild of this process into every layer that the machine grants."""
-    import ctypes
-    import os
-    import resource
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    new_mounts, new_ipc, new_user, new_pid, new_net = 0x20000, 0x8000000, 1 << 28, 1 << 29, 1 << 30
-    layers = []
-    root, uid, gid = os.geteuid() == 0, os.geteuid(), os.getegid()
-    wanted = new_mounts | new_ipc | new_pid | new_net | (0 if root else new_user)
-    if libc.unshare(wanted) == 0:
-        layers += ["network", "processes"]
-        if not root:
-            try:
-                for name, line in (
-                    ("setgroups", "deny"),
-                    ("uid_map", f"0 {uid} 1"),
-                    ("gid_map", f"0 {gid} 1"),
-                ):
-                    with open(f"/proc/self/{name}", "w") as file:
-                        file.write(line)
-            except OSError:
-                pass
-        # Private mounts, all of them read-only (mount_setattr, Linux 5.12), then a small tmpfs on
-        # the working folder, which is all that stays writable.
-        private, recursive, read_only = 1 << 18, 0x8000, (ctypes.c_uint64 * 4)(1, 0, 0, 0)
-        here = os.getcwd()
-        alone = libc.mount(b"none", b"/", None, ctypes.c_ulong(0x4000 | private), None) == 0
-        # Where the standard library lies in a folder that is root's own, it alone is seen there.
-        library = os.path.dirname(os.__file__)
-        above = [library[:n] for n, letter in enumerate(library) if letter == os.sep and n]
-        closed = next((path for path in above if not os.stat(path).st_mode & 1), None)
-        if alone and root and closed and not here.startswith(closed):
-            held = os.open(library, os.O_PATH)
-            if libc.mount(b"tmpfs", closed.encode(), b"tmpfs", 0, b"size=1m,mode=755") == 0:
-                os.makedirs(library)
-                bound = f"/proc/self/fd/{held}".encode()
-                if libc.mount(bound, library.encode(), None, ctypes.c_ulong(0x1000), None):
-                    libc.umount2(closed.encode(), 2)
-            os.close(held)
-        if (
-            alone
-            and libc.syscall(442, -100, b"/", recursive, ctypes.byref(read_only), 32) == 0
-            and libc.mount(b"tmpfs", here.encode(), b"tmpfs", 0, b"size=4m,mode=777") == 0
-        ):
-            os.chdir(here)
-            layers.append("files")
-    # Twice: the first process of a namespace ignores the signal that ends a CPU limit.
-    for _ in range(2):
-        child = os.fork()
-        if child:
-            _, status = os.waitpid(child, 0)
-            os._exit(os.waitstatus_to_exitcode(status) & 255)
-    kept_capabilities = 0
-    if root:
-        try:
-            os.setgroups([])
-            os.setgid(nobody)
-            libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS, for the line after next
-            os.setuid(nobody)
-            layers.append("user")
-            # Where the standard library is still out of reach, reading (only) stays allowed: then
-            # the guard alone keeps the program from other files.
-            kept_capabilities = (
-                0 if os.access(os.__file__, os.R_OK) else 1 << 2
-            )  # CAP_DAC_READ_SEARCH
-        except OSError:
-            pass
-    # Root's capabilities, or those that a user namespace gave us: given up.
-    libc.capset(
-        (ctypes.c_uint32 * 2)(0x20080522, 0),
-        (ctypes.c_uint32 * 6)(kept_capabilities, kept_capabilities),
-    )
-    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    seconds = max(1, round(timeout_s))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    for kind, limit in (
-        (resource.RLIMIT_AS, memory_mib << 20),
-        (resource.RLIMIT_FSIZE, 1 << 20),
-        (resource.RLIMIT_NPROC, 1),  # this process is the one: it cannot fork
-        (resource.RLIMIT_NOFILE, 32),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        try:
-            resource.setrlimit(kind, (limit, limit))
-        except (ValueError, OSError):
-            continue
-        layers.append({resource.RLIMIT_AS: "memory", resource.RLIMIT_NPROC: "forks"}.get(kind, ""))
-    return [layer for layer in layers if layer]
-
-
-def _install_guard() -> None:
-    """Refuses, inside the interpreter, what no solution of a task needs."""
-    import os
-    import sys
-
-    here = os.getcwd() + os.sep
-    library = os.path.realpath(os.path.dirname(os.__file__)) + os.sep
-    refused = [
-        "ctypes.",
-        "fcntl.",
-        "os.chflags",
-        "os.chmod",
-        "os.chown",
-        "os.exec",
-        "os.fork",
-        "os.kill",
-        "os.link",
-        "os.posix_spawn",
-        "os.putenv",
-        "os.remove",
-        "os.rename",
-        "os.rmdir",
-        "os.startfile",
-        "os.symlink",
-        "os.system",
-        "os.truncate",
-        "os.unsetenv",
-        "pty.",
-        "shutil.",
-        "signal.",
-        "socket.",
-        "subprocess.",
-        "syslog.",
-    ]
-    prefixes = tuple(name for name in refused if name.endswith("."))
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if event in refused or event.startswith(prefixes):
-            raise PermissionError(f"{event} is refused in the sandbox")
-        if event in ("open", "os.listdir", "os.scandir") and not isinstance(arguments[0], int):
-            flags = arguments[2] if event == "open" else 0
-            writes = isinstance(flags, int) and flags & writing
-            name = os.path.realpath(os.fsdecode(arguments[0] or ".")) + os.sep  # type: ignore[arg-type]
-            if not name.startswith(here if writes else (here, library)):
-                done = "writing" if writes else "reading"
-                raise PermissionError(f"{done} outside the folder is refused in the sandbox")
-        if event == "os.mkdir" and not os.path.realpath(str(arguments[0])).startswith(here):
-            raise PermissionError("os.mkdir outside the folder is refused in the sandbox")
-
-    sys.addaudithook(hook)
-
-
-def _child(nobody: int) -> None:
-    """Confines itself, then reads program, tests and secret one after the other."""
-    import os
-    import sys
-
-    def read(size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = os.read(0, size - len(data))
-            if not more:
-                break
-            data += more
-        return data
-
-    report = int(sys.argv[1])
-    memory, seconds, guard, *sizes = read(80).split()
-    layers = _confine(int(memory), float(seconds), nobody)
-    if int(guard):
-        layers.append("guard")
-        _install_guard()
-    os.write(report, (" ".join(layers) + "\n").encode())
-    scope: dict[str, object] = {"__name__": "__main__"}
-    try:
-        for size in sizes[:2]:
-            exec(compile(read(int(size)), "<program>", "exec"), scope)
-    except SystemExit:
-        os._exit(0)
-    except BaseException as error:
-        verdict = f"raised {type(error).__name__}: {error}".replace("\n", " ")
-        os.write(report, verdict[:300].encode(errors="replace"))
-        os._exit(0)
-    os.write(report, b"end " + read(int(sizes[2])))
-    os._exit(0)
-
-
-_CHILD = "\n".join(inspect.getsource(f) for f in (_confine, _install_guard, _child)) + (
-    f"\n_child({_NOBODY})\n"
-)
+_SOURCES = [inspect.getsource(f) for f in (confine, install_guard, imitate_checkers, run_child)]
+_CHILD = "\n".join(_SOURCES) + f"\nrun_child({_NOBODY}, {_THREADS})\n"

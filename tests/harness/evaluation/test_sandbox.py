@@ -126,6 +126,14 @@ def test_output_without_end_does_no_harm() -> None:
     assert outcome.reason == "timeout"
 
 
+@pytest.mark.parametrize("guard", [True, False])
+def test_threads_are_bounded(guard: bool) -> None:
+    code = """import threading, time
+for _ in range(1000):
+    threading.Thread(target=time.sleep, args=(1,), daemon=True).start()"""
+    assert execute(code, guard=guard).reason.startswith("RuntimeError: can't start new thread")
+
+
 def test_a_batch_keeps_its_order() -> None:
     programs = [(GOOD, f"assert double({i}) == {2 * i + i % 2}") for i in range(8)]
     assert [o.passed for o in execute_all(programs)] == [i % 2 == 0 for i in range(8)]
