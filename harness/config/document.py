@@ -59,10 +59,14 @@ class Document:
 
     def error(self, where: Where, message: str) -> GridError:
         """A GridError at the line of `where`, or of the nearest enclosing key."""
+        file, line = self.find(where)
+        return GridError(f"{file}:{line}: {message}")
+
+    def find(self, where: Where) -> tuple[Path, int]:
+        """The file and line of `where`, or of the nearest enclosing key."""
         while where and where not in self.places:
             where = where[:-1]
-        file, line = self.places.get(where, (self.file, 1))
-        return GridError(f"{file}:{line}: {message}")
+        return self.places.get(where, (self.file, 1))
 
     def _build_on(self, names: object, merged: tuple[str, ...], above: tuple[Path, ...]) -> None:
         own, places = self.data, self.places

@@ -309,6 +309,13 @@ class ReportOptions:
         """`columns` as a list; empty: every measured one."""
         return (self.columns,) if isinstance(self.columns, str) else tuple(self.columns or ())
 
+    def list_averaged(self, scores: Iterable[str]) -> tuple[str, ...]:
+        """The tasks of the average, of those whose `scores` are better higher; of fewer than two
+        there is none."""
+        if self.average is not None:
+            return tuple(dict.fromkeys(self.average))
+        return tuple(task for task in dict.fromkeys(scores) if not self.shown or task in self.shown)
+
     @property
     def decimals_by_name(self) -> dict[str, int]:
         """`decimals` by task; "" of all others."""

@@ -61,6 +61,16 @@ class Evaluation(ABC):
         return True
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that its rows name: of a group of tasks its members too."""
+        return (self.name,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of `tasks` that a table may show."""
+        return (self.name,)
+
+    @property
     def runs_code(self) -> bool:
         """Whether scoring means running what the model wrote."""
         return False

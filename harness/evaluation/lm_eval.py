@@ -99,6 +99,15 @@ class LmEvalTask(Evaluation):
         return not self.task.is_perplexity
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        members = self.task.members()
+        return (self.name, *members) if len(members) > 1 else (self.name,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.name,) if self.task.has_mean() else self.tasks[1:]
+
+    @property
     def runs_code(self) -> bool:
         return self.task.runs_code
 

@@ -54,6 +54,20 @@ class Task:
             return iter([read_folder(self.folder)[self.name]])
         return _leaves({"task": [self.lm_eval_name]}, {}, self.manager.task_index)
 
+    def members(self) -> tuple[str, ...]:
+        """The names of a group's or tag's tasks, or of the task alone."""
+        return tuple(str(config["task"]) for config in self.configs())
+
+    def has_mean(self) -> bool:
+        """Whether all its tasks share a metric, so that they have a mean; where files do not say
+        their metrics, they do."""
+        metrics = [
+            {(m["metric"], f.get("name")) for m in listed for f in c.get("filter_list") or [{}]}
+            for c in self.configs()
+            if (listed := c.get("metric_list"))
+        ]
+        return not metrics or bool(set.intersection(*metrics))
+
     @property
     def runs_code(self) -> bool:
         """Whether scoring it means running what the model wrote."""

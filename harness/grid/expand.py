@@ -31,7 +31,7 @@ from harness.data import hub
 from harness.evaluation.diagnostics import DIAGNOSTICS, Facts, build_diagnostics, find_options
 from harness.evaluation.evaluations import find_evaluation
 from harness.evaluation.scores import Scores
-from harness.grid.names import check_names
+from harness.grid.names import check_distinct, check_names, check_report, check_tasks
 from harness.grid.points import Point, list_points
 from harness.grid.reading import read_grid, read_named
 from harness.grid.schema import GridFile
@@ -87,13 +87,14 @@ def load(path: Path, allow_code_execution: bool = False, fill: Path | None = Non
     diagnosed = read_named(document, "diagnose", file.diagnose, find_options)
     if not tasks:
         raise document.error(("evaluate",), "evaluate names no task")
+    check_tasks(document, list(tasks))
     if not (allow_code_execution or file.allow_code_execution):
         _refuse_code(document, list(tasks))
     points = list_points(document, file)  # first: a misspelt axis explains what would follow
     with hub.reading(access):
         cells = tuple(_list_cells(document, file, points, tasks, diagnosed))
     check_names(document, file, dict.fromkeys(axis for cell in cells for axis in cell.axes), tasks)
-    _check_average(document, file)
+    check_report(document, file, tasks)
     files = tuple(document.files)
     return Grid(path.stem, path, files, document.comment, file, cells, access)
 
@@ -119,13 +120,6 @@ def _refuse_code(document: Document, tasks: Sequence[str]) -> None:
             )
 
 
-def _check_average(document: Document, file: GridFile) -> None:
-    for number, task in enumerate(file.report.average or ()):
-        if not find_evaluation(task).higher_is_better:
-            message = f"report.average: {task!r} cannot join a mean of scores: lower is better"
-            raise document.error(("report", "average", number), message)
-
-
 def _list_cells(
     document: Document,
     file: GridFile,
@@ -135,6 +129,7 @@ def _list_cells(
 ) -> Iterator[Cell]:
     """A cell a point; of points that are equal, axes that collapse, the first."""
     seen: set[tuple[Any, ...]] = set()
+    named: dict[str, Point] = {}
     offered = set(DIAGNOSTICS.load())
     for point in points:
         cell = _make_cell(document, file, point, tasks)
@@ -146,6 +141,8 @@ def _list_cells(
         identity = (cell.label, cell.source, cell.seed, cell.model.key)
         if identity not in seen:
             seen.add(identity)
+            for name in (cell.label, cell.id):
+                check_distinct(document, name, point, named.setdefault(name, point))
             yield cell
     for number, name in enumerate(diagnosed):
         if name not in offered:

@@ -1,18 +1,24 @@
-"""Whether the names in `report:` and `published:` are axes, tasks and figures that there are.
+"""Whether the names in `report:` and `published:` are axes, tasks and figures that there are, and
+whether each label and each cell's id is the name of one thing.
 
 Not here: the names of methods and settings (`points`), of tasks (`harness.evaluation`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from harness.config.document import Document
+from harness.config.settings import list_settings
+from harness.core.component import Component
 from harness.core.errors import GridError, nearest
-from harness.core.misfit import Misfit, Where
-from harness.core.records import COLUMNS
+from harness.core.misfit import Misfit, Where, show
+from harness.core.records import AVERAGE, COLUMNS
+from harness.evaluation.evaluations import find_evaluation
 from harness.grid import published
+from harness.grid.points import Point
 from harness.grid.schema import GridFile, Published
 
 
@@ -40,6 +46,82 @@ def check_names(
         raise document.error(*wrong)
 
 
+def check_tasks(document: Document, tasks: Sequence[str]) -> None:
+    """Raise GridError where two tasks of `evaluate` have rows of one name: a group and a member."""
+    owners: dict[str, str] = {}
+    for number, name in enumerate(tasks):
+        for task in find_evaluation(name).tasks:
+            if (owner := owners.setdefault(task, name)) != name:
+                shared = "" if task in (name, owner) else f" share the task {task!r}, and"
+                raise document.error(
+                    ("evaluate", number),
+                    f"{owner!r} and {name!r}{shared} would both have rows of it: leave one out",
+                )
+
+
+def check_report(document: Document, file: GridFile, tasks: Collection[str]) -> None:
+    """Raise GridError where `report.average` or `report.columns` leave nothing to be shown."""
+    columns = {
+        column: evaluation
+        for evaluation in map(find_evaluation, tasks)
+        for column in evaluation.columns
+    }
+    scores = [column for column, evaluation in columns.items() if evaluation.higher_is_better]
+    for number, task in enumerate(file.report.average or ()):
+        if task not in scores:
+            message = f"report.average: {task!r} cannot join a mean of scores: lower is better"
+            raise document.error(("report", "average", number), message)
+    shown = file.report.shown
+    has_average = AVERAGE in shown and len(file.report.list_averaged(scores)) > 1
+    if shown and not has_average and not any(name in columns for name in shown):
+        hint = "; an average is of two tasks or more: see 'average'" if AVERAGE in shown else ""
+        message = f"report.columns: none of {', '.join(shown)} is a column of scores{hint}"
+        raise document.error(("report", "columns"), message)
+
+
+def check_distinct(document: Document, name: str, point: Point, first: Point) -> None:
+    """Raise GridError where a label or a cell's id, which `first` has, is another point's too.
+
+    Tables tell rows apart by label, settings and seed. Two methods of one label would be taken for
+    one, and of two cells of one id no report could be made.
+    """
+    ours, theirs = point.contender, first.contender
+    if point is first or (ours is theirs and name == ours.label):  # whose axes tell them apart
+        return
+    differences = _list_differences(first, point)
+    if ours is theirs:
+        raise document.error(
+            ("vary",), f"two cells are called {name!r}, which differ in {differences}"
+        )
+    file, line = document.find(theirs.where)
+    raise document.error(
+        ours.where,
+        f"{name!r} is the name of another method already ({file.name}:{line}), which differs in "
+        f"{differences}: give this one a 'label' of its own",
+    )
+
+
+def _list_differences(first: Point, second: Point) -> str:
+    """What the methods of two points differ in: components, or else settings."""
+    entries = first.contender.entry, second.contender.entry
+    one, other = (dict(list_settings(point.method)) for point in (first, second))
+    unlike: list[str] = []
+    for path in {**one, **other}:
+        pair = one.get(path), other.get(path)
+        is_inside = any(path.startswith(f"{above}.") for above in unlike)
+        is_same_class = dataclasses.is_dataclass(pair[0]) and type(pair[0]) is type(pair[1])
+        if pair[0] != pair[1] and not is_inside and not is_same_class:
+            unlike.append(path)
+    pairs = {path: (_say(one.get(path)), _say(other.get(path))) for path in unlike}
+    if entries[0].name != entries[1].name:
+        pairs = {"method": (entries[0].name, entries[1].name), **pairs}
+    return ", ".join(f"{path} ({theirs}, here {ours})" for path, (theirs, ours) in pairs.items())
+
+
+def _say(setting: object) -> str:
+    return setting.own_name() if isinstance(setting, Component) else show(setting)
+
+
 def _list_misnamed(
     file: GridFile,
     axes: Collection[str],
@@ -49,11 +131,11 @@ def _list_misnamed(
     comparison = file.published or Published(name="")
     published_tasks = {figure["task"] for figure in figures}
     metrics = {figure["metric"] for figure in figures}
-    # A group of tasks, as mmlu, has its parts' names before an underscore.
+    # Figures of a group of tasks, as mmlu, have its parts' names before an underscore.
     parts = tuple(f"{group}_" for group in tasks)
     for names in _list_named(file, comparison, axes, tasks, published_tasks | metrics):
         for place, name in _list_places(names.value):
-            is_part = names.kind != "axis" and name.startswith(parts)
+            is_part = names.where[0] == "published" and name.startswith(parts)
             if name not in names.known and not is_part:
                 path = ".".join(str(step) for step in names.where)
                 near = nearest(name, names.known)
@@ -73,14 +155,15 @@ def _list_named(
     tasks: Collection[str],
     published_names: Collection[str],
 ) -> Iterator[_Names]:
-    report, columns = file.report, [*tasks, *COLUMNS]
+    scored = [column for task in tasks for column in find_evaluation(task).columns]
+    report, columns = file.report, [*scored, *COLUMNS]
     # A shared base may name in `rows` what this grid does not vary: it is left out of the names.
     constant = ("model", "seed", "label", "method", *file.defaults)
     tolerable = [*columns, *published_names]
     yield _Names(("report", "rows"), report.rows, "axis", [*axes, *constant])
     yield _Names(("report", "over"), report.over, "axis", [*axes, "seed"])
     yield _Names(("report", "effect"), report.effect, "axis", axes)
-    yield _Names(("report", "average"), report.average, "task", tasks)
+    yield _Names(("report", "average"), report.average, "task", scored)
     yield _Names(("report", "columns"), report.columns, "task", columns)
     yield _Names(("report", "decimals"), report.decimals, "task", columns)
     yield _Names(("published", "tasks"), comparison.tasks, "task", tasks)

@@ -99,6 +99,8 @@ def _list_contenders(document: Document, file: GridFile) -> list[Contender]:
         except GridError as error:
             raise document.error((*where, "name"), str(error)) from None
         label = fit(document, (*where, "label"), str, own.pop("label", entry.title))
+        if not (label := " ".join(label.split())):
+            raise document.error((*where, "label"), "label: '' should name the method in tables")
         contenders.append(Contender(where, entry, label, own, main=where == ("method",)))
     return contenders
 

@@ -132,9 +132,7 @@ def make_columns(shown: pd.DataFrame, export: Export) -> tuple[Column, ...]:
     for where, names in (("columns", options.shown), ("decimals", options.decimals_by_name)):
         for name in filter(None, names):
             _check_task(export, where, name, [*measured, *COLUMNS])
-    if options.average is None and options.shown:
-        tasks = [task for task in tasks if task in options.shown]
-    averaged = tuple(dict.fromkeys(tasks if options.average is None else options.average))
+    averaged = options.list_averaged(tasks)
     if len(averaged) > 1:
         columns.append(Column(None, "average", "Average", True, averaged))
     decimals = options.decimals_by_name

@@ -116,6 +116,62 @@ def test_scalars_are_those_of_yaml_1_2(write) -> None:  # type: ignore[no-untype
     assert repr(train.training.steps) == "1000"
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        (
+            "[rtn, awq-clip]",
+            "\n- rtn\n- {name: rtn, format: nf, format.bits: 3}",
+            10,
+            "'RTN' is the name of another method already (grid.yaml:9), which differs in format "
+            "(int-asym, here nf): give this one a 'label' of its own",
+        ),
+        (
+            "[rtn, awq-clip]",
+            "\n- {name: rtn, label: X}\n- {name: rtn, label: X, format.group_size: 32}",
+            10,
+            "'X' is the name of another method already (grid.yaml:9), which differs in "
+            "format.group_size (64, here 32)",
+        ),
+        (
+            "[rtn, awq-clip]",
+            "[{name: rtn, label: ' X  y'}, {name: awq-clip, label: X y}]",
+            8,
+            "'X y' is the name of another method already (grid.yaml:8), which differs in method "
+            "(rtn, here awq-clip), init (none, here clip)",
+        ),
+        # Its cells would be told apart by axes that the main method has and it has not.
+        (
+            "[rtn, awq-clip]",
+            "[{name: llm-qat, label: BitDistiller, format: nf}]",
+            8,
+            "'BitDistiller' is the name of another method already (grid.yaml:3), which differs in",
+        ),
+        # Label and axes may say the same in two ways.
+        (
+            "[rtn, awq-clip]",
+            "[{name: rtn, label: BitDistiller format.bits=2 objective=kl, format.bits: 2}]",
+            8,
+            "'BitDistiller format.bits=2 objective=kl seed=0' is the name of another method",
+        ),
+    ],
+)
+def test_a_name_is_of_one_thing(write, old, new, line, words, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(GridError) as caught:
+        write(BASE.replace(old, new))
+    assert str(caught.value).startswith(f"{tmp_path}/grid.yaml:{line}: ")
+    assert words in str(caught.value)
+
+
+def test_equal_methods_may_share_a_label(write) -> None:  # type: ignore[no-untyped-def]
+    own = "[rtn, {name: rtn, format.bits: 2}, {name: rtn, format.bits: 3, label: RTN}]"
+    cells = write(BASE.replace("[rtn, awq-clip]", own)).cells
+    assert [c.axes for c in cells if c.label == "RTN" and c.seed == 0] == [
+        {"format.bits": 2},
+        {"format.bits": 3},
+    ]
+
+
 def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyped-def]
     text = BASE.replace(
         "format.bits: [2, 3]", "format: [{name: nf, bits: 3}, {name: int-sym, bits: 2}]"
