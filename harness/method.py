@@ -59,6 +59,11 @@ class Method(Component, family="method"):
     def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
         """Raise a BitgridError where a layer, given as (O, I) by name, cannot be quantised so."""
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether it leaves a model as it was published, so that its title is the model's."""
+        return False
+
     def calibration(self, base: Stage[Model]) -> Stage[Tokens] | None:
         """The tokens that `apply` wants to see; None for methods that need no data."""
         return None

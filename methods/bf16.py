@@ -1,4 +1,7 @@
-"""BF16: the full-precision model itself, the reference that every method is compared with."""
+"""The model itself as it was published, the reference that every method is compared with.
+
+Tables call it what it is: BF16, FP32, or `Q4_1 (as published)` (`Pretrained.title`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from methods.recipe import Recipe
 register(
     "bf16",
     Recipe(format=FullPrecision()),
-    title="BF16",
+    title="Full precision",
     about="the full-precision model itself: the reference",
     fixed=("format", "init", "objective", "data", "train", "teacher"),
 )

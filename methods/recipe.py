@@ -44,6 +44,11 @@ class Recipe(Method):
     train: Training | None = None
     teacher: str | None = None
 
+    @property
+    def is_reference(self) -> bool:
+        parts = (self.format, FullPrecision), (self.init, NoInit), (self.objective, Untrained)
+        return all(isinstance(part, kind) for part, kind in parts)
+
     def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
         for name, (_, in_features) in layers.items():
             self.format.check(name, in_features)

@@ -71,7 +71,10 @@ class Precision:
         "weights that share a scale; 0: a whole row of the matrix (per channel); null: none do, as "
         "in a 16-bit model; where layers differ, the largest",
     ]
-    bits_per_weight: Annotated[float | None, "bits with scales and zero points, over all blocks"]
+    bits_per_weight: Annotated[
+        float | None,
+        "bits with scales and zero points, over all blocks; of the reference as it was published",
+    ]
     dtype: Annotated[str | None, "type that the model was computed in"]
 
 

@@ -68,7 +68,7 @@ def describe_precision(model: Model) -> Precision:
         group_size=max((size for _, _, size in kinds), key=lambda size: size or math.inf)
         if kinds
         else None,
-        bits_per_weight=round(model.bits_per_weight(), 4) if kinds else 16.0,
+        bits_per_weight=round(model.bits_per_weight(), 4),
         dtype=str(model.network.dtype).removeprefix("torch."),
     )
 

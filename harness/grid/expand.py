@@ -51,6 +51,7 @@ class Cell:
     model: Stage[Model]
     scores: tuple[Stage[Scores], ...]
     diagnostics: tuple[Stage[Facts], ...] = ()
+    published_bits: float | None = None  # a weight, of a reference: see `Pretrained.weights`
 
     @property
     def roots(self) -> tuple[Stage[Any], ...]:
@@ -142,7 +143,8 @@ def _list_cells(
         if identity not in seen:
             seen.add(identity)
             for name in (cell.label, cell.id):
-                check_distinct(document, name, point, named.setdefault(name, point))
+                is_label = name == cell.label
+                check_distinct(document, name, is_label, point, named.setdefault(name, point))
             yield cell
     for number, name in enumerate(diagnosed):
         if name not in offered:
@@ -172,16 +174,21 @@ def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[
         except BitgridError as error:
             raise document.error(("evaluate", number, task), str(error)) from None
     axes = {"model": source, **point.axes} if "model" in file.vary else point.axes
-    parts = [contender.label, *(f"{path}={value}" for path, value in axes.items()), f"seed={seed}"]
+    label, weights = contender.label, None
+    if point.method.is_reference and contender.entry.method.is_reference:
+        label = label if contender.is_labelled else base.title
+        weights = base.weights
+    parts = [label, *(f"{path}={value}" for path, value in axes.items()), f"seed={seed}"]
     return Cell(
         " ".join(parts),
         contender.entry.name,
-        contender.label,
+        label,
         axes,
         seed,
         source,
         model,
         tuple(scores),
+        published_bits=None if weights is None else weights.bits_per_weight,
     )
 
 

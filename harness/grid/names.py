@@ -79,14 +79,16 @@ def check_report(document: Document, file: GridFile, tasks: Collection[str]) -> 
         raise document.error(("report", "columns"), message)
 
 
-def check_distinct(document: Document, name: str, point: Point, first: Point) -> None:
+def check_distinct(
+    document: Document, name: str, is_label: bool, point: Point, first: Point
+) -> None:
     """Raise GridError where a label or a cell's id, which `first` has, is another point's too.
 
     Tables tell rows apart by label, settings and seed. Two methods of one label would be taken for
     one, and of two cells of one id no report could be made.
     """
     ours, theirs = point.contender, first.contender
-    if point is first or (ours is theirs and name == ours.label):  # whose axes tell them apart
+    if point is first or (ours is theirs and is_label):  # whose axes tell them apart
         return
     differences = _list_differences(first, point)
     if ours is theirs:

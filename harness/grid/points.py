@@ -29,6 +29,7 @@ class Contender:
     label: str
     own: Mapping[str, Any]  # the settings that it names itself
     main: bool
+    is_labelled: bool = True  # by the grid itself
 
     @property
     def fixed(self) -> set[str]:
@@ -98,10 +99,11 @@ def _list_contenders(document: Document, file: GridFile) -> list[Contender]:
             entry = METHODS.find(str(name))
         except GridError as error:
             raise document.error((*where, "name"), str(error)) from None
+        is_labelled = "label" in own
         label = fit(document, (*where, "label"), str, own.pop("label", entry.title))
         if not (label := " ".join(label.split())):
             raise document.error((*where, "label"), "label: '' should name the method in tables")
-        contenders.append(Contender(where, entry, label, own, main=where == ("method",)))
+        contenders.append(Contender(where, entry, label, own, where == ("method",), is_labelled))
     return contenders
 
 

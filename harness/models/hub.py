@@ -17,6 +17,7 @@ from harness.core.hub_cache import cached_commit
 from harness.core.reads import Fetched, Read
 from harness.models.reading import cause
 from harness.models.registry import MODELS, ModelSource, Pin
+from harness.models.storage import Storage, read_gguf, read_safetensors
 
 FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # of a model, beside its weights
 WEIGHTS = ("*.safetensors", "*.bin")  # the first format that is there
@@ -43,6 +44,12 @@ class HubModel(ModelSource):
         revision = self.revision or revision or "main"
         return {"where": self.repository, "revision": revision, **file}
 
+    def storage(self, pin: Pin) -> Storage | None:
+        folder = snapshot_folder(self.repository, pin.digest)
+        if self.file is None:
+            return read_safetensors(folder)
+        return read_gguf(folder / self.file) if (folder / self.file).is_file() else None
+
     def reads(self, pin: Pin) -> tuple[Read, ...]:
         return (HubSnapshot(self.repository, pin.revision, pin.digest, self.file),)
 
@@ -61,11 +68,9 @@ class HubSnapshot(Read):
 
     def fetch(self) -> Fetched:
         from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.constants import HF_HUB_CACHE
 
         name, commit = self.repository, self.commit
-        cached_name = f"models--{name.replace('/', '--')}"
-        folder = Path(HF_HUB_CACHE, cached_name, "snapshots", commit)
+        folder = snapshot_folder(name, commit)
         size_before = measure_files(folder)
         try:
             siblings = HfApi().model_info(name, revision=commit).siblings or []
@@ -85,6 +90,13 @@ class HubSnapshot(Read):
             )
         size = measure_files(folder)
         return Fetched(name, commit, size, new=size > size_before)
+
+
+def snapshot_folder(repository: str, commit: str) -> Path:
+    """Where the hub's cache has the files of a commit, which need not be there."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "snapshots", commit)
 
 
 def parse_hub_name(model_name: str) -> HubModel:

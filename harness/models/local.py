@@ -11,6 +11,7 @@ from typing import Any
 from harness.core.errors import ModelError
 from harness.core.reads import LocalFiles, Read
 from harness.models.registry import MODELS, ModelSource, Pin
+from harness.models.storage import Storage, read_gguf, read_safetensors
 
 SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".py", ".jinja")
 
@@ -35,6 +36,9 @@ class FolderModel(ModelSource):
 
     def folder(self) -> Path | None:
         return self.path
+
+    def storage(self, pin: Pin) -> Storage | None:
+        return read_gguf(self.path) if self.path.is_file() else read_safetensors(self.path)
 
     def reads(self, pin: Pin) -> tuple[Read, ...]:
         return (LocalFiles(tuple(_files(self.path))),)

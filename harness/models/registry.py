@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from harness.core.errors import ModelError
 from harness.core.reads import Read
 from harness.core.registry import Registry, find_caller
+from harness.models.storage import Storage
 
 
 class Pin(NamedTuple):
@@ -53,6 +54,10 @@ class ModelSource(ABC):
 
     def folder(self) -> Path | None:
         """A folder, or GGUF file, that may be looked into at once; None where there is none yet."""
+        return None
+
+    def storage(self, pin: Pin) -> Storage | None:
+        """What its files hold its weights as; None where they are not here yet."""
         return None
 
     def reads(self, pin: Pin) -> tuple[Read, ...]:

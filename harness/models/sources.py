@@ -16,7 +16,8 @@ from harness.core.errors import ModelError, nearest
 from harness.models.hub import parse_hub_name
 from harness.models.local import FolderModel
 from harness.models.reading import explained, read_tokenizer
-from harness.models.registry import MODELS, ModelSource
+from harness.models.registry import MODELS, ModelSource, Pin
+from harness.models.storage import Storage, check_unquantized
 
 
 def find_source(model_name: str) -> ModelSource:
@@ -41,10 +42,27 @@ def place(model_name: str, revision: str | None = None) -> dict[str, Any]:
 
 @cache
 def config(model_name: str, revision: str | None, trust: bool) -> PreTrainedConfig:
-    """The configuration of a model. Raises ModelError where it cannot be read."""
+    """The configuration of a model.
+
+    Raises ModelError where it cannot be read, and for a model that is quantised already.
+    """
     at = place(model_name, revision)
+    is_packed = "gguf_file" in at
     with explained(model_name):
-        return AutoConfig.from_pretrained(at.pop("where"), **at, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(at.pop("where"), **at, trust_remote_code=trust)
+    if not is_packed:
+        check_unquantized(model_name, config, find_source(model_name).folder())
+    return config
+
+
+def storage(model_name: str, pin: Pin) -> Storage | None:
+    """What a model's files hold its weights as; None where they are not here yet."""
+    if (known := _storages.get((model_name, pin))) is None:
+        known = _storages[model_name, pin] = find_source(model_name).storage(pin)
+    return known
+
+
+_storages: dict[tuple[str, Pin], Storage | None] = {}
 
 
 @cache

@@ -23,9 +23,10 @@ from harness.models import sources
 from harness.models.devices import device
 from harness.models.layers import linears
 from harness.models.model import DTYPES, Model, check_loadable, is_mapped, read_model
-from harness.models.parts import read_context
+from harness.models.parts import read_context, read_text_config
 from harness.models.reading import explained, find_class
 from harness.models.registry import Pin
+from harness.models.storage import Storage
 
 _FLASH = "flash_attention_2"
 ATTENTION = ("sdpa", "eager", _FLASH)
@@ -55,7 +56,26 @@ class Pretrained(Stage[Model]):
     @property
     def caveat(self) -> str | None:
         """What must be known of every score of the model, in words."""
-        return sources.find_source(self.source).caveat
+        told = (sources.find_source(self.source).caveat, self._tell_storage())
+        return ". ".join(filter(None, told)) or None
+
+    @property
+    def storage(self) -> Storage | None:
+        """What its files hold its weights as, else what its configuration says; None: unknown."""
+        found = sources.storage(self.source, Pin(self.source, self.digest, self.revision))
+        return found or Storage.plain(self._declared_dtype())
+
+    @property
+    def weights(self) -> Storage | None:
+        """What its weights are once they are read: no more than was published, nor than `dtype`
+        holds. None where neither is known before they are read."""
+        storage, dtype = self.storage, self._computed_dtype()
+        return Storage.plain(dtype) if storage is None else storage.read_as(dtype)
+
+    @property
+    def title(self) -> str:
+        """What tables call the model itself: see `Storage`."""
+        return "Full precision" if (weights := self.weights) is None else weights.title
 
     def reads(self) -> tuple[Read, ...]:
         return sources.find_source(self.source).reads(Pin(self.source, self.digest, self.revision))
@@ -74,6 +94,19 @@ class Pretrained(Stage[Model]):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer alone, for what can be known of a model before it is loaded."""
         return sources.tokenizer(self.source, self.digest, self.trust_remote_code)
+
+    def _declared_dtype(self) -> str | None:
+        config = sources.config(self.source, self.digest, self.trust_remote_code)
+        dtype = getattr(config, "dtype", None) or getattr(read_text_config(config), "dtype", None)
+        return None if dtype is None else str(dtype).removeprefix("torch.")
+
+    def _computed_dtype(self) -> str | None:
+        return self.dtype if self.dtype in DTYPES else self._declared_dtype()
+
+    def _tell_storage(self) -> str | None:
+        """That it was published in few bits, or in more than it is computed in."""
+        storage, dtype = self.storage, self._computed_dtype()
+        return None if storage is None else storage.tell(self.source, dtype)
 
     def context(self) -> int | None:
         """As `Model.context`."""
@@ -100,6 +133,7 @@ def pretrained(
     folder = origin.folder()
     if folder is not None and folder.is_dir():
         # A hub's or a packed model is not fetched or unpacked to look at it.
+        sources.config(name, digest, trust_remote_code)  # first: it tells what cannot be loaded
         check_loadable(str(folder), trust_remote_code)
         sources.tokenizer(name, digest, trust_remote_code)
     return Pretrained(name, digest, dtype, trust_remote_code, attention, revision)
@@ -120,6 +154,7 @@ def another(base: Stage[Model], source: str) -> Pretrained:
     if not isinstance(base, Pretrained):
         raise ModelError(f"teacher {source!r}: the model that it teaches is not a published one")
     teacher = pretrained(source, base.dtype, base.trust_remote_code, base.attention)
+    sources.config(teacher.source, teacher.digest, teacher.trust_remote_code)
     ours, theirs = (_vocabulary(s.source, s.digest, s.trust_remote_code) for s in (base, teacher))
     if ours != theirs:
         unlike = {token for token, _ in ours ^ theirs}

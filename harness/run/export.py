@@ -97,9 +97,12 @@ def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[Row]:
             scores = store.manifest(key)["value"]
             stale = _say_why_stale(plan, store, state, key)
             for score in scores["rows"]:
+                precision = dict(scores["model"])
+                if cell.published_bits is not None:  # a wider type adds none
+                    precision["bits_per_weight"] = cell.published_bits
                 yield Row(
                     **asdict(_facts(cell)),
-                    **scores["model"],
+                    **precision,
                     **score,
                     grid=plan.name,
                     method=cell.method,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from harness.core.stage import Stage
     from harness.grid.expand import Grid
 
-SCHEMA = 5
+SCHEMA = 6
 STATES = ("done", "stale", "running", "failed", "blocked", "queued")
 
 
@@ -64,6 +64,7 @@ class CellInfo:
     model: str
     scores: tuple[str, ...]
     diagnostics: tuple[str, ...] = ()
+    published_bits: float | None = None  # a weight, of the reference, where files tell
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -180,6 +181,7 @@ def build(grid: Grid) -> Plan:
             model=cell.model.key,
             scores=tuple(stage.key for stage in cell.scores),
             diagnostics=tuple(stage.key for stage in cell.diagnostics),
+            published_bits=cell.published_bits,
         )
         for cell in grid.cells
     ]

@@ -17,7 +17,7 @@ import pandas as pd
 
 from harness.core.records import PROTOCOL, ReportOptions
 from reports.numbers import stats
-from reports.numbers.columns import Column, get_protocol
+from reports.numbers.columns import Column, format_bits, get_protocol
 from reports.numbers.naming import format_setting
 from reports.reading.items import ItemIndex, Items
 
@@ -55,6 +55,12 @@ class Row:
     @property
     def reference(self) -> bool:
         return self.bits >= REFERENCE_BITS
+
+    @property
+    def width(self) -> str:
+        """Its bits as tables show them; of a reference those that it was published in."""
+        published = self.bits_per_weight if self.reference else None
+        return format_bits(self.bits if published is None else published)
 
 
 class Notes:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2
 
-from reports.numbers.columns import Column, format_bits, format_number, get_quantity
+from reports.numbers.columns import Column, format_number, get_quantity
 from reports.numbers.entries import Entry, Row
 from reports.numbers.summary import Summary
 from reports.pages import html_provenance as provenance
@@ -153,7 +153,7 @@ def _row(
     ]
     return {
         "row": row,
-        "bits": format_bits(row.bits),
+        "bits": row.width,
         "words": [cell.text for cell in cells[:stub_width]],
         "numbers": [
             {"cell": cell, "column": column, **_behind(column, entry, own, summary.decimals)}

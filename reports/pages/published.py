@@ -158,7 +158,7 @@ def make_comparison(summary: Summary, theirs: dict[tuple[int, int], Theirs]) -> 
     marks: dict[str, str] = {}
     groups: dict[float, list[tuple[Cell, ...]]] = {}
     for index, row in enumerate(summary.rows):
-        cells = [Cell(format_bits(row.bits)), Cell(row.name)]
+        cells = [Cell(row.width), Cell(row.name)]
         for place, (column, entry) in enumerate(zip(summary.columns, row.entries, strict=True)):
             ours = format_number(entry.mean, column, summary.decimals) if entry else MISSING
             printed = theirs.get((index, place))

@@ -135,7 +135,7 @@ def _head(summary: Summary) -> list[str]:
 
 def _stub(summary: Summary, row: Row) -> list[Cell]:
     weight = MISSING if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}"
-    texts = [format_bits(row.bits), row.name, weight]
+    texts = [row.width, row.name, weight]
     texts += [_models(row)] if summary.several else []
     for each, value in zip(summary.model_facts, row.facts, strict=True):
         texts.append(MISSING if value is None else each.column.show(value))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from reports.numbers.columns import Column, format_bits
+from reports.numbers.columns import Column
 from reports.numbers.entries import REFERENCE_BITS, Entry
 from reports.numbers.summary import Summary
 from reports.plots import style
@@ -38,7 +38,7 @@ def draw_references(
             continue
         value = get_scale(summary.columns[index]) * entry.mean
         dash = _DASHES[len(lines) % len(_DASHES)]
-        label = f"{row.name} ({format_bits(row.bits)} bits)"
+        label = f"{row.name} ({row.width} bits)"
         lines.append(draw(value, color=style.REFERENCE, ls=dash, lw=1.0, zorder=1, label=label))
     return lines
 

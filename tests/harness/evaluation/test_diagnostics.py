@@ -129,7 +129,7 @@ def test_the_first_seed_is_diagnosed_and_steps_are_shared(write: Any) -> None:
     }
     assert steps == {
         "BitDistiller": ["full precision", "clip", "cakld"],
-        "BF16": [],
+        "FP32": [],
         "RTN": ["full precision"],
         "AWQ-clip": ["full precision", "clip"],
         "AWQ": ["full precision", "awq"],

@@ -11,6 +11,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from harness.core.errors import ModelError
@@ -24,8 +25,10 @@ def _turned(weight: Tensor, heads: int) -> Tensor:
     return parts.transpose(1, 2).reshape(weight.shape)
 
 
-def write_gguf(model: Model, path: Path) -> None:
-    """A Llama with a byte-level BPE as an F32 GGUF file."""
+def write_gguf(
+    model: Model, path: Path, kind: GGMLQuantizationType = GGMLQuantizationType.F32
+) -> None:
+    """A Llama with a byte-level BPE as a GGUF file whose blocks' matrices are of a kind."""
     config, tensors = model.network.config, model.network.state_dict()
     out = gguf.GGUFWriter(path, "llama")
     out.add_context_length(config.max_position_embeddings)
@@ -66,7 +69,12 @@ def write_gguf(model: Model, path: Path) -> None:
         for ours, theirs in names.items():
             weight = tensors[f"model.layers.{layer}.{ours}.weight"]
             weight = _turned(weight, heads[ours]) if ours in heads else weight
-            out.add_tensor(f"blk.{layer}.{theirs}.weight", weight.contiguous().numpy())
+            data, is_matrix = weight.contiguous().numpy(), weight.ndim > 1
+            if is_matrix and kind is not GGMLQuantizationType.F32:
+                codes = gguf.quantize(data, kind)
+                out.add_tensor(f"blk.{layer}.{theirs}.weight", codes, raw_dtype=kind)
+            else:
+                out.add_tensor(f"blk.{layer}.{theirs}.weight", data)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
