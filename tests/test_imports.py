@@ -19,6 +19,7 @@ FROM_METHODS = {
     "harness.method",
     "harness.models",
     "harness.models.dry_run",
+    "harness.models.rehearsal",
     "harness.models.tensors",
 }
 

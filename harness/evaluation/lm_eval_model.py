@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.core.errors import ModelError
 from harness.evaluation.task_files import NO_FIRST_TOKEN, count_room
-from harness.models import Model, run_finite
+from harness.models import Model, carries_states, run_finite
 
 
 class CheckedLM(HFLM):  # type: ignore[misc]
@@ -41,6 +41,12 @@ class CheckedLM(HFLM):  # type: ignore[misc]
 
     def _model_generate(self, *arguments: Any, **options: Any) -> Tensor:
         return run_finite(self.checked, partial(super()._model_generate, *arguments, **options))
+
+    def generate_until(self, *arguments: Any, **options: Any) -> list[str]:
+        if carries_states(self.checked.network):  # padding before a prompt would change them
+            self.batch_size_per_gpu = 1
+        answers: list[str] = super().generate_until(*arguments, **options)
+        return answers
 
     def _loglikelihood_tokens(self, *arguments: Any, **options: Any) -> list[tuple[float, bool]]:
         answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(*arguments, **options)

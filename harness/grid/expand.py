@@ -26,7 +26,7 @@ from typing import Any
 from harness.config.document import Document
 from harness.core.errors import BitgridError, TextError, nearest
 from harness.core.misfit import Where
-from harness.core.stage import Stage
+from harness.core.stage import Stage, closure
 from harness.data import hub
 from harness.evaluation.diagnostics import DIAGNOSTICS, Facts, build_diagnostics, find_options
 from harness.evaluation.evaluations import find_evaluation
@@ -36,6 +36,7 @@ from harness.grid.points import Point, list_points
 from harness.grid.reading import read_grid, read_named
 from harness.grid.schema import GridFile
 from harness.models import Model, pretrained, read_layer_shapes
+from harness.models.rehearsal import rehearse
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,15 @@ def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[
     try:
         base = pretrained(source, file.dtype, file.trust_remote_code, file.attention)
         shapes = read_layer_shapes(source, file.trust_remote_code)
+        rehearse(base)
     except BitgridError as error:
         place: Where = ("vary", "model") if "model" in file.vary else ("model",)
         raise document.error(place, str(error)) from None
     try:
         point.method.check(shapes)
         model = point.method.build(base, seed)
+        for stage in closure([model]):
+            rehearse(stage)
     except BitgridError as error:
         raise document.error(contender.where, f"{contender.label}: {error}") from None
     scores = []

@@ -13,7 +13,8 @@ from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from harness.core.errors import ModelError
 
@@ -104,6 +105,22 @@ def run_trunk(network: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
         options = {name: option for name, option in options.items() if name in known}
     states: Tensor = trunk(input_ids=ids, **options)[0]
     return states
+
+
+def find_cache_name(network: PreTrainedModel) -> str | None:
+    """What a trunk calls the cache that it takes; None where that is not the library's general
+    one."""
+    known = signature(find_trunk(network)[1].forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in known), None)
+
+
+def carries_states(network: PreTrainedModel) -> bool:
+    """Whether layers carry a state from token to token, which padding before a text may change:
+    those of state-space models and of linear attention."""
+    layers = DynamicCache(config=network.config).layers
+    return find_cache_name(network) is None or any(
+        isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers
+    )
 
 
 def _find_name(network: nn.Module, module: nn.Module) -> str:

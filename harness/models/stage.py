@@ -56,7 +56,11 @@ class Pretrained(Stage[Model]):
     @property
     def caveat(self) -> str | None:
         """What must be known of every score of the model, in words."""
-        told = (sources.find_source(self.source).caveat, self._tell_storage())
+        told = (
+            sources.find_source(self.source).caveat,
+            self._tell_storage(),
+            self._tell_part(),
+        )
         return ". ".join(filter(None, told)) or None
 
     @property
@@ -107,6 +111,13 @@ class Pretrained(Stage[Model]):
         """That it was published in few bits, or in more than it is computed in."""
         storage, dtype = self.storage, self._computed_dtype()
         return None if storage is None else storage.tell(self.source, dtype)
+
+    def _tell_part(self) -> str | None:
+        """That it is the language model of something larger."""
+        config = sources.config(self.source, self.digest, self.trust_remote_code)
+        if read_text_config(config) is config:
+            return None
+        return f"The language model of {config.model_type}; no other part is used or quantised"
 
     def context(self) -> int | None:
         """As `Model.context`."""

@@ -15,15 +15,14 @@ Not here: what is written about, and what of it is learnt (`data`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from inspect import signature
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DynamicLayer
 
 from harness.core.errors import ModelError
-from harness.models import Model, find_trunk, read_text_config, run_trunk
+from harness.models import Model, carries_states, find_cache_name, run_trunk
 from methods.training.forward import run_head
 
 _MOST_ROWS = 256
@@ -49,56 +48,87 @@ def write(
     runs, so that all rows go on from one column; rows that ended are dropped from the batch once
     they are a quarter of it.
     """
-    device, network, length = teacher.device, teacher.network, chances.shape[1]
-    ending = stops(teacher).to(device)
+    network, length = teacher.network, chances.shape[1]
+    ending = stops(teacher)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    width = int(lengths.max())
     rows = len(prompts)
     result = torch.zeros(rows, length, dtype=torch.int64)
     ends = torch.full((rows,), length)
-    line = torch.zeros(rows, width, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
-        line[row, width - len(prompt) :] = torch.tensor(prompt)
         result[row, : len(prompt)] = torch.tensor(prompt)
-    seen = torch.arange(width) >= width - lengths[:, None]
-    position = (seen.cumsum(1) - 1).clamp(min=0)
     alive, at = torch.arange(rows), lengths.clone()  # rows of the batch; each one's next column
     ended = torch.zeros(rows, dtype=torch.bool)
-    tokens, seen, position = line.to(device), seen.to(device), position.to(device)
-    ragged = bool((lengths != width).any())
-    cache_name, cache = find_cache_name(network), _cache(network.config)
+    batch = _Batch(network, prompts, length)
     for step in range(length):
-        states = run_trunk(
-            network,
-            tokens,
-            attention_mask=seen if ragged else None,
-            position_ids=position,
-            use_cache=True,
-            **{cache_name: cache},
-        )[:, -1]
-        uniform = chances[alive, at.clamp(max=length - 1)].to(device)
-        likeliest = (at - lengths[alive] < greedy[alive]).to(device)
+        states = batch.read()
+        uniform = chances[alive, at.clamp(max=length - 1)].to(states.device)
+        likeliest = (at - lengths[alive] < greedy[alive]).to(states.device)
         picked = sample(run_head(network, states), uniform, likeliest, temperature, top_p)
-        live = ~ended
-        result[alive[live], at[live]] = picked.cpu()[live]
+        batch.append(picked)
+        written, live = picked.cpu(), ~ended
+        result[alive[live], at[live]] = written[live]
         at[live] += 1
-        now = live & (torch.isin(picked, ending).cpu() | (at >= length))
+        now = live & (torch.isin(written, ending) | (at >= length))
         ends[alive[now]] = at[now]
         ended |= now
         if bool(ended.all()):
             break
-        position = position[:, -1:] + 1
-        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
         if int(ended.sum()) * 4 >= len(ended):
             where = (~ended).nonzero().squeeze(1)
             alive, at, ended = alive[where], at[where], ended[where]
-            where = where.to(device)
-            picked, seen, position = picked[where], seen[where], position[where]
-            cache.reorder_cache(where)
-        tokens, position = picked[:, None], position.clamp(max=length - 1)
+            batch.keep(where)
         if step % 16 == 15:
             tell(rows * step // length)
     return result, ends
+
+
+class _Batch:
+    """Texts that a network reads together, each token once. They stand flush right; `length` is the
+    longest that they become."""
+
+    def __init__(
+        self, network: PreTrainedModel, texts: Sequence[Sequence[int]], length: int
+    ) -> None:
+        name = find_cache_name(network)
+        if name is None:
+            raise ModelError(f"{type(network).__name__} has a cache of a kind of its own")
+        self.network, self.length, self.cache_name = network, length, name
+        self.cache = _cache(network.config)
+        lengths = torch.tensor([len(text) for text in texts])
+        width = int(lengths.max())
+        tokens = torch.zeros(len(texts), width, dtype=torch.int64)
+        for row, text in enumerate(texts):
+            tokens[row, width - len(text) :] = torch.tensor(text)
+        seen = torch.arange(width) >= width - lengths[:, None]
+        position = (seen.cumsum(1) - 1).clamp(min=0)
+        self.ragged = bool((lengths != width).any())
+        device = network.device
+        self.tokens, self.seen, self.position = (t.to(device) for t in (tokens, seen, position))
+
+    def read(self) -> Tensor:
+        """The state of each text's last token: (B, D)."""
+        return run_trunk(
+            self.network,
+            self.tokens,
+            attention_mask=self.seen if self.ragged else None,
+            position_ids=self.position,
+            use_cache=True,
+            **{self.cache_name: self.cache},
+        )[:, -1]
+
+    def append(self, tokens: Tensor) -> None:
+        """One more token for each text: (B,) int64. It is read next, and those before not again."""
+        self.tokens = tokens[:, None]
+        self.seen = torch.cat([self.seen, self.seen.new_ones(len(tokens), 1)], dim=1)
+        self.position = (self.position[:, -1:] + 1).clamp(max=self.length - 1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the texts only."""
+        rows = rows.to(self.tokens.device)
+        self.tokens, self.seen, self.position = (
+            tensor[rows] for tensor in (self.tokens, self.seen, self.position)
+        )
+        self.cache.reorder_cache(rows)
 
 
 def sample(
@@ -170,22 +200,28 @@ def _cache(config: object) -> DynamicCache:
     return cache
 
 
-def find_cache_name(network: PreTrainedModel) -> str:
-    """What a network calls the cache that its trunk takes. Raises ModelError where that is one of
-    its own kind, whose rows cannot be picked."""
-    known = signature(find_trunk(network)[1].forward).parameters
-    if name := next((name for name in ("past_key_values", "cache_params") if name in known), None):
-        return name
-    raise ModelError(
-        f"{type(network).__name__} cannot write training data: its cache is of a kind of its own"
-    )
-
-
-def has_states(network: PreTrainedModel) -> bool:
-    """Whether layers carry a state along, which padding before a text would change: those of
-    state-space models and of linear attention."""
-    layers = _cache(network.config).layers
-    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+@torch.inference_mode()
+def check_writing(model: Model) -> None:
+    """Raise ModelError where texts that are read together, token by token, get other states than
+    each as a whole: a cache may have a fault, and padding may be seen."""
+    lengths, longest = torch.tensor([3, 3, 5]), 13
+    count = min(model.vocabulary, 256)
+    texts = torch.randint(count, (3, longest), generator=torch.Generator().manual_seed(0))
+    whole = [run_trunk(model.network, text[None])[0] for text in texts]
+    for rows in split_rows(model, lengths, len(texts)):
+        begins = lengths[rows]
+        prompts = [texts[row, :begin].tolist() for row, begin in zip(rows, begins, strict=True)]
+        batch = _Batch(model.network, prompts, longest)
+        for step in range(longest - int(begins.max())):
+            states = batch.read()
+            wanted = torch.stack(
+                [whole[row][at] for row, at in zip(rows, begins + step - 1, strict=True)]
+            )
+            if not torch.allclose(states, wanted, rtol=0, atol=1e-3 * float(wanted.std())):
+                raise ModelError(
+                    f"{type(model.network).__name__} has other states with its cache than without"
+                )
+            batch.append(texts[rows, begins + step])
 
 
 def split_rows(teacher: Model, lengths: Tensor, at_once: int) -> Iterator[Tensor]:
@@ -193,7 +229,7 @@ def split_rows(teacher: Model, lengths: Tensor, at_once: int) -> Iterator[Tensor
     together, so that little is padding; none where padding would change what is written."""
     rows = lengths.argsort(stable=True)
     groups: Sequence[Tensor] = [rows]
-    if has_states(teacher.network):
+    if carries_states(teacher.network):
         groups = rows.split(lengths.unique(return_counts=True)[1].tolist())
     for group in groups:
         yield from group.split(at_once)
@@ -201,19 +237,21 @@ def split_rows(teacher: Model, lengths: Tensor, at_once: int) -> Iterator[Tensor
 
 def rows_at_once(teacher: Model, length: int, device: str) -> int:
     """How many sequences are written together, whose keys and values have a fixed size at most."""
-    return max(
-        1, min(_MOST_ROWS, _CACHE.get(device, _CACHE["cpu"]) // (cache_bytes(teacher) * length))
-    )
+    limit = _CACHE.get(device, _CACHE["cpu"])
+    return max(1, min(_MOST_ROWS, limit // max(1, cache_bytes(teacher) * length)))
 
 
+@torch.inference_mode()
 def cache_bytes(teacher: Model) -> int:
     """Of the keys and values of a token."""
-    config = read_text_config(teacher.network.config)
-    heads = getattr(config, "num_attention_heads", None) or 1  # none in a state-space model
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    heads = getattr(config, "num_key_value_heads", None) or heads
-    layers: int = config.num_hidden_layers
-    return 2 * layers * heads * width * teacher.network.dtype.itemsize
+    network = teacher.network
+    if (name := find_cache_name(network)) is None:
+        return 0
+    cache = DynamicCache(config=network.config)
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=network.device)
+    run_trunk(network, ids, use_cache=True, **{name: cache})
+    held = [getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values")]
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def stops(teacher: Model) -> Tensor:

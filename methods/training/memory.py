@@ -78,8 +78,8 @@ def of_generation(stage: data.Generate, gpus: int | None = None, device: str = "
         with torch.no_grad():
             states = run_trunk(model.network, make_ids(rows, min(_PROMPT, stage.length)))
             forward.run_head(model.network, states[:, -1])
+        cached = rows * stage.length * generation.cache_bytes(model)
     peak = live.peak()
-    cached = rows * stage.length * generation.cache_bytes(model)
     drawn = _SAMPLING * 4 * rows * model.vocabulary
     return dataclasses.replace(peak, other=peak.other + cached + drawn)
 

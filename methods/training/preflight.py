@@ -22,7 +22,7 @@ def check_inputs(student: Model, teacher: Model | None, tokens: Tokens) -> None:
     for model in models:
         if model.context is not None and length > model.context:
             raise TextError(f"sequences of {length} tokens: the model's context is {model.context}")
-        _check_split(model)
+        check_split(model)
     if int(tokens.ids.max()) >= vocabulary:
         raise ModelError(
             f"the training data hold token {int(tokens.ids.max())}, the student knows {vocabulary}"
@@ -35,7 +35,7 @@ def check_inputs(student: Model, teacher: Model | None, tokens: Tokens) -> None:
 
 
 @torch.no_grad()
-def _check_split(model: Model) -> None:
+def check_split(model: Model) -> None:
     """Raise ModelError where trunk and head, run apart, are not the whole network: training would
     silently be about another model."""
     network = model.network

@@ -314,7 +314,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         layer_types=["conv", "full_attention"],
         num_dense_layers=1,
     ),
-    "xlstm": _of("xlstm", num_heads=4),
+    "xlstm": _of("xlstm", num_heads=4, qk_dim_factor=1.0),
     # With a vision tower: the language model's blocks are meant.
     "gemma3": _seeing(
         "gemma3",

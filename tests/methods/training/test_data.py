@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import methods.training.generation
 from harness.core.errors import BitgridError, TextError
@@ -85,14 +84,11 @@ def test_how_many_are_written_together_follows_from_model_length_and_kind_of_dev
         raise AssertionError("asks for free memory")
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", asked)
-    large = SimpleNamespace(
-        network=SimpleNamespace(
-            dtype=torch.bfloat16,
-            config=LlamaConfig(num_hidden_layers=32, hidden_size=4096, num_attention_heads=32),
-        )
-    )
+    with torch.device("meta"):
+        network = LlamaForCausalLM(LlamaConfig())  # of 7B: 32 layers of 4096
+    large = Model(network.to(torch.bfloat16), llama.tokenizer)
     at_once = methods.training.generation.rows_at_once
-    assert [at_once(large, 1024, kind) for kind in ("cpu", "cuda")] == [4, 16]  # type: ignore[arg-type]
+    assert [at_once(large, 1024, kind) for kind in ("cpu", "cuda")] == [4, 16]
     assert [at_once(llama, 40, kind) for kind in ("cpu", "cuda")] == [256, 256]
 
 

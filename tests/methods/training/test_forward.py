@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.models import Model, run_trunk
+from harness.models import Model, carries_states, run_trunk
 from methods.training import generation
 from methods.training.forward import Labels, measure_labels, run_head, token_nll
 from tests.support.architectures import ARCHITECTURES, make
@@ -62,7 +62,7 @@ def test_batches_write_what_each_text_alone_would(name: str) -> None:
     assert sorted(torch.cat(batches).tolist()) == [0, 1, 2, 3]
     for rows in batches:
         picked = [prompts[row] for row in rows]
-        if generation.has_states(model.network):
+        if carries_states(model.network):
             assert len({len(prompt) for prompt in picked}) == 1
         greedy = torch.zeros(len(rows), dtype=torch.int64)
         ids, ends = generation.write(model, picked, greedy, chances[rows], 1.0, 1.0, _ignore)

@@ -1,0 +1,25 @@
+"""Tried before a model is read: whether AWQ's scales can be folded into it.
+
+Not here: the twins on which that is tried (`harness.models.rehearsal`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from harness.models import Pretrained, find_pretrained
+from harness.models.rehearsal import find_twin, rehearse
+from methods.quantization.awq import ScaleSearch, find_foldable
+
+
+@rehearse.register
+def of_scale_search(stage: ScaleSearch) -> None:
+    """Raises ModelError, naming the class, where `find_foldable` does."""
+    if (base := find_pretrained(stage.model)) is not None:
+        _check_foldable(base)
+
+
+@cache
+def _check_foldable(base: Pretrained) -> None:
+    if (twin := find_twin(base)) is not None:
+        find_foldable(twin)

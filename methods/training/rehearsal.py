@@ -1,0 +1,51 @@
+"""Tried before a model is read: whether it can write training data, and be trained.
+
+Not here: the twins on which that is tried (`harness.models.rehearsal`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from harness.core.errors import ModelError, first_line
+from harness.models import Pretrained, find_pretrained
+from harness.models.rehearsal import find_twin, rehearse
+from methods.training.data import Generate
+from methods.training.generation import check_writing
+from methods.training.preflight import check_split
+from methods.training.train import Train
+
+
+@rehearse.register
+def of_generation(stage: Generate) -> None:
+    """Raises ModelError where what the teacher writes would not be its own."""
+    if (base := find_pretrained(stage.teacher)) is not None:
+        _check_writing(base)
+
+
+@rehearse.register
+def of_training(stage: Train) -> None:
+    """Raises ModelError where student or teacher cannot be run as training runs them."""
+    for model in (stage.student, stage.teacher):
+        if model is not None and (base := find_pretrained(model)) is not None:
+            _check_split(base)
+
+
+@cache
+def _check_split(base: Pretrained) -> None:
+    if (twin := find_twin(base)) is not None:
+        check_split(twin)
+
+
+@cache
+def _check_writing(base: Pretrained) -> None:
+    if (twin := find_twin(base)) is None:
+        return
+    try:
+        check_writing(twin)
+    except Exception as error:  # of any class: the model's own code runs
+        name = type(twin.network).__name__
+        why = str(error) if isinstance(error, ModelError) else f"{name}: {first_line(error)}"
+        raise ModelError(
+            f"the model cannot write training data: {why}; data: ground-truth needs none"
+        ) from error
