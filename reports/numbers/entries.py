@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from harness.core.records import PROTOCOL, ReportOptions
 from reports.numbers import stats
 from reports.numbers.columns import Column, format_bits, get_protocol
 from reports.numbers.naming import format_setting
+from reports.numbers.variance import Models, average_models, have_same_items
 from reports.reading.items import ItemIndex, Items
 
 REFERENCE_BITS = 16
@@ -34,12 +35,14 @@ class Entry:
     se: float | None = None  # over items, mean over models
     n: int = 1  # distinct models
     marks: tuple[str, ...] = ()
-    best: bool = False  # of its group
-    second: bool = False
-    tied: bool = False  # not distinguishable from the best
-    p: float | None = None  # of being as good as the best, corrected; None where not compared
+    best: bool = False  # of its group: cannot be told from the best, while others can
+    second: bool = False  # by its digits, where nothing of the group was tested
+    rank: tuple[int, int] | None = None  # in its group, simultaneous 95 %; None where untested
+    p: float | None = None  # smallest against the better ones, corrected; None where none is
+    untested: str = ""  # why it has no rank
     interval: tuple[float, float] | None = None  # 95 % over items
-    items: tuple[Items, ...] = field(default=(), compare=False, repr=False)  # mean over models
+    fixed: bool = False  # one model, whatever the seed
+    items: Models = field(default_factory=dict, compare=False, repr=False)  # by seed, of a mean
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ def make_rows(
             rows = column.select(cells)
             marks = _marks(rows, protocol, notes)
             models = [[record] for record in _distinct(rows)]
-            entries.append(_entry(models, marks, index, options) if models else None)
+            entry = _entry(models, marks, index, options) if models else None
+            several = len(models) == 1 and rows["seed"].nunique() > 1
+            entries.append(replace(entry, fixed=several) if entry else None)
         weight = cells.drop_duplicates("model_key")["bits_per_weight"].mean()
         table.append(
             Row(
@@ -150,6 +155,7 @@ def _average(
         for record in _distinct(rows):
             models.setdefault(record["model_key"], []).append(record)
     complete = [records for records in models.values() if len(records) == len(parts)]
+    several = len(models) == 1 and cells["seed"].nunique() > 1
     if not complete:
         return None
     marks = sorted(
@@ -161,7 +167,7 @@ def _average(
             if mark in notes.unlike
         }
     )
-    return _entry(complete, marks, index, options)
+    return replace(_entry(complete, marks, index, options), fixed=several)
 
 
 def _entry(
@@ -170,7 +176,8 @@ def _entry(
     """Of one row a task for each model."""
     values = [math.fsum(record["value"] for record in rows) / len(rows) for rows in models]
     median = options.aggregate == "median"
-    items = _together(models, index) if not median or len(models) == 1 else ()
+    by_seed = _find_items(models, index) if not median or len(models) == 1 else {}
+    items = average_models(by_seed)
     errors = [record["stderr"] for rows in models for record in rows]
     error = math.fsum(errors) / len(errors) if len(errors) == len(models) else math.nan
     error = _error(items) if math.isnan(error) else error
@@ -185,24 +192,19 @@ def _entry(
         n=len(models),
         marks=tuple(marks),
         interval=_interval(models, items),
-        items=items,
+        items=by_seed,
     )
 
 
-def _together(models: list[list[_Record]], index: ItemIndex) -> tuple[Items, ...]:
-    """Each item's mean over models; none where a model's are missing or are other items."""
-    by_model = []
-    for rows in models:
+def _find_items(models: list[list[_Record]], index: ItemIndex) -> Models:
+    """By model; none where a model's are missing or are other items than the first one's."""
+    by_model: dict[int, tuple[Items, ...]] = {}
+    for number, rows in enumerate(models):
         parts = [index.behind(record) for record in rows]
-        by_model.append([i.weighted(1 / len(rows)) for part in parts if part for i in part])
-        if not all(parts) or not all(map(Items.alike, by_model[-1], by_model[0])):
-            return ()
-        if len(by_model[-1]) != len(by_model[0]):
-            return ()
-    return tuple(
-        Items(same[0].task, same[0].numbers, np.mean([i.scores for i in same], 0), same[0].weight)
-        for same in zip(*by_model, strict=True)
-    )
+        if not all(parts):
+            return {}
+        by_model[number] = tuple(i.weighted(1 / len(rows)) for part in parts if part for i in part)
+    return by_model if have_same_items([by_model]) else {}
 
 
 def _error(items: Sequence[Items]) -> float:

@@ -1,72 +1,143 @@
-"""What stands out among the numbers of a group: the best, the second, and who ties with the best.
+"""What stands out among the numbers of a group: the best ones, and the ranks that each may have.
 
-Best and second are decided on the digits shown, within a group of at least two numbers (three for
-a second); equal digits share. A number measured otherwise than its column does not compete.
+A group is the rows of one width in one column. Each two of its numbers with the same items are
+tested for equal expected scores, and the p-values corrected by Holm: of all tasks of the table
+together, and of the averages, which follow from them, together. From the tests follow
 
-Whoever is not best is tested against the best on the same items, and is *tied* where p, corrected
-by Holm for all comparisons of the table, is not below 0.05. Seeds are held fixed: an item's score
-is its mean over a method's models. What differs between seeds is for ± and `effects`.
+- a number's ranks: after all that are better, before all that are worse, so that all ranks of the
+  table hold together with 95 %;
+- the best: all numbers that may have rank 1, hence a set that has the truly best one in it with
+  95 %, whichever was measured best. Where all may have it none is marked.
+
+Seeds and items both vary (`variance`): the variance over seeds is pooled over the methods of a
+group that have several. Where no method has, seeds are held fixed, and `Ranked` says so.
+Perplexities are compared by their logarithms, the mean losses.
+
+Where nothing of a group could be tested, best and second are decided on the digits shown, within at
+least two numbers (three for a second); equal digits share. A number measured otherwise than its
+column does not compete.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
+from scipy import stats as scipy_stats
 
 from reports.numbers import stats
 from reports.numbers.columns import Column, format_number
 from reports.numbers.entries import Entry, Notes, Row
+from reports.numbers.variance import (
+    Models,
+    average_models,
+    combine,
+    compute_item_variance,
+    have_same_items,
+)
 from reports.reading.items import Items
 
 ALPHA = 0.05
-MCNEMAR = "McNemar's exact test"
-BOOTSTRAP = f"paired bootstrap over items ({stats.RESAMPLES:,} resamples)"
+MCNEMAR = "McNemar's exact test over items"
+SIGN_FLIP = "a sign-flip test over items"
+SEEDS = "a t-test over seeds and items"
+
+_Place = tuple[int, int]  # row, column
+_Group = dict[_Place, Entry]
 
 
 @dataclass(frozen=True)
 class Ranked:
     rows: tuple[Row, ...]
-    comparisons: int  # with a best number, those whose p was corrected together
+    comparisons: int  # of two numbers
     tests: tuple[str, ...]  # that were used
+    seeds_fixed: bool  # whether some methods were compared as the one model that each has
+
+
+@dataclass(frozen=True)
+class _Test:
+    """Of two numbers of a group."""
+
+    better: _Place
+    worse: _Place
+    p: float
+    name: str
+    seeds_fixed: bool
 
 
 def rank(table: Sequence[Row], columns: Sequence[Column], decimals: int, notes: Notes) -> Ranked:
-    """The same rows, with best, second, p and tied filled in."""
+    """The same rows, with best, second, rank, p and untested filled in."""
     entries = {(r, c): entry for r, row in enumerate(table) for c, entry in enumerate(row.entries)}
-    tested: dict[tuple[int, int], tuple[float, str]] = {}
+    groups: list[tuple[Column, _Group, list[_Test]]] = []
     for index, column in enumerate(columns):
         for bits in dict.fromkeys(row.bits for row in table):
             group = {
                 (r, index): entry
                 for r, row in enumerate(table)
-                if row.bits == bits and (entry := row.entries[index]) and _competes(entry, notes)
+                if row.bits == bits and (entry := row.entries[index])
             }
-            entries |= (group := dict(_placed(group, column, decimals)))
-            tested |= dict(_tested(group, column))
-    corrected = stats.holm([p for p, _ in tested.values()])
-    for place, p in zip(tested, corrected, strict=True):
-        entry = entries[place]
-        assert entry is not None
-        entries[place] = replace(entry, p=p, tied=p >= ALPHA)
+            rivals = {place: e for place, e in group.items() if _competes(e, notes)}
+            for place in group.keys() - rivals.keys():
+                entries[place] = replace(group[place], untested="measured otherwise")
+            groups.append((column, rivals, list(_test_pairs(rivals, column))))
+    corrected = _correct(groups)
+    for column, group, tests in groups:
+        known = {test: corrected[test] for test in tests}
+        if tests:
+            entries |= _place_by_tests(group, known)
+        else:
+            entries |= dict(_place_by_digits(group, column, decimals))
+    names = {test.name for test in corrected}
     return Ranked(
         rows=tuple(
             replace(row, entries=tuple(entries[r, c] for c in range(len(columns))))
             for r, row in enumerate(table)
         ),
-        comparisons=len(tested),
-        tests=tuple(t for t in (MCNEMAR, BOOTSTRAP) if t in {test for _, test in tested.values()}),
+        comparisons=len(corrected),
+        tests=tuple(name for name in (MCNEMAR, SIGN_FLIP, SEEDS) if name in names),
+        seeds_fixed=any(test.seeds_fixed for test in corrected),
     )
 
 
-_Group = dict[tuple[int, int], Entry]
+def _correct(groups: Sequence[tuple[Column, _Group, list[_Test]]]) -> dict[_Test, float]:
+    """Test -> its p by Holm, among tasks or among averages."""
+    corrected: dict[_Test, float] = {}
+    for is_average in (False, True):
+        tests = [t for c, _, own in groups if (c.task is None) == is_average for t in own]
+        corrected |= dict(zip(tests, stats.holm([test.p for test in tests]), strict=True))
+    return corrected
 
 
-def _placed(
+def _place_by_tests(group: _Group, corrected: Mapping[_Test, float]) -> _Group:
+    told = [test for test, p in corrected.items() if p < ALPHA]
+    compared = {place for test in corrected for place in (test.better, test.worse)}
+    ranks = {
+        place: (
+            1 + sum(test.worse == place for test in told),
+            len(group) - sum(test.better == place for test in told),
+        )
+        for place in compared
+    }
+    selective = any(low > 1 for low, _ in ranks.values())
+    placed = {}
+    for place, entry in group.items():
+        against = [p for test, p in corrected.items() if test.worse == place]
+        placed[place] = replace(
+            entry,
+            rank=ranks.get(place),
+            best=selective and ranks.get(place, (0, 0))[0] == 1,
+            p=min(against, default=None),
+            untested="" if place in compared else _explain(entry),
+        )
+    return placed
+
+
+def _place_by_digits(
     group: _Group, column: Column, decimals: int
-) -> Iterator[tuple[tuple[int, int], Entry]]:
+) -> Iterator[tuple[_Place, Entry]]:
     shown = {
         place: float(format_number(entry.mean, column, decimals)) for place, entry in group.items()
     }
@@ -75,29 +146,66 @@ def _placed(
     for place, entry in group.items():
         best = len(group) > 1 and shown[place] == order[0]
         second = len(group) > 2 and alone and shown[place] == order[1]
-        yield place, replace(entry, best=best, second=second)
+        why = _explain(entry) if len(group) > 1 else "alone in its group"
+        yield place, replace(entry, best=best, second=second, untested=why)
 
 
-def _tested(group: _Group, column: Column) -> Iterator[tuple[tuple[int, int], tuple[float, str]]]:
-    """(p, test) of every number that is not best and has the best one's items."""
-    best = [entry for entry in group.values() if entry.best]
-    if not best:
-        return
-    winner = (max if column.higher else min)(best, key=lambda entry: entry.mean)
-    for place, entry in group.items():
-        same = len(entry.items) == len(winner.items) > 0
-        if not entry.best and same and all(map(Items.alike, entry.items, winner.items)):
-            yield place, _test(entry.items, winner.items)
+def _explain(entry: Entry) -> str:
+    return "no other has its items" if entry.items else "its items are not known"
 
 
-def _test(ours: Sequence[Items], theirs: Sequence[Items]) -> tuple[float, str]:
-    if len(ours) == 1 and all(np.isin(i.scores, (0, 1)).all() for i in (*ours, *theirs)):
-        return stats.mcnemar(ours[0].scores, theirs[0].scores), MCNEMAR
+def _test_pairs(group: _Group, column: Column) -> Iterator[_Test]:
+    """Each two numbers that have the same items."""
+    means = {place: _compute_means(entry.items) for place, entry in group.items()}
+    squares = sum(float(((m - m.mean()) ** 2).sum()) for m in means.values() if len(m))
+    df = sum(max(len(each) - 1, 0) for each in means.values())
+    seeds = squares / df if df else 0.0
+    for left, right in combinations(group, 2):
+        ours, theirs = group[left], group[right]
+        if not have_same_items([ours.items, theirs.items]) or not ours.items or not theirs.items:
+            continue
+        ahead = means[left].mean() - means[right].mean()
+        better, worse = (left, right) if (ahead > 0) == column.higher else (right, left)
+        part = seeds * sum(1 / len(e.items) for e in (ours, theirs) if not e.fixed)
+        p, name = _test(ours.items, theirs.items, part, df)
+        one_seed = not df and not (ours.fixed and theirs.fixed)
+        yield _Test(better, worse, p, name, one_seed)
+
+
+def _test(ours: Models, theirs: Models, seeds: float, df: int) -> tuple[float, str]:
+    """p of equal expected scores, and the name of the test; `seeds`: the variance over seeds.
+
+    With seeds, never below the p over items alone.
+    """
+    pairs = list(zip(average_models(ours), average_models(theirs), strict=True))
     differences = [
-        replace(mine, scores=mine.scores - other.scores)
-        for mine, other in zip(ours, theirs, strict=True)
+        mine.weight / len(mine.scores) * (mine.scores - other.scores) for mine, other in pairs
     ]
-    return stats.bootstrap(differences).p, BOOTSTRAP
+    over_items = stats.sign_flip(np.concatenate(differences))
+    if seeds == 0:
+        binary = len(pairs) == 1 and all(np.isin(i.scores, (0, 1)).all() for i in pairs[0])
+        return over_items, MCNEMAR if binary else SIGN_FLIP
+    items = compute_item_variance([ours, theirs], paired=False)
+    contrast = np.array([1.0, -1.0])
+    combined = combine(
+        items=float(contrast @ items.total @ contrast),
+        item_df=float(items.df[0, 1]),
+        shared=float(contrast @ items.shared @ contrast),
+        seeds=seeds,
+        seed_df=df,
+    )
+    difference = math.fsum(float(each.sum()) for each in differences)
+    over_both = 2 * float(scipy_stats.t.sf(abs(difference) / combined.error, combined.df))
+    return max(over_items, over_both), SEEDS
+
+
+def _compute_means(models: Models) -> np.ndarray:
+    """The score of each model (S,), of perplexities the mean loss."""
+    return np.array([_compute_mean(items) for items in models.values()])
+
+
+def _compute_mean(items: Sequence[Items]) -> float:
+    return math.fsum(each.weight * float(each.scores.mean()) for each in items)
 
 
 def _competes(entry: Entry, notes: Notes) -> bool:

@@ -64,8 +64,9 @@ class Summary:
     names: dict[str, str]  # cell -> name of its row, also of cells that only have curves
     decimals: int  # of percentages
     remarks: tuple[Remark, ...] = ()  # what who made the grid says of it, and found in it
-    comparisons: int = 0  # with a best number, whose p-values were corrected together
+    comparisons: int = 0  # of two numbers of a group
     tests: tuple[str, ...] = ()  # those that were used
+    seeds_fixed: bool = False  # whether some methods were compared as the one model that each has
     model_facts: tuple[ModelFacts, ...] = ()  # where asked for
 
     @property
@@ -130,6 +131,7 @@ def summarise(export: Export) -> Summary:
         remarks=tuple(_remarks(export)),
         comparisons=ranked.comparisons,
         tests=ranked.tests,
+        seeds_fixed=ranked.seeds_fixed,
         model_facts=facts,
     )
 

@@ -5,11 +5,10 @@ Not here: how they are computed (`reports.numbers.effects`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from reports.numbers.effects import Effect
-from reports.numbers.stats import LEVEL, Interval
+from reports.numbers.effects import Effect, Status
+from reports.numbers.stats import Interval
 from reports.pages.sheet import MISSING, Cell, Sheet
 
 
@@ -20,30 +19,41 @@ def make_sheet(effects: Sequence[Effect], decimals: int) -> Sheet:
         rows = groups.setdefault((effect.label, effect.context, effect.setting), [])
         name = " ".join(part for part in (effect.label, effect.context) if part)
         change, low, high = (_shown(effect, value, decimals) for value in _ends(effect.difference))
-        known = not math.isnan(effect.difference.low)
+        known = not effect.untested
         rows.append(
             (
                 Cell(name),
                 Cell(f"{effect.baseline} → {effect.setting}"),
                 Cell(f"{effect.column.title} {'↑' if effect.column.higher else '↓'}"),
-                Cell(change, best=effect.p < 1 - LEVEL),
-                Cell(f"[{low}, {high}]" if known else MISSING),
-                Cell(f"{effect.p:.3f}" if known else MISSING),
+                Cell(change, best=effect.status is Status.DISTINGUISHED),
+                Cell(f"[{low}, {high}]" if known else effect.untested),
+                Cell(_show_p(effect.p) if known else MISSING),
+                Cell(_shown(effect, effect.visible, decimals).lstrip("+") if known else MISSING),
                 Cell(str(effect.difference.n)),
             )
         )
-    tested = sum(not math.isnan(effect.p) for effect in effects)
     return Sheet(
         name=f"effect-{effects[0].axis}",
         caption=(
-            f"The effect of {effects[0].axis}, all else paired: mean over seeds of the difference, "
-            "with Student's 95 % interval, scores in percentage points. p: paired t-test, "
-            f"Holm-corrected for {tested} comparisons; in bold below 0.05."
+            f"The effect of {effects[0].axis}, all else equal, scores in percentage points: least "
+            f"squares, score ~ setting + seed, over {_list_sources(effects)}; simultaneous 95 % "
+            "intervals by Dunnett, corrected by Bonferroni for columns and contexts, averages "
+            "apart from tasks. In bold where the interval excludes zero (p < 0.05). Visible: the "
+            "smallest true difference that would be found with a probability of 80 %."
         ),
-        head=("Method", "Change", "Column", "Difference", "95 % interval", "p", "Seeds"),
+        head=("Method", "Change", "Column", "Difference", "95 % interval", "p", "Visible", "Seeds"),
         groups=tuple(tuple(rows) for rows in groups.values()),
         left=3,
     )
+
+
+def _list_sources(effects: Sequence[Effect]) -> str:
+    """What varies: seeds, items or both."""
+    return " or over ".join(dict.fromkeys(e.over for e in effects if e.over)) or "seeds"
+
+
+def _show_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _ends(difference: Interval) -> tuple[float, float, float]:

@@ -182,8 +182,12 @@ def _behind(
     if entry.interval is not None:
         low, high = (format_number(end, column, decimals) for end in entry.interval)
         about.append(f"95 % interval over items: {low} to {high}.")
+    if entry.rank is not None:
+        about.append("Rank in its group: {}.".format("–".join(map(str, dict.fromkeys(entry.rank)))))
     if entry.p is not None:
-        about.append(f"Holm-corrected p of being as good as the best of its group: {entry.p:.2g}.")
+        about.append(f"Smallest corrected p against a better number of its group: {entry.p:.2g}.")
+    if entry.untested:
+        about.append(f"Not compared: {entry.untested}.")
     return {
         "value": entry.mean if math.isfinite(entry.mean) else None,
         "behind": " ".join(map(str, behind)),

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 
 from reports.numbers.columns import format_bits, format_number, name_task
 from reports.numbers.entries import Row
-from reports.numbers.ranking import ALPHA
 from reports.numbers.summary import Summary
 from reports.pages.published import Theirs
 from reports.pages.sheet import MISSING, Cell, Sheet
 
-TIED = "†"
+RANKED = ("rank_low", "rank_high", "p", "untested")  # columns of the CSV
 
 
 def make_sheet(summary: Summary) -> Sheet:
@@ -26,14 +25,12 @@ def make_sheet(summary: Summary) -> Sheet:
         tuple((*_stub(summary, row), *_numbers(summary, row)) for row in group)
         for group in summary.groups()
     ]
-    tied = any(e is not None and e.tied for row in summary.rows for e in row.entries)
-    note = (TIED, f"not distinguishable from the best of its group (p ≥ {ALPHA})")
     return Sheet(
         name=summary.grid.name,
         caption=make_caption(summary),
         head=tuple(_head(summary)),
         groups=tuple(groups),
-        notes=(*summary.notes, *([note] if tied else [])),
+        notes=summary.notes,
     )
 
 
@@ -41,7 +38,8 @@ def write_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None 
     """One line a row of the table.
 
     Of each column the number; `.sd` over models, `.se` over items, `.low` and `.high` of the 95 %
-    interval over items, `.n` models, `.p` of being as good as the best, corrected, and `.note`;
+    interval over items, `.n` models, `.rank_low` and `.rank_high` in the group, `.p` the smallest
+    against a better number of the group, corrected, `.untested` why there is no rank, and `.note`;
     where a paper prints figures `.published` and `.difference`, in the printed unit.
     """
     out = io.StringIO()
@@ -50,7 +48,7 @@ def write_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None 
     head += [each.column.name for each in summary.model_facts]
     note_texts = dict(summary.notes)
     for column in summary.columns:
-        parts = ("sd", "se", "low", "high", "n", "p", "note")
+        parts = ("sd", "se", "low", "high", "n", *RANKED, "note")
         name = column.name
         head += [name, *(f"{name}.{part}" for part in parts)]
         head += [f"{name}.published", f"{name}.difference"] if theirs else []
@@ -61,13 +59,15 @@ def write_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None 
         cells += [_exact(value) for value in row.facts]
         for place, entry in enumerate(row.entries):
             if entry is None:
-                cells += ["", "", "", "", "", 0, "", ""]
+                cells += ["", "", "", "", "", 0, *["" for _ in RANKED], ""]
             else:
                 low, high = entry.interval or (None, None)
                 cells += [_exact(value) for value in (entry.mean, entry.sd, entry.se, low, high)]
                 cells += [
                     entry.n,
+                    *(entry.rank or ("", "")),
                     _exact(entry.p),
+                    entry.untested,
                     "; ".join(note_texts[mark] for mark in entry.marks),
                 ]
             if theirs:
@@ -91,27 +91,37 @@ def list_explanations(summary: Summary, terminal: bool = False) -> list[str]:
     sentences = []
     if any(column.percent for column in summary.columns):
         sentences.append("Scores in percent.")
-    best = "Best of each group *" if terminal else "Best of each group in bold"
-    if any(entry.second for entry in entries) and not terminal:
-        best += ", second underlined"
-    sentences.append(f"{best}; bpw: bits per weight, scales and zero points counted.")
+    sentences += _explain_best(summary, terminal)
+    sentences.append("bpw: bits per weight, scales and zero points counted.")
     sentences += [each.description for each in summary.model_facts]
     average = next((column for column in summary.columns if column.task is None), None)
     scores = [column for column in summary.columns if column.higher and column.task is not None]
     if average is not None and {column.task for column in scores} != set(average.tasks):
         sentences.append(f"Average over {', '.join(name_task(task) for task in average.tasks)}.")
     sentences += _spreads(summary)
-    if summary.comparisons:
-        seeds = "an item's score is its mean over models, " if summary.several else ""
-        sentences.append(
-            f"Each number was compared with the best of its group on the same items by "
-            f"{' or '.join(summary.tests)}; {seeds}Holm-corrected for {summary.comparisons} "
-            "comparisons."
-        )
     if any(entry.se is not None for entry in entries):
         sentences.append("Standard errors over items are in the CSV (.se).")
     if any(None in row.entries for row in summary.rows):
         sentences.append("– is not measured; an average needs every task.")
+    return sentences
+
+
+def _explain_best(summary: Summary, terminal: bool) -> list[str]:
+    """What stands out, by which test, and what the test holds fixed."""
+    entries = [entry for row in summary.rows for entry in row.entries if entry is not None]
+    bold = "*" if terminal else "In bold"
+    if not summary.comparisons:
+        second = any(entry.second for entry in entries) and not terminal
+        return [f"{bold}: best of each group{', second underlined' if second else ''}; untested."]
+    sentences = [
+        f"{bold}: all that cannot be told from the best of their group; where nothing can be told "
+        "apart, none.",
+        f"Each two numbers of a group were tested for equal expected scores by "
+        f"{' or '.join(summary.tests)}; Holm-corrected for {summary.comparisons} comparisons, "
+        "averages apart from tasks.",
+    ]
+    if summary.seeds_fixed:
+        sentences.append("Seeds are held fixed: other seeds may tell otherwise.")
     return sentences
 
 
@@ -162,7 +172,7 @@ def _numbers(summary: Summary, row: Row) -> list[Cell]:
                 after=f"± {spread}" if known else "",
                 best=entry.best,
                 second=entry.second,
-                marks=(*entry.marks, *([TIED] if entry.tied else [])),
+                marks=entry.marks,
             )
         )
     return cells

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from reports.numbers.columns import Column, format_bits, format_number
-from reports.numbers.effects import compute_effects
+from reports.numbers.effects import Status, compute_effects
 from reports.numbers.entries import Row
 from reports.plots import data, style
 from reports.plots.context import Context, Plot
@@ -99,7 +99,10 @@ def draw_ablation(context: Context) -> Figure | None:
             difference, factor = effect.difference, get_scale(column)
             half = (difference.high - difference.low) / 2
             mean = Mean(factor * difference.mean, factor * half if math.isfinite(half) else 0.0)
-            significant = effect.p < 0.05
+            if effect.status is Status.UNTESTED:
+                _print(axes, at, "untested")
+                continue
+            significant = effect.status is Status.DISTINGUISHED
             look = Look(style.BETTER if effect.better else style.WORSE, "o")
             _dot(axes, at, mean, look if significant else Look(style.UNTOLD, "o"), False)
             _print(axes, at, f"{mean.mean:+.{1 if column.percent else 2}f}")

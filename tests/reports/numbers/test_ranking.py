@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from statsmodels.stats.multitest import multipletests
 
 from reports.numbers.entries import Entry
-from reports.numbers.ranking import BOOTSTRAP, MCNEMAR
-from reports.numbers.stats import RESAMPLES
+from reports.numbers.ranking import MCNEMAR, SEEDS, SIGN_FLIP
 from reports.numbers.summary import Summary
+from reports.numbers.variance import average_models
 from tests.support.synthetic_grids import TASKS, measured, row, summary_of, write
 
 GENERATOR = np.random.default_rng(5)
@@ -48,20 +49,33 @@ def test_second_is_underlined_among_three(tmp_path: Path) -> None:
     assert not any(e.second for r in tie.rows if (e := r.entries[0]))
 
 
+def exact(losses: int, gains: int) -> float:
+    return float(scipy_stats.binomtest(gains, losses + gains).pvalue)
+
+
 def test_mcnemar_with_holm(tmp_path: Path) -> None:
     each = {"Best": worse(0), "Near": worse(6, 3), "Far": worse(40, 2), "Middle": worse(12, 2)}
     summary = grid(tmp_path, each)
-    raw = [scipy_stats.binomtest(b, n).pvalue for b, n in ((3, 9), (2, 42), (2, 14))]
-    near, far, middle = (found(summary, name) for name in ("Near", "Far", "Middle"))
-    assert far.p == pytest.approx(3 * raw[1])
-    assert middle.p == pytest.approx(2 * raw[2]) and middle.p < 0.05
-    assert near.p == pytest.approx(raw[0])
-    assert [near.tied, far.tied, middle.tied] == [True, False, False]
-    assert found(summary, "Best").p is None and found(summary, "Best").best
-    assert (summary.comparisons, summary.tests) == (3, (MCNEMAR,))
+    # Best-Far 42, Best-Middle 14, Best-Near 9; Near-Far 34 + 1; Middle-Far 28; Near-Middle 7
+    raw = [exact(40, 2), exact(35, 0), exact(28, 0), exact(12, 2), exact(7, 0), exact(6, 3)]
+    corrected = multipletests(raw, method="holm")[1]
+    best, near, far, middle = (found(summary, name) for name in each)
+    assert far.p == pytest.approx(corrected[:3].min())
+    assert middle.p == pytest.approx(min(corrected[3], corrected[4])) and middle.p < 0.05
+    assert near.p == pytest.approx(corrected[5]) and best.p is None
+    assert [e.best for e in (best, near, far, middle)] == [True, True, False, False]
+    assert [e.rank for e in (best, near, far, middle)] == [(1, 2), (1, 2), (4, 4), (3, 3)]
+    assert (summary.comparisons, summary.tests, summary.seeds_fixed) == (6, (MCNEMAR,), True)
 
 
-def test_holm_counts_the_whole_table(tmp_path: Path) -> None:
+def test_where_nothing_can_be_told_apart_nothing_is_best(tmp_path: Path) -> None:
+    summary = grid(tmp_path, {"Best": worse(0), "Near": worse(1), "Next": worse(2)})
+    assert [found(summary, name).best for name in ("Best", "Near", "Next")] == [False] * 3
+    assert {found(summary, name).rank for name in ("Best", "Near", "Next")} == {(1, 3)}
+    assert not any(e.second for r in summary.rows for e in r.entries if e)
+
+
+def test_tasks_are_one_family_and_averages_another(tmp_path: Path) -> None:
     rows, items = [], []
     for task in TASKS:
         for label, flips in (("Best", 0), ("Other", 7)):
@@ -69,12 +83,57 @@ def test_holm_counts_the_whole_table(tmp_path: Path) -> None:
             rows.append(made)
             items.append(line)
     summary = summary_of(write(tmp_path, rows, items=items))
-    alone = scipy_stats.binomtest(0, 7).pvalue
-    assert alone < 0.05 / 3  # the average's p is smaller still
     assert summary.comparisons == 4
-    assert found(summary, "Other", 0).p == pytest.approx(3 * alone)
-    assert summary.tests == (MCNEMAR, BOOTSTRAP)
-    assert found(summary, "Other", 3).p == pytest.approx(4 * 2 / (RESAMPLES + 1))
+    assert found(summary, "Other", 0).p == pytest.approx(3 * exact(7, 0))
+    assert found(summary, "Other", 3).p == pytest.approx(exact(21, 0))  # of one size: exact
+    assert summary.tests == (MCNEMAR, SIGN_FLIP)
+
+
+@pytest.mark.parametrize("tasks", [2, 60])
+def test_marks_do_not_depend_on_how_many_are_compared(tmp_path: Path, tasks: int) -> None:
+    """Six comparisons a task: clear differences stay clear among 360."""
+    each = {"Best": worse(0), "Good": worse(1), "Bad": worse(60), "Worst": worse(120)}
+    made = [
+        measured([score + 0.001 * i for i, score in enumerate(scores)], label=label, task=f"t{t}")
+        for t in range(tasks)
+        for label, scores in each.items()
+    ]
+    summary = summary_of(write(tmp_path, [r for r, _ in made], items=[i for _, i in made]))
+    assert summary.comparisons == 6 * (tasks + 1)
+    for index in range(tasks):
+        ranks = [found(summary, label, index).rank for label in each]
+        assert ranks == [(1, 2), (1, 2), (3, 3), (4, 4)]
+        assert [found(summary, label, index).best for label in each] == [True, True, False, False]
+
+
+def seeded(folder: Path, spread: float, models: int = 3, fixed: bool = True) -> Summary:
+    """A deterministic method beside one whose seeds move all items together."""
+    made = []
+    for seed in range(models):
+        key = {"model_key": "one"} if fixed else {}
+        made.append(measured([float(x) for x in BEST], label="RTN", seed=seed, **key))
+        shift = spread * (seed - (models - 1) / 2)
+        wobble = np.random.default_rng(seed).normal(0, 0.01, 200)
+        made.append(measured([float(x) for x in BEST - 0.2 + shift + wobble], label="B", seed=seed))
+    return summary_of(write(folder, [r for r, _ in made], items=[i for _, i in made]))
+
+
+def test_seeds_vary_too(tmp_path: Path) -> None:
+    calm = seeded(tmp_path / "calm", 0.001)
+    assert (calm.tests, calm.seeds_fixed) == ((SEEDS,), False)
+    assert found(calm, "B").rank == (2, 2) and found(calm, "RTN").best
+    # The items alone would tell these apart; three seeds that vary so much do not.
+    wild = seeded(tmp_path / "wild", 0.2)
+    assert found(wild, "B").rank == found(wild, "RTN").rank == (1, 2)
+    differences = np.array([-0.4, -0.2, 0.0])
+    assert found(wild, "B").p == pytest.approx(
+        scipy_stats.ttest_1samp(differences, 0).pvalue, rel=0.05
+    )
+
+
+def test_one_seed_is_said_to_be_held_fixed(tmp_path: Path) -> None:
+    summary = seeded(tmp_path, 0.0, models=1, fixed=False)
+    assert summary.seeds_fixed and SEEDS not in summary.tests
 
 
 def test_over_seeds_items_are_averaged_first(tmp_path: Path) -> None:
@@ -82,13 +141,12 @@ def test_over_seeds_items_are_averaged_first(tmp_path: Path) -> None:
     made += [measured(worse(0), label="Best")]
     summary = summary_of(write(tmp_path, [r for r, _ in made], items=[i for _, i in made]))
     mixed = found(summary, "Mixed")
-    assert summary.tests == (BOOTSTRAP,)
-    assert mixed.n == 3
+    assert summary.tests == (SEEDS,) and mixed.n == 3
     mean = np.mean([worse(5), worse(9), worse(60)], axis=0)
-    assert np.array_equal(mixed.items[0].scores, mean)
+    assert np.array_equal(average_models(mixed.items)[0].scores, mean)
     low, high = mixed.interval or (0, 0)
     assert low < mixed.mean < high
-    assert mixed.p is not None and mixed.p < 0.05
+    assert mixed.p is not None and mixed.p > 0.05  # these seeds say little
 
 
 def test_an_average_has_error_and_interval_from_its_items(tmp_path: Path) -> None:
@@ -107,8 +165,8 @@ def test_perplexities_are_compared_by_window(tmp_path: Path) -> None:
     task = {"task": "testbed-ppl", "metric": "ppl"}
     made = [measured(list(map(float, s)), label=name, **task) for name, s in each.items()]
     summary = summary_of(write(tmp_path, [r for r, _ in made], items=[i for _, i in made]))
-    assert found(summary, "C").best  # the same digits
-    assert not found(summary, "B").tied
+    assert found(summary, "A").best
+    assert not found(summary, "B").best and not found(summary, "C").best  # each window is worse
     low, high = found(summary, "A").interval or (0, 0)
     assert np.log((low, high)) == pytest.approx(
         scipy_stats.t.interval(0.95, 59, base.mean(), scipy_stats.sem(base))
@@ -132,7 +190,8 @@ def test_only_the_same_items_are_compared(tmp_path: Path, change: str) -> None:
         made.append(measured(worse(3), label="Third"))
         items.append(made[-1][1])
     summary = summary_of(write(tmp_path, [r for r, _ in made], items=items))
-    assert found(summary, "Other").p is None and not found(summary, "Other").tied
+    other = found(summary, "Other")
+    assert other.p is None and other.rank is None and other.untested
     assert summary.comparisons == (1 if change == "protocol" else 0)
 
 

@@ -13,7 +13,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from reports.numbers.stats import (
     bootstrap,
     holm,
-    mcnemar,
+    sign_flip,
     standard_error,
     t_interval,
     task_interval,
@@ -53,9 +53,10 @@ def test_other_scores_have_students_interval() -> None:
 
 def test_one_value_and_equal_values() -> None:
     assert math.isnan(t_interval([0.3]).low) and t_interval([0.3]).mean == 0.3
-    assert t_interval([0.0, 0.0]).p == 1 and t_interval([0.1, 0.1]).p == 0
-    rounded = t_interval([0.1, 0.3 - 0.2, 0.1])  # equal but for rounding: no warning, no width
-    assert (rounded.low, rounded.high, rounded.p) == (rounded.mean, rounded.mean, 0)
+    for equal in ([0.0, 0.0], [-2.5, -2.5, -2.5], [0.1, 0.3 - 0.2, 0.1]):  # but for rounding
+        found = t_interval(equal)
+        assert found.mean == pytest.approx(equal[0])
+        assert all(math.isnan(end) for end in (found.low, found.high, found.p))
     assert math.isnan(t_interval([0.1, math.nan]).mean)
     assert math.isnan(bootstrap([block(np.array([0.1, math.nan]))]).p)
 
@@ -102,11 +103,31 @@ def test_the_bootstraps_p_agrees_with_its_interval() -> None:
     assert bootstrap([block(scores)]) == found
 
 
-def test_mcnemar_is_a_sign_test_on_what_differs() -> None:
-    ours, theirs = np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 0.0]), np.array([0] * 6 + [1, 0, 1, 0.0])
-    assert mcnemar(ours, theirs) == pytest.approx(scipy_stats.binomtest(6, 7).pvalue)
-    assert mcnemar(ours, theirs) == mcnemar(theirs, ours)
-    assert mcnemar(ours, ours) == 1
+@pytest.mark.parametrize("seed", range(8))
+def test_signs_counted_out(seed: int) -> None:
+    """The p of twelve differences against all 4096 signs; never below it by more than a tenth."""
+    generator = np.random.default_rng(seed)
+    scores = generator.normal(generator.uniform(0, 1), 1, 12)
+    sums = np.array(list(product((1, -1), repeat=12))) @ scores
+    exact = (np.abs(sums) >= abs(scores.sum()) - 1e-12).mean()
+    assert exact * 0.9 <= sign_flip(scores) <= exact * 1.3 + 2 / 4096
+
+
+def test_signs_of_one_size_have_the_binomial_distribution() -> None:
+    assert sign_flip(np.array([1.0] * 14 + [-1.0] * 2)) == pytest.approx(
+        scipy_stats.binomtest(14, 16).pvalue
+    )
+    assert sign_flip(np.zeros(5)) == 1 and math.isnan(sign_flip(np.array([1.0, math.nan])))
+    # Nearly one size: the approximation beside the exact distribution of one size.
+    scores = np.array([1.0] * 40 + [-1.0] * 9) * np.linspace(1, 1.001, 49)
+    assert sign_flip(scores) == pytest.approx(scipy_stats.binomtest(40, 49).pvalue, rel=0.1)
+
+
+def test_the_tail_has_no_floor() -> None:
+    """Three hundred comparisons do not reach what two hundred clear items say."""
+    scores = np.random.default_rng(0).normal(1, 1, 200)
+    assert 2.0**-199 <= sign_flip(scores) < 1e-20
+    assert sign_flip(np.array([0.5, 0.6, 0.7])) == pytest.approx(0.25)
 
 
 def test_holm_by_hand() -> None:

@@ -144,7 +144,7 @@ def test_any_label_keeps_every_table_whole(tmp_path: Path, label: str, reason: s
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5}
     check_latex(write_latex(make_sheet(summary)))
     records = list(csv.reader(io.StringIO(write_csv(summary))))
-    assert {len(record) for record in records} == {13}
+    assert {len(record) for record in records} == {16}
     assert any(record[2] == " ".join(label.split()) for record in records)
 
 
