@@ -47,8 +47,9 @@ def configure(thing: C, settings: Mapping[str, Any]) -> C:
     """`thing` with settings by dotted path; a component is chosen by name or by a mapping.
 
     `{"objective": "cakld", "objective.gamma": 0.5, "format": {"name": "nf", "bits": 3}}`. A chosen
-    component keeps what it has in common with the one it replaces (bits, group size). Raises
-    SettingError, which carries the path, for a name or value that does not fit.
+    component keeps what means the same in it and in the one that it replaces: fields of one name
+    and one default (a group size, a text). Raises SettingError, which carries the path, for a name
+    or value that does not fit.
     """
     fields = fit_fields(type(thing), _lay(thing, type(thing), settings))
     try:
@@ -62,7 +63,7 @@ def configure(thing: C, settings: Mapping[str, Any]) -> C:
 def _lay(held: object, cls: Any, settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Data for a `cls`: what it has in common with `held`, and `settings` over that."""
     hints = field_types(cls)
-    data = {name: getattr(held, name) for name in hints if name in _field_names(held)}
+    data = {name: getattr(held, name) for name in hints if _is_shared(held, cls, name)}
     wholes: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
     for path, value in settings.items():
@@ -138,9 +139,41 @@ def _is_component(hint: Any) -> bool:
     return inspect.isclass(hint) and issubclass(hint, Component)
 
 
-def _field_names(held: object) -> set[str]:
-    return (
-        {field.name for field in dataclasses.fields(held)}
-        if dataclasses.is_dataclass(held)
-        else set()
-    )
+def is_redefined(thing: object, path: str) -> bool:
+    """Whether the component that `path` is a field of changes a default of its family there.
+
+    A format in blocks of 32, where formats have groups of 128, is no such format in blocks of 128.
+    """
+    *above, name = path.split(".")
+    held = dict(list_settings(thing)).get(".".join(above))
+    if not isinstance(held, Component):
+        return False
+    default = _list_defaults(type(held)).get(name, dataclasses.MISSING)
+    inherited = [
+        _list_defaults(base).get(name, dataclasses.MISSING)
+        for base in type(held).__mro__[1:]
+        if dataclasses.is_dataclass(base)
+    ]
+    return any(each not in (dataclasses.MISSING, default) for each in inherited)
+
+
+def _is_shared(held: object, cls: type, name: str) -> bool:
+    """Whether a field is the same in what is held and in a class that may replace it.
+
+    A field of one name whose default is another means something else there.
+    """
+    if not dataclasses.is_dataclass(held) or isinstance(held, type):
+        return False
+    ours, theirs = _list_defaults(cls), _list_defaults(type(held))
+    return name in theirs and (isinstance(held, cls) or ours[name] == theirs[name])
+
+
+def _list_defaults(cls: Any) -> dict[str, object]:
+    """The default of each field of a dataclass; what makes it, where something does."""
+    fields = dataclasses.fields(cls)
+    return {
+        each.name: each.default
+        if each.default_factory is dataclasses.MISSING
+        else each.default_factory
+        for each in fields
+    }

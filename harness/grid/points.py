@@ -6,14 +6,15 @@ Not here: the stages that a point stands for (`expand`), what a setting means (`
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.config.document import Document
-from harness.config.settings import configure, list_possible, list_settings
+from harness.config.settings import configure, is_redefined, list_possible, list_settings
 from harness.core.errors import GridError, SettingError, nearest
-from harness.core.misfit import Where
+from harness.core.misfit import Where, show
 from harness.core.scalars import forget_text
 from harness.grid.reading import fit
 from harness.grid.schema import GridFile, Seed
@@ -34,7 +35,7 @@ class Contender:
     @property
     def fixed(self) -> set[str]:
         """The settings that the grid's axes and defaults leave alone."""
-        return set() if self.main else {*self.entry.fixed, *self.own}
+        return set() if self.main else {*self.entry.fixed, *self.own, *_list_inside(self.own)}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ class Point:
     axes: dict[str, Any]
 
 
+class Configured(NamedTuple):
+    """A method at one point of a grid."""
+
+    method: Method
+    shown: dict[str, Any]  # the axes that it has, as tables show them
+    axes: set[str]  # their names
+    defaults: set[str]  # those of the grid's that it took
+    kept: dict[tuple[str, str], str]  # (section, path) that it did not take, and why
+
+
 def list_points(document: Document, file: GridFile) -> list[Point]:
     """Every method at every combination of the axes, in the order of the file.
 
@@ -56,21 +67,42 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
     """
     axes = _read_axes(document, file)
     contenders = _list_contenders(document, file)
-    points, used = [], {"seed", "model"}
+    points, used, taken = [], {"seed", "model"}, set()
+    kept: dict[tuple[str, str], str] = {}
     for contender in contenders:
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values, strict=True))
-            method, shown, varying = _configure(document, file, contender, chosen)
-            used |= varying
-            points.append(Point(contender, chosen["model"], chosen["seed"], method, shown))
+            made = _configure(document, file, contender, chosen)
+            used |= made.axes
+            taken |= made.defaults
+            kept |= made.kept
+            points.append(
+                Point(contender, chosen["model"], chosen["seed"], made.method, made.shown)
+            )
+    for (section, path), why in kept.items():
+        if path not in (used if section == "vary" else taken):
+            raise document.error((section, path), why)
+        print(document.error((section, path), why), file=sys.stderr)
     # A default may be for a component that this grid does not choose, since bases share defaults.
     known = {path for each in contenders for path in list_possible(each.entry.method)}
     for section, paths, valid in (("vary", file.vary, used), ("defaults", file.defaults, known)):
         for path in paths:
             if path not in valid:
+                axis = _find_mapping(axes, path) if section == "vary" else None
+                if axis is not None:
+                    message = f"{path!r} is said by the values of the axis {axis!r} already"
+                    raise document.error((section, path), message)
                 message = f"{path!r} is not a setting of any method here; {nearest(path, known)}"
                 raise document.error((section, path), message)
     return points
+
+
+def _find_mapping(axes: Mapping[str, list[Any]], path: str) -> str | None:
+    """The axis some of whose values are mappings that speak of `path`."""
+    axis_of = {
+        inside: a for a, each in axes.items() for v in each for inside in _list_inside({a: v})
+    }
+    return axis_of.get(path)
 
 
 def _read_axes(document: Document, file: GridFile) -> dict[str, list[Any]]:
@@ -109,24 +141,31 @@ def _list_contenders(document: Document, file: GridFile) -> list[Contender]:
 
 def _configure(
     document: Document, file: GridFile, contender: Contender, chosen: Mapping[str, Any]
-) -> tuple[Method, dict[str, Any], set[str]]:
-    """The method at one point, the axes that it has as tables show them, and their names.
+) -> Configured:
+    """The method at one point.
 
     An axis wins over the main method's own settings; a compared method keeps what it sets itself
-    and what makes it what it is, so that there the axis collapses.
+    and what makes it what it is, so that there the axis collapses. What is said beside a
+    component's name wins over all that is said of such components in general, and so does a
+    default by which the component differs from its family.
     """
     axis_of, varied = _choose_settings(contender, chosen)
-    defaults = {path: v for path, v in file.defaults.items() if path not in contender.fixed}
+    said = contender.fixed | _list_inside(contender.own) | _list_inside(varied)
+    defaults = {path: value for path, value in file.defaults.items() if path not in said}
     settings = {**defaults, **contender.own, **varied}
-    method, shown = contender.entry.method, {}
+    method, shown, kept = contender.entry.method, {}, {}
     # A component before its parts: `format: nf`, then `format.bits: 3`.
     for path in sorted(settings, key=lambda path: path.count(".")):
-        where: Where = (*contender.where, path) if path in contender.own else ("defaults", path)
-        if path in varied:
-            axis = axis_of[path]
-            where = ("vary", axis, file.vary[axis].index(chosen[axis]))
+        section, where = _find_origin(file, contender, chosen, axis_of, path)
         is_lacking = path not in dict(list_settings(method))
-        if is_lacking and (path in varied or path not in contender.own):
+        if is_lacking and section != "own":
+            continue
+        is_chosen = path.rpartition(".")[0] in settings
+        is_general = section == "defaults" or (
+            section == "vary" and (is_chosen or not contender.main)
+        )
+        if is_general and is_redefined(method, path):
+            kept[section, axis_of.get(path, path)] = _say_own(method, path, settings[path])
             continue
         try:
             method = configure(method, {path: settings[path]})
@@ -135,7 +174,35 @@ def _configure(
         if path in varied:
             shown[path] = _show(settings[path], dict(list_settings(method))[path])
     in_order = {path: shown[path] for path in varied if path in shown}
-    return method, in_order, {axis_of[path] for path in shown}
+    taken = {path for path in defaults if ("defaults", path) not in kept}
+    return Configured(method, in_order, {axis_of[path] for path in shown}, taken, kept)
+
+
+def _find_origin(
+    file: GridFile,
+    contender: Contender,
+    chosen: Mapping[str, Any],
+    axis_of: Mapping[str, str],
+    path: str,
+) -> tuple[str, Where]:
+    """Which part of the grid a setting is from: vary, own (the method's entry) or defaults."""
+    if path in axis_of:
+        axis = axis_of[path]
+        return "vary", ("vary", axis, file.vary[axis].index(chosen[axis]))
+    if path in contender.own:
+        return "own", (*contender.where, path)
+    return "defaults", ("defaults", path)
+
+
+def _say_own(method: Method, path: str, value: Any) -> str:
+    """That a component keeps its own value of a setting, and how to give it another."""
+    held = dict(list_settings(method))
+    above, _, field = path.rpartition(".")
+    name = held[above].own_name()  # type: ignore[attr-defined]
+    return (
+        f"{path}: {show(value)} is not for {name!r}, whose own is {show(held[path])}; "
+        f"'{above}: {{name: {name}, {field}: {show(value)}}}' would say it of that one"
+    )
 
 
 def _choose_settings(
@@ -148,21 +215,38 @@ def _choose_settings(
     for axis, value in chosen.items():
         if axis in ("seed", "model"):
             continue
-        settings = _list_parts(axis, value) if axis in fixed else {axis: value}
+        settings = {axis: value}
+        if axis in fixed:
+            settings = _list_parts(contender.entry.method, axis, value)
         for path, part in settings.items():
             if path not in fixed:
                 axis_of[path], varied[path] = axis, part
+    for path in _list_inside(varied) & varied.keys():  # said beside a name, which wins
+        del axis_of[path], varied[path]
     return axis_of, varied
 
 
-def _list_parts(axis: str, value: Any) -> dict[str, Any]:
+def _list_inside(settings: Mapping[str, Any]) -> set[str]:
+    """The paths of which mappings speak: of `format: {name: nf, bits: 3}`, `format.bits`."""
+    paths: set[str] = set()
+    for path, value in settings.items():
+        if isinstance(value, Mapping):
+            parts = {f"{path}.{part}": each for part, each in value.items() if part != "name"}
+            paths |= parts.keys() | _list_inside(parts)
+    return paths
+
+
+def _list_parts(method: Method, axis: str, value: Any) -> dict[str, Any]:
     """What an axis value says beside the component's name, for a method that keeps its own.
 
-    `format: {name: nf, bits: 3}` still says `format.bits: 3` where the format is kept.
+    `format: {name: nf, bits: 3}` still says `format.bits: 3` where the format is kept; not what
+    means something else in the component that it names.
     """
     if not isinstance(value, Mapping):
         return {}
-    return {f"{axis}.{part}": setting for part, setting in value.items() if part != "name"}
+    named = configure(method, {axis: value}) if "name" in value else method
+    parts = {f"{axis}.{part}": setting for part, setting in value.items() if part != "name"}
+    return {path: part for path, part in parts.items() if not is_redefined(named, path)}
 
 
 def _show(value: Any, held: object) -> Any:

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from pydantic import PositiveInt
 
-from harness.config.settings import configure, list_settings
+from harness.config.settings import configure, is_redefined, list_settings
 from harness.core.component import Component
 from harness.core.errors import BitgridError, FormatError, SettingError
 from harness.method import Method
@@ -25,6 +25,7 @@ class Round(Shape):
     name = "round"
     size: int = 1
     radius: float = 0.5
+    colour: str = "none"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class Square(Shape):
     name = "square"
     size: int = 2
     side: float = 1.0
+    colour: str = "none"
 
     def __post_init__(self) -> None:
+        if self.colour == "x":
+            raise FormatError("colour 'x' is none")
         if self.size > 9:
             raise FormatError(f"size {self.size} is more than 9")
 
@@ -42,6 +46,7 @@ class Square(Shape):
 class Cut(Shape):
     corners: int
     size: int = 1
+    colour: str = "none"
     name = "cut"
 
 
@@ -81,13 +86,54 @@ def test_a_component_by_name_in_any_order(given: dict[str, object]) -> None:
     assert configure(Toy(), given).shape == Square(4, 3.0)
 
 
-def test_a_new_component_keeps_what_it_shares_with_the_old() -> None:
-    assert configure(Toy(shape=Round(size=7)), {"shape": "square"}).shape == Square(size=7)
-    with pytest.raises(SettingError, match="more than 9"):
-        configure(Toy(shape=Round(size=70)), {"shape": "square"})
-    assert configure(
-        Toy(shape=Round(size=70)), {"shape": "square", "shape.size": 3}
-    ).shape == Square(3)
+def test_a_new_component_keeps_what_means_the_same_in_the_old() -> None:
+    held = Toy(shape=Round(size=7, colour="red"))
+    # The colour is one in both; a size of another default is another size.
+    assert configure(held, {"shape": "square"}).shape == Square(size=2, colour="red")
+    assert configure(held, {"shape": "cut", "shape.corners": 3}).shape == Cut(3, 7, "red")
+    assert configure(held, {"shape": "round"}).shape == Round(size=7, colour="red")
+    assert configure(held, {"shape": "square", "shape.size": 3}).shape == Square(3, colour="red")
+    with pytest.raises(SettingError, match="colour 'x'"):
+        configure(Toy(shape=Round(colour="x")), {"shape": "square"})
+
+
+@dataclass(frozen=True)
+class Paint(Component, family="test-paint"):
+    layers: int
+    colour: str = "red"
+    gloss: float = 0.5
+
+
+@dataclass(frozen=True)
+class Red(Paint):
+    name = "red"
+    layers: int = 2
+
+
+@dataclass(frozen=True)
+class Blue(Red):
+    name = "blue"
+    colour: str = "blue"
+
+
+@dataclass(frozen=True)
+class Dark(Blue):
+    name = "dark"
+    gloss: float = 0.5  # as it was
+
+
+@dataclass(frozen=True)
+class Painted(Method):
+    paint: Paint = Red()
+
+
+def test_what_a_component_redefines() -> None:
+    fields = ("layers", "colour", "gloss")
+    assert [
+        [is_redefined(Painted(paint=paint), f"paint.{field}") for field in fields]
+        for paint in (Red(), Blue(), Dark())
+    ] == [[False, False, False], [False, True, False], [False, True, False]]
+    assert not is_redefined(Toy(), "loop.lr") and not is_redefined(Toy(), "nothing.here")
 
 
 def test_an_absent_component_can_be_chosen_and_left_out() -> None:
@@ -98,9 +144,9 @@ def test_an_absent_component_can_be_chosen_and_left_out() -> None:
 
 def test_what_a_component_needs_may_come_in_the_same_mapping() -> None:
     assert configure(Toy(), {"shape": {"name": "cut", "corners": "3"}}).shape == Cut(3)
-    # Kept, and only then changed: the size that is kept alone would be refused.
-    given = {"shape": {"name": "square", "size": 3}}
-    assert configure(Toy(shape=Round(size=70)), given).shape == Square(3)
+    # Kept, and only then changed: the colour that is kept alone would be refused.
+    given = {"shape": {"name": "square", "colour": "red"}}
+    assert configure(Toy(shape=Round(colour="x")), given).shape == Square(colour="red")
     assert configure(Toy(), {"second": {"lr": 1}}).second == Loop(lr=1.0)
 
 
@@ -202,7 +248,7 @@ def test_a_list_of_components_and_a_component_without_a_choice() -> None:
 
 
 def test_a_component_that_is_defined_late_can_be_chosen() -> None:
-    assert configure(Toy(), {"shape": "square"}).shape == Square(1)
+    assert configure(Toy(), {"shape": "square"}).shape == Square()
 
     @dataclass(frozen=True)
     class Late(Shape):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
+from torch import Tensor
 
 from harness import models
 from harness.core.errors import GridError
@@ -16,6 +18,8 @@ from harness.core.stage import closure
 from harness.grid.expand import Grid, load
 from harness.method import METHODS
 from harness.models import stage as model_stage
+from methods.quantization.formats import Grouped
+from methods.training.data import SelfGenerated
 from methods.training.train import Train
 
 BASE = """\
@@ -172,6 +176,102 @@ def test_equal_methods_may_share_a_label(write) -> None:  # type: ignore[no-unty
     ]
 
 
+@dataclass(frozen=True)
+class Micro(Grouped):
+    """Blocks of 32 that share a scale, as another package may have it."""
+
+    name = "test-micro"
+    bits: int = 4
+    group_size: int = 32
+
+    widths = (4,)
+
+    def overhead(self) -> int:
+        return 8
+
+    def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return groups.clone()
+
+
+def _formats(grid: Grid) -> list[tuple[str, int, int]]:
+    formats = [cell.model.format for cell in grid.cells]  # type: ignore[attr-defined]
+    return [(f.name, f.bits, f.group_size) for f in formats]
+
+
+SIMPLE = "# Does it?\nmodel: {model}\nmethod: rtn\nevaluate: [testbed-ppl]\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "formats"),
+    [
+        # Its own settings, not those of the format that it replaces.
+        ("vary: {format: [test-micro]}", [("test-micro", 4, 32)]),
+        ("vary: {format: [{name: test-micro}]}", [("test-micro", 4, 32)]),
+        ("vary: {format: [nf]}\ndefaults: {format.group_size: 64}", [("nf", 3, 64)]),
+        # What is said of formats in general is for those whose group size is that of all.
+        (
+            "vary: {format: [int-asym, test-micro]}\ndefaults: {format.group_size: 64}",
+            [("int-asym", 2, 64), ("test-micro", 4, 32)],
+        ),
+        (
+            "vary: {format: [int-asym, test-micro], format.group_size: [16, 64]}",
+            [("int-asym", 2, 16), ("int-asym", 2, 64), ("test-micro", 4, 32)],
+        ),
+        (
+            "compare: [{name: rtn, label: M, format: test-micro}]\n"
+            "defaults: {format.group_size: 64}",
+            [("int-asym", 2, 64), ("test-micro", 4, 32)],
+        ),
+        # What is said of it is: beside its name, or by the method that chose it.
+        (
+            "vary: {format: [{name: test-micro, group_size: 16}, int-asym]}\n"
+            "defaults: {format.group_size: 64}",
+            [("test-micro", 4, 16), ("int-asym", 2, 64)],
+        ),
+        (
+            "compare: [{name: rtn, label: M, format: test-micro, format.group_size: 16}]\n"
+            "defaults: {format.group_size: 64}",
+            [("int-asym", 2, 64), ("test-micro", 4, 16)],
+        ),
+        # Beside a name of any format it wins over what is said in general.
+        (
+            "compare: [{name: rtn, label: M, format: {name: nf, bits: 4, group_size: 16}}]\n"
+            "vary: {format.bits: [2, 3]}\ndefaults: {format.group_size: 64}",
+            [("int-asym", 2, 64), ("int-asym", 3, 64), ("nf", 4, 16)],
+        ),
+        # A format that another method keeps is not made one of blocks.
+        (
+            "vary: {format: [{name: test-micro, group_size: 16}]}\n"
+            "compare: [{name: rtn, label: M, format: int-sym}]\ndefaults: {format.group_size: 64}",
+            [("test-micro", 4, 16), ("int-sym", 2, 64)],
+        ),
+    ],
+)
+def test_a_component_has_its_own_settings_and_those_said_of_it(  # type: ignore[no-untyped-def]
+    write, more: str, formats: list[tuple[str, int, int]]
+) -> None:
+    assert _formats(write(SIMPLE + more)) == formats
+
+
+def test_what_is_not_taken_is_said(write, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    write(SIMPLE + "vary: {format: [int-asym, test-micro]}\ndefaults:\n  format.group_size: 64\n")
+    assert (
+        "grid.yaml:7: format.group_size: 64 is not for 'test-micro', whose own is 32; "
+        "'format: {name: test-micro, group_size: 64}' would say it of that one"
+    ) in capsys.readouterr().err
+    for more in ("defaults: {format.group_size: 64}", "vary: {format.group_size: [16, 64]}"):
+        text = SIMPLE.replace("rtn", "{name: rtn, format: test-micro}") + more
+        with pytest.raises(GridError, match="is not for 'test-micro', whose own is 32"):
+            write(text)
+
+
+def test_generated_text_is_as_its_kind_has_it(write) -> None:  # type: ignore[no-untyped-def]
+    """LLM-QAT's own temperature, not that of the data which BitDistiller would have had."""
+    cells = write(BASE.replace("bitdistiller", "{name: bitdistiller, data: self-generated}")).cells
+    trained = next(s for s in closure([cells[0].model]) if isinstance(s, Train))
+    assert cast(Any, trained.tokens).temperature == SelfGenerated().temperature == 1.0
+
+
 def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyped-def]
     text = BASE.replace(
         "format.bits: [2, 3]", "format: [{name: nf, bits: 3}, {name: int-sym, bits: 2}]"
@@ -196,6 +296,12 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "format.bits: 'two' should be a whole number",
         ),
         ("format.bits: [2, 3]", "format.bits: []", 5, "has no values"),
+        (
+            "objective: [cakld, kl, reverse-kl, jsd]",
+            "format: [{name: nf, bits: 3}]",
+            5,
+            "'format.bits' is said by the values of the axis 'format' already",
+        ),
         ("data.length: 128", "train.steps: 1:30", 13, "steps: '1:30' should be a whole number"),
         (
             "data.length: 128",
@@ -401,7 +507,8 @@ def test_a_task_without_options_and_a_negative_seed(write) -> None:  # type: ign
 
 
 def test_a_report_of_what_the_grid_has(write) -> None:  # type: ignore[no-untyped-def]
-    text = BASE.replace("objective: [cakld, kl, reverse-kl, jsd]", "format: [{name: nf, bits: 3}]")
+    text = BASE.replace("  format.bits: [2, 3]\n", "")
+    text = text.replace("objective: [cakld, kl, reverse-kl, jsd]", "format: [{name: nf, bits: 3}]")
     spec = "rows: [format, seed, label, method], over: seed, effect: format, columns: testbed-ppl"
     told = f"report: {{{spec}, decimals: {{testbed-ppl: 1, average: 2}}}}\ncompare:"
     assert write(text.replace("compare:", told)).file.report.effect == "format"
