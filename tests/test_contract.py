@@ -15,7 +15,7 @@ from harness.config.settings import configure, list_settings
 from harness.core.execution import execute
 from harness.core.stage import Stage, closure
 from harness.method import METHODS
-from harness.models import Model, linears, pretrained, read_layer_shapes
+from harness.models import Model, matrices, pretrained, read_layer_shapes
 
 QUICK = {
     "format.group_size": 32,
@@ -96,7 +96,7 @@ def test_what_is_evaluated_is_what_the_format_can_hold(bench: Bench, name: str) 
     for bits in _bits(name):
         model = bench.value(bench.stage(name, bits))
         assert not model.latent
-        layers = linears(model.network)
+        layers = matrices(model.network)
         assert set(model.quantized) in (set(), set(layers)), "all layers or none"
         for layer, held in model.quantized.items():
             assert held.bits == (bits or held.bits)

@@ -14,7 +14,7 @@ from harness.core.execution import execute
 from harness.core.stage import closure
 from harness.grid.expand import load
 from harness.method import METHODS
-from harness.models import linears, pretrained
+from harness.models import matrices, pretrained
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,7 +44,7 @@ def test_the_method_of_the_tour(tiny_folder: Path, tmp_path: Path) -> None:
     root = method.build(pretrained(str(tiny_folder), "float32"), seed=0)
     for stage in closure([root]):
         values[stage.key] = execute(stage, values, tmp_path)
-    for linear in linears(values[root.key].network).values():  # type: ignore[attr-defined]
+    for linear in matrices(values[root.key].network).values():  # type: ignore[attr-defined]
         for group in linear.weight.split(32, dim=1):
             assert max(len(row.unique()) for row in group) <= 3
             assert torch.isfinite(group).all()

@@ -23,7 +23,7 @@ from harness.models.dry_run import (
     estimate_memory,
     find_own_weights,
     load_weightless,
-    renew_linears,
+    renew_matrices,
 )
 
 _LONGEST = 2048  # tokens, about, of a text in a task
@@ -59,7 +59,7 @@ def _of_forward(base: Pretrained, own: OwnWeights, rows: int, length: int) -> Me
         model = held.fork()
         if own == "linears":
             with live.part("parameters"):
-                renew_linears(model)
+                renew_matrices(model)
         elif own == "all":
             model = load_weightless(live, base)
         live.inside("activations", find_trunk(model.network)[1])

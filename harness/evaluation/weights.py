@@ -19,7 +19,7 @@ from harness.core.errors import GridError, nearest
 from harness.core.stage import Input, Resources, Stage, incidental, report, value
 from harness.evaluation.diagnostics import Diagnostic, Facts, register_diagnostic
 from harness.method import Method
-from harness.models import Model, Quantized, blocks, host_gib, linears
+from harness.models import Model, Quantized, blocks, host_gib, matrices
 
 BINS = 120  # of a histogram
 LEVELS = 32  # at most, to be drawn
@@ -48,12 +48,13 @@ class Weights(Stage[Facts]):
 
     def run(self, work: Path) -> Facts:
         models = value(self.origin), value(self.before), value(self.after)
-        layers = [linears(model.network) for model in models]
+        layers = [matrices(model.network) for model in models]
 
         def weights(name: str) -> tuple[Tensor, Tensor, Tensor]:
-            """A layer's of origin, before and after, (O, I) float32; a trained model's come from
-            the host."""
-            a, b, c = (each[name].weight.detach().to(models[2].device).float() for each in layers)
+            """A layer's of origin, before and after, (O, I) float32, experts one below the other;
+            a trained model's come from the host."""
+            stored = (each[name].weight.detach().to(models[2].device) for each in layers)
+            a, b, c = (weight.flatten(0, -2).float() for weight in stored)
             return a, b, c
 
         errors = []

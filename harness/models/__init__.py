@@ -6,7 +6,7 @@ What authors of methods and of models use is imported from here, which imports t
 from harness.models.devices import device
 from harness.models.finite import are_distributions, find_first_broken, run_finite
 from harness.models.footprint import PROCESS_GIB, host_gib, weights_gib
-from harness.models.layers import linears, replace_weight
+from harness.models.layers import Matrix, matrices, survey
 from harness.models.local import FolderModel
 from harness.models.model import DTYPES, Model, Quantized, read_model
 from harness.models.parts import (
@@ -35,6 +35,7 @@ __all__ = [
     "DTYPES",
     "PROCESS_GIB",
     "FolderModel",
+    "Matrix",
     "Model",
     "ModelSource",
     "Pin",
@@ -53,7 +54,7 @@ __all__ = [
     "find_text_model",
     "find_trunk",
     "host_gib",
-    "linears",
+    "matrices",
     "meta_network",
     "pretrained",
     "pretrained_of",
@@ -61,8 +62,8 @@ __all__ = [
     "read_model",
     "read_text_config",
     "register_model",
-    "replace_weight",
     "run_finite",
     "run_trunk",
+    "survey",
     "weights_gib",
 ]

@@ -39,7 +39,7 @@ from harness.models.compat import (
     tree_leaves,
 )
 from harness.models.devices import computing_on
-from harness.models.layers import linears, replace_weight
+from harness.models.layers import matrices
 from harness.models.model import DTYPES, Model
 from harness.models.stage import Pretrained, meta_network
 
@@ -208,10 +208,10 @@ def load_weightless(live: Live, base: Pretrained, part: str = "parameters") -> M
     return Model(network, cast(Any, None))
 
 
-def renew_linears(model: Model) -> None:
-    """Give every linear layer of the blocks a weight of its own, as a search or a rounding does."""
-    for linear in linears(model.network).values():
-        replace_weight(linear, torch.empty_like(linear.weight))
+def renew_matrices(model: Model) -> None:
+    """Give every matrix of the blocks a weight of its own, as a search or a rounding does."""
+    for matrix in matrices(model.network).values():
+        matrix.replace(torch.empty_like(matrix.weight))
 
 
 def find_own_weights(model: Input[Model]) -> OwnWeights:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     GgufConfig,
@@ -23,7 +25,7 @@ from transformers import (
 
 from harness.core.errors import ModelError
 from harness.models.devices import device
-from harness.models.layers import linears
+from harness.models.layers import survey
 from harness.models.parts import count_vocabulary, read_context
 from harness.models.reading import explained, find_class, read_tokenizer
 
@@ -77,14 +79,25 @@ class Model:
         return count_vocabulary(self.network)
 
     def bits_per_weight(self) -> float:
-        """Mean over the weights of the blocks' linear layers; scales and zero points counted."""
-        bits = weights = 0.0
-        for name, linear in linears(self.network).items():
-            n = linear.weight.numel()
-            done = self.quantized.get(name)
-            per_weight = done.bits_per_weight if done else 8.0 * linear.weight.element_size()
-            bits, weights = bits + n * per_weight, weights + n
-        return bits / weights
+        """Mean over all weights of the blocks, routers too; scales and zero points counted."""
+        weights = self._weights()
+        bits = math.fsum(
+            tensor.numel() * (done.bits_per_weight if done else 8.0 * tensor.element_size())
+            for tensor, done in weights
+        )
+        return bits / sum(tensor.numel() for tensor, _ in weights)
+
+    def rounded_share(self) -> float:
+        """Of all weights of the blocks, the share that was rounded."""
+        weights = self._weights()
+        rounded = sum(tensor.numel() for tensor, done in weights if done)
+        return rounded / sum(tensor.numel() for tensor, _ in weights)
+
+    def _weights(self) -> list[tuple[Tensor, Quantized | None]]:
+        """The weights of the blocks, and what they were rounded to."""
+        found = survey(self.network)
+        rounded = [(m.stored, self.quantized.get(name)) for name, m in found.matrices.items()]
+        return rounded + [(tensor, None) for tensor in found.kept.values()]
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Weights (safetensors), configuration and tokenizer into `folder`."""

@@ -21,7 +21,7 @@ from harness.core.reads import Read
 from harness.core.stage import Input, Stage, closure, incidental
 from harness.models import sources
 from harness.models.devices import device
-from harness.models.layers import linears
+from harness.models.layers import matrices
 from harness.models.model import DTYPES, Model, check_loadable, is_mapped, read_model
 from harness.models.parts import read_context, read_text_config
 from harness.models.reading import explained, find_class
@@ -183,9 +183,12 @@ def _vocabulary(source: str, digest: str, trust: bool) -> frozenset[tuple[str, i
 
 @cache
 def read_layer_shapes(source: str, trust_remote_code: bool = False) -> dict[str, tuple[int, int]]:
-    """(O, I) of each linear layer that quantisation is about, from the configuration alone."""
+    """(O, I) of each matrix that quantisation is about, from the configuration alone.
+
+    Of experts in one parameter it is that of each. Raises ModelError as `matrices` does.
+    """
     network = meta_network(source, trust_remote_code)
-    return {n: (m.out_features, m.in_features) for n, m in linears(network).items()}
+    return {n: (m.out_features, m.in_features) for n, m in matrices(network).items()}
 
 
 def meta_network(

@@ -7,8 +7,8 @@ Input channel j of a layer is multiplied by s_j, and the operation that writes t
 divided by s_j: the model computes the same, but rounding to groups now hurts the channel s_j times
 less (arXiv 2306.00978, section 3.2). s = mean|x|^alpha, and alpha is searched for all layers that
 share an input. In this file: the init, its two stages and the value between them, the search, and
-where scales can be folded (`find_foldable`). Not here: how layers are observed (`clip`), rounding
-(`formats`).
+where scales can be folded (`find_foldable`). Not here: how layers are observed (`observing`),
+rounding (`formats`).
 
 As published but for one thing: a layer's error is that of its own output, where the published code
 takes that of the attention or feed-forward module around query, key, value, gate and up
@@ -34,10 +34,11 @@ from torch import Tensor, nn
 from harness.core.errors import ModelError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Tokens, calibration
-from harness.models import Model, blocks, host_gib, linears
+from harness.models import Matrix, Model, blocks, host_gib, matrices
 from methods.quantization import clip
 from methods.quantization.formats import Format, Grouped
 from methods.quantization.inits import Clip, Init
+from methods.quantization.observing import observe
 
 # What models call the layers of a gated feed-forward module: down(f(gate(x)) * up(x)).
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
@@ -124,17 +125,17 @@ class ScaleSearch(Stage[Scales]):
     def run(self, work: Path) -> Scales:
         model = value(self.model).fork()
         model.network.eval()
-        readers, layers = find_foldable(model), linears(model.network)
+        readers, layers = find_foldable(model), matrices(model.network)
         for name in (name for group in readers.values() for name in group):
             self.format.check(name, layers[name].in_features)
-            if not bool(layers[name].weight.isfinite().all()):
+            if not bool(layers[name].stored.isfinite().all()):
                 raise ModelError(f"layer {name}: its weight has NaN or Inf")
         # One group a row, whatever the format's: channels of all groups add up to an output.
         rows = dataclasses.replace(self.format, group_size=0)
         first = {group[0]: layers[group[0]] for group in readers.values()}
         observed = {
             seen.layers[0]: seen
-            for seen in clip.observe(model, first, value(self.calibration), rows, self.tokens)
+            for seen in observe(model, first, value(self.calibration), rows, self.tokens)
         }
         searched = Scales(readers, {}, {}, {})
         for writer, group in readers.items():
@@ -209,19 +210,28 @@ def fold(model: Model, layers: Mapping[str, Sequence[str]], scales: Mapping[str,
     """A fork whose `layers` are multiplied, and the operations that they read from divided."""
     fork = model.fork(latent=True)
     multiplied = {name: scales[writer] for writer, names in layers.items() for name in names}
+    found = matrices(fork.network)
     for name in {**multiplied, **layers}:  # up projections are both: once, so as to round once
         module = fork.network.get_submodule(name)
         for part, old in list(module.named_parameters(recurse=False)):
-            new = old.float()
-            if part == "weight" and name in multiplied:
-                new = new * multiplied[name].to(old.device)
-            if name in layers:
-                new = new / scales[name].to(old.device).view(-1, *[1] * (old.dim() - 1))
-            new = new.to(old.dtype)
+            factors = multiplied.get(name) if part == "weight" else None
+            change = partial(_rescale, factors=factors, divisors=scales.get(name))
+            is_matrix = part == "weight" and name in found
+            new = found[name].map(change, old) if is_matrix else change(old)
             if not bool(new.isfinite().all()):
                 raise ModelError(f"layer {name}: scaled, it has NaN or Inf in {old.dtype}")
             setattr(module, part, nn.Parameter(new, requires_grad=False))
     return fork
+
+
+def _rescale(rows: Tensor, factors: Tensor | None, divisors: Tensor | None) -> Tensor:
+    """Input channels (last) times `factors`, output channels (first) over `divisors`."""
+    new = rows.float()
+    if factors is not None:
+        new = new * factors.to(rows.device)
+    if divisors is not None:
+        new = new / divisors.to(rows.device).view(-1, *[1] * (rows.dim() - 1))
+    return new.to(rows.dtype)
 
 
 def find_foldable(model: Model) -> dict[str, list[str]]:
@@ -230,16 +240,18 @@ def find_foldable(model: Model) -> dict[str, list[str]]:
     A norm, if what a layer reads is the very tensor that it wrote; the up projection of a gated
     feed-forward module; the value projection of an attention module where each of its heads has one
     reader, that is without grouped queries. Raises ModelError, naming the class, where there are
-    none, and where scaling one changes what the model computes: its norm may not multiply by its
-    weight, or something other than a linear layer may read it.
+    none, where there are experts, and where scaling one changes what the model computes: its norm
+    may not multiply by its weight, or something other than a linear layer may read it.
     """
-    layers = linears(model.network)
+    layers, kind = matrices(model.network), type(model.network).__name__
+    expert = next((name for name in layers if "expert" in name or layers[name].experts), None)
+    if expert is not None:  # called AWQ, they would be rounded to nearest
+        raise ModelError(f"{kind}: awq cannot scale what its experts read ({expert})")
     readers = _normed(model, layers)
     taken = {name for group in readers.values() for name in group}
     for writer, reader in _written(layers):
         if reader not in taken and layers[writer].out_features == layers[reader].in_features:
             readers[writer] = [reader]
-    kind = type(model.network).__name__
     if not readers:
         raise ModelError(f"{kind}: no operation found that awq could fold scales into")
     if not _preserved(model, readers):
@@ -249,7 +261,7 @@ def find_foldable(model: Model) -> dict[str, list[str]]:
     return readers
 
 
-def _written(layers: Mapping[str, nn.Linear]) -> Iterator[tuple[str, str]]:
+def _written(layers: Mapping[str, Matrix]) -> Iterator[tuple[str, str]]:
     """Linear layers whose output channels reach another one unmixed, by name."""
     for children in clip.group_siblings(layers):
         names = clip.separate(children)
@@ -262,7 +274,7 @@ def _written(layers: Mapping[str, nn.Linear]) -> Iterator[tuple[str, str]]:
 
 
 @torch.no_grad()
-def _normed(model: Model, layers: Mapping[str, nn.Linear]) -> dict[str, list[str]]:
+def _normed(model: Model, layers: Mapping[str, Matrix]) -> dict[str, list[str]]:
     """The norms inside the blocks, and the linear layers that read what they write."""
     written: dict[int, tuple[str, Tensor]] = {}  # by id; held, so that no id is used twice
     readers: dict[str, list[str]] = {}
@@ -282,8 +294,8 @@ def _normed(model: Model, layers: Mapping[str, nn.Linear]) -> dict[str, list[str
                 if isinstance(weight, Tensor) and weight.dim() == 1:
                     hook = module.register_forward_hook(partial(write, f"{prefix}.{name}"))
                     hooks.enter_context(hook)
-        for name, linear in layers.items():
-            hooks.enter_context(linear.register_forward_pre_hook(partial(read, name)))
+        for name, matrix in layers.items():
+            hooks.enter_context(matrix.module.register_forward_pre_hook(partial(read, name)))
         _logits(model)
     return readers
 
@@ -294,9 +306,9 @@ def _preserved(model: Model, layers: Mapping[str, Sequence[str]]) -> bool:
     Tried with powers of two: they change no digit of a float, whatever the dtype, so what differs
     is an error and not rounding.
     """
-    generator, linear = torch.Generator().manual_seed(0), linears(model.network)
+    generator, layer = torch.Generator().manual_seed(0), matrices(model.network)
     scales = {
-        writer: 2.0 ** torch.randint(-2, 3, (linear[names[0]].in_features,), generator=generator)
+        writer: 2.0 ** torch.randint(-2, 3, (layer[names[0]].in_features,), generator=generator)
         for writer, names in layers.items()
     }
     plain, scaled = _logits(model), _logits(fold(model, layers, scales))

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,9 +27,10 @@ from harness.core.component import Component
 from harness.core.errors import ModelError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Tokens, calibration
-from harness.models import Model, host_gib, linears, replace_weight
+from harness.models import Matrix, Model, host_gib, matrices
 from methods.quantization import clip
 from methods.quantization.formats import Format, Grouped
+from methods.quantization.observing import observe
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ class Clip(Init):
 class Ranges:
     """The ranges found by a search, by layer; layers that were left out are missing.
 
-    low, high: (O, G) in the weight's dtype, low <= 0 <= high. errors: the squared output error of
-    each layer on the sampled tokens, with the full ranges and with these.
+    low, high: (O, G), of experts (E, O, G), in the weight's dtype, low <= 0 <= high. errors: the
+    squared output error of each layer on the sampled tokens, with the full ranges and with these.
     """
 
     low: dict[str, Tensor]
@@ -129,25 +132,43 @@ class ClipSearch(Stage[Ranges]):
         model = value(self.model).fork()
         model.network.eval()
         layers = clip.find_searchable(model)
-        for name, linear in layers.items():
-            self.format.check(name, linear.in_features)
-            if not bool(linear.weight.isfinite().all()):
+        for name, matrix in layers.items():
+            self.format.check(name, matrix.in_features)
+            if not bool(matrix.stored.isfinite().all()):
                 raise ModelError(f"layer {name}: its weight has NaN or Inf")
-        ranges = Ranges({}, {}, {})
-        observed = clip.observe(model, layers, value(self.calibration), self.format, self.tokens)
-        for group in observed:
+        found: dict[str, dict[int, tuple[Tensor, Tensor, float, float]]] = {}
+        for group in observe(model, layers, value(self.calibration), self.format, self.tokens):
             roots = group.roots()
             for name in group.layers:
                 weight = layers[name].weight
-                low, high, before, after = clip.search(
-                    weight, roots, self.format, self.grid, self.steps
+                best = clip.search(
+                    weight if group.expert is None else weight[group.expert],
+                    roots,
+                    self.format,
+                    self.grid,
+                    self.steps,
                 )
-                if not math.isfinite(before):
+                if not math.isfinite(best[2]):
                     raise ModelError(f"layer {name}: its output error on the text overflows")
-                ranges.low[name], ranges.high[name] = low.cpu(), high.cpu()
-                ranges.errors[name] = (before, after)
-                report(len(ranges.errors), len(layers), error=after / before if before else 1.0)
-        return ranges
+                found.setdefault(name, {})[group.expert or 0] = best
+                report(len(found), len(layers), error=best[3] / best[2] if best[2] else 1.0)
+        return _join(found, layers)
+
+
+def _join(
+    found: Mapping[str, Mapping[int, tuple[Tensor, Tensor, float, float]]],
+    layers: Mapping[str, Matrix],
+) -> Ranges:
+    """The ranges of each layer, of experts one after the other, and the sum of their errors."""
+    ranges = Ranges({}, {}, {})
+    for name, parts in found.items():
+        inorder = [parts[expert] for expert in sorted(parts)]
+        lows, highs, before, after = zip(*inorder, strict=True)
+        stacked = layers[name].experts > 0
+        ranges.low[name] = (torch.stack(lows) if stacked else lows[0]).cpu()
+        ranges.high[name] = (torch.stack(highs) if stacked else highs[0]).cpu()
+        ranges.errors[name] = (math.fsum(before), math.fsum(after))
+    return ranges
 
 
 @dataclass(frozen=True)
@@ -162,9 +183,9 @@ class Clipped(Stage[Model]):
 
     def run(self, work: Path) -> Model:
         model, ranges = value(self.model).fork(latent=True), value(self.ranges)
-        layers = linears(model.network)
+        layers = matrices(model.network)
         for name in ranges.low:
-            weight = layers[name].weight
+            weight = layers[name].weight.detach()
             low, high = (side[name].to(weight.device) for side in (ranges.low, ranges.high))
-            replace_weight(layers[name], clip.clamp(weight.detach(), self.format, low, high))
+            layers[name].replace(clip.clamp(weight, self.format, low, high))
         return model

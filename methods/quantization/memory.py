@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness.core.stage import Input, Stage, closure
 from harness.data import Tokens
-from harness.models import Model, Pretrained, linears, pretrained_of
+from harness.models import Matrix, Model, Pretrained, matrices, pretrained_of
 from harness.models.dry_run import (
     Memory,
     OwnWeights,
@@ -25,10 +25,10 @@ from harness.models.dry_run import (
     estimate_memory,
     find_own_weights,
     load_weightless,
-    renew_linears,
+    renew_matrices,
 )
 from harness.models.tensors import replace_parameters
-from methods.quantization import clip
+from methods.quantization import clip, observing
 from methods.quantization.awq import ScaleSearch
 from methods.quantization.formats import Format, Grouped
 from methods.quantization.inits import ClipSearch
@@ -45,22 +45,22 @@ def of_clip_search(stage: ClipSearch, gpus: int | None = None, device: str = "cu
 @estimate_memory.register
 def of_scale_search(stage: ScaleSearch, gpus: int | None = None, device: str = "cuda") -> Memory:
     rows = dataclasses.replace(stage.format, group_size=0)
-    return _of_search(stage, rows, lambda model: linears(model.network), device)
+    return _of_search(stage, rows, lambda model: matrices(model.network), device)
 
 
 def _of_search(
     stage: ClipSearch | ScaleSearch,
     format: Grouped,
-    layers: Callable[[Model], dict[str, nn.Linear]],
+    layers: Callable[[Model], dict[str, Matrix]],
     device: str,
 ) -> Memory:
     """What the layers see is gathered on the host: a GPU does not hold it."""
     length = find_length(stage.calibration)
     with dry_run() as live:
         model = load_weightless(live, pretrained_of(stage.model))
-        ids = make_ids(max(1, clip.TOKENS_AT_ONCE // length), length)
+        ids = make_ids(max(1, observing.TOKENS_AT_ONCE // length), length)
         tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
-        observed = clip.observe(model, layers(model), tokens, format, stage.tokens)
+        observed = observing.observe(model, layers(model), tokens, format, stage.tokens)
     peak = live.peak()
     on_host = 0 if device == "cpu" else sum(each.nbytes for each in observed)
     searched = _SEARCHED * 4 * clip.at_once(device)
@@ -84,8 +84,8 @@ def _of_rounding(base: Pretrained, own: OwnWeights, format: Format) -> Memory:
             if trained:
                 replace_parameters(model.network, _make_float32)
             elif own == "linears":
-                renew_linears(model)
-        sizes = [linear.weight.numel() for linear in linears(model.network).values()]
+                renew_matrices(model)
+        sizes = [matrix.stored.numel() for matrix in matrices(model.network).values()]
         rounded = quantize_model(model, format, like=held)
         for tensor in rounded.network.parameters():
             live.assign("parameters", tensor)

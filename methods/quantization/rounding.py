@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.core.errors import ModelError
 from harness.core.stage import Input, Stage, value
-from harness.models import Model, linears
+from harness.models import Model, matrices
 from harness.models.tensors import move_buffers, replace_parameters
 from methods.quantization.formats import Format, FullPrecision
 
@@ -39,8 +39,8 @@ class Round(Stage[Model]):
 
 
 def quantize_model(model: Model, format: Format, like: Model | None = None) -> Model:
-    """`model` with the weight of every linear layer inside the blocks rounded to `format`, then in
-    the dtype and on the device of `like`, where one is given.
+    """`model` with every matrix inside the blocks rounded to `format`, then in the dtype and on the
+    device of `like`, where one is given.
 
     The result is no longer latent: its weights are what the format can hold. Full precision holds
     any weight, so it rounds none. One tensor is worked on at a time: where `model` lies on the
@@ -48,20 +48,20 @@ def quantize_model(model: Model, format: Format, like: Model | None = None) -> M
     before any work, and ModelError where a layer has NaN or Inf.
     """
     like, result = like or model, model.fork(latent=False)
-    layers = {} if isinstance(format, FullPrecision) else linears(result.network)
-    for name, linear in layers.items():
-        format.check(name, linear.in_features)
-        result.quantized[name] = format.describe(linear.in_features)
-    rounds = {f"{name}.weight": name for name in layers}
+    layers = {} if isinstance(format, FullPrecision) else matrices(result.network)
+    for name, matrix in layers.items():
+        format.check(name, matrix.in_features)
+        result.quantized[name] = format.describe(matrix.in_features)
+    rounds = {matrix.parameter_name: matrix for matrix in layers.values()}
 
     def make(name: str, old: nn.Parameter) -> nn.Parameter:
         tensor = old.detach().to(like.device)
-        if layer := rounds.get(name):
+        if matrix := rounds.get(name):
             if not bool(tensor.isfinite().all()):
                 raise ModelError(
-                    f"layer {layer}: its weight has NaN or Inf and cannot be quantised"
+                    f"layer {matrix.name}: its weight has NaN or Inf and cannot be quantised"
                 )
-            tensor = format.quantize(tensor)
+            tensor = matrix.map(format.quantize, tensor)
         return nn.Parameter(tensor.to(like.network.dtype), requires_grad=False)
 
     replace_parameters(result.network, make)

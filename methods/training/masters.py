@@ -18,6 +18,7 @@ Not here: the optimizer and its state (`step`, `checkpoint`).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from transformers import PreTrainedModel
 
-from harness.models import Model, linears
+from harness.core.errors import ModelError
+from harness.models import Matrix, Model, matrices
 from harness.models.tensors import move_buffers, replace_parameters
 from methods.quantization.formats import Format, FullPrecision
 from methods.training.shards import ALONE, Shards, find_rows, local_part
@@ -42,7 +44,7 @@ class Masters:
     format: Format
     network: PreTrainedModel
     weights: dict[str, nn.Parameter]
-    quantized: frozenset[str]
+    quantized: dict[str, Matrix]  # the student's, by the parameter's name
     shards: Shards
     _edges: dict[str, GradientEdge] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
@@ -60,10 +62,16 @@ class Masters:
 
         Raises FormatError where the format does not fit a layer.
         """
-        for layer, linear in linears(student.network).items():
-            format.check(layer, linear.in_features)
-        quantized = frozenset(f"{layer}.weight" for layer in linears(student.network))
-        chosen = _choose_trained(student.network, trained, quantized)
+        quantized = {each.parameter_name: each for each in matrices(student.network).values()}
+        for matrix in quantized.values():
+            format.check(matrix.name, matrix.in_features)
+            if shards.world > 1 and not matrix.layout.splits_by_rows(matrix.stored):
+                raise ModelError(
+                    f"layer {matrix.name}: {type(student.network).__name__} stores its input "
+                    "channels first, which processes that train together cannot share; train it "
+                    "in one"
+                )
+        chosen = _choose_trained(student.network, trained, quantized.keys())
 
         network = shards.split(student, dtype, chosen).network.eval()
         places = dict(network.named_parameters())
@@ -72,7 +80,8 @@ class Masters:
             if name in chosen:
                 part = _take_part(old, place := places[name])
                 masters[name] = nn.Parameter(part.to(place.device, torch.float32, copy=True))
-        return cls(student, format, network, masters, quantized & masters.keys(), shards)
+        quantized = {name: each for name, each in quantized.items() if name in masters}
+        return cls(student, format, network, masters, quantized, shards)
 
     @property
     def places(self) -> dict[str, nn.Parameter]:
@@ -85,7 +94,7 @@ class Masters:
         for name, place in self.places.items():
             rounded: Tensor = self.weights[name]
             if name in self.quantized and not isinstance(self.format, FullPrecision):
-                rounded = self.format.straight_through(rounded)
+                rounded = self.quantized[name].map(self.format.straight_through, rounded)
                 self._edges[name] = get_gradient_edge(rounded)
             with torch.no_grad():
                 local_part(place).copy_(rounded)
@@ -137,7 +146,7 @@ class Masters:
                 start = _take_part(began[name], places[name]).to(weight)
                 pair = ({name: weight - start}, {name: start})
                 far, size = (float(self.shards.total_norm(each, places)) for each in pair)
-                moved[name.removesuffix(".weight")] = far / size if size else math.inf
+                moved[self.quantized[name].name] = far / size if size else math.inf
         layer = max(moved, key=lambda name: moved[name])
         return layer, moved[layer]
 
@@ -170,7 +179,7 @@ def _take_part(full_weight: Tensor, place: Tensor) -> Tensor:
 
 
 def _choose_trained(
-    network: PreTrainedModel, trained: Trained, quantized: frozenset[str]
+    network: PreTrainedModel, trained: Trained, quantized: Iterable[str]
 ) -> set[str]:
     if trained == "linears":
         return set(quantized)

@@ -27,7 +27,7 @@ from harness.models.dry_run import (
     dry_run,
     estimate_memory,
     load_weightless,
-    renew_linears,
+    renew_matrices,
     replaced,
 )
 from harness.models.tensors import replace_parameters
@@ -145,7 +145,7 @@ def _step(
         if changed:
             student = student.fork()
             with live.part("parameters" if alone else "host"):
-                renew_linears(student)
+                renew_matrices(student)
         with live.part("parameters"):
             masters = Masters.of(student, format, training.trained, dtype, shards)
         network, weights = masters.network, masters.weights

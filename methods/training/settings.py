@@ -23,7 +23,7 @@ Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 class Training(Checked):
     """The hyper-parameters. Defaults are BitDistiller's, where it publishes them.
 
-    `trained`: `linears` the quantised weights only; `body` everything but embeddings and head, so
+    `trained`: "linears" the quantised weights only; "body" everything but embeddings and head, so
     norms too; `all` (the published code) also those, which then leave the 16-bit model's. The
     default keeps them as they are, since all methods compared here share them.
     """

@@ -15,7 +15,7 @@ from harness.core.stage import closure
 from harness.core.store import Store
 from harness.evaluation.weights import Weights, group_levels, histogram, middle
 from harness.grid.expand import Grid, load
-from harness.models import Quantized, linears
+from harness.models import Quantized, matrices
 from harness.run import export as rows
 from harness.run.compute import Values, compute
 from harness.run.plan import build, needed
@@ -186,7 +186,7 @@ def test_what_is_exported_is_what_the_weights_say(write: Any, tmp_path: Path) ->
         if isinstance(s, Weights) and s.key == awq["key"]
     ]
     origin, before, after = (
-        linears(values.of(part).network) for part in (stage.origin, stage.before, stage.after)
+        matrices(values.of(part).network) for part in (stage.origin, stage.before, stage.after)
     )
     for line in awq["errors"]:
         w, b, a = (part[line["layer"]].weight.numpy() for part in (origin, before, after))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.core.errors import ModelError
 from harness.core.execution import execute
-from harness.models import Model, linears, pretrained, read_layer_shapes, read_model, smollm2
+from harness.models import Model, matrices, pretrained, read_layer_shapes, read_model, smollm2
 
 
 def _turned(weight: Tensor, heads: int) -> Tensor:
@@ -104,7 +104,7 @@ def test_a_gguf_file_is_a_model(original: Model, file: Path, tmp_path: Path) -> 
         == (original.tokenizer("a small word")["input_ids"][-3:])
     )
     # Plain layers that can be rounded, and a model that can be kept.
-    assert linears(model.network).keys() == linears(original.network).keys()
+    assert matrices(model.network).keys() == matrices(original.network).keys()
     again = Model.load(tmp_path, model.save(tmp_path))
     with torch.no_grad():
         assert torch.equal(again.network(ids).logits, model.network(ids).logits)

@@ -21,11 +21,10 @@ from harness.models import (
     Pretrained,
     Quantized,
     blocks,
-    linears,
+    matrices,
     pretrained,
     read_layer_shapes,
     read_model,
-    replace_weight,
     sources,
     weights_gib,
 )
@@ -44,17 +43,17 @@ def test_a_fork_shares_every_tensor_until_one_is_replaced(model: Model) -> None:
     assert fork.network is not model.network
     for one, other in zip(model.network.parameters(), fork.network.parameters(), strict=True):
         assert one is other
-    name, linear = next(iter(linears(fork.network).items()))
-    before = linears(model.network)[name].weight.clone()
-    replace_weight(linear, torch.zeros_like(linear.weight))
-    assert torch.equal(linears(model.network)[name].weight, before)
-    assert not linears(fork.network)[name].weight.any()
+    name, linear = next(iter(matrices(fork.network).items()))
+    before = matrices(model.network)[name].weight.clone()
+    linear.replace(torch.zeros_like(linear.weight))
+    assert torch.equal(matrices(model.network)[name].weight, before)
+    assert not matrices(fork.network)[name].weight.any()
     fork.quantized["x"] = Quantized("toy", 2, 0, 2.0)
     assert model.quantized == {}
 
 
 def test_linears_are_those_of_the_blocks(model: Model) -> None:
-    found = linears(model.network)
+    found = matrices(model.network)
     assert len(blocks(model.network)) == 2
     assert len(found) == 2 * 7
     assert not any("embed" in name or "head" in name for name in found)
@@ -62,12 +61,12 @@ def test_linears_are_those_of_the_blocks(model: Model) -> None:
 
 def test_shapes_come_from_the_configuration_alone(tiny_folder: Path, model: Model) -> None:
     shapes = read_layer_shapes(str(tiny_folder))
-    assert shapes == {n: tuple(m.weight.shape) for n, m in linears(model.network).items()}
+    assert shapes == {n: tuple(m.weight.shape) for n, m in matrices(model.network).items()}
 
 
 def test_bits_per_weight_is_the_mean_over_weights(model: Model) -> None:
     assert model.bits_per_weight() == 32.0
-    layers = linears(model.network)
+    layers = matrices(model.network)
     model.quantized = {name: Quantized("toy", 2, 0, 2.5) for name in layers}
     assert model.bits_per_weight() == pytest.approx(2.5)
     del model.quantized[next(iter(layers))]

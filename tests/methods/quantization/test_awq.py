@@ -21,7 +21,7 @@ from harness.core.execution import execute
 from harness.core.stage import Stage, closure, listening
 from harness.data import Tokens
 from harness.grid.expand import load
-from harness.models import Model, linears
+from harness.models import Model, matrices
 from methods.quantization import awq, clip
 from methods.quantization.awq import AWQ, Scaled, Scales, ScaleSearch
 from methods.quantization.formats import (
@@ -33,6 +33,7 @@ from methods.quantization.formats import (
     Span,
 )
 from methods.quantization.inits import Clipped, ClipSearch, Init
+from methods.quantization.observing import Observed
 from methods.quantization.rounding import quantize_model
 
 GRID = 20
@@ -136,7 +137,7 @@ FOUND: dict[str, tuple[str, dict[str, Any], dict[str, list[str]]]] = {
 def test_the_function_is_kept(case: str) -> None:
     kind, changes, expected = FOUND[case]
     model = _model(kind, **changes)
-    prefix = next(iter(linears(model.network))).partition(".0.")[0]
+    prefix = next(iter(matrices(model.network))).partition(".0.")[0]
     found = awq.find_foldable(model)
     assert found == {
         f"{prefix}.{block}.{writer}": [f"{prefix}.{block}.{name}" for name in names]
@@ -176,9 +177,9 @@ def test_an_up_projection_is_rounded_once() -> None:
     scales, scaled = _run(model)
     prefix = "model.layers.1"
     up, norm = f"{prefix}.mlp.up_proj", f"{prefix}.post_attention_layernorm"
-    weight = linears(model.network)[up].weight.float()
+    weight = matrices(model.network)[up].weight.float()
     expected = weight * scales.scales[norm] / scales.scales[up][:, None]
-    assert torch.equal(linears(scaled.network)[up].weight, expected.bfloat16())
+    assert torch.equal(matrices(scaled.network)[up].weight, expected.bfloat16())
 
 
 def test_a_norm_that_does_not_multiply_by_its_weight_is_refused() -> None:
@@ -266,7 +267,7 @@ def _errors(weights: list[Tensor], seen: Tensor, format: Grouped) -> list[float]
 
 
 def _search(weights: list[Tensor], seen: Tensor, format: Grouped) -> tuple[float, float, float]:
-    observed = clip.Observed(["layer"], [Span(0, 64, 64)], len(seen))
+    observed = Observed(["layer"], [Span(0, 64, 64)], len(seen))
     for part in seen.split(7):
         observed.add(part)
     (root,) = observed.roots()
@@ -345,8 +346,8 @@ def test_scales_are_of_all_tokens_and_errors_of_the_sample() -> None:
     name = "model.layers.1.mlp.up_proj"
     (down,) = scales.layers[name]
     kept: list[Tensor] = []
-    linear = linears(model.network)[down]
-    hook = linear.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    linear = matrices(model.network)[down]
+    hook = linear.module.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
     _logits(model)
     hook.remove()
     seen = kept[0].flatten(0, 1)

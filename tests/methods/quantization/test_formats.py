@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.errors import FormatError, ModelError
-from harness.models import Model, linears
+from harness.models import Model, matrices
 from methods.quantization.formats import (
     NF,
     Format,
@@ -331,7 +331,7 @@ def test_a_model_is_quantised_and_its_source_is_not(model: Model) -> None:
     assert not found.latent
     assert model.latent
     assert model.quantized == {}
-    assert set(found.quantized) == set(linears(model.network))
+    assert set(found.quantized) == set(matrices(model.network))
     assert found.bits_per_weight() == pytest.approx(2 + 18 / 16)
     inside = {f"{name}.weight" for name in found.quantized}
     for name, tensor in found.network.state_dict().items():

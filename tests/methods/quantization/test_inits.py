@@ -17,10 +17,11 @@ from harness.core.errors import BitgridError, FormatError, ModelError
 from harness.core.execution import execute
 from harness.core.stage import Stage, listening
 from harness.data import Tokens
-from harness.models import Model, linears
-from methods.quantization import clip
+from harness.models import Model, matrices
+from methods.quantization import clip, observing
 from methods.quantization.formats import NF, FullPrecision, Grouped, IntAsym, IntSym
 from methods.quantization.inits import Clip, Clipped, ClipSearch, Init, NoInit, Ranges
+from methods.quantization.observing import Observed, observe
 from methods.quantization.rounding import quantize_model
 
 GRID, STEPS = 10, 5
@@ -63,8 +64,8 @@ def _reference(weight: Tensor, seen: Tensor, format: Grouped) -> tuple[Tensor, T
     return torch.cat(lows, 1), torch.cat(highs, 1)
 
 
-def _observed(seen: Tensor, format: Grouped) -> clip.Observed:
-    observed = clip.Observed(["layer"], format.spans(seen.shape[1]), len(seen))
+def _observed(seen: Tensor, format: Grouped) -> Observed:
+    observed = Observed(["layer"], format.spans(seen.shape[1]), len(seen))
     for part in seen.split(7):
         observed.add(part)
     return observed
@@ -203,7 +204,7 @@ def _toy(**parts: nn.Module) -> Model:
 
 def test_query_and_key_are_left_out() -> None:
     model = _llama()
-    left_out = linears(model.network).keys() - clip.find_searchable(model).keys()
+    left_out = matrices(model.network).keys() - clip.find_searchable(model).keys()
     assert left_out == {
         f"model.layers.{block}.self_attn.{name}_proj" for block in (0, 1) for name in "qk"
     }
@@ -225,7 +226,7 @@ def test_a_name_alone_leaves_nothing_out() -> None:
         query_key=_linears("q_proj_a", "k_proj_a", "v_proj_a"),
         keys=_linears("qkv"),
     )
-    assert clip.find_searchable(model).keys() == linears(model.network).keys()
+    assert clip.find_searchable(model).keys() == matrices(model.network).keys()
 
 
 @pytest.mark.parametrize("name", clip._FUSED)
@@ -248,7 +249,7 @@ def _tokens(sequences: int = 6, length: int = 16) -> Tokens:
 
 def test_layers_with_one_input_are_observed_once() -> None:
     model = _llama()
-    observed = clip.observe(model, clip.find_searchable(model), _tokens(), IntAsym(2, 16), 50)
+    observed = observe(model, clip.find_searchable(model), _tokens(), IntAsym(2, 16), 50)
     groups = [[name.removeprefix("model.layers.0.") for name in o.layers] for o in observed[:4]]
     assert groups == [
         ["self_attn.v_proj"],
@@ -263,17 +264,15 @@ def test_layers_with_one_input_are_observed_once() -> None:
 def test_evenly_spread_tokens_are_observed(
     count: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(observing, "TOKENS_AT_ONCE", at_once)
     model, tokens, format = _llama(), _tokens(), IntAsym(2, 16)
     layers = clip.find_searchable(model)
     down = "model.layers.1.mlp.down_proj"
     kept: list[Tensor] = []
-    hook = layers[down].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    hook = layers[down].module.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
     model.network(tokens.ids)
     hook.remove()
-    (observed,) = [
-        o for o in clip.observe(model, layers, tokens, format, count) if down in o.layers
-    ]
+    (observed,) = [o for o in observe(model, layers, tokens, format, count) if down in o.layers]
     size = min(count, 96)
     seen = kept[0].reshape(96, -1)[[i * 96 // size for i in range(size)]]
     for span, root in zip(format.spans(48), observed.roots(), strict=True):
@@ -285,8 +284,8 @@ def test_evenly_spread_tokens_are_observed(
 def test_hooks_are_taken_off_again() -> None:
     model = _llama()
     layers = clip.find_searchable(model)
-    clip.observe(model, layers, _tokens(), IntAsym(2, 16), 8)
-    assert not any(linear._forward_pre_hooks for linear in layers.values())
+    observe(model, layers, _tokens(), IntAsym(2, 16), 8)
+    assert not any(matrix.module._forward_pre_hooks for matrix in layers.values())
 
 
 def test_a_layer_that_is_never_called_keeps_its_range() -> None:
@@ -294,7 +293,7 @@ def test_a_layer_that_is_never_called_keeps_its_range() -> None:
     idle = nn.Linear(32, 32)
     model.network.model.layers[0].add_module("idle", idle)
     layers = clip.find_searchable(model)
-    observed = clip.observe(model, layers, _tokens(), IntAsym(2, 16), 8)
+    observed = observe(model, layers, _tokens(), IntAsym(2, 16), 8)
     (alone,) = [o for o in observed if "model.layers.0.idle" in o.layers]
     low, _, before, after = clip.search(idle.weight, alone.roots(), IntAsym(2, 16), GRID, STEPS)
     assert torch.equal(low, idle.weight.view(32, 2, 16).amin(-1))
@@ -305,7 +304,7 @@ def test_an_input_with_nan_names_its_layer() -> None:
     model = _llama()
     model.network.model.layers[1].input_layernorm.weight[0] = torch.nan
     with pytest.raises(ModelError, match=r"layer model\.layers\.1\.self_attn\.v_proj: its input"):
-        clip.observe(model, clip.find_searchable(model), _tokens(), IntAsym(2, 16), 8)
+        observe(model, clip.find_searchable(model), _tokens(), IntAsym(2, 16), 8)
 
 
 # --- the stages -----------------------------------------------------------------------------------

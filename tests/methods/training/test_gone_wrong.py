@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from harness.core.errors import BitgridError, FormatError, ModelError, TextError, TrainingError
 from harness.core.stage import listening
 from harness.data import Documents, Tokens
-from harness.models import Model, linears
+from harness.models import Model, matrices
 from methods.quantization.formats import FullPrecision, IntAsym
 from methods.training.checkpoint import Checkpoint
 from methods.training.masters import Masters
@@ -29,7 +29,7 @@ from tests.methods.training.test_train import FORMAT, make_tokens, rows_of, same
 
 def spoilt(model: Model, layer: str, value: float = math.nan) -> Model:
     fork = model.fork()
-    linear = linears(fork.network)[layer]
+    linear = matrices(fork.network)[layer]
     weight = linear.weight.detach().clone()
     weight[0, 0] = value
     linear.weight = nn.Parameter(weight, requires_grad=False)

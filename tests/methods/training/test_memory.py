@@ -19,7 +19,7 @@ from harness.models import (
     Model,
     Pretrained,
     blocks,
-    linears,
+    matrices,
     pretrained,
     weights_gib,
 )
@@ -66,7 +66,7 @@ def test_parts_at_rest_are_exact(base: Pretrained, model: Model) -> None:
 
 def test_every_way_to_hold_weights_is_seen(base: Pretrained, model: Model) -> None:
     weights, trained, buffers = measure_sizes(model)
-    inside = sum(m.weight.numel() for m in linears(model.network).values())
+    inside = sum(m.weight.numel() for m in matrices(model.network).values())
     alone = estimate_training(base, objective=CE())
     assert (alone.teacher, alone.parameters) == (0, 2 * weights + buffers + trained * 6)
     clipped = Clip(text="testbed").build(base, FORMAT)

@@ -24,7 +24,7 @@ from harness.core.errors import BitgridError, ModelError
 from harness.core.execution import execute
 from harness.core.stage import listening
 from harness.data import Documents, Tokens
-from harness.models import Model, linears
+from harness.models import Model, matrices
 from methods.quantization.formats import Format, FullPrecision, IntAsym
 from methods.training.batches import order_rows, split_batch
 from methods.training.determinism import compute_deterministically
@@ -94,7 +94,7 @@ def reference(
         n: p for n, p in network.named_parameters() if "embed" not in n and "lm_head" not in n
     }
     masters = {n: p.detach().clone().requires_grad_() for n, p in chosen.items()}
-    quantised = {f"{n}.weight" for n in linears(student.network)}
+    quantised = {f"{n}.weight" for n in matrices(student.network)}
     optimizer = torch.optim.AdamW(masters.values(), lr=training.lr, weight_decay=0.0, foreach=False)
     for rows in order_rows(
         len(tokens), training.batch_size, training.count_steps(len(tokens))[1], 0
@@ -260,7 +260,7 @@ def test_bfloat16_keeps_float32_masters(llama: Model, teacher: Model, tmp_path: 
     assert {p.dtype for p in trained.network.parameters()} == {torch.float32}
     steps = [
         (weights(trained)[f"{n}.weight"] - weights(half)[f"{n}.weight"].float()).abs().max()
-        for n in linears(half.network)
+        for n in matrices(half.network)
     ]
     assert all(5e-5 < step < 2e-4 for step in steps)  # ten steps of 1e-5: lost in bf16 weights
 
@@ -268,7 +268,7 @@ def test_bfloat16_keeps_float32_masters(llama: Model, teacher: Model, tmp_path: 
 def test_the_network_computes_with_what_the_format_gives(llama: Model) -> None:
     masters = Masters.of(llama, FORMAT, "body", torch.float32)
     masters.requantize()
-    for name, linear in linears(masters.network).items():
+    for name, linear in matrices(masters.network).items():
         master = masters.weights[f"{name}.weight"]
         assert torch.equal(linear.weight, FORMAT.quantize(master))
         assert not torch.equal(linear.weight, master)
