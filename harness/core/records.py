@@ -73,9 +73,14 @@ class Precision:
     ]
     bits_per_weight: Annotated[
         float | None,
-        "bits with scales and zero points, over all blocks; of the reference as it was published",
+        "bits with scales and zero points, over all weights of the blocks, those that were kept "
+        "too; of the reference as it was published",
     ]
     dtype: Annotated[str | None, "type that the model was computed in"]
+    rounded: Annotated[
+        float | None, "share of the weights of the blocks that was rounded; null: none, or unknown"
+    ] = None
+    kept: Annotated[str | None, "the weights of the blocks that were not rounded, by kind"] = None
 
 
 @dataclass(frozen=True, kw_only=True)

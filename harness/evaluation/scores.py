@@ -70,6 +70,8 @@ def describe_precision(model: Model) -> Precision:
         else None,
         bits_per_weight=round(model.bits_per_weight(), 4),
         dtype=str(model.network.dtype).removeprefix("torch."),
+        rounded=model.rounded_share() if kinds else None,
+        kept=", ".join(model.list_kept()) or None if kinds else None,
     )
 
 

@@ -26,7 +26,7 @@ from transformers import (
 from harness.core.errors import ModelError
 from harness.models.devices import device
 from harness.models.layers import survey
-from harness.models.parts import count_vocabulary, read_context
+from harness.models.parts import count_vocabulary, find_blocks, read_context
 from harness.models.reading import explained, find_class, read_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -92,6 +92,14 @@ class Model:
         weights = self._weights()
         rounded = sum(tensor.numel() for tensor, done in weights if done)
         return rounded / sum(tensor.numel() for tensor, _ in weights)
+
+    def list_kept(self) -> list[str]:
+        """The weights of the blocks that were not rounded, each kind once: `mlp.gate`."""
+        found = survey(self.network)
+        left = [name for name in found.matrices if name not in self.quantized]
+        left += [name.removesuffix(".weight") for name in found.kept]
+        kinds = [name.removeprefix(f"{find_blocks(self.network)[0]}.") for name in left]
+        return sorted({".".join(p for p in kind.split(".") if not p.isdigit()) for kind in kinds})
 
     def _weights(self) -> list[tuple[Tensor, Quantized | None]]:
         """The weights of the blocks, and what they were rounded to."""

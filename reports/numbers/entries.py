@@ -233,6 +233,12 @@ def _marks(rows: pd.DataFrame, usual: dict[str, Any], notes: Notes) -> list[str]
         if len(unlike) < len(protocols):
             text = f"some of its seeds with {text}"
         marks.append(notes.mark(f"measured otherwise than its column: {text}", unlike=True))
+    if "rounded" in rows:
+        partly = rows[rows["rounded"] < 1]
+        for rounded, kept in sorted(set(zip(partly["rounded"], partly["kept"], strict=True))):
+            share = math.floor(1e4 * rounded) / 100  # down, so that not all never looks like all
+            text = f"{share:.2f} % of the weights of its blocks are rounded; kept: {kept}"
+            marks.append(notes.mark(text, unlike=False))
     for reason in sorted(set(rows["stale"].dropna())):
         marks.append(notes.mark(f"stale: {reason}", unlike=False))
     return list(dict.fromkeys(marks))
