@@ -145,6 +145,8 @@ class Live(TorchDispatchMode):
             return 1  # a number that code asks of a tensor: there is none, any will do
         if func is torch.ops.aten.index.Tensor and _masked(args[1]):
             result = _everything(*args)
+        elif func is torch.ops.aten._grouped_mm.default:
+            result = _multiply_groups(*args, **(kwargs or {}))
         else:
             result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
@@ -224,6 +226,15 @@ def find_own_weights(model: Input[Model]) -> OwnWeights:
 
 def _masked(indices: Any) -> bool:
     return indices[0] is not None and indices[0].dtype == torch.bool
+
+
+def _multiply_groups(
+    first: Tensor, second: Tensor, offs: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor:
+    """The product of groups of rows, as experts multiply; without data only bfloat16 has one."""
+    by_group = first.dim() == second.dim() == 2 and offs is not None
+    groups = offs.shape if by_group and offs is not None else first.shape[:-2]
+    return first.new_empty(*groups, first.shape[-2], second.shape[-1])
 
 
 def _everything(tensor: Tensor, indices: list[Tensor]) -> Tensor:

@@ -46,8 +46,14 @@ def table(stages: Iterable[Stage[Any]], sizes: Sequence[float]) -> str:
     `host` is what a job asks for it of the host's memory, for all processes together.
     """
     rows: Counter[tuple[str, ...]] = Counter()
+    unknown: Counter[str] = Counter()
     for stage in stages:
-        if (estimate := estimate_memory(stage)) is not None:
+        try:
+            estimate = estimate_memory(stage)
+        except Exception:  # whatever a model's code raises where it asks for data
+            unknown[stage.kind] += 1
+            continue
+        if estimate is not None:
             numbers = (count_gpus(stage, size) for size in sizes)
             parts = (*dataclasses.astuple(estimate), estimate.total)
             rows[
@@ -68,6 +74,10 @@ def table(stages: Iterable[Stage[Any]], sizes: Sequence[float]) -> str:
         for name, *cells in [["", *head], *shown]:
             padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
             lines.append(f"{name:{first}} " + " ".join(padded))
+    lines += [
+        f"{kind} ×{count}: unknown; the model's code computes with numbers, which an estimate lacks"
+        for kind, count in unknown.items()
+    ]
     return "\n".join(
         [
             *lines,

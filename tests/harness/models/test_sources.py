@@ -25,7 +25,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_testbed_is_registered_by_an_entry_point_and_says_what_it_is() -> None:
     assert {"testbed", "testbed-small", "smollm2-135m"} <= set(MODELS.load())
     assert "say nothing about a real LLM" in str(pretrained("testbed").caveat)
-    assert find_source("smollm2-135m").caveat is None
+    assert "Instruct" in str(find_source("smollm2-135m").caveat)
 
 
 def test_a_folder_called_testbed2_is_a_folder(

@@ -20,6 +20,7 @@ from harness.models.dry_run import estimate_memory
 from methods.quantization.awq import ScaleSearch
 from methods.quantization.inits import ClipSearch
 from methods.quantization.rounding import Round
+from tests.support import architectures
 from tests.support.memory import (
     FORMAT,
     build_scoring,
@@ -48,6 +49,18 @@ def test_searches_hold_the_model_and_what_they_observe(base: Pretrained, model: 
         assert memory is not None and memory.parameters == 2 * weights + buffers
         assert memory.gradients == memory.optimizer == 0 < memory.activations + memory.other
     assert pretrained_of(search) == base
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2"])
+def test_experts_are_estimated_too(name: str, tmp_path: Path) -> None:
+    """Of a mixture training and searching take what its weights say, whatever is sent where."""
+    source = pretrained(str(architectures.build(name, tmp_path)), "float32")
+    weights = sum(p.nbytes for p in source.run(tmp_path).network.parameters())
+    calibrated = Packed([], source, 64, 128)
+    search = estimate_memory(ClipSearch(source, calibrated, FORMAT, 20, 10, 512))
+    trained = estimate_memory(build_training(source))
+    assert search is not None and search.parameters == pytest.approx(weights, rel=0.01)
+    assert trained is not None and trained.gradients > 0.5 * weights
 
 
 def test_rounding_holds_one_layer_beside_what_is_scored(tmp_path: Path) -> None:

@@ -234,6 +234,18 @@ def test_seeds_measured_differently_are_marked(tmp_path: Path) -> None:
     assert "some of its seeds with limit 5" in summary.notes[0][1]
 
 
+def test_what_was_not_rounded_is_said(tmp_path: Path) -> None:
+    """The share is rounded down: what is not all is never shown as all."""
+    rows = [
+        row(label="A", value=0.2, rounded=1.0),
+        row(label="B", value=0.9, rounded=0.99999, kept="mlp.gate"),
+    ]
+    summary = summary_of(write(tmp_path, rows))
+    text = "99.99 % of the weights of its blocks are rounded; kept: mlp.gate"
+    assert summary.notes == (("a", text),)
+    assert [row.entries[0].marks for row in summary.rows if row.entries[0]] == [(), ("a",)]
+
+
 def test_stale_is_marked_and_competes(tmp_path: Path) -> None:
     rows = [row(label="A", value=0.2), row(label="B", value=0.9, stale="train.py changed")]
     summary = summary_of(write(tmp_path, rows))
