@@ -82,15 +82,15 @@ class Outcome:
     seconds: float = 0.0
 
 
-def try_architecture(name: str) -> list[Outcome]:
-    """All methods on one architecture."""
+def try_architecture(name: str, methods: Iterable[str] = METHODS) -> list[Outcome]:
+    """Each method on one architecture."""
     from tests.support.architectures import build, make
 
     _be_quiet()
     kind = type(make(name)).__name__
     with tempfile.TemporaryDirectory() as scratch:
         folder = build(name, Path(scratch) / "model")
-        return [_try_method(name, kind, method, folder, Path(scratch)) for method in METHODS]
+        return [_try_method(name, kind, method, folder, Path(scratch)) for method in methods]
 
 
 def _try_method(name: str, kind: str, method: str, folder: Path, scratch: Path) -> Outcome:
@@ -209,10 +209,10 @@ def write_tables(outcomes: Iterable[Outcome], names: Iterable[str], raw: Path, p
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    page.write_text("\n".join(_lines(rows)) + "\n")
+    page.write_text("\n".join(describe(rows)) + "\n")
 
 
-def _lines(rows: list[Outcome]) -> Iterator[str]:
+def describe(rows: list[Outcome]) -> Iterator[str]:
     names = list(dict.fromkeys(row.architecture for row in rows))
     counts = {
         kind: sum(row.outcome == kind for row in rows) for kind in ("works", "refused", "fails")

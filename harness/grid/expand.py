@@ -36,7 +36,7 @@ from harness.grid.points import Point, list_points
 from harness.grid.reading import read_grid, read_named
 from harness.grid.schema import GridFile
 from harness.models import Model, pretrained, read_layer_shapes
-from harness.models.rehearsal import rehearse
+from harness.models.rehearsal import rehearse_all
 
 
 @dataclass(frozen=True)
@@ -158,15 +158,14 @@ def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[
     try:
         base = pretrained(source, file.dtype, file.trust_remote_code, file.attention)
         shapes = read_layer_shapes(source, file.trust_remote_code)
-        rehearse(base)
+        rehearse_all([base])
     except BitgridError as error:
         place: Where = ("vary", "model") if "model" in file.vary else ("model",)
         raise document.error(place, str(error)) from None
     try:
         point.method.check(shapes)
         model = point.method.build(base, seed)
-        for stage in closure([model]):
-            rehearse(stage)
+        rehearse_all(closure([model]))
     except BitgridError as error:
         raise document.error(contender.where, f"{contender.label}: {error}") from None
     scores = []

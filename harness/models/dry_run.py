@@ -36,6 +36,7 @@ from harness.models.compat import (
     FakeTensorMode,
     TorchDispatchMode,
     masking_utils,
+    outside_of_modes,
     tree_leaves,
 )
 from harness.models.devices import computing_on
@@ -188,7 +189,8 @@ def replaced(module: ModuleType, name: str, thing: Any) -> Iterator[None]:
 
 def weightless(base: Pretrained) -> PreTrainedModel:
     """Inside `dry_run`: the network of a model as `base` would load it, from its configuration."""
-    network = meta_network(base.source, base.trust_remote_code, base.digest)
+    with outside_of_modes():
+        network = meta_network(base.source, base.trust_remote_code, base.digest)
     if base.attention == "eager":  # the others keep as much as the default
         network.set_attn_implementation("eager")
     new_parameters: dict[int, nn.Parameter] = {}  # tied ones stay tied

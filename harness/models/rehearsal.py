@@ -1,7 +1,7 @@
 """What a stage needs of a model, tried when a grid is read: on a twin of the model, not on it.
 
     twin = find_twin(base)            # its configuration, random weights; None where none was made
-    rehearse(stage)                   # raises ModelError where the stage could not work
+    rehearse_all(stages)              # raises ModelError where one of them could not work
 
 A twin runs the model's code with random weights. It has the first blocks only, as many as have
 every kind, and of a large model it is many times narrower and knows few tokens. What follows from a
@@ -15,7 +15,7 @@ Not here: what any stage tries (a module `rehearsal` beside the stages registers
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache, singledispatch
 from typing import Any
 
@@ -44,6 +44,17 @@ _TOKENS = 12  # of its texts
 @singledispatch
 def rehearse(stage: Stage[Any]) -> None:
     """Raise ModelError where a stage could not work on its model, whatever the weights are."""
+
+
+def rehearse_all(stages: Iterable[Stage[Any]]) -> None:
+    """Rehearse each of the stages. Raises ModelError."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # twins are small: many threads would only wait for each other
+    try:
+        for stage in stages:
+            rehearse(stage)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @rehearse.register

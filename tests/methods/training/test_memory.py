@@ -33,6 +33,7 @@ from methods.training.memory import of_training
 from methods.training.objectives import CE
 from methods.training.settings import Training
 from methods.training.step import TrainingStep
+from tests.support.architectures import build
 from tests.support.memory import (
     FORMAT,
     WIDE,
@@ -169,3 +170,15 @@ def test_generation_and_confidence_hold_the_model(base: Pretrained, model: Model
         memory = estimate_memory(each)
         assert memory is not None and memory.parameters == 2 * weights + buffers
         assert memory.gradients == memory.optimizer == 0 < memory.activations + memory.other
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gemma3", "falcon-h1"])
+def test_experts_vision_and_states_have_an_estimate(name: str, tmp_path: Path) -> None:
+    base = pretrained(str(build(name, tmp_path)))
+    estimate = estimate_training(base, Training(micro_batch=2, batch_size=2), length=32)
+    network = base.run(tmp_path).network
+    held = sum(p.nbytes for p in network.parameters())
+    trained = sum(p.nbytes for block in blocks(network).values() for p in block.parameters())
+    assert estimate.teacher >= held
+    assert estimate.parameters >= trained  # masters, and what is computed with
+    assert estimate.optimizer >= 2 * trained
