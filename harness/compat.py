@@ -58,3 +58,17 @@ def replaced_loaders(dataset: Callable[..., Any], metric: Callable[..., Any]) ->
         yield
     finally:
         datasets.load_dataset, evaluate.load = before
+
+
+@contextlib.contextmanager
+def undescribed_machine() -> Iterator[None]:
+    """Inside, lm-eval does not describe the machine, for which it lists all packages in a process
+    of its own: a second or two a task, and nothing here reads it (lm_eval 0.4.13, torch 2.13)."""
+    from torch.utils import collect_env
+
+    before = collect_env.get_pretty_env_info
+    collect_env.get_pretty_env_info = lambda: ""
+    try:
+        yield
+    finally:
+        collect_env.get_pretty_env_info = before

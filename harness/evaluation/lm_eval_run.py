@@ -50,7 +50,7 @@ def run_task(
     from harness.evaluation.lm_eval_model import CheckedLM
 
     check_model(task, bos, model.tokenizer, model.context)
-    with _quiet(), _served(access, run_tests):
+    with _quiet(), compat.undescribed_machine(), _served(access, run_tests):
         language_model = CheckedLM(model, batch_size, bos)
         with _blaming_rows(task, shots, access):
             results = lm_eval.simple_evaluate(

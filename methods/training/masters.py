@@ -28,7 +28,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from transformers import PreTrainedModel
 
 from harness.core.errors import ModelError
-from harness.models import Matrix, Model, matrices
+from harness.models import Matrix, Model, find_text_model, matrices
 from harness.models.tensors import move_buffers, replace_parameters
 from methods.quantization.formats import Format, FullPrecision
 from methods.training.shards import ALONE, Shards, find_rows, local_part
@@ -185,8 +185,7 @@ def _choose_trained(
         return set(quantized)
     ends = [network.get_input_embeddings(), network.get_output_embeddings()]
     outside = {id(tensor) for module in ends for tensor in module.parameters()}
-    return {
-        name
-        for name, tensor in network.named_parameters()
-        if trained == "all" or id(tensor) not in outside
-    }
+    _, text_model = find_text_model(network)  # no vision tower is trained on text
+    inside = {id(tensor) for tensor in text_model.parameters()}
+    chosen = inside | outside if trained == "all" else inside - outside
+    return {name for name, tensor in network.named_parameters() if id(tensor) in chosen}

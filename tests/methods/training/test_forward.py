@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from harness.models import Model, carries_states, run_trunk
+from methods.quantization.formats import IntAsym
 from methods.training import generation
 from methods.training.forward import Labels, measure_labels, run_head, token_nll
+from methods.training.masters import Masters, Trained
 from tests.support.architectures import ARCHITECTURES, make
 from tests.support.tokenizers import make_tokenizer
 
@@ -85,3 +87,16 @@ def _write_alone(model: Model, prompt: list[int], chances: Tensor) -> list[int]:
 
 def _ignore(done: int) -> None:
     pass
+
+
+@pytest.mark.parametrize("trained", ["linears", "body", "all"])
+def test_only_the_language_model_is_trained(trained: Trained) -> None:
+    student = Model(make("gemma3"), make_tokenizer())
+    masters = Masters.of(student, IntAsym(bits=2, group_size=32), trained, torch.float32)
+    names = set(masters.weights)
+    assert not any("vision" in name or "projector" in name for name in names)
+    every = {f"model.{name}" for name, _ in student.network.model.named_parameters()}
+    text = {name for name in every if name.startswith("model.language_model.")}
+    embeddings = {name for name in text if "embed_tokens" in name}
+    wanted = {"all": text, "body": text - embeddings, "linears": names}[trained]
+    assert names == wanted
