@@ -33,7 +33,7 @@ class Document:
         self.file = file
         self.files = [file]
         try:
-            text = file.read_text()
+            text = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise GridError(
                 f"{file}: cannot be read: {getattr(error, 'strerror', error)}"

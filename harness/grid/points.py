@@ -244,7 +244,10 @@ def _list_parts(method: Method, axis: str, value: Any) -> dict[str, Any]:
     """
     if not isinstance(value, Mapping):
         return {}
-    named = configure(method, {axis: value}) if "name" in value else method
+    try:
+        named = configure(method, {axis: value}) if "name" in value else method
+    except SettingError:
+        named = method  # said where it stands
     parts = {f"{axis}.{part}": setting for part, setting in value.items() if part != "name"}
     return {path: part for path, part in parts.items() if not is_redefined(named, path)}
 

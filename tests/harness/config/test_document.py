@@ -27,6 +27,14 @@ def test_data_comment_and_lines(tmp_path: Path) -> None:
     assert str(found.error(("q",), "no")).endswith("grid.yaml:4: no")
 
 
+def test_files_of_other_systems_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_bytes("\ufeff# Größe?\r\na: 010\r\nb:\r\n- x\r\n".encode())
+    found = Document(path)
+    assert (found.data, found.comment) == ({"a": 10, "b": ["x"]}, "Größe?")
+    assert str(found.error(("b", 0), "no")).endswith("grid.yaml:4: no")
+
+
 def test_the_line_for_editors_is_no_part_of_the_question(tmp_path: Path) -> None:
     found = _document(tmp_path, "# yaml-language-server: $schema=s.json\n# What?\na: 1\n")
     assert found.comment == "What?"

@@ -302,6 +302,12 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             5,
             "'format.bits' is said by the values of the axis 'format' already",
         ),
+        (
+            "compare: [rtn, awq-clip]",
+            "  formt: [{name: nf}]\ncompare: [{name: rtn, formt: nf}]",
+            9,
+            "'formt' is unknown; did you mean 'format'?",
+        ),
         ("data.length: 128", "train.steps: 1:30", 13, "steps: '1:30' should be a whole number"),
         (
             "data.length: 128",
