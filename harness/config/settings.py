@@ -139,22 +139,30 @@ def _is_component(hint: Any) -> bool:
     return inspect.isclass(hint) and issubclass(hint, Component)
 
 
-def is_redefined(thing: object, path: str) -> bool:
-    """Whether the component that `path` is a field of changes a default of its family there.
+def is_redefined(thing: object, path: str, before: object) -> bool:
+    """Whether a setting means something else in the component that has it than in general.
 
-    A format in blocks of 32, where formats have groups of 128, is no such format in blocks of 128.
+    It does where the component changes a default of a class that it derives from, and where its
+    default is another than that of the component which `before` has there, unless a class of both
+    leaves it open, as formats do their bits. A format in blocks of 32, where formats have groups of
+    128, is no such format in blocks of 128.
     """
     *above, name = path.split(".")
-    held = dict(list_settings(thing)).get(".".join(above))
+    held, other = (dict(list_settings(each)).get(".".join(above)) for each in (thing, before))
     if not isinstance(held, Component):
         return False
-    default = _list_defaults(type(held)).get(name, dataclasses.MISSING)
-    inherited = [
-        _list_defaults(base).get(name, dataclasses.MISSING)
-        for base in type(held).__mro__[1:]
-        if dataclasses.is_dataclass(base)
-    ]
-    return any(each not in (dataclasses.MISSING, default) for each in inherited)
+    bases = [base for base in type(held).__mro__[1:] if dataclasses.is_dataclass(base)]
+    same = (dataclasses.MISSING, _find_default(type(held), name))
+    if any(_find_default(base, name) not in same for base in bases):
+        return True
+    if not isinstance(other, Component) or _find_default(type(other), name) in same:
+        return False
+    common = [base for base in bases if isinstance(other, base)]
+    return not any(name in _list_defaults(base) for base in common)
+
+
+def _find_default(cls: type, name: str) -> object:
+    return _list_defaults(cls).get(name, dataclasses.MISSING)
 
 
 def _is_shared(held: object, cls: type, name: str) -> bool:

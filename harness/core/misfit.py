@@ -106,8 +106,11 @@ def _guess(value: object, kind: str) -> str:
     """What else may have been meant by a scalar, which YAML 1.1 or Python reads so."""
     meant: object = None
     if isinstance(value, str) and kind.startswith(("int_", "float_")):
-        meant = read_scalar(re.sub(r"(?<=\d)[_, ](?=\d)", "", value.strip()))
-        meant = show(meant) if isinstance(meant, Whole | Real) else None
+        plain = re.sub(r"(?<=\d)[_ ](?=\d)", "", value.strip())
+        # Not of 1,500, which is 1500 to some and 1.5 to others.
+        meant = read_scalar(re.sub(r"^(\d+),(\d\d?|\d{4,})$", r"\1.\2", plain))
+        kinds = Whole if kind.startswith("int_") else Whole | Real
+        meant = show(meant) if isinstance(meant, kinds) else None
     elif kind.startswith("bool_"):
         word = str(value).lower()
         meant = {**dict.fromkeys(_YES, "true"), **dict.fromkeys(_NO, "false")}.get(word)

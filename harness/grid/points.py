@@ -164,7 +164,7 @@ def _configure(
         is_general = section == "defaults" or (
             section == "vary" and (is_chosen or not contender.main)
         )
-        if is_general and is_redefined(method, path):
+        if is_general and is_redefined(method, path, contender.entry.method):
             kept[section, axis_of.get(path, path)] = _say_own(method, path, settings[path])
             continue
         try:
@@ -249,7 +249,7 @@ def _list_parts(method: Method, axis: str, value: Any) -> dict[str, Any]:
     except SettingError:
         named = method  # said where it stands
     parts = {f"{axis}.{part}": setting for part, setting in value.items() if part != "name"}
-    return {path: part for path, part in parts.items() if not is_redefined(named, path)}
+    return {path: part for path, part in parts.items() if not is_redefined(named, path, method)}
 
 
 def _show(value: Any, held: object) -> Any:

@@ -104,6 +104,8 @@ def test_a_profile_may_build_on_another(tmp_path: Path) -> None:
         ("hours: .inf\n", 1, "hours: .inf should be a finite number"),
         ("hours: true\n", 1, "hours: true should be a number"),
         ("memory_gib: 1_000\n", 1, "memory_gib: '1_000' should be a number; did you mean 1000?"),
+        ("memory_gib: 1,5\n", 1, "memory_gib: '1,5' should be a number; did you mean 1.5?"),
+        ("cpus: '2,5'\n", 1, "cpus: '2,5' should be a whole number"),
         ("cpus: 2.5\n", 1, "cpus: 2.5 should be a whole number"),
         ("account: true\n", 1, 'account: true should be text; did you mean "true", in quotes?'),
         ("sbatch: {exclude: [a, b]}\n", 1, "sbatch.exclude: ['a', 'b'] should be text or true or"),

@@ -123,17 +123,51 @@ class Dark(Blue):
 
 
 @dataclass(frozen=True)
+class Wall(Paint):
+    name = "wall"
+    layers: int = 3
+    coats: int = 2
+
+
+@dataclass(frozen=True)
+class Roof(Paint):
+    name = "roof"
+    layers: int = 1
+    coats: int = 1
+
+
+@dataclass(frozen=True)
 class Painted(Method):
     paint: Paint = Red()
 
 
-def test_what_a_component_redefines() -> None:
-    fields = ("layers", "colour", "gloss")
-    assert [
-        [is_redefined(Painted(paint=paint), f"paint.{field}") for field in fields]
-        for paint in (Red(), Blue(), Dark())
-    ] == [[False, False, False], [False, True, False], [False, True, False]]
-    assert not is_redefined(Toy(), "loop.lr") and not is_redefined(Toy(), "nothing.here")
+@pytest.mark.parametrize(
+    ("paint", "before", "redefined"),
+    [
+        (Red(), Red(), set()),
+        (Blue(), Red(), {"colour"}),
+        (Blue(), Blue(), {"colour"}),
+        (Dark(), Red(), {"colour"}),
+        (Red(), Blue(), set()),  # as the family has it
+        # Layers the family leaves open; coats are each one's own.
+        (Wall(), Roof(), {"coats"}),
+        (Roof(), Wall(), {"coats"}),
+        (Wall(), Wall(), set()),
+        (Wall(), Red(), set()),  # which has none
+    ],
+)
+def test_what_a_component_redefines(paint: Paint, before: Paint, redefined: set[str]) -> None:
+    found = {
+        field
+        for field in ("layers", "colour", "gloss", "coats")
+        if is_redefined(Painted(paint=paint), f"paint.{field}", Painted(paint=before))
+    }
+    assert found == redefined
+
+
+def test_what_is_no_component_redefines_nothing() -> None:
+    assert not is_redefined(Toy(), "loop.lr", Toy(loop=Loop(lr=2.0)))
+    assert not is_redefined(Toy(), "nothing.here", Toy())
 
 
 def test_an_absent_component_can_be_chosen_and_left_out() -> None:

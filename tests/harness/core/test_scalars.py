@@ -211,6 +211,7 @@ def test_classes_inside_are_read_so_too() -> None:
     for bad, words in (
         ({"plain": {"count": True}}, "plain.count: true should be a whole number"),
         ({"others": [{"count": "1_000"}]}, "'1_000' should be a whole number; did you mean 1000?"),
+        ({"plain": {"count": "yes"}}, "plain.count: 'yes' should be a whole number"),
         ({"way": Whole("10")}, "way: 10 should be 'up' or '10'"),
     ):
         with pytest.raises(SettingError, match=re.escape(words)):

@@ -18,7 +18,7 @@ from harness.core.stage import closure
 from harness.grid.expand import Grid, load
 from harness.method import METHODS
 from harness.models import stage as model_stage
-from methods.quantization.formats import Grouped
+from methods.quantization.formats import FullPrecision, Grouped
 from methods.training.data import SelfGenerated
 from methods.training.train import Train
 
@@ -193,6 +193,15 @@ class Micro(Grouped):
         return groups.clone()
 
 
+@dataclass(frozen=True)
+class Lone(FullPrecision):
+    """Blocks of 32 in a class that shares none with other formats of groups."""
+
+    name = "test-lone"
+    bits: int = 4
+    group_size: int = 32
+
+
 def _formats(grid: Grid) -> list[tuple[str, int, int]]:
     formats = [cell.model.format for cell in grid.cells]  # type: ignore[attr-defined]
     return [(f.name, f.bits, f.group_size) for f in formats]
@@ -221,6 +230,11 @@ SIMPLE = "# Does it?\nmodel: {model}\nmethod: rtn\nevaluate: [testbed-ppl]\n"
             "compare: [{name: rtn, label: M, format: test-micro}]\n"
             "defaults: {format.group_size: 64}",
             [("int-asym", 2, 64), ("test-micro", 4, 32)],
+        ),
+        (
+            "vary: {format: [int-asym, test-lone]}\n"
+            "defaults: {format.group_size: 64, format.bits: 3}",
+            [("int-asym", 3, 64), ("test-lone", 4, 32)],
         ),
         # What is said of it is: beside its name, or by the method that chose it.
         (
