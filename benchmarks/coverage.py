@@ -1,127 +1,86 @@
-"""How often the stated 95 % intervals hold what they are intervals of, in a simulation.
+"""How often stated intervals hold what they are intervals of, and how often tests err, simulated.
 
-    python -m benchmarks.coverage --runs 4000
+    python -m benchmarks.coverage --runs 4000 --out benchmarks/coverage.csv
 
-Every run draws items (or seeds) from a known distribution, takes the interval of
-`reports.numbers.stats` and looks whether the known value is in it. Not here: intervals of real
-scores.
+Every run draws scores of known expectation, takes the interval or the test of `reports.numbers`,
+and looks whether what it says is true. Scores have ties (right or wrong), three seeds, and items
+that all methods share. The table that was computed is beside this file.
+
+Not here: what is drawn (`simulations`).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from reports.numbers import stats
-from reports.reading.items import Items
-
-Simulation = Callable[[np.random.Generator], tuple[stats.Interval, float]]
-RESAMPLES = 1999  # of a bootstrap: enough for its ends, and quick
+from benchmarks.simulations import CASES, Case
 
 
-def share(items: int) -> Simulation:
-    """Right or wrong, at a rate that is itself drawn, since one rate has a coverage of its own."""
+class Result(NamedTuple):
+    """How often what is stated was so."""
 
-    def run(generator: np.random.Generator) -> tuple[stats.Interval, float]:
-        rate = generator.uniform(0.2, 0.95)
-        return stats.task_interval((generator.random(items) < rate).astype(float)), rate
-
-    return run
-
-
-def windows(items: int) -> Simulation:
-    """Mean NLLs of windows: skewed, as documents of different difficulty are."""
-
-    def run(generator: np.random.Generator) -> tuple[stats.Interval, float]:
-        return stats.task_interval(generator.gamma(16, 2 / 16, items)), 2.0
-
-    return run
+    what: str  # coverage, level or power
+    case: str
+    stated: str  # in percent
+    found: float  # in percent
+    error: float  # its standard error, in percent
+    runs: int
 
 
-def seeds(count: int) -> Simulation:
-    """Scores over seeds, or differences between two methods paired by seed."""
-
-    def run(generator: np.random.Generator) -> tuple[stats.Interval, float]:
-        return stats.t_interval(generator.normal(0.6, 0.02, count)), 0.6
-
-    return run
-
-
-def paired(items: int, tasks: int = 1) -> Simulation:
-    """The difference of two methods on the same items, whose difficulty both share."""
-
-    def run(generator: np.random.Generator) -> tuple[stats.Interval, float]:
-        blocks, truth = [], 0.0
-        for _ in range(tasks):
-            gap = generator.uniform(0, 0.15)
-            hard = generator.random(
-                items
-            )  # one method is right where it is below 0.6, but for luck
-            ours = np.where(generator.random(items) < 0.8, hard, generator.random(items)) < 0.6
-            theirs = (
-                np.where(generator.random(items) < 0.8, hard, generator.random(items)) < 0.6 + gap
-            )
-            blocks.append(_block(ours.astype(float) - theirs, 1 / tasks))
-            truth -= gap / tasks
-        return stats.bootstrap(blocks, RESAMPLES, _seed(generator)), truth
-
-    return run
+def simulate(case: Case, runs: int, seed: int = 0) -> Result:
+    """The share of runs in which what the case looks for was so."""
+    generator = np.random.default_rng([seed, *case.name.encode()])
+    share = sum(case.run(generator) for _ in range(runs)) / runs
+    error = 100 * np.sqrt(max(share * (1 - share), 1 / runs) / runs)
+    return Result(case.what, case.name, case.stated, 100 * share, float(error), runs)
 
 
-def average(items: int, tasks: int) -> Simulation:
-    """The average over tasks, or over a task's subjects, of right or wrong."""
-
-    def run(generator: np.random.Generator) -> tuple[stats.Interval, float]:
-        rates = generator.uniform(0.25, 0.9, tasks)
-        blocks = [_block(generator.random(items) < rate, 1 / tasks) for rate in rates]
-        return stats.bootstrap(blocks, RESAMPLES, _seed(generator)), float(rates.mean())
-
-    return run
+def simulate_all(runs: int, cores: int, named: str = "") -> Iterator[Result]:
+    """Of each case whose name has `named` in it, in their order."""
+    chosen = [case for case in CASES if named in case.name]
+    with ProcessPoolExecutor(cores) as pool:
+        yield from pool.map(_simulate, [(case.name, runs) for case in chosen])
 
 
-KINDS: dict[str, Simulation] = {
-    "task, 100 items right or wrong (Wilson)": share(100),
-    "task, 1000 items right or wrong (Wilson)": share(1000),
-    "perplexity, 60 windows (t)": windows(60),
-    "3 seeds, or 3 pairs of seeds (t)": seeds(3),
-    "5 seeds, or 5 pairs of seeds (t)": seeds(5),
-    "difference on the same 100 items (bootstrap)": paired(100),
-    "difference on the same 1000 items (bootstrap)": paired(1000),
-    "difference of averages, 5 tasks of 100 items (bootstrap)": paired(100, 5),
-    "average of 5 tasks of 100 items (bootstrap)": average(100, 5),
-    "mean of 57 subjects of 2 items (bootstrap)": average(2, 57),
-}
-
-
-def coverage(runs: int, seed: int = 0) -> Iterator[tuple[str, float]]:
-    """Each kind of interval with the share of runs in which it held the known value."""
-    for number, (name, simulate) in enumerate(KINDS.items()):
-        generator = np.random.default_rng([seed, number])
-        held = 0
-        for _ in range(runs):
-            found, truth = simulate(generator)
-            held += found.low <= truth <= found.high
-        yield name, held / runs
-
-
-def _block(scores: np.ndarray, weight: float) -> Items:
-    return Items("task", np.arange(len(scores)), scores.astype(float), weight)
-
-
-def _seed(generator: np.random.Generator) -> int:
-    return int(generator.integers(2**31))
+def _simulate(task: tuple[str, int]) -> Result:
+    name, runs = task
+    (case,) = [each for each in CASES if each.name == name]
+    return simulate(case, runs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=4000)
-    runs = parser.parse_args().runs
-    error = 100 * np.sqrt(0.95 * 0.05 / runs)
-    print(f"{runs} runs of each; a share of 95 % has a standard error of {error:.2f} points")
-    for name, held in coverage(runs):
-        print(f"{100 * held:6.2f} %  {name}", flush=True)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--case", default="", help="only cases whose name has this in it")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    results = []
+    for result in simulate_all(options.runs, options.cores, options.case):
+        results.append(result)
+        print(f"{result.what:8} {result.found:6.2f} ± {result.error:.2f} %", end="  ")
+        print(f"(stated: {result.stated})  {result.case}", flush=True)
+        if options.out:
+            write(options.out, results)
+    if not results:
+        sys.exit(f"no case has {options.case!r} in its name")
+
+
+def write(path: Path, results: Sequence[Result]) -> None:
+    """As CSV, shares with two decimals."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Result._fields)
+        for each in results:
+            writer.writerow([*each[:3], f"{each.found:.2f}", f"{each.error:.2f}", each.runs])
 
 
 if __name__ == "__main__":

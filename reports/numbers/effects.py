@@ -98,7 +98,11 @@ def compute_effects(export: Export) -> tuple[Effect, ...]:
         return ()
     columns = make_columns(shown, export)
     chosen = [columns[i] for i in select_columns(columns, export.grid.report)]
-    comparisons = list(make_comparisons(shown, axis, chosen, export.items))
+    return estimate_effects(axis, list(make_comparisons(shown, axis, chosen, export.items)))
+
+
+def estimate_effects(axis: str, comparisons: Sequence[Comparison]) -> tuple[Effect, ...]:
+    """The effects of all of them, which are corrected together."""
     sets = [_estimate(comparison) for comparison in comparisons]
     variances = _pool(comparisons, sets)
     effects: dict[int, list[Effect]] = {}

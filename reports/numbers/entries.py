@@ -217,7 +217,7 @@ def _interval(models: list[list[_Record]], items: Sequence[Items]) -> tuple[floa
     if not items:
         return None
     several = len(items) > 1
-    interval = stats.bootstrap(items) if several else stats.task_interval(items[0].scores)
+    interval = stats.average_interval(items) if several else stats.task_interval(items[0].scores)
     if models[0][0]["aggregation"] != "exp_mean":
         return interval.low, interval.high
     # exp is monotonic, but the mean of several models' perplexities is not exp of their mean.

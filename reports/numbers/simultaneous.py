@@ -10,6 +10,7 @@ Not here: the variances (`variance`), and what is compared (`effects`, `ranking`
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, stats
@@ -43,16 +44,21 @@ def compute_critical_t(alpha: float, df: float, correlation: Floats) -> float:
     """The t that max |T| reaches with probability `alpha`; NaN where `df` is."""
     if math.isnan(df):
         return math.nan
+    return _solve(alpha, df, tuple(map(tuple, correlation.tolist())))
+
+
+@lru_cache(maxsize=1000)  # sets of comparisons are often alike
+def _solve(alpha: float, df: float, correlation: tuple[tuple[float, ...], ...]) -> float:
     count = len(correlation)
     low, high = (float(stats.t.isf(alpha / 2 / number, df)) for number in (1, count))
     if count == 1 or alpha <= _TAIL:
         return high
     return float(
         optimize.brentq(
-            lambda t: compute_largest_p(t, df, correlation) - alpha,
+            lambda t: compute_largest_p(t, df, np.array(correlation)) - alpha,
             0.999 * low,
             1.001 * high,
-            xtol=1e-6,
+            xtol=1e-5,
         )
     )
 

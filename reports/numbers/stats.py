@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy import optimize, stats
-from statsmodels.stats.multitest import multipletests
+from scipy import optimize, special, stats
 from statsmodels.stats.proportion import proportion_confint
 
 from reports.reading.items import Floats
@@ -27,6 +26,7 @@ LEVEL = 0.95
 RESAMPLES = 9999
 _CHUNK = 4_000_000  # numbers drawn at once
 _ALIKE = 1e-12  # of a mean: values that differ by less, by rounding, are equal
+_MANY = 10  # items from which Wilson's interval is used
 _FEW = 32  # distinct values that are drawn as counts
 
 
@@ -83,6 +83,23 @@ def t_interval(values: Floats | Sequence[float]) -> Interval:
     return Interval(mean, float(low), float(high), float(test.pvalue), n)
 
 
+def average_interval(blocks: Sequence[Weighted]) -> Interval:
+    """Of Σ weight · mean(scores), an average over tasks: of Wilson's intervals where it can be.
+
+    Where all are right or wrong, of ten items at least, the distances of the tasks' Wilson limits
+    from their means add up as standard errors do (MOVER: Zou and Donner, 2008), so that a task with
+    all items right still has an uncertainty. Else by bootstrap.
+    """
+    if any(len(b.scores) < _MANY or not np.isin(b.scores, (0, 1)).all() for b in blocks):
+        return bootstrap(blocks)
+    parts = [task_interval(block.scores) for block in blocks]
+    weights = [block.weight for block in blocks]
+    mean = math.fsum(w * part.mean for w, part in zip(weights, parts, strict=True))
+    below = math.hypot(*(w * (p.mean - p.low) for w, p in zip(weights, parts, strict=True)))
+    above = math.hypot(*(w * (p.high - p.mean) for w, p in zip(weights, parts, strict=True)))
+    return Interval(mean, mean - below, mean + above, n=sum(part.n for part in parts))
+
+
 def bootstrap(blocks: Sequence[Weighted], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Percentile interval of Σ weight · mean(scores), the items of each block resampled.
 
@@ -118,7 +135,8 @@ def sign_flip(scores: Floats) -> float:
     if not len(sizes):
         return 1.0
     if np.ptp(sizes) <= _ALIKE * sizes.max():
-        return float(stats.binomtest(int((scores > 0).sum()), len(sizes)).pvalue)
+        fewer = min(int((scores > 0).sum()), int((scores < 0).sum()))
+        return min(1.0, 2 * float(special.bdtr(fewer, len(sizes), 0.5)))
     sizes = sizes / sizes.max()
     floor = 2.0 ** (1 - len(sizes))
     total = abs(float(scores.sum())) / float(np.abs(scores).max()) - float(sizes.min())
@@ -143,9 +161,12 @@ def sign_flip(scores: Floats) -> float:
 
 def holm(values: Sequence[float]) -> tuple[float, ...]:
     """p-values corrected for their number; NaN stays NaN and is not counted."""
-    known = [value for value in values if not math.isnan(value)]
-    corrected = iter(multipletests(known, method="holm")[1] if known else ())
-    return tuple(value if math.isnan(value) else float(next(corrected)) for value in values)
+    order = sorted((value, place) for place, value in enumerate(values) if not math.isnan(value))
+    corrected, last = [math.nan] * len(values), 0.0
+    for rank, (value, place) in enumerate(order):
+        last = max(last, min(1.0, (len(order) - rank) * value))
+        corrected[place] = last
+    return tuple(corrected)
 
 
 def _means(scores: Floats, resamples: int, generator: np.random.Generator) -> Floats:
