@@ -6,6 +6,7 @@ catalogue. Not here: a run of lm-eval (`lm_eval_run`), what its task files say (
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from harness.core.reads import LocalFiles, Read
 from harness.core.records import NO_FILTER, ItemScores, Score
 from harness.core.stage import Input, Resources, Stage, incidental, kinds, value
 from harness.data.fill import DataSetRead
-from harness.data.hub import current, find_access
+from harness.data.hub import Access, current, find_access
 from harness.evaluation.evaluations import (
     Catalogue,
     Evaluation,
@@ -29,7 +30,7 @@ from harness.evaluation.evaluations import (
     register_catalogue,
     register_evaluation,
 )
-from harness.evaluation.lm_eval_run import run_task
+from harness.evaluation.lm_eval_run import check_task, run_task
 from harness.evaluation.scores import (
     EVALUATION_TOKENS,
     Scores,
@@ -141,7 +142,7 @@ class LmEvalTask(Evaluation):
                 f"task {self.name!r} needs stages of the kind {kind!r}, which no entry point has: "
                 "install Bitgrid again (pip install -e . --no-deps --no-build-isolation)"
             )
-        return stage(
+        scored: LmEval = stage(
             model,
             self.name,
             shots,
@@ -151,6 +152,9 @@ class LmEvalTask(Evaluation):
             mirror=None if access.folder is None else str(access.folder),
             caveat=join_caveats(self.caveat, base.caveat if base else None),
         )
+        if self.folder is None and scored.has_data(access):
+            scored.check_items(access)
+        return scored
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,21 @@ class LmEval(Stage[Scores]):
         """What runs the programs that a model wrote against their tests; None: nothing does."""
         return None
 
+    def has_data(self, access: Access) -> bool:
+        """Whether all that the task reads lies in a mirror."""
+        splits = find_splits(self._evaluation.task, self.num_fewshot)
+        return bool(splits) and all(access.files(split) for split in splits)
+
+    def check_items(self, access: Access) -> None:
+        """Raise TextError where an item cannot be scored, as where its label has another type."""
+        task = self._evaluation.task
+        check_task(task, self.num_fewshot, access, self.digest, self.run_tests)
+
+    def preflight(self) -> None:
+        # Data that cannot be had fail this stage alone, when it runs.
+        with contextlib.suppress(OSError):
+            self.check_items(find_access(self.mirror))
+
     def run(self, work: Path) -> Scores:
         model = check_evaluable(value(self.model))
         results = run_task(
@@ -230,6 +249,7 @@ class LmEval(Stage[Scores]):
             self.limit,
             batch_size=task_batch(model.context),
             access=find_access(self.mirror),
+            digest=self.digest,
             run_tests=self.run_tests,
         )
         full_names = {

@@ -12,6 +12,7 @@ import io
 import logging
 import traceback
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from harness.evaluation.task_files import (
     find_splits,
     longest_answer,
 )
+from harness.evaluation.task_items import check_items, describe_columns
 from harness.models import Model
 
 
@@ -38,6 +40,7 @@ def run_task(
     limit: int | None,
     batch_size: int,
     access: Access,
+    digest: str,
     run_tests: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """What lm-eval's `simple_evaluate` says of one task, or group of tasks, on a model in memory.
@@ -50,6 +53,7 @@ def run_task(
     from harness.evaluation.lm_eval_model import CheckedLM
 
     check_model(task, bos, model.tokenizer, model.context)
+    check_task(task, shots, access, digest, run_tests)
     with _quiet(), compat.undescribed_machine(), _served(access, run_tests):
         language_model = CheckedLM(model, batch_size, bos)
         with _blaming_rows(task, shots, access):
@@ -66,6 +70,23 @@ def run_task(
     return {**results, "cut": cut}
 
 
+@cache
+def check_task(
+    task: Task,
+    shots: int | None,
+    access: Access,
+    digest: str,
+    run_tests: Callable[..., Any] | None,
+) -> None:
+    """Raise TextError where an item of a task cannot be scored: see `task_items`.
+
+    `digest` pins the items, so that they are looked at once.
+    """
+    with _quiet(), _served(access, run_tests), _blaming_rows(task, shots, access):
+        for each in task.manager.load([task.lm_eval_name])["tasks"].values():
+            check_items(each, shots)
+
+
 @contextlib.contextmanager
 def _blaming_rows(task: Task, shots: int | None, access: Access) -> Iterator[None]:
     """An error of a task's own templates and functions, said with the columns they were given.
@@ -80,8 +101,11 @@ def _blaming_rows(task: Task, shots: int | None, access: Access) -> Iterator[Non
         files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
         if not any("lm_eval/tasks/" in file or "lm_eval/api/task" in file for file in files):
             raise
-        names = {split.path: access.rows(split).column_names for split in find_splits(task, shots)}
-        columns = "; ".join(f"{p} has the columns {', '.join(each)}" for p, each in names.items())
+        rows = {split.path: access.rows(split) for split in find_splits(task, shots)}
+        columns = "; ".join(
+            f"{path} has the columns {describe_columns(held[0]) if len(held) else 'of no row'}"
+            for path, held in rows.items()
+        )
         why = f"{type(error).__name__} {error}".splitlines()[0]
         raise TextError(
             f"task {task.name!r} does not fit the rows it reads: {why}; {columns}"

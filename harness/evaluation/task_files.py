@@ -25,6 +25,7 @@ from harness.data.hub import Access, Split
 
 OURS = {"wikitext-word": "wikitext"}  # names that say what lm-eval's leave open
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice")
 NO_FIRST_TOKEN = (
     "texts are scored from their first token on, after a BOS or EOS token, and the tokenizer has "
     "neither: set bos_token in its tokenizer_config.json"
@@ -175,11 +176,11 @@ def _needs(task: Task, shots: int | None) -> dict[Split, frozenset[str]]:
             continue
         for name in _splits(config, shots):
             split = Split(config["dataset_path"], config.get("dataset_name"), name)
-            needs[split] = needs.get(split, frozenset()) | _columns(config)
+            needs[split] = needs.get(split, frozenset()) | find_columns(config)
     return needs
 
 
-def _columns(config: Mapping[str, Any]) -> frozenset[str]:
+def find_columns(config: Mapping[str, Any]) -> frozenset[str]:
     """The columns that a task's templates name; none where a function makes them of others first.
 
     lm-eval takes a column that is not there for a word to be written as it is: answers without the
@@ -189,7 +190,7 @@ def _columns(config: Mapping[str, Any]) -> frozenset[str]:
 
     columns: set[str] = set()
     choices = config.get("doc_to_choice")
-    for part in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+    for part in _TEMPLATES:
         template = config.get(part)
         if config.get("process_docs") or not isinstance(template, str) or "is defined" in template:
             continue
@@ -199,6 +200,26 @@ def _columns(config: Mapping[str, Any]) -> frozenset[str]:
             choices and template not in choices
         ):  # else a word, at times
             columns.add(template)
+    return frozenset(columns)
+
+
+def find_lists(config: Mapping[str, Any]) -> frozenset[str]:
+    """The columns that a task's templates take an item out of, by its place: `choices[0]`.
+
+    Of a text that is a letter, which no template complains of.
+    """
+    from jinja2 import Environment, nodes
+
+    columns: set[str] = set()
+    for part in _TEMPLATES:
+        template = config.get(part)
+        if config.get("process_docs") or not isinstance(template, str):
+            continue
+        for item in Environment().parse(template).find_all(nodes.Getitem):
+            of, place = item.node, item.arg
+            is_number = isinstance(place, nodes.Const) and isinstance(place.value, int)
+            if isinstance(of, nodes.Name) and is_number:
+                columns.add(of.name)
     return frozenset(columns)
 
 

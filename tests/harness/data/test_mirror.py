@@ -266,7 +266,7 @@ def test_rows_that_a_tasks_templates_do_not_fit(
     mirror.write(small, *place, [row])
     model = read_model(str(tiny_folder), "float32")
     with pytest.raises(TextError) as caught:
-        lm_eval_run.run_task(model, Task(task), 0, False, None, 4, hub.find_access())
+        lm_eval_run.run_task(model, Task(task), 0, False, None, 4, hub.find_access(), task)
     message = str(caught.value)
     assert (
         message.startswith(f"task {task!r} does not fit the rows it reads: ") and words in message
