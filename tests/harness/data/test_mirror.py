@@ -199,7 +199,8 @@ def test_what_the_mirror_lacks_is_said_before_anything_is_computed(
         "task 'winogrande' reads allenai/winogrande (winogrande_xl) validation: "
         f"the mirror lacks {small}/allenai/winogrande/winogrande_xl/validation.jsonl[.gz]"
     )
-    mirror.write(small, "allenai/winogrande", "winogrande_xl", "validation", [{"answer": "1"}])
+    row = {"sentence": "The _ is wet.", "option1": "cup", "option2": "pot", "answer": "1"}
+    mirror.write(small, "allenai/winogrande", "winogrande_xl", "validation", [row])
     assert isinstance(build_evaluation(base, "winogrande"), LmEval)
     with pytest.raises(TextError, match=r"train: the mirror lacks .*choices: validation"):
         build_evaluation(base, "winogrande", num_fewshot=5)
@@ -235,11 +236,11 @@ def test_a_column_that_a_tasks_templates_name_is_missed_before_anything_is_compu
 
 def test_columns_that_a_function_makes_are_not_asked_of_the_rows() -> None:
     made = {"process_docs": "utils.f", "doc_to_text": "{{query}}", "doc_to_target": "label"}
-    assert not task_files._columns(made)
+    assert not task_files.find_columns(made)
     words = {"doc_to_text": "{{a}}{% if b is defined %}{{b}}{% endif %}", "doc_to_target": "all"}
-    assert not task_files._columns(words)
+    assert not task_files.find_columns(words)
     chosen = {"doc_to_text": "", "doc_to_target": "yes", "doc_to_choice": ["yes", "no"]}
-    assert not task_files._columns(chosen)
+    assert not task_files.find_columns(chosen)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,9 @@ def test_rows_that_a_tasks_templates_do_not_fit(
     assert (
         message.startswith(f"task {task!r} does not fit the rows it reads: ") and words in message
     )
-    assert message.endswith(f"; {place[0]} has the columns {', '.join(row)}")
+    kinds = {str: "text", type(None): "null"}
+    columns = ", ".join(f"{name} ({kinds[type(held)]})" for name, held in row.items())
+    assert message.endswith(f"; {place[0]} has the columns {columns}")
 
 
 def test_a_broken_line_of_a_tasks_items_is_said_before_anything_is_computed(
