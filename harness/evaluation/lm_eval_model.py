@@ -34,6 +34,7 @@ class CheckedLM(HFLM):  # type: ignore[misc]
             batch_size=batch_size,
             max_length=count_room(model.context),
             add_bos_token=bos,
+            backend="causal",  # by name a decoder of BART alone would be taken for all of it
         )
 
     def _model_call(self, *arguments: Any, **options: Any) -> Tensor:

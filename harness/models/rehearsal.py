@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from harness.core.errors import ModelError
 from harness.core.stage import Stage
@@ -37,7 +38,7 @@ _TRIES = ((1, True), (16, True), (8, True), (16, False), (1, False))
 _WIDTHS = ("size", "dim", "rank", "width", "d_model", "n_embd", "n_inner", "d_state", "d_head")
 _NO_WIDTHS = ("vocab", "window", "chunk", "block", "kernel", "patch", "image", "conv", "group")
 _VOCABULARY = 1024  # tokens of a twin, at most
-_LARGEST = 2**26  # weights of a twin
+_LARGEST = 2**25  # weights of a twin
 _TOKENS = 12  # of its texts
 
 
@@ -48,13 +49,15 @@ def rehearse(stage: Stage[Any]) -> None:
 
 def rehearse_all(stages: Iterable[Stage[Any]]) -> None:
     """Rehearse each of the stages. Raises ModelError."""
-    threads = torch.get_num_threads()
+    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
     torch.set_num_threads(1)  # twins are small: many threads would only wait for each other
+    logging.set_verbosity_error()  # which kernels would be faster is no matter here
     try:
         for stage in stages:
             rehearse(stage)
     finally:
         torch.set_num_threads(threads)
+        logging.set_verbosity(verbosity)
 
 
 @rehearse.register
