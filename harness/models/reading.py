@@ -41,7 +41,11 @@ def find_class(config: PreTrainedConfig) -> Any:
             f"{config.model_type!r} is an encoder with a decoder; models here only have a decoder"
         )
     own_code = getattr(config, "auto_map", None) or {}
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in own_code:
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    # A class of a text part alone is of use where a model that was saved as that can be read again.
+    if "AutoModelForCausalLM" in own_code or (
+        kind is not None and kind.config_class in MODEL_FOR_CAUSAL_LM_MAPPING
+    ):
         return AutoModelForCausalLM
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText

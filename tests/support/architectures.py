@@ -26,8 +26,8 @@ from transformers import (
 
 from tests.support.tokenizers import make_tokenizer
 
-# An encoder is made too, as a grid may name one.
-_CLASSES = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING)
+# Of a model with a vision tower the whole, as it is published. An encoder is made too.
+_CLASSES = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING)
 
 _COMMON = {
     "vocab_size": 300,
@@ -423,8 +423,7 @@ def make(name: str) -> PreTrainedModel:
     kind = next((known[type(config)] for known in _CLASSES if type(config) in known), None)
     assert kind is not None, f"{name}: transformers has no class for it"
     torch.manual_seed(0)
-    text_config = kind.config_class is not type(config)
-    network = kind(config.get_text_config() if text_config else config)
+    network = kind(config)
     for parameter in network.parameters():
         if parameter.dim() == 1:  # where all are ones or zeros, a mistake in them has no effect
             parameter.data += 0.05 * torch.randn_like(parameter)

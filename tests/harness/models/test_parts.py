@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoConfig
 
 from harness.core.errors import ModelError
+from harness.models import Model, read_model
 from harness.models.parts import (
     blocks,
     count_vocabulary,
@@ -15,7 +18,7 @@ from harness.models.parts import (
     read_text_config,
 )
 from harness.models.reading import find_class
-from tests.support.architectures import ARCHITECTURES, configure
+from tests.support.architectures import ARCHITECTURES, build, configure, make
 
 REFUSED = ("bert", "roberta", "electra", "t5", "bart", "clip")
 SEEING = [name for name, each in ARCHITECTURES.items() if each.vision is not None]
@@ -77,3 +80,14 @@ def test_a_network_without_such_blocks_is_refused() -> None:
     network.config.num_hidden_layers = 3
     with pytest.raises(ModelError, match="no list of 3 decoder blocks"):
         blocks(network)
+
+
+@pytest.mark.parametrize("name", SEEING)
+@torch.no_grad()
+def test_what_is_read_and_kept_says_what_the_whole_model_does(name: str, tmp_path: Path) -> None:
+    ids = torch.arange(3, 23)[None]
+    whole = make(name)(input_ids=ids, use_cache=False).logits
+    model = read_model(str(build(name, tmp_path / "published")), torch.float32)
+    torch.testing.assert_close(model.network(input_ids=ids, use_cache=False).logits, whole)
+    again = Model.load(tmp_path / "kept", model.save(tmp_path / "kept"))
+    torch.testing.assert_close(again.network(input_ids=ids, use_cache=False).logits, whole)
