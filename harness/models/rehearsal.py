@@ -38,7 +38,7 @@ _TRIES = ((1, True), (16, True), (8, True), (16, False), (1, False))
 _WIDTHS = ("size", "dim", "rank", "width", "d_model", "n_embd", "n_inner", "d_state", "d_head")
 _NO_WIDTHS = ("vocab", "window", "chunk", "block", "kernel", "patch", "image", "conv", "group")
 _VOCABULARY = 1024  # tokens of a twin, at most
-_LARGEST = 2**25  # weights of a twin
+_LARGEST = 2**26  # weights of a twin
 _TOKENS = 12  # of its texts
 
 
