@@ -90,7 +90,7 @@ def _make_files(export: Export, html: bool) -> dict[str, bytes]:
     beside = published.make_comparison(table_summary, theirs)
     sheets = [table.make_sheet(table_summary), *([beside] if beside else [])]
     drawn = plots.draw(plots.Context(export, table_summary))
-    pictures = [Picture(plot.name, plot.caption, pair) for plot, pair in drawn.items()]
+    pictures = [Picture(*plot) for plot in drawn]
     tested = effects.compute_effects(export)
     files: dict[str, bytes] = {
         "report.md": page.write_page(table_summary, pictures, beside, tested).encode(),

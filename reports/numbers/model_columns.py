@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from harness.core.records import DEVICE_HOURS, StageRecord
+from reports.numbers.naming import format_setting
 from reports.reading.export import Export, Stages, list_inputs
 
 
@@ -41,6 +42,17 @@ def compute_device_hours(export: Export) -> pd.Series:
     seconds = export.curves.groupby(export.curves["cell"].map(keys))["seconds"].max()
     devices = {key: _count_devices(key, export.stages) for key in seconds.index}
     return (seconds * pd.Series(devices, dtype="float64") / 3600).dropna()
+
+
+def find_objective(key: str, stages: Stages) -> str:
+    """What a model was trained on last: `CAKLD confidence=label`; empty where it is not known."""
+    for each in _chain(key, stages):
+        objective = each.stage.get("objective", each.stage.get("fields", {}).get("objective"))
+        if isinstance(objective, dict) and "class" in objective:
+            name = str(objective["class"]).rpartition(".")[2]
+            settings = {k: v for k, v in objective.items() if k != "class" and v is not None}
+            return " ".join([name, *(f"{k}={format_setting(v, k)}" for k, v in settings.items())])
+    return ""
 
 
 def list_devices(export: Export) -> list[str]:

@@ -6,6 +6,7 @@ Not here: HTML (`html`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from harness.core.records import NOT_RUN
@@ -63,9 +64,10 @@ def write_page(
         parts += [f"## The effect of {escape_markdown(tested[0].axis)}"]
         parts += [escape_markdown(table.caption), markdown(table).rstrip()]
     for picture in pictures:
-        parts.append(f"## {picture.title}")
-        parts.append(f"![{picture.title}](plots/{picture.name}.png)")
-        parts.append(picture.caption)
+        title = escape_markdown(picture.title)
+        alternative = re.sub(r"[\[\]\\]", "", picture.title)
+        parts += [f"## {title}", f"![{alternative}](plots/{picture.name}.png)"]
+        parts += [escape_markdown(picture.words)] if picture.words else []
     parts += ["## How each column was measured", _protocols(summary)]
     if grid.holes:
         parts += ["## Not finished", _holes(summary)]

@@ -14,17 +14,13 @@ class Picture:
     """One figure, whose files are `plots/<name>.<suffix>`."""
 
     name: str
-    caption: str  # its first sentence is the title
+    title: str
+    words: str  # what is drawn
     files: dict[str, bytes]  # suffix -> content: png, pdf
 
     @property
-    def title(self) -> str:
-        return self.caption.split(". ")[0].rstrip(".")
-
-    @property
-    def words(self) -> str:
-        """The caption without its title."""
-        return self.caption.removeprefix(f"{self.title}.").strip()
+    def caption(self) -> str:
+        return f"{self.title}. {self.words}".strip()
 
     @property
     def size(self) -> tuple[int, int]:

@@ -8,7 +8,7 @@ they are drawn from, `data` the numbers that several need, `panels` what axes an
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 
@@ -28,12 +28,23 @@ PLOTS: tuple[Plot, ...] = (
 """In the order of the page."""
 
 
-def draw(context: Context) -> dict[Plot, dict[str, bytes]]:
-    """The files, by suffix (png, pdf), of every plot that has something to show."""
+class Drawn(NamedTuple):
+    """A plot as it is shown."""
+
+    name: str  # of its files
+    title: str
+    words: str  # what was drawn
+    files: dict[str, bytes]  # by suffix: png, pdf
+
+
+def draw(context: Context) -> list[Drawn]:
+    """Every plot that has something to show."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, style.RC))
-        figures = {plot: plot.draw(context) for plot in PLOTS}
-        return {
-            plot: encode_figure(figure) for plot, figure in figures.items() if figure is not None
-        }
+        drawings = {plot.name: plot.draw(context) for plot in PLOTS}
+        return [
+            Drawn(name, each.title, each.words, encode_figure(each.figure))
+            for name, each in drawings.items()
+            if each is not None
+        ]

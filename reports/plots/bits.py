@@ -12,10 +12,11 @@ from matplotlib.ticker import MaxNLocator
 from reports.numbers.columns import format_bits
 from reports.numbers.entries import Entry
 from reports.plots import data, style
-from reports.plots.context import Context, Plot
+from reports.plots.context import Context, Drawing, Plot
 from reports.plots.data import Mean
 from reports.plots.panels import (
     FEW,
+    describe_means,
     describe_quantity,
     draw_legend,
     draw_means,
@@ -25,13 +26,15 @@ from reports.plots.panels import (
     list_marks,
     make_handle,
     set_logarithmic,
+    title_quantities,
     write_remark,
 )
 
+_COUNTED = "scales and zero points are counted"
 _APART = 0.05  # bits per weight: rows nearer than that cost the same
 
 
-def draw_score_vs_bits(context: Context) -> Figure | None:
+def draw_score_vs_bits(context: Context) -> Drawing | None:
     """The average (or the only score, or else perplexity) over bits, with the Pareto front."""
     summary, models, looks = context.summary, context.models, context.looks
     index = data.find_main_score(summary)
@@ -59,7 +62,8 @@ def draw_score_vs_bits(context: Context) -> Figure | None:
     axes = figure.subplots()
     handles: list[Line2D] = draw_references(axes, summary, index)
     shown = [(weight, each.mean) for line in points.values() for weight, each in line]
-    handles += _front(axes, data.find_pareto_front(shown, column.higher), max(weights))
+    front = data.find_pareto_front(shown, column.higher)
+    handles += _front(axes, front, max(weights))
     for name, line in points.items():
         line.sort()
         draw_means(axes, [weight for weight, _ in line], [each for _, each in line], looks[name])
@@ -73,7 +77,17 @@ def draw_score_vs_bits(context: Context) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     write_remark(figure, unshown)
     draw_legend(figure, handles)
-    return figure
+    means_drawn = [mean for line in points.values() for _, mean in line]
+    unknown = any(row.bits_per_weight is None for row in summary.rows if not row.reference)
+    words = [
+        "nominal bits where scales and zero points are not known" if unknown else _COUNTED,
+        *describe_means(means_drawn, summary.grid.report, "error bars"),
+    ]
+    if len(front) > 1:
+        better = "above" if column.higher else "below"
+        words.append(f"no point lies {better} and left of the Pareto front")
+    title = f"{title_quantities([column])} against effective bits per weight"
+    return Drawing(figure, title, words)
 
 
 def _front(axes: Axes, front: list[tuple[float, float]], end: float) -> list[Line2D]:
@@ -94,12 +108,4 @@ def _front(axes: Axes, front: list[tuple[float, float]], end: float) -> list[Lin
     )
 
 
-PLOTS = (
-    Plot(
-        "score_vs_bits",
-        "Score against effective bits per weight. "
-        "Scales and zero points are counted; no model below and left of the Pareto front is better "
-        "in both; error bars are 95 % t-intervals over seeds.",
-        draw_score_vs_bits,
-    ),
-)
+PLOTS = (Plot("score_vs_bits", draw_score_vs_bits),)

@@ -5,13 +5,14 @@ Not here: how anything looks (`style`), the numbers that several plots need (`da
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from reports.numbers.model_columns import find_objective
 from reports.numbers.summary import Summary
 from reports.plots import data, style
 from reports.plots.style import Look
@@ -37,6 +38,16 @@ class Context:
         return curves.assign(name=curves["cell"].map(self.summary.names))
 
     @cached_property
+    def objectives(self) -> dict[str, str]:
+        """What each row with curves was trained on, by its name; empty where it is not known."""
+        keys = self.export.rows.drop_duplicates("cell").set_index("cell")["model_key"]
+        found: dict[str, str] = {}
+        for name, cell in self.curves.drop_duplicates("cell")[["name", "cell"]].to_numpy():
+            objective = find_objective(str(keys.get(cell, "")), self.export.stages)
+            found[str(name)] = objective if found.get(str(name), objective) == objective else ""
+        return found
+
+    @cached_property
     def looks(self) -> dict[str, Look]:
         """How each row looks, by its name: the same in all plots."""
         methods = [row.name for row in self.summary.rows if not row.reference]
@@ -44,9 +55,22 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A figure and what is said of it: statements of what was drawn, made where it is drawn."""
+
+    figure: Figure
+    title: str
+    sentences: Sequence[str] = ()  # each without its full stop
+
+    @property
+    def words(self) -> str:
+        """The caption under the title."""
+        return " ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in self.sentences)
+
+
+@dataclass(frozen=True)
 class Plot:
     """A figure of a report. To add one, list it in `PLOTS` of the file that draws it."""
 
     name: str  # of its files
-    caption: str  # the words under it; the first sentence is its title
-    draw: Callable[[Context], Figure | None]  # None where the export has nothing to show
+    draw: Callable[[Context], Drawing | None]  # None where the export has nothing to show

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from reports.numbers.columns import format_bits
 from reports.plots import style
-from reports.plots.context import Context, Plot
-from reports.plots.data import make_band, shorten
+from reports.plots.context import Context, Drawing, Plot
+from reports.plots.data import Band, make_band, shorten
 from reports.plots.panels import (
     choose_unit,
     draw_legend,
@@ -21,10 +23,11 @@ from reports.plots.panels import (
     write_remark,
 )
 
+_TASK = ("data", "teacher")  # axes that change what a loss is of
 _POINTS = 1500  # of a curve: more cannot be seen
 
 
-def draw_training_loss(context: Context) -> Figure | None:
+def draw_training_loss(context: Context) -> Drawing | None:
     """A panel a number of bits; a row's seeds are a mean and a band, one seed a smoothed line."""
     curves, looks = context.curves, context.looks
     finite = curves.loc[np.isfinite(curves["loss"]), "loss"]
@@ -39,10 +42,12 @@ def draw_training_loss(context: Context) -> Figure | None:
     figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
     panels = figure.subplots(1, len(bits), squeeze=False, sharey=True)[0]
     notes = []
+    bands: list[Band] = []
     for axes, each in zip(panels, bits, strict=True):
         for name, rows in curves[curves["bits"] == each].groupby("name", sort=False):
             seeds = [line for _, line in rows.groupby("cell", sort=False)]
             loss_band, look = make_band(seeds, place), looks[str(name)]
+            bands.append(loss_band)
             if loss_band.gaps:
                 notes.append(
                     f"{name}, {format_bits(each)} bits: not finite at {loss_band.gaps} steps"
@@ -77,15 +82,48 @@ def draw_training_loss(context: Context) -> Figure | None:
         [make_handle(looks[name], name_shown, line=True) for name, name_shown in pairs],
         common,
     )
-    return figure
+    words = _describe(bands, context.objectives)
+    if others := _find_other_tasks(curves["settings"]):
+        words.append(f"losses that differ in {' or '.join(others)} do not compare")
+    return Drawing(figure, "Training loss", words)
 
 
-PLOTS = (
-    Plot(
-        "training_loss",
-        "Training loss. "
-        "Over several seeds the line is the mean and the band reaches from the smallest to the "
-        "largest; lines are smoothed. Objectives differ, so only curves of one objective compare.",
-        draw_training_loss,
-    ),
-)
+def _find_other_tasks(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What of a loss's meaning varies beside the objective: the text, or the teacher."""
+    values: dict[str, set[str]] = {}
+    for each in settings:
+        for axis in _TASK:
+            own = {k: v for k, v in each.items() if k.partition(".")[0] == axis}
+            values.setdefault(axis, set()).add(str(sorted(own.items())))
+    return [axis for axis, found in values.items() if len(found) > 1]
+
+
+def _describe(bands: Sequence[Band], objectives: Mapping[str, str]) -> list[str]:
+    """objectives: by name of a row; empty where one is not known."""
+    sentences = []
+    smoothed = ", smoothed" if any(band.window > 1 for band in bands) else ""
+    if any(band.seeds > 1 for band in bands):
+        sentences.append(
+            f"of several seeds the line is their mean{smoothed}, the band from least to largest"
+        )
+    if any(band.seeds == 1 for band in bands):
+        pale = ", the pale line is not" if smoothed else ""
+        sentences.append(f"of one seed the line is its loss{smoothed}{pale}")
+    if smoothed:
+        widest = max(band.window for band in bands)
+        sentences.append(f"smoothed: the mean over up to {widest} steps, fewer near the ends")
+    known = dict.fromkeys(objectives.values())
+    if "" in known:
+        sentences.append("objectives may differ: only curves of one objective compare")
+    elif 1 < len(known) == len(objectives):
+        sentences.append("each curve has an objective of its own: their heights do not compare")
+    elif len(known) > 1:
+        by_objective = "; ".join(
+            f"{each}: {', '.join(name for name, own in objectives.items() if own == each)}"
+            for each in known
+        )
+        sentences.append(f"only curves of one objective compare ({by_objective})")
+    return sentences
+
+
+PLOTS = (Plot("training_loss", draw_training_loss),)

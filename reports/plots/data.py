@@ -21,10 +21,11 @@ from reports.numbers.summary import Summary
 
 
 class Mean(NamedTuple):
-    """A mean over models and half of its t-interval; 0 where there is none to tell."""
+    """A mean over `n` models and half of its t-interval; 0 where there is none to draw."""
 
     mean: float
     half: float = 0.0
+    n: int = 1
 
 
 def compute_mean(values: Iterable[float]) -> Mean:
@@ -34,7 +35,7 @@ def compute_mean(values: Iterable[float]) -> Mean:
         return Mean(math.nan)
     interval = t_interval(numbers)
     half = (interval.high - interval.low) / 2
-    return Mean(interval.mean, half if math.isfinite(half) else 0.0)
+    return Mean(interval.mean, half if math.isfinite(half) else 0.0, len(numbers))
 
 
 def find_pareto_front(
@@ -211,7 +212,9 @@ def _with_bits(models: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
     """Names of rows, told apart by bits where `among` has several."""
     if among["bits"].nunique() < 2:
         return models["name"]
-    return models["name"] + models["bits"].map(lambda bits: f" {format_bits(bits)} bits")
+    pairs = zip(models["name"], models["bits"], strict=True)
+    names = [f"{name} {format_bits(bits)} bits" for name, bits in pairs]
+    return pd.Series(names, index=models.index, dtype="object")
 
 
 def count_tokens(models: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame) -> pd.Series:
@@ -233,32 +236,48 @@ class Band(NamedTuple):
     high: np.ndarray
     seeds: int
     gaps: int  # steps at which some seed's loss is not finite
+    window: int  # steps that are averaged
 
 
 def make_band(lines: Sequence[pd.DataFrame], place: str) -> Band:
     """Smoothed losses of several seeds at the steps that all have: step, `place`, loss each.
 
-    A window of about 4 % of the steps, centred, so that it does not lag. A step at which any seed's
-    loss is not finite is a gap in all of them.
+    A window of about 8 % of the steps (`smooth`). A step at which any seed's loss is not finite is
+    a gap in all of them, and no part of any window.
     """
-    smooth, places = [], []
-    for line in lines:
-        line = line.drop_duplicates("step").set_index("step", drop=False).sort_index()
-        loss = line["loss"].where(np.isfinite(line["loss"]))
-        window = len(line) // 25 * 2 + 1
-        running = loss.rolling(window, center=True, min_periods=1).mean()
-        smooth.append(running.where(loss.notna()))
-        places.append(line[place].astype(float))
-    values = pd.concat(smooth, axis=1, join="inner").sort_index()
-    at = pd.concat(places, axis=1, join="inner").sort_index().mean(axis=1)
+    by_step = [line.drop_duplicates("step").set_index("step").sort_index() for line in lines]
+    losses = pd.concat([line["loss"] for line in by_step], axis=1, join="inner").sort_index()
+    places = [line[place] if place in line else line.index.to_series() for line in by_step]
+    at = pd.concat(places, axis=1, join="inner").sort_index().astype(float).mean(axis=1)
+    known = np.isfinite(losses.to_numpy(float)).all(axis=1)
+    half = len(losses) // 25
+    values = np.full((len(losses), len(lines)), np.nan)
+    for index in range(len(lines)):
+        values[known, index] = smooth(losses.to_numpy(float)[known, index], half)
     return Band(
         at.to_numpy(),
-        values.mean(axis=1, skipna=False).to_numpy(),
-        values.min(axis=1, skipna=False).to_numpy(),
-        values.max(axis=1, skipna=False).to_numpy(),
+        values.mean(axis=1),
+        values.min(axis=1),
+        values.max(axis=1),
         len(lines),
-        int(values.isna().any(axis=1).sum()),
+        int((~known).sum()),
+        2 * half + 1,
     )
+
+
+def smooth(values: np.ndarray, half: int) -> np.ndarray:
+    """Means of (N,) over up to `half` neighbours on either side, as many on one as on the other.
+
+    Hence the first and the last value stay, and so does every straight line: a window that is cut
+    on one side alone would begin a falling curve below its first value.
+    """
+    if not len(values):
+        return values
+    reach = np.minimum(half, np.minimum(np.arange(len(values)), np.arange(len(values))[::-1]))
+    sums = np.append(0.0, np.cumsum(values - values[0]))  # of equal values nothing but zeros
+    places = np.arange(len(values))
+    means = (sums[places + reach + 1] - sums[places - reach]) / (2 * reach + 1)
+    return np.where(reach == 0, values, values[0] + means)
 
 
 def shorten(names: Sequence[str]) -> tuple[str, list[str]]:

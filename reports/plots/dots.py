@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,12 +14,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from reports.numbers.columns import Column, format_bits, format_number
-from reports.numbers.effects import Status, compute_effects
+from reports.numbers.effects import Effect, Status, compute_effects
 from reports.numbers.entries import Row
 from reports.plots import data, style
-from reports.plots.context import Context, Plot
+from reports.plots.context import Context, Drawing, Plot
 from reports.plots.data import Mean
 from reports.plots.panels import (
+    describe_means,
     describe_quantity,
     draw_legend,
     draw_references,
@@ -26,15 +28,24 @@ from reports.plots.panels import (
     is_wide,
     list_marks,
     set_logarithmic,
+    title_quantities,
 )
 from reports.plots.style import Look
 
 _LEAST = 1.25  # largest over smallest on an axis: less would make a small difference look large
 _LETTERS = 22  # of a line of a row's name, which leave room for data in one column
 _LINE = 0.13  # inches
+_FILLED = {"marker": "o", "mec": "white", "ls": "none"}
+_STATUSES: dict[str, dict[str, Any]] = {
+    "better": _FILLED | {"color": style.BETTER},
+    "worse": _FILLED | {"color": style.WORSE},
+    Status.NOT_DISTINGUISHED.value: _FILLED | {"color": style.UNTOLD},
+    Status.UNTESTED.value: {"marker": "o", "mfc": "none", "mec": style.UNTOLD, "ls": "none"},
+}
+"""How an effect looks by what is known of it."""
 
 
-def draw_perplexity(context: Context) -> Figure | None:
+def draw_perplexity(context: Context) -> Drawing | None:
     """A panel a column that is better lower, a row of dots for each row of the table.
 
     Dots and not bars: a logarithmic axis has no zero for a bar to stand on.
@@ -50,6 +61,8 @@ def draw_perplexity(context: Context) -> Figure | None:
     headings = headings if len(groups) > 1 else []
     figure, panels, places = _rows(names, [len(g) for g in groups], headings, len(columns))
     handles: dict[str, Line2D] = {}
+    drawn: list[Mean] = []
+    cut = False
     for axes, index in zip(panels, columns, strict=True):
         lines = draw_references(axes, summary, index, upright=True)
         handles |= {str(line.get_label()): line for line in lines}
@@ -60,16 +73,21 @@ def draw_perplexity(context: Context) -> Figure | None:
         for row, mean, at in zip(rows, row_means, places, strict=True):
             _print(axes, at, _words(row, mean, index, summary.columns[index]))
             _dot(axes, at, mean, looks[row.name], scaled)
+            drawn.append(mean)
+            cut |= scaled and 0 < mean.mean <= mean.half
         axes.set_xlabel(
             describe_quantity(summary.columns[index]) + (" (log scale)" if scaled else "")
         )
     panels[0].set_title(common, loc="left")
     if handles:
         draw_legend(figure, list(handles.values()))
-    return figure
+    words = describe_means(drawn, summary.grid.report, "error bars")
+    words += ["error bars that reach zero end at the axis"] if cut else []
+    words += [f"broken lines: {', '.join(handles)}"] if handles else []
+    return Drawing(figure, title_quantities(summary.columns[index] for index in columns), words)
 
 
-def draw_ablation(context: Context) -> Figure | None:
+def draw_ablation(context: Context) -> Drawing | None:
     """What each setting of an axis changes against the first one, paired by seed.
 
     Bits are no such axis: what they cost is in the score over bits.
@@ -89,6 +107,7 @@ def draw_ablation(context: Context) -> Figure | None:
     if len(keys) == 1:
         common, names = f"{keys[0][0]} {keys[0][1]}".strip(), [keys[0][4]]
     figure, panels, places = _rows(names, [len(keys)], [], len(columns))
+    drawn: list[Effect] = []
     for axes, column in zip(panels, columns, strict=True):
         axes.axvline(0, color=style.REFERENCE, lw=1.0, zorder=1)
         for key, at in zip(keys, places, strict=True):
@@ -97,14 +116,15 @@ def draw_ablation(context: Context) -> Figure | None:
                 _print(axes, at, "–")
                 continue
             difference, factor = effect.difference, get_scale(column)
+            drawn.append(effect)
             half = (difference.high - difference.low) / 2
             mean = Mean(factor * difference.mean, factor * half if math.isfinite(half) else 0.0)
+            status = _describe_status(effect)
             if effect.status is Status.UNTESTED:
+                axes.plot(mean.mean, at, **_STATUSES[status])
                 _print(axes, at, "untested")
                 continue
-            significant = effect.status is Status.DISTINGUISHED
-            look = Look(style.BETTER if effect.better else style.WORSE, "o")
-            _dot(axes, at, mean, look if significant else Look(style.UNTOLD, "o"), False)
+            _dot(axes, at, mean, Look(_STATUSES[status]["color"], "o"), False)
             _print(axes, at, f"{mean.mean:+.{1 if column.percent else 2}f}")
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(x=0.08)
@@ -113,16 +133,47 @@ def draw_ablation(context: Context) -> Figure | None:
     against = f"{effects[0].axis}: against {', '.join(baselines)}"
     width = int(figure.get_figwidth() * 14)
     panels[0].set_title(textwrap.shorten(against, width, placeholder=" …"), loc="left")
+    found = {_describe_status(effect) for effect in drawn}
     handles = [
-        Line2D([], [], color=colour, marker="o", mec="white", ls="none", label=label)
-        for colour, label in (
-            (style.BETTER, "better"),
-            (style.WORSE, "worse"),
-            (style.UNTOLD, "not distinguished"),
-        )
+        Line2D([], [], label=status, **look)
+        for status, look in _STATUSES.items()
+        if status in found
     ]
     draw_legend(figure, handles, common)
-    return figure
+    return Drawing(figure, f"What {effects[0].axis} changes", _describe_effects(drawn))
+
+
+def _describe_status(effect: Effect) -> str:
+    """As `_STATUSES` has it."""
+    if effect.status is Status.DISTINGUISHED:
+        return "better" if effect.better else "worse"
+    return effect.status.value
+
+
+def _describe_effects(drawn: Sequence[Effect]) -> list[str]:
+    """Only of what was drawn."""
+    found = {effect.status for effect in drawn}
+    tested = [effect for effect in drawn if effect.status is not Status.UNTESTED]
+    sentences = []
+    if tested:
+        over = " or over ".join(dict.fromkeys(effect.over for effect in tested))
+        sentences.append(f"bars are simultaneous 95 % intervals over {over}")
+        coloured = "coloured where the interval excludes zero"
+        untold = "gray: not distinguished, which is not the same as equal"
+        sentences.append(
+            "; ".join(
+                words
+                for status, words in (
+                    (Status.DISTINGUISHED, coloured),
+                    (Status.NOT_DISTINGUISHED, untold),
+                )
+                if status in found
+            )
+        )
+    if Status.UNTESTED in found:
+        why = dict.fromkeys(effect.untested for effect in drawn if effect.untested)
+        sentences.append(f"hollow: untested ({'; '.join(why)})")
+    return sentences
 
 
 def _context(settings: str) -> str:
@@ -181,18 +232,12 @@ def _limits(axes: Axes, means: Iterable[Mean]) -> bool:
 def _dot(axes: Axes, at: float, mean: Mean, look: Look, scaled: bool) -> None:
     if not math.isfinite(mean.mean) or (scaled and mean.mean <= 0):
         return
-    below = min(mean.half, mean.mean * (1 - 1e-3)) if scaled else mean.half
-    axes.errorbar(
-        mean.mean,
-        at,
-        xerr=[[below], [mean.half]],
-        color=look.colour,
-        marker=look.marker,
-        markeredgecolor="white",
-        markeredgewidth=0.5,
-        elinewidth=1.0,
-        capsize=2,
-    )
+    if mean.half > 0:
+        below = min(mean.half, mean.mean * (1 - 1e-3)) if scaled else mean.half
+        bar: dict[str, Any] = {"ecolor": look.colour, "elinewidth": 1.0, "capsize": 2}
+        axes.errorbar(mean.mean, at, xerr=[[below], [mean.half]], fmt="none", **bar)
+    edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+    axes.plot(mean.mean, at, color=look.colour, marker=look.marker, ls="none", **edge)
 
 
 def _words(row: Row, mean: Mean, index: int, column: Column) -> str:
@@ -213,17 +258,4 @@ def _print(axes: Axes, at: float, text: str) -> None:
     )
 
 
-PLOTS = (
-    Plot(
-        "perplexity",
-        "Perplexity. Error bars are 95 % t-intervals over seeds; a broken line is a 16-bit model.",
-        draw_perplexity,
-    ),
-    Plot(
-        "ablation",
-        "What one axis changes. "
-        "Differences paired by seed with 95 % t-intervals; coloured where Holm's corrected p is "
-        "below 0.05.",
-        draw_ablation,
-    ),
-)
+PLOTS = (Plot("perplexity", draw_perplexity), Plot("ablation", draw_ablation))

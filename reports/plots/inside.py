@@ -15,14 +15,16 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from harness.core.records import Confidence, Diagnostic, Histogram, Level, Weights
+from reports.numbers.columns import format_bits
 from reports.plots import style
-from reports.plots.context import Context, Plot
+from reports.plots.context import Context, Drawing, Plot
 from reports.plots.panels import draw_legend, is_wide, make_handle, set_logarithmic, write_remark
 
 _LETTERS = 26  # of a line of a panel's title
 _PANELS = 8  # of a figure over both columns
 _RARE = 0.05  # share of the groups below which a level is not drawn
 _LEAST = 10  # labels below which a mean loss is noise
+BEFORE = "before training"  # the step of a record
 
 Kind = TypeVar("Kind", bound=Diagnostic)
 
@@ -50,7 +52,7 @@ def list_steps(records: Sequence[Diagnostic], names: Mapping[str, str]) -> list[
     return [Step(titles[key], record) for key, record in distinct.items()]
 
 
-def draw_weights(context: Context) -> Figure | None:
+def draw_weights(context: Context) -> Drawing | None:
     """A panel a step: the histogram of one layer, with the levels that it is rounded to."""
     all_steps = list_steps(context.export.diagnostics, context.summary.names)
     shown = all_steps[:_PANELS]
@@ -75,7 +77,19 @@ def draw_weights(context: Context) -> Figure | None:
             Line2D([], [], color=style.LEVELS, label="levels"),
         ],
     )
-    return figure
+    levels = [level for step in shown for level in step.record.histogram.levels]
+    words = []
+    if levels:
+        words.append(
+            "lines are the median over groups of each level counted from zero, fainter where fewer "
+            "groups have it; bands reach from quartile to quartile"
+        )
+    if any(level.share < _RARE for level in levels):
+        words.append(f"levels that fewer than {100 * _RARE:g} % of the groups have are not drawn")
+    if any(step.record.histogram.outside for step in shown):
+        words.append("some weights lie outside what is drawn")
+    words.append(_describe_choice(context, Weights))
+    return Drawing(figure, "Weights of one layer and the levels they are rounded to", words)
 
 
 def _ends(histogram: Histogram) -> list[float]:
@@ -100,7 +114,7 @@ def _histogram(axes: Axes, histogram: Histogram) -> None:
         axes.axvline(middle, color=style.LEVELS, alpha=strength, lw=1.2)
 
 
-def draw_errors(context: Context) -> Figure | None:
+def draw_errors(context: Context) -> Drawing | None:
     """A heat map a step: layers over projections, all on one scale."""
     import seaborn  # slow, and only here
 
@@ -142,10 +156,15 @@ def draw_errors(context: Context) -> Figure | None:
     bar.set_label("relative error")
     notes = [f"{unknown} layers not finite, left white"] if unknown else []
     write_remark(figure, [*notes, *_cut(all_steps)])
-    return figure
+    words = [
+        "|rounded − full precision| / |full precision| of the weights, Frobenius norms; after "
+        "training it includes what training moved, after scaling it is against the scaled weights",
+        _describe_choice(context, Weights),
+    ]
+    return Drawing(figure, "Quantisation error of each layer", words)
 
 
-def draw_confidence(context: Context) -> Figure | None:
+def draw_confidence(context: Context) -> Drawing | None:
     """The mean loss of a token, and the share of the loss, by how sure the teacher is of it."""
     names, looks = context.summary.names, context.looks
     measured = _of_fewest_bits(context.export.diagnostics, Confidence)
@@ -157,6 +176,7 @@ def draw_confidence(context: Context) -> Figure | None:
     above, below = figure.subplots(2, 1, sharex=True)
     means: list[float] = []
     notes = []
+    drawn: list[Confidence] = []
     for record in measured:
         name = names[record.cell]
         if name not in shown:
@@ -166,7 +186,8 @@ def draw_confidence(context: Context) -> Figure | None:
         enough = tokens >= _LEAST
         each = np.where(enough, loss * tokens.sum() / np.maximum(tokens, 1), np.nan)
         means += [float(mean) for mean in each if mean > 0]
-        before = record.step == "before training"
+        drawn.append(record)
+        before = record.step == BEFORE
         line = {"color": looks[name].colour, "ls": ":" if before else looks[name].dash}
         above.plot((edges[1:] + edges[:-1]) / 2, each, marker=".", ms=3, **line)
         if loss.sum() > 0:
@@ -175,7 +196,9 @@ def draw_confidence(context: Context) -> Figure | None:
             text = f"{record.unbounded} tokens without a finite loss left out"
             notes.append(f"{name}, {record.step}: {text}")
     share = np.append(0, np.cumsum(measured[0].tokens)) / sum(measured[0].tokens)
-    below.fill_between(edges, 100 * share, color=style.FRONT, lw=0, label="tokens")
+    below.fill_between(
+        np.linspace(0, 1, len(share)), 100 * share, color=style.FRONT, lw=0, label="tokens"
+    )
     if is_wide(means):
         set_logarithmic(above, "y", min(means), max(means))
     above.set_ylabel("loss of a token")
@@ -184,15 +207,40 @@ def draw_confidence(context: Context) -> Figure | None:
     rest = len({names[record.cell] for record in measured}) - len(shown)
     write_remark(figure, [*notes, *([f"{rest} more methods not drawn"] if rest else [])])
     handles = [make_handle(looks[name], name, line=True) for name in shown]
+    alike = all(record.tokens == measured[0].tokens for record in drawn)
+    dotted = any(record.step == BEFORE for record in drawn)
     draw_legend(
         figure,
         [
             *handles,
-            Line2D([], [], color=style.REFERENCE, ls=":", label="before training"),
-            Patch(facecolor=style.FRONT, label=f"tokens ({shown[0]})" if rest else "tokens"),
+            *([Line2D([], [], color=style.REFERENCE, ls=":", label=BEFORE)] if dotted else []),
+            Patch(facecolor=style.FRONT, label="tokens" if alike else f"tokens ({shown[0]})"),
         ],
     )
-    return figure
+    return Drawing(figure, "Where the loss comes from", _describe_losses(context, drawn))
+
+
+def _describe_losses(context: Context, drawn: Sequence[Confidence]) -> list[str]:
+    """Only of what was drawn."""
+    words = ["by the teacher's probability of the label, on a sample of the training data"]
+    if any(record.step == BEFORE for record in drawn):
+        words.append("dotted before training")
+    if any(0 < tokens < _LEAST for record in drawn for tokens in record.tokens):
+        words.append(f"no mean loss of fewer than {_LEAST} labels")
+    objectives = dict.fromkeys(record.objective for record in drawn)
+    if len(objectives) > 1:
+        words.append(f"only losses of one objective compare (here {', '.join(objectives)})")
+    return [*words, _describe_choice(context, Confidence)]
+
+
+def _describe_choice(context: Context, kind: type[Diagnostic]) -> str:
+    """Of which seeds and width the records are that were drawn."""
+    of_kind = [record for record in context.export.diagnostics if isinstance(record, kind)]
+    chosen = _of_fewest_bits(of_kind, kind)
+    seeds = sorted({str(each.seed) for each in chosen if each.seed is not None})
+    width = f"{format_bits(chosen[0].bits)} bits"
+    width += ", the fewest" if len({record.bits for record in of_kind}) > 1 else ""
+    return f"seed {', '.join(seeds)}; {width}" if seeds else width
 
 
 def _of_fewest_bits(records: Sequence[Diagnostic], kind: type[Kind]) -> list[Kind]:
@@ -228,27 +276,7 @@ def _short(names: Sequence[str]) -> list[str]:
 
 
 PLOTS = (
-    Plot(
-        "weights",
-        "Weights of one layer and the levels they are rounded to. "
-        "Lines are the median over groups of each level counted from zero, fainter where fewer "
-        "groups have it; bands reach from quartile to quartile. One seed, the fewest bits.",
-        draw_weights,
-    ),
-    Plot(
-        "errors",
-        "Quantisation error of each layer. "
-        "|rounded − full precision| / |full precision| of the weights, Frobenius norms; after "
-        "training it includes what training moved, after scaling it is against the scaled weights. "
-        "One seed, the fewest bits.",
-        draw_errors,
-    ),
-    Plot(
-        "confidence",
-        "Where the loss comes from. "
-        "By the teacher's probability of the label, on a sample of the training data; dotted "
-        "before training. Objectives differ, so only losses of one objective compare. One seed, "
-        "the fewest bits.",
-        draw_confidence,
-    ),
+    Plot("weights", draw_weights),
+    Plot("errors", draw_errors),
+    Plot("confidence", draw_confidence),
 )

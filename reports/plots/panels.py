@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from harness.core.records import ReportOptions
 from reports.numbers.columns import Column
 from reports.numbers.entries import REFERENCE_BITS, Entry
 from reports.numbers.summary import Summary
@@ -113,18 +114,54 @@ def choose_unit(largest: float) -> tuple[float, str]:
 
 
 def draw_means(axes: Axes, at: list[float], means: list[Mean], look: Look) -> None:
-    """A line through means, with their intervals."""
-    axes.errorbar(
+    """A line through means, with the intervals of those that have one."""
+    axes.plot(
         at,
         [each.mean for each in means],
-        yerr=[each.half for each in means],
         color=look.colour,
         marker=look.marker,
         markeredgecolor="white",
         markeredgewidth=0.5,
-        elinewidth=0.8,
-        capsize=1.5,
     )
+    known = [(place, each) for place, each in zip(at, means, strict=True) if each.half > 0]
+    if known:
+        axes.errorbar(
+            [place for place, _ in known],
+            [each.mean for _, each in known],
+            yerr=[each.half for _, each in known],
+            fmt="none",
+            ecolor=look.colour,
+            elinewidth=0.8,
+            capsize=1.5,
+        )
+
+
+def describe_means(drawn: Iterable[Mean], options: ReportOptions, intervals: str) -> list[str]:
+    """What points are, and what the intervals (`intervals`: error bars, bands) around them.
+
+    Only of what is drawn: nothing is said of intervals where no point has one.
+    """
+    means = [each for each in drawn if math.isfinite(each.mean)]
+    over = "seeds" if options.over == "seed" else f"values of {options.over}"
+    if all(each.n == 1 for each in means):
+        return ["every point is one model"]
+    known = [each for each in means if each.half > 0]
+    rest = [each for each in means if not each.half > 0]
+    sentences = [f"points are means over {over}"]
+    if options.aggregate == "median":
+        sentences[0] += ", where the table has medians"
+    if known:
+        sentences.append(f"{intervals} are 95 % t-intervals over {over}")
+    if rest:
+        alone = "one model" if all(each.n == 1 for each in rest) else "one model, or equal ones"
+        sentences[-1] += f"; points without are {alone}"
+    return sentences
+
+
+def title_quantities(columns: Iterable[Column]) -> str:
+    """What an axis or several show, as a title begins."""
+    words = ", ".join(describe_quantity(column).removesuffix(" (%)") for column in columns)
+    return words[:1].upper() + words[1:]
 
 
 def draw_legend(figure: Figure, handles: Sequence[Artist], title: str = "") -> None:

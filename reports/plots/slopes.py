@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from reports.numbers.columns import format_bits
 from reports.numbers.entries import REFERENCE_BITS, Row
 from reports.plots import style
-from reports.plots.context import Context, Plot
+from reports.plots.context import Context, Drawing, Plot
 from reports.plots.panels import draw_legend, make_handle, write_remark
 
 _PANELS = 8  # of a figure over both columns
 _LETTERS = 15  # an inch, of a panel's title
 
 
-def draw_slopes(context: Context) -> Figure | None:
+def draw_slopes(context: Context) -> Drawing | None:
     """A panel a method: each task from the 16-bit model down to the fewest bits."""
     summary = context.summary
     tasks = [i for i, c in enumerate(summary.columns) if c.higher and c.task is not None]
@@ -56,24 +56,24 @@ def draw_slopes(context: Context) -> Figure | None:
             )
         letters = int(_LETTERS * size[0] / across)
         axes.set_title(textwrap.fill(name, letters, break_on_hyphens=False))
-        ticks = [reference.bits, *widths]
-        axes.set_xticks(range(len(ticks)), [format_bits(bits) for bits in ticks])
+        ticks = [reference.width, *map(format_bits, widths)]
+        axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlim(-0.25, len(ticks) - 0.75)
         axes.grid(False, axis="x")
         axes.set_xlabel("bits")
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     figure.supylabel("score (%)", fontsize=8)
-    if len(chosen) > len(shown):
-        write_remark(figure, [f"the first {len(shown)} of {len(chosen)} methods"])
+    if len(methods) > len(shown):
+        fewer = f"{len(methods) - len(shown)} of {len(methods)} methods not drawn"
+        write_remark(figure, [fewer + (": no row at the fewest bits" if chosen == shown else "")])
     draw_legend(figure, [make_handle(look, title) for title, look in looks.items()])
-    return figure
+    words = ["each panel is a method, each line a task"]
+    if any(row.models > 1 for rows in shown.values() for row in rows):
+        options = summary.grid.report
+        over = "seeds" if options.over == "seed" else f"values of {options.over}"
+        words.append(f"points are {options.aggregate}s over {over}; their spread is not drawn")
+    return Drawing(figure, f"Tasks from {reference.width} bits down", words)
 
 
-PLOTS = (
-    Plot(
-        "slopes",
-        "Tasks from 16 bits down. Each line is a task, each panel a method; means over seeds.",
-        draw_slopes,
-    ),
-)
+PLOTS = (Plot("slopes", draw_slopes),)

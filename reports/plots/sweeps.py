@@ -13,10 +13,11 @@ from harness.core.records import DEVICE_HOURS
 from reports.numbers.columns import format_bits
 from reports.numbers.entries import REFERENCE_BITS
 from reports.plots import data, style
-from reports.plots.context import Context, Plot
-from reports.plots.data import Sweep
+from reports.plots.context import Context, Drawing, Plot
+from reports.plots.data import Mean, Sweep
 from reports.plots.panels import (
     choose_unit,
+    describe_means,
     describe_quantity,
     draw_legend,
     draw_means,
@@ -26,13 +27,14 @@ from reports.plots.panels import (
     make_handle,
     set_logarithmic,
     set_places,
+    title_quantities,
 )
 from reports.plots.style import Look
 
 _MORE = 1.2  # most over least: less is one cost
 
 
-def draw_sweep(context: Context) -> Figure | None:
+def draw_sweep(context: Context) -> Drawing | None:
     """For each numeric axis the average and each perplexity (a panel each) over its values."""
     summary, known = context.summary, context.looks
     swept = data.find_sweeps(context.models)
@@ -47,12 +49,13 @@ def draw_sweep(context: Context) -> Figure | None:
     names = [name for each in swept for name in (*each.series, *each.level)]
     looks = known if set(names) <= set(known) else style.make_looks(names)
     handles: dict[str, Line2D] = {}
+    means: list[Mean] = []
     for across, each in enumerate(swept):
         for down, index in enumerate(columns):
             axes = panels[down][across]
             drawn = draw_references(axes, summary, index)
             handles |= {str(line.get_label()): line for line in drawn}
-            _swept(axes, each, index, get_scale(summary.columns[index]), looks)
+            means += _swept(axes, each, index, get_scale(summary.columns[index]), looks)
             if across == 0:
                 axes.set_ylabel(describe_quantity(summary.columns[index]))
         panels[-1][across].set_xlabel(each.axis)
@@ -60,10 +63,18 @@ def draw_sweep(context: Context) -> Figure | None:
         handles |= {name: make_handle(looks[name], name) for name in each.series}
         handles |= {name: make_handle(looks[name], name, line=True) for name in each.level}
     draw_legend(figure, list(handles.values()))
-    return figure
+    words = describe_means(means, summary.grid.report, "bands")
+    if any(each.level for each in swept):
+        words.append("level lines are methods or settings without a value on the axis")
+    shown = title_quantities(summary.columns[index] for index in columns)
+    return Drawing(figure, f"{shown} along {', '.join(each.axis for each in swept)}", words)
 
 
-def _swept(axes: Axes, sweep: Sweep, index: int, factor: float, looks: dict[str, Look]) -> None:
+def _swept(
+    axes: Axes, sweep: Sweep, index: int, factor: float, looks: dict[str, Look]
+) -> list[Mean]:
+    """Draws one axis in one column; returns the means of its points."""
+    drawn: list[Mean] = []
     for name, rows in sweep.level.items():
         axes.axhline(
             factor * data.compute_mean(data.list_values(rows, index)).mean,
@@ -78,38 +89,47 @@ def _swept(axes: Axes, sweep: Sweep, index: int, factor: float, looks: dict[str,
         ]
         at, look = list(points), looks[name]
         axes.plot(at, [m.mean for m in means], color=look.colour, marker=look.marker, mec="white")
-        axes.fill_between(
-            at,
-            [m.mean - m.half for m in means],
-            [m.mean + m.half for m in means],
-            color=look.colour,
-            alpha=0.2,
-            lw=0,
-        )
+        drawn += means
+        if any(mean.half > 0 for mean in means):
+            axes.fill_between(
+                at,
+                [m.mean - m.half for m in means],
+                [m.mean + m.half for m in means],
+                color=look.colour,
+                alpha=0.2,
+                lw=0,
+            )
     set_places(axes, sorted({at for points in sweep.series.values() for at in points}))
     axes.margins(y=0.1)
+    return drawn
 
 
-def draw_score_vs_tokens(context: Context) -> Figure | None:
+def draw_score_vs_tokens(context: Context) -> Drawing | None:
     """The score against the tokens that a model was trained on."""
     tokens = data.count_tokens(context.models, context.curves, context.export.rows)
-    return _draw_against_cost(context, tokens, choose_unit)
+    return _draw_against_cost(context, tokens, choose_unit, "tokens trained on", [])
 
 
-def draw_score_vs_hours(context: Context) -> Figure | None:
+def draw_score_vs_hours(context: Context) -> Drawing | None:
     """The score against device-hours of training, where the grid asks for them."""
     hours = context.summary.fact(DEVICE_HOURS)
     cost = context.models["model_key"].map({} if hours is None else hours)
-    return _draw_against_cost(context, cost, lambda _: (1.0, "device-hours of training"))
+    words = ["a device is a GPU, on CPUs a process"]
+    hours_axis = "device-hours of training"
+    return _draw_against_cost(context, cost, lambda _: (1.0, hours_axis), hours_axis, words)
 
 
 def _draw_against_cost(
-    context: Context, cost: pd.Series, unit: Callable[[float], tuple[float, str]]
-) -> Figure | None:
+    context: Context,
+    cost: pd.Series,
+    unit: Callable[[float], tuple[float, str]],
+    against: str,
+    words: list[str],
+) -> Drawing | None:
     """What more training buys. Points of a line differ in one numeric axis.
 
     cost: of each model, NaN where it was not trained. unit: what the largest is divided by for the
-    axis, and the axis's words.
+    axis, and the axis's words. against, words: of the title and of the caption.
     """
     summary, models, known = context.summary, context.models, context.looks
     index = data.find_main_score(summary)
@@ -134,6 +154,8 @@ def _draw_against_cost(
     panels = figure.subplots(1, len(bits), squeeze=False, sharex=True, sharey=True)[0]
     size, axis_label = unit(float(totals.max()))
     handles: dict[str, Line2D] = {}
+    drawn: list[Mean] = []
+    levels = False
     for axes, each in zip(panels, bits, strict=True):
         handles |= {str(line.get_label()): line for line in draw_references(axes, summary, index)}
         here = quantised[quantised["bits"] == each]
@@ -142,6 +164,7 @@ def _draw_against_cost(
             level = rows["cost"].isna().all()
             handles[str(name)] = make_handle(look, str(name), line=level)
             if level:
+                levels = True
                 axes.axhline(means[str(name), each].mean, color=look.colour, ls=look.dash, lw=1.0)
                 continue
             points = sorted(
@@ -149,6 +172,7 @@ def _draw_against_cost(
                 for row, same in rows.groupby("name", sort=False)
             )
             draw_means(axes, [at for at, _ in points], [mean for _, mean in points], look)
+            drawn += [mean for _, mean in points]
         if is_wide(totals):
             set_logarithmic(axes, "x", float(totals.min()) / size, float(totals.max()) / size)
         axes.margins(x=0.08, y=0.1)
@@ -158,27 +182,13 @@ def _draw_against_cost(
         axes.set_xlabel(axis_label)
     panels[0].set_ylabel(describe_quantity(column))
     draw_legend(figure, list(handles.values()))
-    return figure
+    words = [*words, *describe_means(drawn, summary.grid.report, "error bars")]
+    words += ["level lines are methods without a training that was recorded"] if levels else []
+    return Drawing(figure, f"{title_quantities([column])} against {against}", words)
 
 
 PLOTS = (
-    Plot(
-        "sweep",
-        "Scores along an axis. "
-        "Bands are 95 % t-intervals over seeds; level lines are cells without a value on the axis.",
-        draw_sweep,
-    ),
-    Plot(
-        "score_vs_tokens",
-        "Score against tokens trained on. "
-        "Error bars are 95 % t-intervals over seeds; level lines are methods that do not train.",
-        draw_score_vs_tokens,
-    ),
-    Plot(
-        "score_vs_hours",
-        "Score against device-hours of training. "
-        "A device is a GPU, on CPUs a process; error bars are 95 % t-intervals over seeds; level "
-        "lines are methods that do not train.",
-        draw_score_vs_hours,
-    ),
+    Plot("sweep", draw_sweep),
+    Plot("score_vs_tokens", draw_score_vs_tokens),
+    Plot("score_vs_hours", draw_score_vs_hours),
 )

@@ -11,9 +11,11 @@ from typing import Any
 
 from harness.core.records import ITEM_KEY, NO_FILTER, SCHEMA
 from harness.testbed.world import CAVEAT
+from reports import plots
 from reports.numbers import effects, summary
 from reports.numbers.effects import Effect
 from reports.numbers.summary import Summary
+from reports.plots.context import Drawing
 from reports.reading.export import Export
 
 TASKS = ["testbed_knowledge", "testbed_story", "testbed_arithmetic"]
@@ -133,10 +135,15 @@ def effects_of(folder: Path) -> tuple[Effect, ...]:
 
 def drawn_of(folder: Path) -> set[str]:
     """Names of the plots of an exported grid."""
-    from reports import plots
+    return set(drawings_of(folder))
 
+
+def drawings_of(folder: Path) -> dict[str, Drawing]:
+    """The plots of an exported grid by name."""
     export = Export(folder)
-    return {plot.name for plot in plots.draw(plots.Context(export, summary.summarise(export)))}
+    context = plots.Context(export, summary.summarise(export))
+    found = {plot.name: plot.draw(context) for plot in plots.PLOTS}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def quickstart(folder: Path, seeds: int = 3) -> Path:

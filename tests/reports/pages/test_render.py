@@ -130,13 +130,12 @@ reports.text(sys.argv[1], 80)
 print(sorted({"matplotlib", "torch", "lm_eval", "seaborn"} & set(sys.modules)))
 print(sorted(name for name in sys.modules if name.startswith(("harness", "methods"))))
 """
+    core = ("", ".errors", ".misfit", ".records", ".scalars")
     assert python(code, rendered).splitlines() == [
         "[]",
         "[]",
         "[]",
-        str(
-            ["harness", *(f"harness.core{name}" for name in ("", ".errors", ".misfit", ".records"))]
-        ),
+        str(["harness", *(f"harness.core{name}" for name in core)]),
     ]
 
 

@@ -74,7 +74,7 @@ def test_intervals_are_scipys() -> None:
     found = data.compute_mean(values)
     assert found.mean == pytest.approx(values.mean())
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
-    assert data.compute_mean([0.25]) == (0.25, 0.0)
+    assert data.compute_mean([0.25]) == (0.25, 0.0, 1)
     assert math.isnan(data.compute_mean([0.25, math.nan]).mean)
 
 
@@ -86,8 +86,9 @@ def test_bands_over_seeds_against_numpy() -> None:
     ]
     found = data.make_band(lines, "tokens")
     half = 120 // 25  # of a window of 9 steps
+    reach = [min(half, i, 119 - i) for i in range(120)]
     smooth = np.array(
-        [[loss[max(0, i - half) : i + half + 1].mean() for i in range(120)] for loss in losses]
+        [[loss[i - r : i + r + 1].mean() for i, r in enumerate(reach)] for loss in losses]
     )
     assert found.mean == pytest.approx(smooth.mean(0))
     assert found.low == pytest.approx(smooth.min(0))
