@@ -25,11 +25,11 @@ from typing import ClassVar
 
 from harness.config.settings import list_settings
 from harness.core.component import Component
-from harness.core.errors import BitgridError, nearest
+from harness.core.errors import BitgridError, ModelError, nearest
 from harness.core.registry import Registry, find_caller
 from harness.core.stage import Input, Resources, Stage, value
 from harness.data import Tokens
-from harness.models import Model, host_gib
+from harness.models import Model, check_applied, host_gib
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,12 @@ class Step:
 class Method(Component, family="method"):
     """From a full-precision model to a quantised one. Subclasses are frozen dataclasses.
 
-    A class's `name`, where it declares none, is the first that it is registered under.
+    A class's `name`, where it declares none, is the first that it is registered under. `changes`:
+    patterns of names of parameters that `apply` changes beside the matrices of the blocks, which is
+    all that a method changes unless it says so.
     """
+
+    changes: ClassVar[tuple[str, ...]] = ()
 
     def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
         """The graph from `base` to the quantised model. By default one stage that calls `apply`."""
@@ -69,7 +73,10 @@ class Method(Component, family="method"):
         return None
 
     def apply(self, model: Model, calibration: Tokens | None) -> Model:
-        """The quantised model, made on `model.fork()`; `model` is shared and stays as it is."""
+        """The quantised model, made on `model` or a fork of it, by giving layers new weights.
+
+        Written in place, a tensor changes for all that share it, and the method fails.
+        """
         raise NotImplementedError(f"{type(self).__name__} has neither `build` nor `apply`")
 
     def steps(self, base: Stage[Model], seed: int) -> tuple[Step, ...]:
@@ -95,9 +102,19 @@ class Apply(Stage[Model]):
     def resources(self) -> Resources:
         return Resources(gpus=1, memory_gib=host_gib(self.model, 32.0), hours=2.0)
 
+    @property
+    def subject(self) -> str:
+        return f"method {self.method.name}"
+
     def run(self, work: Path) -> Model:
         calibration = None if self.calibration is None else value(self.calibration)
-        return self.method.apply(value(self.model), calibration)
+        given = value(self.model)
+        result = self.method.apply(given.fork(), calibration)
+        try:
+            check_applied(given, result, self.method.changes)
+        except ModelError as error:
+            raise ModelError(f"method {self.method.name}: {error}") from None
+        return result
 
 
 @dataclass(frozen=True)

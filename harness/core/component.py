@@ -27,6 +27,7 @@ from harness.core.errors import BitgridError, CollisionError, SettingError, near
 from harness.core.scalars import fit_scalars
 
 _members: dict[str, dict[str, type[Component]]] = {}  # by family and name
+_chosen: set[type[Component]] = set()  # whose schema is being made as one of several
 
 
 class Component(Checked, ABC):
@@ -125,16 +126,18 @@ class Component(Checked, ABC):
         cls, source: Any, handler: pydantic.GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         """A member, or a mapping of its fields, and of its name where there is a choice."""
-        if not cls.is_chosen_by_name():
+        is_choice = cls in _chosen  # one of those below, whose name is known by then
+        _chosen.discard(cls)
+        if is_choice or not cls.is_chosen_by_name():
             return fit_scalars(handler(source), handler)
-        fields = {
-            name: _without_name(
-                fit_scalars(handler(source), handler)
-                if member is cls
-                else handler.generate_schema(member)
-            )
-            for name, member in cls.choices().items()
-        }
+        fields = {}
+        for name, member in cls.choices().items():
+            if member is cls:
+                schema = fit_scalars(handler(source), handler)
+            else:
+                _chosen.add(member)
+                schema = handler.generate_schema(member)
+            fields[name] = _without_name(schema)
         if not fields:
             return core_schema.is_instance_schema(cls)
         union = core_schema.tagged_union_schema(fields, discriminator="name")

@@ -48,6 +48,10 @@ class TrainingError(BitgridError):
     """Training that met NaN or Inf, or diverged: names the step, a layer, the last checkpoint."""
 
 
+class ValueChanged(BitgridError):
+    """A stage changed an input, or its value would not come back the same from the store."""
+
+
 class StoreError(BitgridError):
     """A store that cannot be written, or holds something unreadable."""
 

@@ -12,6 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from harness.core.errors import BitgridError, ValueChanged
+from harness.core.fingerprint import (
+    find_change,
+    fingerprint,
+    forget_fingerprint,
+    recall_fingerprint,
+)
 from harness.core.stage import Stage
 
 T = TypeVar("T")
@@ -21,12 +28,38 @@ def execute(stage: Stage[T], values: Mapping[str, Any], work: Path) -> T:
     """Run one stage: inputs first (`values` by key), then a clean state, then `run`.
 
     The order matters. If a stage loaded its own input, the load would move the random generators
-    and cells of different history would see different data.
+    and cells of different history would see different data. Inputs are shared by whoever takes
+    them: ValueChanged, naming the stage and the part, where `run` changed one. What a value says of
+    itself is checked (`check`, where it has one) before anybody else sees it.
     """
     bound = cast(Stage[T], _bind(stage, values))
     seed = getattr(stage, "seed", 0)
-    with clean_state(int(seed)):
-        return bound.run(work)
+    with clean_state(int(seed)), _unchanged(stage, values):
+        result = bound.run(work)
+    if hasattr(result, "check"):
+        try:
+            result.check()
+        except BitgridError as error:
+            raise type(error)(f"{stage.subject}: its result is not sound: {error}") from None
+    return result
+
+
+@contextlib.contextmanager
+def _unchanged(stage: Stage[Any], values: Mapping[str, Any]) -> Iterator[None]:
+    """Raises ValueChanged where an input of the stage is not the same afterwards."""
+    inputs = [values[above.key] for above in stage.inputs]
+    before = [recall_fingerprint(each) for each in inputs]
+    try:
+        yield
+    finally:
+        for given, known in zip(inputs, before, strict=True):
+            if (part := find_change(known, fingerprint(given))) is not None:
+                forget_fingerprint(given)
+                raise ValueChanged(
+                    f"{stage.subject} changed {part} of the {type(given).__name__.lower()} that it "
+                    "was given, which others share; work on a copy (a model's is `model.fork()`) "
+                    "and give it new tensors"
+                )
 
 
 @contextlib.contextmanager

@@ -79,6 +79,11 @@ class Stage(Generic[T]):
         """What a job that runs this stage asks for."""
         return Resources()
 
+    @property
+    def subject(self) -> str:
+        """Who computes, as a message calls it."""
+        return f"stage {self.kind}"
+
     def uses(self) -> tuple[Callable[..., Any] | type, ...]:
         """Classes and functions that `run` finds by a name in its fields rather than by an import.
 

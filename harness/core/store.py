@@ -25,10 +25,12 @@ import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.core.errors import StoreError
+from harness.core.errors import StoreError, ValueChanged
+from harness.core.fingerprint import find_change, fingerprint, recall_fingerprint
 
 if TYPE_CHECKING:
     from harness.core.stage import Stage
@@ -114,6 +116,7 @@ class Store:
         draft.mkdir()
         try:
             saved = result.save(draft) if hasattr(result, "save") else result
+            _check_written(stage, result, draft, saved)
             if definitions is not None:
                 write_json(draft / "code.json", dict(definitions))
             metrics = self._work(stage.key) / "metrics.jsonl"
@@ -355,6 +358,20 @@ def value_type(cls: type[Stage[Any]]) -> type:
                 (kind,) = typing.get_args(base)
                 return typing.get_origin(kind) or kind
     raise StoreError(f"{cls.__name__} does not say what it computes: derive it from Stage[...]")
+
+
+def _check_written(stage: Stage[Any], result: Any, folder: Path, facts: Any) -> None:
+    """Raise ValueChanged, naming the part, where a value's files would give back another one."""
+    kind = value_type(type(stage))
+    if not hasattr(kind, "load") or not isinstance(result, kind):
+        return
+    options = {"on_host": True} if "on_host" in signature(kind.load).parameters else {}
+    loaded = kind.load(folder, json.loads(json.dumps(facts)), **options)
+    if (part := find_change(recall_fingerprint(result), fingerprint(loaded))) is not None:
+        raise ValueChanged(
+            f"{stage.subject}: {part} of its {kind.__name__.lower()} does not come back from its "
+            "files as it is; nothing was stored"
+        )
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,9 +6,10 @@ What authors of methods and of models use is imported from here, which imports t
 from harness.models.devices import device
 from harness.models.finite import are_distributions, find_first_broken, run_finite
 from harness.models.footprint import PROCESS_GIB, host_gib, weights_gib
-from harness.models.layers import Matrix, matrices, survey
+from harness.models.integrity import check_applied
+from harness.models.layers import Matrix, Quantized, matrices, survey
 from harness.models.local import FolderModel
-from harness.models.model import DTYPES, Model, Quantized, read_model
+from harness.models.model import DTYPES, Model, read_model
 from harness.models.parts import (
     blocks,
     carries_states,
@@ -45,6 +46,7 @@ __all__ = [
     "are_distributions",
     "blocks",
     "carries_states",
+    "check_applied",
     "check_length",
     "count_vocabulary",
     "device",

@@ -117,6 +117,16 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """What a layer's weights were rounded to; `bits_per_weight` counts scales and zero points."""
+
+    format: str
+    bits: int
+    group_size: int  # weights that share a scale; 0: a whole row of the matrix (per channel)
+    bits_per_weight: float
+
+
+@dataclass(frozen=True)
 class Survey:
     """The weights of all blocks: `matrices` are rounded, `kept` stay as they are, by name.
 

@@ -24,22 +24,14 @@ from transformers import (
 )
 
 from harness.core.errors import ModelError
+from harness.core.fingerprint import Fingerprint
 from harness.models.devices import device
-from harness.models.layers import survey
+from harness.models.integrity import check_kept, check_rounded, fingerprint_model
+from harness.models.layers import Quantized, survey
 from harness.models.parts import count_vocabulary, find_blocks, read_context
 from harness.models.reading import explained, find_class, read_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """What a layer's weights were rounded to; `bits_per_weight` counts scales and zero points."""
-
-    format: str
-    bits: int
-    group_size: int  # weights that share a scale; 0: a whole row of the matrix (per channel)
-    bits_per_weight: float
 
 
 @dataclass
@@ -107,6 +99,15 @@ class Model:
         rounded = [(m.stored, self.quantized.get(name)) for name, m in found.matrices.items()]
         return rounded + [(tensor, None) for tensor in found.kept.values()]
 
+    def fingerprint(self) -> Fingerprint:
+        """What decides what it computes, part by part."""
+        return fingerprint_model(self)
+
+    def check(self) -> None:
+        """Raise ModelError where it is not what it says, or would not come back from its files."""
+        check_kept(self.network)
+        check_rounded(self)
+
     def save(self, folder: Path) -> dict[str, Any]:
         """Weights (safetensors), configuration and tokenizer into `folder`."""
         self.network.save_pretrained(folder, max_shard_size="4GB")
@@ -120,12 +121,13 @@ class Model:
         }
 
     @classmethod
-    def load(cls, folder: Path, facts: dict[str, Any]) -> Model:
+    def load(cls, folder: Path, facts: dict[str, Any], on_host: bool = False) -> Model:
+        """`on_host`: mapped, so that it takes no memory, as a latent one is in any case."""
         latent = bool(facts["latent"])
         model = read_model(
             str(folder),
             DTYPES[facts["dtype"]],
-            latent,
+            latent or on_host,
             attn_implementation=facts.get("attention"),
             trust_remote_code=facts.get("own_code"),
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.core import provenance
 from harness.core.definitions import reach
-from harness.core.errors import BitgridError
+from harness.core.errors import BitgridError, ValueChanged
 from harness.core.execution import execute
 from harness.core.stage import Stage, find_code
 from harness.core.store import Store
@@ -83,12 +83,18 @@ class Values:
     def inputs(self, stage: Stage[Any]) -> dict[str, Any]:
         return {above.key: self.of(above) for above in stage.inputs}
 
+    def drop(self) -> None:
+        """Let go of all that is at hand: values share tensors, and one of them was changed."""
+        self.held.clear()
+
     def _rebuilt(self, stage: Stage[Any]) -> Any:
         inputs = self.inputs(stage)
         try:
             with tempfile.TemporaryDirectory() as work:
                 return execute(stage, inputs, Path(work))
         except Exception as error:
+            if isinstance(error, ValueChanged):
+                self.drop()
             fail(stage, error, self.store)
             message = f"{stage.kind} failed: {describe_error(error)}"
             raise Failed(stage.key, message) from error
@@ -98,7 +104,11 @@ def compute(stage: Stage[Any], values: Values, keeps: bool = True) -> Any:
     """The value of a stored stage; with `keeps` it is committed to the store."""
     store, inputs = values.store, values.inputs(stage)
     with provenance.measure(device()) as measured:
-        result = execute(stage, inputs, store.work(stage.key))
+        try:
+            result = execute(stage, inputs, store.work(stage.key))
+        except ValueChanged:
+            values.drop()
+            raise
     if keeps:
         code = reach(find_code(stage))
         facts = {"stage": stage.description(), **provenance.describe_code(code), **measured.facts}

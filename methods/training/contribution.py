@@ -93,8 +93,8 @@ class Contribution(Stage[dict[str, Any]]):
                 labels.ids[part],
                 statistic,
             )
-            losses[part] = self.objective.token_losses(logits).float()
+            losses[part] = self.objective.compute_losses(logits).float()
         weights = torch.ones_like(losses)
         if self.objective.weighted:
-            weights = self.objective.token_weights(labels.spread(nll), labels.where)[labels.where]
+            weights = self.objective.compute_weights(labels.spread(nll), labels.where)[labels.where]
         return nll.neg().exp().cpu(), losses.cpu(), weights.cpu()

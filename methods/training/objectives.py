@@ -79,12 +79,43 @@ class Objective(Component, family="objective"):
     def token_losses(self, logits: TokenLogits) -> Tensor:
         """The loss of each token: (N,) float32, or float64 for float64 logits."""
 
+    def compute_losses(self, logits: TokenLogits) -> Tensor:
+        """`token_losses`, if they are one floating-point number a token that gradients can pass.
+
+        Raises BitgridError where they are not: a mean over tokens would train without a word.
+        """
+        losses, count = self.token_losses(logits), len(logits.labels)
+        given = f"{type(losses).__name__}"
+        if isinstance(losses, Tensor):
+            if losses.shape == (count,) and losses.is_floating_point():
+                if losses.requires_grad or not logits.student.requires_grad:
+                    return losses
+                raise BitgridError(
+                    f"objective {self.name!r}: no gradient passes its losses; are they detached?"
+                )
+            given = f"shape {tuple(losses.shape)} in {losses.dtype}"
+        raise BitgridError(
+            f"objective {self.name!r}: `token_losses` should give one loss a token, shape "
+            f"({count},) in floating point, and gave {given}"
+        )
+
     def token_weights(self, nll: Tensor, mask: Tensor) -> Tensor:
         """How much each token counts, where `weighted`: (B, T), zero where the mask is False.
 
         nll: (B, T) the teacher's loss on each label; mask: (B, T) bool.
         """
         return mask.to(nll.dtype)
+
+    def compute_weights(self, nll: Tensor, mask: Tensor) -> Tensor:
+        """`token_weights`, if they are one a token. Raises BitgridError where they are not."""
+        weights = self.token_weights(nll, mask)
+        if not isinstance(weights, Tensor) or weights.shape != mask.shape:
+            shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise BitgridError(
+                f"objective {self.name!r}: `token_weights` should give one weight a token, shape "
+                f"{tuple(mask.shape)}, and gave {shape}"
+            )
+        return weights
 
     def build_statistic(self, teacher: Stage[Model], tokens: Stage[Tokens]) -> Stage[float] | None:
         """The number that must be known before training, as a stage; None for most."""
@@ -105,11 +136,11 @@ class Objective(Component, family="objective"):
         labels = Labels.of(ids, mask)
         target = None if teacher is None else labels.pick(teacher)
         logits = TokenLogits(labels.pick(student), target, labels.ids, statistic)
-        losses = self.token_losses(logits)
+        losses = self.compute_losses(logits)
         weights = torch.ones_like(losses)
         if self.weighted:
             nll = labels.spread(token_nll(logits.require_teacher(), labels.ids))
-            weights = self.token_weights(nll, labels.where)[labels.where]
+            weights = self.compute_weights(nll, labels.where)[labels.where]
         return (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
 

@@ -110,9 +110,8 @@ class TrainingStep:
                     target = run_head(self.teacher.network, teacher_states[part])
                     # An objective need not show it; without a test, which would stop a GPU.
                     total = total.masked_fill(~are_distributions(target).all(), math.nan)
-            losses = self.objective.token_losses(
-                TokenLogits(run_head(network, leaf), target, labels.ids[part], self.statistic)
-            )
+            logits = TokenLogits(run_head(network, leaf), target, labels.ids[part], self.statistic)
+            losses = self.objective.compute_losses(logits)
             weighted = (losses if weights is None else losses * weights[part]).sum()
             weighted.backward()
             total += weighted.detach()
@@ -155,4 +154,4 @@ class TrainingStep:
         """
         assert self.teacher is not None and teacher_states is not None
         losses = measure_states(self.teacher.network, teacher_states, labels, token_nll)
-        return self.objective.token_weights(labels.spread(losses), labels.where)[labels.where]
+        return self.objective.compute_weights(labels.spread(losses), labels.where)[labels.where]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from harness.config.settings import configure
+from harness.core.checked import Checked
 from harness.core.component import Component
 from harness.core.errors import BitgridError
 
@@ -82,3 +84,36 @@ def test_a_family_is_named() -> None:
 
         class Nameless(Component):
             pass
+
+
+class Shape(Component, family="test-shape"):
+    pass
+
+
+@dataclass(frozen=True)
+class Square(Shape):
+    name = "square"
+    side: int = 1
+
+
+@dataclass(frozen=True)
+class Box(Square):
+    name = "box"
+    depth: int = 2
+
+
+@dataclass(frozen=True)
+class Room(Checked):
+    shape: Shape = field(default_factory=Square)
+    floor: Square = field(default_factory=Square)
+
+
+def test_a_member_that_others_derive_from_is_still_chosen_by_its_name() -> None:
+    """A plug-in's objective may be a kind of KL; `objective: kl` goes on being KL."""
+    for given, expected in [
+        ({"shape": "square"}, Room(Square())),
+        ({"shape": {"name": "square", "side": 3}}, Room(Square(3))),
+        ({"shape": "box", "floor": "square"}, Room(Box(), Square())),
+        ({"floor": {"name": "box", "side": 4, "depth": 5}}, Room(Square(), Box(4, 5))),
+    ]:
+        assert configure(Room(), given) == expected

@@ -32,7 +32,7 @@ def spoilt(model: Model, layer: str, value: float = math.nan) -> Model:
     linear = matrices(fork.network)[layer]
     weight = linear.weight.detach().clone()
     weight[0, 0] = value
-    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.replace(weight)
     return fork
 
 
@@ -202,7 +202,8 @@ def test_the_last_steps_checkpoint_is_written_where_its_weights_are_finite(
     monkeypatch.setattr(
         Training, "learning_rate", lambda self, at, of: math.inf if at == of - 1 else 1e-3
     )
-    train(tmp_path / "broken", llama, teacher, make_tokens(), training)
+    with pytest.raises(ModelError, match="has NaN or Inf"):
+        train(tmp_path / "broken", llama, teacher, make_tokens(), training)
     assert not (tmp_path / "broken" / "checkpoint.safetensors").exists()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -342,3 +344,27 @@ def test_only_an_open_gamma_asks_for_a_statistic(llama: Model, tmp_path: Path) -
     ids = torch.randint(97, (4, 8))
     values = {teacher.key: llama, tokens.key: Tokens(ids, torch.ones_like(ids, dtype=torch.bool))}
     assert 0 < execute(stage, values, tmp_path) < 1
+
+
+WRONG: dict[str, Callable[[Tensor], Any]] = {
+    "a mean": lambda losses: losses.mean(),
+    "a sum in a row": lambda losses: losses.sum()[None],
+    "a column": lambda losses: losses[:, None],
+    "one too few": lambda losses: losses[1:],
+    "whole numbers": lambda losses: losses.long(),
+    "detached": lambda losses: losses.detach(),
+    "a number": lambda losses: float(losses.detach().mean()),
+    "nothing": lambda losses: None,
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_an_objective_gives_one_loss_a_token(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = torch.randn(5, 7, requires_grad=True)
+    logits = TokenLogits(student, torch.randn(5, 7), torch.arange(5))
+    assert KL().compute_losses(logits).shape == (5,)
+    right = KL.token_losses
+    monkeypatch.setattr(KL, "token_losses", lambda self, seen: WRONG[fault](right(self, seen)))
+    said = "no gradient passes" if fault == "detached" else r"one loss a token, shape \(5,\)"
+    with pytest.raises(BitgridError, match=rf"objective 'kl': .*{said}"):
+        KL().compute_losses(logits)
