@@ -204,4 +204,7 @@ def _network(where: str, dtype: torch.dtype | str, **options: Any) -> PreTrained
         raise ModelError(
             f"model {file_name!r}: weight {missing[0]}{number} is missing from its files"
         )
+    if hasattr(network.config, "rescale_every"):
+        # RWKV would halve its weights in place as it is first run, against overflow in float16.
+        network.config.rescale_every = 0
     return network
