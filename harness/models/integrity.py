@@ -47,7 +47,13 @@ _HOOKS = {
 # Of a configuration: what saving writes anew, and how a model is run rather than what it is.
 _INCIDENTAL = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 # Of modules: what changes as they run, and where they were read from.
-_RUNNING = {"training", "gradient_checkpointing", "max_seq_len_cached", "name_or_path", "layers_are_rescaled"}
+_RUNNING = {
+    "training",
+    "gradient_checkpointing",
+    "max_seq_len_cached",
+    "name_or_path",
+    "layers_are_rescaled",
+}
 _PLAIN = str | int | float | bool
 
 
