@@ -81,6 +81,6 @@ def as_printed(figures: Sequence[dict[str, str]], form: str = "text") -> str:
 
     `form` is text, markdown, latex, html or csv. Raises ReportError where there is no figure.
     """
-    from reports.pages import published
+    from reports.pages import printed
 
-    return published.write_figures(figures, form)
+    return printed.write_figures(figures, form)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from harness.config.document import Document
@@ -15,7 +16,7 @@ from harness.config.settings import list_settings
 from harness.core.component import Component
 from harness.core.errors import GridError, nearest
 from harness.core.misfit import Misfit, Where, show
-from harness.core.records import AVERAGE, COLUMNS
+from harness.core.records import AVERAGE, COLUMNS, may_be_called
 from harness.evaluation.evaluations import find_evaluation
 from harness.grid import published
 from harness.grid.points import Point
@@ -42,8 +43,26 @@ def check_names(
             figures = published.figures(path, file.published.model)
         except GridError as error:
             raise document.error(("published",), str(error)) from None
+        _check_model(document, file.model, file.published)
     for wrong in _list_misnamed(file, axes, tasks, figures):
         raise document.error(*wrong)
+
+
+def _check_model(document: Document, model: str, stated: Published) -> None:
+    """Raise GridError where a model on the hub cannot be the one whose figures are asked for.
+
+    A folder may be called as it likes, and the testbed stands in for a paper's model: the report
+    says so in their case, and subtracts nothing.
+    """
+    on_hub = "/" in model and not Path(model).expanduser().exists()
+    if stated.model is not None and on_hub and not may_be_called(model, stated.model):
+        known = dict.fromkeys(f["model"] for f in published.figures(published.find(stated.name)))
+        alike = [name for name in known if may_be_called(model, name)]
+        hint = f"figures of {alike[0]!r} are there" if alike else "it has none of this model"
+        raise document.error(
+            ("published", "model"),
+            f"published.model: {stated.model!r} is not the grid's model {model!r}; {hint}",
+        )
 
 
 def check_tasks(document: Document, tasks: Sequence[str]) -> None:

@@ -68,6 +68,7 @@ class Summary:
     tests: tuple[str, ...] = ()  # those that were used
     seeds_fixed: bool = False  # whether some methods were compared as the one model that each has
     model_facts: tuple[ModelFacts, ...] = ()  # where asked for
+    models: tuple[str, ...] = ()  # the full-precision ones behind the rows
 
     @property
     def several(self) -> bool:
@@ -133,6 +134,7 @@ def summarise(export: Export) -> Summary:
         tests=ranked.tests,
         seeds_fixed=ranked.seeds_fixed,
         model_facts=facts,
+        models=tuple(dict.fromkeys(shown["model"])),
     )
 
 

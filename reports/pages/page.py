@@ -14,7 +14,7 @@ from reports.numbers.columns import name_metric
 from reports.numbers.effects import Effect
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
-from reports.pages import effects, published
+from reports.pages import effects, printed, published
 from reports.pages.pictures import Picture
 from reports.pages.sheet import Sheet, escape_markdown, markdown, plain, wrap
 from reports.pages.table import list_explanations, make_sheet
@@ -81,13 +81,14 @@ def write_page(
 def _published(summary: Summary, beside: Sheet | None) -> list[str]:
     parts = []
     if beside is not None:
-        parts += ["## Beside the published figures", escape_markdown(beside.caption)]
+        parts += [f"## {escape_markdown(published.title_comparison(summary))}"]
+        parts += [escape_markdown(beside.caption)]
         parts += [markdown(beside).rstrip()]
     parts.append("## As published")
     if beside is None:
         parts.append(escape_markdown(published.explain_silence(summary) or ""))
-    for each in published.make_sheets(summary.grid.published):
-        parts += [escape_markdown(f"{each.caption} {published.BEST}"), markdown(each).rstrip()]
+    for each in printed.make_sheets(summary.grid.published):
+        parts += [escape_markdown(f"{each.caption} {printed.BEST}"), markdown(each).rstrip()]
     return parts
 
 
@@ -95,11 +96,11 @@ def list_tables(
     summary: Summary, beside: Sheet | None, tested: Sequence[Effect]
 ) -> list[tuple[str, Sheet]]:
     """The tables after the comparison, each with its heading, for other pages than this."""
-    title = "Beside the published figures"
+    title = published.title_comparison(summary)
     sheets = [] if beside is None else [(title, beside)]
     if beside is None and (sentence := published.explain_silence(summary)):
         sheets.append((title, Sheet("published", sentence, head=(), groups=())))
-    sheets += [("As published", each) for each in published.make_sheets(summary.grid.published)]
+    sheets += [("As published", each) for each in printed.make_sheets(summary.grid.published)]
     if tested:
         sheets.append(
             (f"The effect of {tested[0].axis}", effects.make_sheet(tested, summary.decimals))

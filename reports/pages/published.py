@@ -1,36 +1,31 @@
-"""What papers print: their tables alone, and beside what was measured.
+"""What papers print beside what was measured.
 
 A figure is a line of a published file (`harness.grid.published` reads it): strings, the value as
 printed. Beside a measured number stand theirs and the difference, ours - theirs, in the printed
 unit. Nothing is subtracted where the model, the group size, the metric, the few-shot count or the
 window differ, or where only some items were scored; a note says which. A task that the grid says
-stands for another one is subtracted, with a note of how they differ. What a file does not state is
-not checked.
+stands for another one is subtracted, with a note of how they differ. What has no printed partner
+has a note of what is missing. What a file does not state is not checked.
+
+The figures of a paper's 16-bit model stand beside the reference, whatever either is called.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.core.errors import ReportError
-from harness.core.records import AVERAGE
-from reports.numbers.columns import Column, format_bits, format_number, name_task
-from reports.numbers.entries import Row
+from harness.core.records import AVERAGE, list_name_parts, may_be_called
+from reports.numbers.columns import Column, format_bits, format_number
+from reports.numbers.entries import REFERENCE_BITS, Row
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
-from reports.pages.latex import write_latex
-from reports.pages.sheet import MISSING, Cell, Sheet, escape_markdown, html, markdown, plain, wrap
-
-Figure = dict[str, str]
-LOWER_IS_BETTER = ("ppl",)
-BEST = "Best of each group in bold, second underlined."
+from reports.pages.printed import Figure, is_lower, name_printed_task, read_value
+from reports.pages.printed import make_sheets as make_sheets
+from reports.pages.sheet import MISSING, Cell, Sheet
 
 
 @dataclass(frozen=True)
@@ -42,100 +37,6 @@ class Theirs:
     near: bool | None = None  # within the stated tolerance
     why: str | None = None  # it is not subtracted
     remark: str | None = None  # how what was measured differs, where the grid says so
-
-
-def make_sheets(figures: Sequence[Figure]) -> list[Sheet]:
-    """A paper's tables: methods grouped by bits, digits as printed.
-
-    A table whose models have one task each has a column a model; else each model has a table.
-    """
-    tables = []
-    for source, table in dict.fromkeys((f["source"], f["table"]) for f in figures):
-        lines = [f for f in figures if (f["source"], f["table"]) == (source, table)]
-        models = list(dict.fromkeys(f["model"] for f in lines))
-        single = all(len({f["task"] for f in lines if f["model"] == m}) == 1 for m in models)
-        if single and len(models) > 1:
-            tables.append(_sheet(lines, f"{table}, as printed in {source}.", table, models=True))
-            continue
-        for model in models:
-            own = [f for f in lines if f["model"] == model]
-            caption = f"{model}, as printed in {source}."
-            tables.append(_sheet(own, caption, f"{table}-{model}", models=False))
-    return tables
-
-
-def write_figures(figures: Sequence[Figure], form: str) -> str:
-    """The sheets in one of `FORMS`. Raises ReportError where there is no figure."""
-    if not figures:
-        raise ReportError("there is no published figure to show")
-    best = "Best of each group *." if form == "text" else BEST
-    captioned = [replace(each, caption=f"{each.caption} {best}") for each in make_sheets(figures)]
-    return "\n".join(FORMS[form](each) for each in captioned)
-
-
-def _text(sheet: Sheet) -> str:
-    return "\n".join([*wrap(sheet.caption, 100), "", plain(sheet, 100)]) + "\n"
-
-
-def _markdown(sheet: Sheet) -> str:
-    return f"{escape_markdown(sheet.caption)}\n\n{markdown(sheet)}"
-
-
-def _csv(sheet: Sheet) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(sheet.head)
-    writer.writerows([[cell.text for cell in row] for row in sheet.rows])
-    return out.getvalue()
-
-
-FORMS = {"text": _text, "markdown": _markdown, "latex": write_latex, "html": html, "csv": _csv}
-
-
-def _sheet(figures: Sequence[Figure], caption: str, name: str, models: bool) -> Sheet:
-    def place(f: Figure) -> tuple[str, str, str]:
-        return f["model"] if models else "", f["task"], f["metric"]
-
-    columns = list(dict.fromkeys(map(place, figures)))
-    titles = []
-    for model, task, metric in columns:
-        arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
-        titles.append(" ".join(part for part in (model, _title(task), arrow) if part))
-    cells = {(f["bits"], f["method"], f["group_size"], *place(f)): f["value"] for f in figures}
-    groups = []
-    widths = sorted({f["bits"] for f in figures}, key=float, reverse=True)
-    for bits in widths:
-        methods = dict.fromkeys(
-            (f["method"], f["group_size"]) for f in figures if f["bits"] == bits
-        )
-        values = [[cells.get((bits, *method, *c), MISSING) for c in columns] for method in methods]
-        placed = [_placed([row[i] for row in values], c[2]) for i, c in enumerate(columns)]
-        groups.append(
-            tuple(
-                (
-                    *(Cell(text) for text in (bits, method, group_size or MISSING)),
-                    *(column[index] for column in placed),
-                )
-                for index, (method, group_size) in enumerate(methods)
-            )
-        )
-    head = ("Bits", "Method", "Group size", *titles)
-    return Sheet(name, caption, head, tuple(groups), left=3)
-
-
-def _placed(values: Sequence[str], metric: str) -> list[Cell]:
-    """The printed figures of one group and column, the best and the second standing out."""
-    known = {_value(v) for v in values if math.isfinite(_value(v))}
-    order = sorted(known, reverse=metric not in LOWER_IS_BETTER)
-    several = len(values) > 1
-    return [
-        Cell(
-            value,
-            best=several and order[:1] == [_value(value)],
-            second=len(values) > 2 and order[1:2] == [_value(value)],
-        )
-        for value in values
-    ]
 
 
 def compare(summary: Summary, frame: pd.DataFrame) -> dict[tuple[int, int], Theirs]:
@@ -158,20 +59,106 @@ def make_comparison(summary: Summary, theirs: dict[tuple[int, int], Theirs]) -> 
     marks: dict[str, str] = {}
     groups: dict[float, list[tuple[Cell, ...]]] = {}
     for index, row in enumerate(summary.rows):
-        cells = [Cell(row.width), Cell(row.name)]
+        missing = _find_missing(summary, row, None)
+        cells = [Cell(row.width), Cell(row.name, marks=_mark(missing, marks))]
         for place, (column, entry) in enumerate(zip(summary.columns, row.entries, strict=True)):
             ours = format_number(entry.mean, column, summary.decimals) if entry else MISSING
             printed = theirs.get((index, place))
-            cells.append(Cell(ours) if printed is None else _beside(ours, printed, marks))
+            if printed is not None:
+                cells.append(_beside(ours, printed, marks))
+                continue
+            lacks = "" if missing or entry is None else _find_missing(summary, row, column)
+            cells.append(Cell(ours, marks=_mark(lacks, marks)))
         groups.setdefault(row.bits, []).append(tuple(cells))
     source = ", ".join(dict.fromkeys(f["source"] for f in summary.grid.published))
     arrows = [f"{c.title} {'↑' if c.higher else '↓'}" for c in summary.columns]
+    sentences = [
+        f"Ours / as printed in {source} (ours - theirs).",
+        _compare_models(summary),
+        _tolerance(summary),
+        _list_unmeasured(summary),
+    ]
     return Sheet(
         name=f"{summary.grid.name}-published",
-        caption=f"Ours / as printed in {source} (ours - theirs). {_tolerance(summary)}".strip(),
+        caption=" ".join(filter(None, sentences)),
         head=("Bits", "Method", *arrows),
         groups=tuple(tuple(rows) for rows in groups.values()),
         notes=tuple((mark, text) for text, mark in marks.items()),
+    )
+
+
+def title_comparison(summary: Summary) -> str:
+    """The heading of the comparison; that theirs is another model stands in it."""
+    stated = summary.grid.published_model
+    if stated is None or any(may_be_called(model, stated) for model in summary.models):
+        return "Beside the published figures"
+    return f"Beside the published figures of another model, {stated}"
+
+
+def _compare_models(summary: Summary) -> str:
+    """That the grid's model is called otherwise than theirs, or is another one."""
+    stated = summary.grid.published_model
+    if stated is None or len(summary.models) != 1:  # of several each is asked for by its name
+        return ""
+    (ours,) = summary.models
+    if not may_be_called(ours, stated):
+        return f"Theirs are of {stated}, ours of {ours}: nothing is subtracted."
+    same = list_name_parts(ours) == list_name_parts(stated)
+    return "" if same else f"That {ours} is their {stated} is what the grid says."
+
+
+def _list_unmeasured(summary: Summary) -> str:
+    """Printed methods that the grid has not."""
+    ours = {row.label.casefold() for row in summary.rows}
+    has_reference = any(row.reference for row in summary.rows)
+    theirs = dict.fromkeys(
+        f["method"]
+        for f in summary.grid.published
+        if f["method"].casefold() not in ours
+        and not (has_reference and float(f["bits"]) >= REFERENCE_BITS)
+    )
+    return f"Printed and not measured here: {', '.join(theirs)}." if theirs else ""
+
+
+def _mark(text: str, marks: dict[str, str]) -> tuple[str, ...]:
+    """The mark of a note, a new one for new words: a … z, aa …; none for no words."""
+    if not text:
+        return ()
+    place = len(marks)
+    return (marks.setdefault(text, chr(ord("a") + place % 26) * (place // 26 + 1)),)
+
+
+def _find_missing(summary: Summary, row: Row, column: Column | None) -> str:
+    """Why nothing is printed of a row, or of one number of it; empty where something is."""
+    lines = [f for f in summary.grid.published if _is_of_method(f, row)]
+    if not lines:
+        return "no published figure of this method"
+    widths = dict.fromkeys(f["bits"] for f in lines)
+    lines = [f for f in lines if _is_of_width(f, row)]
+    if not lines:
+        return f"published at {', '.join(widths)} bits only"
+    if column is None:
+        return ""
+    task = AVERAGE if column.task is None else _stands_for(summary, column.task)
+    lines = [f for f in lines if f["task"] == task]
+    if not lines:
+        return "no published figure of this method and task"
+    metrics = dict.fromkeys(f["metric"] for f in lines)
+    if column.task is not None and column.metric not in metrics:
+        return f"published in another metric: {', '.join(metrics)}"
+    return f"published of other models only: {', '.join(dict.fromkeys(f['model'] for f in lines))}"
+
+
+def _is_of_method(figure: Figure, row: Row) -> bool:
+    """The reference is a paper's 16-bit model, whatever types they were computed in."""
+    if row.reference:
+        return float(figure["bits"]) >= REFERENCE_BITS
+    return figure["method"].casefold() == row.label.casefold()
+
+
+def _is_of_width(figure: Figure, row: Row) -> bool:
+    return float(figure["bits"]) == row.bits or (
+        row.reference and float(figure["bits"]) >= REFERENCE_BITS
     )
 
 
@@ -181,21 +168,24 @@ def explain_silence(summary: Summary) -> str | None:
     if not grid.published:
         return None
     theirs = {
-        name: dict.fromkeys(f[name] for f in grid.published) for name in ("model", "task", "bits")
+        name: dict.fromkeys(f[name] for f in grid.published)
+        for name in ("model", "task", "bits", "method")
     }
     widths = dict.fromkeys(format_bits(row.bits) for row in summary.rows)
+    methods = dict.fromkeys(row.label for row in summary.rows)
     ours = [column.task for column in summary.columns if column.task is not None]
     return (
         f"None of these figures is of what was measured. Published: {', '.join(theirs['task'])} of "
-        f"{', '.join(theirs['model'])} at {', '.join(theirs['bits'])} bits; measured: "
-        f"{', '.join(ours)} of {grid.model} at {', '.join(widths)} bits."
+        f"{', '.join(theirs['model'])} at {', '.join(theirs['bits'])} bits by "
+        f"{', '.join(theirs['method'])}; measured: {', '.join(ours)} of {grid.model} at "
+        f"{', '.join(widths)} bits by {', '.join(methods)}."
     )
 
 
 def _beside(ours: str, theirs: Theirs, marks: dict[str, str]) -> Cell:
     remarks = [f"not subtracted: {theirs.why}"] if theirs.why else []
     remarks += [theirs.remark] if theirs.remark else []
-    marked = tuple(marks.setdefault(text, chr(ord("a") + len(marks))) for text in remarks)
+    marked = tuple(mark for text in remarks for mark in _mark(text, marks))
     if theirs.why is not None or theirs.difference is None:
         return Cell(ours, after=f"/ {theirs.printed}", marks=marked)
     decimals = len(theirs.printed.partition(".")[2]) if "e" not in theirs.printed else 0
@@ -227,9 +217,9 @@ def _of_row(summary: Summary, row: Row, cells: pd.DataFrame) -> Iterator[tuple[i
                 why = _differs(figure, cells[cells["task"] == column.task])
         if column.task is not None:
             verdicts[column.task] = why
-        remark = _remark(summary, column)
+        remark = "; ".join(filter(None, [_remark(summary, column), _rename(figure, row)])) or None
         ours = 100 * entry.mean if column.percent else entry.mean
-        difference = ours - _value(figure["value"])
+        difference = ours - read_value(figure["value"])
         if why is not None or not math.isfinite(difference):
             yield place, Theirs(figure["value"], why=why, remark=remark)
             continue
@@ -237,6 +227,13 @@ def _of_row(summary: Summary, row: Row, cells: pd.DataFrame) -> Iterator[tuple[i
         limit = limits.get(figure["task"], limits.get(figure["metric"], limits.get("")))
         near = None if limit is None else abs(difference) <= limit + 1e-9
         yield place, Theirs(figure["value"], difference, near, remark=remark)
+
+
+def _rename(figure: Figure, row: Row) -> str:
+    """That the reference is computed in another type than theirs."""
+    if row.label.casefold() == figure["method"].casefold():
+        return ""
+    return f"ours is {row.label}, theirs {figure['method']}"
 
 
 def _stands_for(summary: Summary, task: str) -> str:
@@ -262,18 +259,21 @@ def _figure(
     lines = [
         f
         for f in summary.grid.published
-        if f["method"].casefold() == row.label.casefold()
-        and float(f["bits"]) == row.bits
+        if _is_of_method(f, row)
+        and _is_of_width(f, row)
         and f["task"] == task
         and (column.task is None or f["metric"] == column.metric)
     ]
     models = list(dict.fromkeys(cells["model"]))
     stated = summary.grid.published_model
     if stated is None or len(models) > 1:
-        same = [f for f in lines if [_bare(f["model"])] == [_bare(m) for m in models]]
-        if lines and not same:
-            return None, None
-        lines = same
+        parts = [list_name_parts(model) for model in models]
+        lines = [f for f in lines if [list_name_parts(f["model"])] == parts]
+    elif lines and not all(may_be_called(model, stated) for model in models):
+        return lines[0], f"theirs is of {stated}, ours of {', '.join(models)}"
+    weight = row.bits_per_weight
+    if lines and row.reference and weight is not None and weight < REFERENCE_BITS:
+        return lines[0], f"ours was published in {weight:.2f} bits a weight, theirs is 16-bit"
     sizes = {format_setting(int(size), "group_size") for size in cells["group_size"].dropna()} or {
         ""
     }
@@ -290,7 +290,10 @@ def _differs(figure: Figure, rows: pd.DataFrame) -> str | None:
     """Why our number is another quantity than the printed one."""
     limits = rows["limit"].dropna()
     if len(limits):
-        return f"only {int(limits.iloc[0])} items were scored"
+        counts = _count_items(rows)
+        scored = "–".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
+        each = "" if counts == [int(limits.iloc[0])] else f" (limit {int(limits.iloc[0])})"
+        return f"only {scored} items were scored{each}"
     shots = set(rows["num_fewshot"].dropna().astype(int).astype(str)) or {"0"}
     if figure["num_fewshot"] and shots != {figure["num_fewshot"]}:
         return f"{', '.join(sorted(shots))} few-shot examples, theirs {figure['num_fewshot']}"
@@ -301,6 +304,20 @@ def _differs(figure: Figure, rows: pd.DataFrame) -> str | None:
     return None
 
 
+def _count_items(rows: pd.DataFrame) -> list[int]:
+    """Different numbers of items behind rows with a limit, rising.
+
+    The limit of a task with parts, as MMLU's subjects, is one of each part.
+    """
+    known = rows[rows["limit"].notna()]
+    counts = set()
+    for limit, n, whole in zip(known["limit"], known["n"], known["aggregation"], strict=True):
+        if whole == "mean" or pd.isna(n):
+            n = limit if pd.isna(n) else min(n, limit)
+        counts.add(int(n))
+    return sorted(counts)
+
+
 def _average_differs(
     summary: Summary, figure: Figure, column: Column, verdicts: dict[str, str | None]
 ) -> str | None:
@@ -309,30 +326,12 @@ def _average_differs(
         for f in summary.grid.published
         if (f["model"], f["method"], f["bits"])
         == (figure["model"], figure["method"], figure["bits"])
-        and f["metric"] not in LOWER_IS_BETTER
+        and not is_lower(f)
         and f["task"] != AVERAGE
     }
     if printed != {_stands_for(summary, task) for task in column.tasks}:
-        return f"theirs is over {', '.join(_title(task) for task in sorted(printed))}"
+        return f"theirs is over {', '.join(name_printed_task(task) for task in sorted(printed))}"
     reasons = [
         why for task in column.tasks if (why := verdicts.get(task, "not all tasks are shown"))
     ]
     return reasons[0] if reasons else None
-
-
-def _bare(model: str) -> str:
-    """`meta-llama/Llama-2-7b-hf@main` and `LLaMA-2-7B` are one model."""
-    name = model.partition("@")[0].rpartition("/")[2].casefold().removesuffix("-hf")
-    return re.sub(r"[^a-z0-9]", "", name)
-
-
-def _title(task: str) -> str:
-    return "Average" if task == AVERAGE else name_task(task)
-
-
-def _value(printed: str) -> float:
-    """A printed figure as a number; what is no number is NaN."""
-    try:
-        return float(printed)
-    except ValueError:
-        return math.nan

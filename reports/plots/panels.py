@@ -54,7 +54,8 @@ def describe_quantity(column: Column) -> str:
     if column.higher:
         return "average score (%)" if column.task is None else f"{column.title} (%)"
     named = "perplexity" if column.is_perplexity else column.metric
-    return named if column.title == "PPL" else f"{column.title} {named}"
+    says_metric = column.title.casefold() == column.metric.casefold()
+    return named if says_metric else f"{column.title} {named}"
 
 
 def list_marks(entries: Iterable[Entry]) -> str:

@@ -12,10 +12,13 @@ import pytest
 from torch import Tensor
 
 from harness import models
+from harness.config.document import Document
 from harness.core.errors import GridError
 from harness.core.registry import Unavailable
 from harness.core.stage import closure
 from harness.grid.expand import Grid, load
+from harness.grid.names import check_names
+from harness.grid.schema import GridFile
 from harness.method import METHODS
 from harness.models import stage as model_stage
 from methods.quantization.formats import FullPrecision, Grouped
@@ -519,6 +522,32 @@ def test_published_figures_by_name_alone_or_with_a_tolerance(write) -> None:  # 
     told = f"published: {{name: {name}, tolerance: {{ppl: 0.1}}}}\ncompare:"
     long = write(BASE.replace("compare:", told)).file.published
     assert long is not None and long.tolerance == {"ppl": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("model", "theirs", "words"),
+    [
+        ("meta-llama/Llama-2-7b-hf", "LLaMA-2-7B", None),
+        ("WizardLM/WizardCoder-Python-7B-V1.0", "WizardCoder-7B", None),
+        ("testbed", "LLaMA-2-7B", None),  # the report says so
+        ("meta-llama/Llama-2-13b-hf", "LLaMA-2-7B", "figures of 'LLaMA-2-13B' are there"),
+        ("mistralai/Mistral-7B-v0.1", "LLaMA-2-7B", "it has none of this model"),
+        ("codellama/CodeLlama-7b-hf", "LLaMA-2-7B", "it has none of this model"),
+    ],
+)
+def test_figures_of_another_model_on_the_hub_are_refused(
+    tmp_path: Path, model: str, theirs: str, words: str | None
+) -> None:
+    path = tmp_path / "grid.yaml"
+    published = f"published: {{name: bitdistiller-2402.10631, model: {theirs}}}\n"
+    path.write_text(BASE.replace("{model}", model) + published)
+    document = Document(path, merged=("defaults", "report"))
+    file = GridFile.model_validate(document.data)
+    if words is None:
+        check_names(document, file, [], [])
+        return
+    with pytest.raises(GridError, match=f"grid.yaml:15: published.model: .*{words}"):
+        check_names(document, file, [], [])
 
 
 def test_a_task_without_options_and_a_negative_seed(write) -> None:  # type: ignore[no-untyped-def]

@@ -13,8 +13,9 @@ import pytest
 
 import reports
 from harness.core.errors import ReportError
+from reports.pages.latex import write_latex
 from reports.pages.published import Theirs, compare, make_comparison, make_sheets
-from reports.pages.sheet import Sheet
+from reports.pages.sheet import Sheet, html, markdown, plain
 from reports.reading.export import Export
 from tests.support.synthetic_grids import ppl, row, summary_of, write
 
@@ -231,3 +232,111 @@ def test_the_report_has_both(tmp_path: Path) -> None:
     record = next(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     assert record["piqa.acc.published"] == "77.86"
     assert float(record["piqa.acc.difference"]) == pytest.approx(54 - 77.86)
+
+
+def beside(folder: Path) -> Sheet:
+    summary = summary_of(folder)
+    found = make_comparison(summary, compare(summary, Export(folder).rows))
+    assert found is not None
+    return found
+
+
+SEVEN = [line for line in LINES if line["model"] == "LLaMA-2-7B"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "same", "caption"),
+    [
+        ("meta-llama/Llama-2-7b-hf@main", True, ""),
+        ("./LLaMA-2-7B", True, ""),
+        ("meta-llama/Llama-2-7b-chat-hf", True, "Llama-2-7b-chat-hf is their LLaMA-2-7B is what"),
+        ("meta-llama/Llama-2-13b-hf", False, "ours of meta-llama/Llama-2-13b-hf: nothing is"),
+        ("testbed", False, "Theirs are of LLaMA-2-7B, ours of testbed: nothing is subtracted."),
+        ("mistralai/Mistral-7B-v0.1", False, "nothing is subtracted"),
+    ],
+)
+def test_a_stated_model_is_checked_against_the_grids(
+    tmp_path: Path, ours: str, same: bool, caption: str
+) -> None:
+    stated = {"published": SEVEN, "published_model": "LLaMA-2-7B", "model": ours}
+    found = compared(tmp_path, measured(model=ours), tolerance={"": 99}, **stated)
+    assert found["piqa"].printed == "53.43" and found["average"].printed == "35.08"
+    for task in ("piqa", "average"):
+        assert (found[task].difference is not None) == same, task
+        assert (found[task].near is not None) == same, task
+    assert caption in beside(tmp_path).caption
+    reports.render(tmp_path, html=True)
+    for name in ("report.md", "index.html"):
+        text = (tmp_path / name).read_text()
+        assert ("published figures of another model, LLaMA-2-7B" in text) == (not same), name
+
+
+def test_items_are_counted_and_not_read_off_the_limit(tmp_path: Path) -> None:
+    """Two of each of MMLU's 57 subjects are 114."""
+    rows = measured(limit=2, n=2)
+    rows[1] |= {"n": 114, "aggregation": "macro_mean"}
+    found = compared(tmp_path, rows)
+    assert found["mmlu"].why == "only 114 items were scored (limit 2)"
+    assert found["piqa"].why == "only 2 items were scored"
+    unknown = [each | {"n": None} for each in rows]
+    assert compared(tmp_path / "u", unknown)["mmlu"].why == "only 2 items were scored"
+
+
+@pytest.mark.parametrize("label", ["FP32", "FP16", "BF16", "The model itself"])
+def test_a_reference_is_matched_by_being_one(tmp_path: Path, label: str) -> None:
+    rows = measured(label, 16, group_size=None, bits_per_weight=16.0) + measured()
+    found = compare(
+        summary_of(folder := write(tmp_path, rows, published=LINES)), Export(folder).rows
+    )
+    summary = summary_of(folder)
+    assert summary.rows[0].label == label
+    piqa = [column.task for column in summary.columns].index("piqa")
+    first = found[0, piqa]
+    assert (first.printed, first.difference) == ("77.86", pytest.approx(54 - 77.86))
+    assert first.remark == (None if label == "BF16" else f"ours is {label}, theirs BF16")
+
+
+def test_a_reference_of_fewer_bits_is_not_theirs(tmp_path: Path) -> None:
+    rows = measured("Q4_1 (as published)", 16, group_size=None, bits_per_weight=5.0)
+    found = compared(tmp_path, rows)
+    assert found["piqa"].printed == "77.86" and found["piqa"].difference is None
+    assert found["piqa"].why == "ours was published in 5.00 bits a weight, theirs is 16-bit"
+
+
+def test_what_has_no_partner_says_why(tmp_path: Path) -> None:
+    rows = [*measured(), *measured("QuIP"), *measured(bits=4)]
+    rows += [row(**LLAMA, label=label, task="boolq", value=0.5) for label in ("RTN", "QuIP")]
+    write(tmp_path, rows, published=SEVEN)
+    sheet = beside(tmp_path)
+    notes = dict(sheet.notes)
+    at = {(r[0].text, r[1].text): r for r in sheet.rows}
+
+    def told(cell: Any) -> list[str]:
+        return [notes[mark] for mark in cell.marks]
+
+    assert told(at["2", "QuIP"][1]) == ["no published figure of this method"]
+    assert told(at["4", "RTN"][1]) == ["published at 3, 2 bits only"]
+    boolq = next(i for i, title in enumerate(sheet.head) if title.startswith("boolq"))
+    assert told(at["2", "RTN"][boolq]) == ["no published figure of this method and task"]
+    assert told(at["2", "QuIP"][boolq]) == []  # the row says it
+    assert "Printed and not measured here: BF16, GPTQ, AWQ, OmniQuant, " in sheet.caption
+    for text in (markdown(sheet), html(sheet), write_latex(sheet), plain(sheet, 100)):
+        assert "no published figure of this method" in text
+
+
+def test_more_notes_than_letters_have_marks_of_their_own(tmp_path: Path) -> None:
+    rows = [row(**LLAMA, label="RTN", group_size=size, task="piqa") for size in range(1, 30)]
+    rows = [{**r, "settings": {"size": n}, "cell": f"c{n}"} for n, r in enumerate(rows)]
+    write(tmp_path, rows, published=SEVEN)
+    marks = [mark for mark, _ in beside(tmp_path).notes]
+    assert len(marks) == len(set(marks)) == 29 and marks[26] == "aa"
+
+
+def test_less_is_better_where_a_figure_has_a_window() -> None:
+    lines = [
+        {**SEVEN[0], "method": m, "bits": "2", "metric": "bits_per_byte", "value": v}
+        for m, v in (("A", "0.9"), ("B", "1.1"))
+    ]
+    (sheet,) = make_sheets(lines)
+    assert sheet.head[-1].endswith("↓")
+    assert [r[-1].best for r in sheet.rows] == [True, False]
