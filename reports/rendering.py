@@ -71,11 +71,13 @@ def text(folder: Path | str, width: int | None = None) -> str:
     if width is None and room >= _COLUMNS and _current(folder, _inputs(folder)) is not None:
         return (folder / "table.txt").read_text(encoding="utf-8")
 
-    from reports.numbers import summary
+    from reports.numbers import effects, summary
     from reports.pages import page
     from reports.reading.export import Export
 
-    return page.write_terminal(summary.summarise(Export(folder)), max(40, room))
+    export = Export(folder)
+    tested = effects.compute_effects(export)
+    return page.write_terminal(summary.summarise(export), max(40, room), tested)
 
 
 def _make_files(export: Export, html: bool) -> dict[str, bytes]:
@@ -88,22 +90,23 @@ def _make_files(export: Export, html: bool) -> dict[str, bytes]:
     table_summary = summary.summarise(export)
     theirs = published.compare(table_summary, export.rows)
     beside = published.make_comparison(table_summary, theirs)
-    sheets = [table.make_sheet(table_summary), *([beside] if beside else [])]
+    tested = effects.compute_effects(export)
+    further = page.list_tables(table_summary, beside, tested)
+    own = [each for title, each in further if each.head and title != page.AS_PUBLISHED]
+    main = table.make_sheet(table_summary)
     drawn = plots.draw(plots.Context(export, table_summary))
     pictures = [Picture(*plot) for plot in drawn]
-    tested = effects.compute_effects(export)
     files: dict[str, bytes] = {
         "report.md": page.write_page(table_summary, pictures, beside, tested).encode(),
-        "table.md": "\n".join(map(sheet.markdown, sheets)).encode(),
-        "table.tex": "\n".join(map(latex.write_latex, sheets)).encode(),
-        "table.html": "\n".join(map(sheet.html, sheets)).encode(),
+        "table.md": "\n".join(map(sheet.markdown, [main, *([beside] if beside else [])])).encode(),
+        "table.tex": "\n".join(map(latex.write_latex, [main, *own])).encode(),
+        "table.html": "\n".join(map(sheet.html, [main, *own])).encode(),
         "table.csv": table.write_csv(table_summary, theirs).encode(),
-        "table.txt": page.write_terminal(table_summary, _COLUMNS).encode(),
+        "table.txt": page.write_terminal(table_summary, _COLUMNS, tested).encode(),
     }
     if html:
         from reports.pages import html as web
 
-        further = page.list_tables(table_summary, beside, tested)
         files[_PAGE] = web.write_page(export, table_summary, pictures, further).encode()
     for picture in pictures:
         files |= {f"plots/{picture.name}.{end}": data for end, data in picture.files.items()}

@@ -66,6 +66,7 @@ class Effect:
     over: str = ""  # what varies: "seeds and items", "seeds" or "items"
     untested: str = ""  # why there is no interval
     comparisons: int = 0  # of its family that were tested
+    blocked: bool = True  # seeds are blocks
     error: float = math.nan  # standard error of the difference
     df: float = math.nan
 
@@ -161,6 +162,7 @@ class _Tested:
     correlation: Floats  # of `found`, in its order
     reasons: dict[str, str]
     over: str
+    blocked: bool = True
 
 
 def _compare(comparison: Comparison, fitted: _Fitted, variance: float, df: int) -> _Tested:
@@ -211,7 +213,8 @@ def _compare(comparison: Comparison, fitted: _Fitted, variance: float, df: int) 
             kept.append(index)
     covariance = (by_items - shared + known * factor)[np.ix_(kept, kept)]
     over = "seeds and items" if with_items and known else "items" if with_items else "seeds"
-    return _Tested(means, found, _correlate(covariance, list(found.values())), reasons, over)
+    correlation = _correlate(covariance, list(found.values()))
+    return _Tested(means, found, correlation, reasons, over, model.blocked)
 
 
 def _correlate(covariance: Floats, found: Sequence[Combined]) -> Floats:
@@ -251,6 +254,7 @@ def _make_effects(
                 Interval(mean, math.nan, math.nan, n=len(pairs)),
                 untested=each.reasons.get(level.setting, ""),
                 comparisons=total,
+                blocked=each.blocked,
             )
             combined = each.found.get(level.setting)
             effects.setdefault(place, []).append(

@@ -36,15 +36,46 @@ def make_sheet(effects: Sequence[Effect], decimals: int) -> Sheet:
         name=f"effect-{effects[0].axis}",
         caption=(
             f"The effect of {effects[0].axis}, all else equal, scores in percentage points: least "
-            f"squares, score ~ setting + seed, over {_list_sources(effects)}; simultaneous 95 % "
-            "intervals by Dunnett, corrected by Bonferroni for columns and contexts, averages "
-            "apart from tasks. In bold where the interval excludes zero (p < 0.05). Visible: the "
-            "smallest true difference that would be found with a probability of 80 %."
+            f"squares, {_describe_model(effects)}, over {_list_sources(effects)}; simultaneous "
+            "95 % intervals by Dunnett, corrected by Bonferroni for columns and contexts, averages "
+            f"apart from tasks. {_explain_statuses(effects)}"
         ),
         head=("Method", "Change", "Column", "Difference", "95 % interval", "p", "Visible", "Seeds"),
         groups=tuple(tuple(rows) for rows in groups.values()),
         left=3,
     )
+
+
+def count_statuses(effects: Sequence[Effect]) -> str:
+    """In a sentence, for where the table has no room."""
+    counts = {status: sum(effect.status is status for effect in effects) for status in Status}
+    listed = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    return f"Effects of {effects[0].axis}: {listed}; report.md has them."
+
+
+def _describe_model(effects: Sequence[Effect]) -> str:
+    """Seeds are blocks where every setting was trained with them."""
+    blocked = {effect.blocked for effect in effects if not effect.untested}
+    if blocked == {False}:
+        return "score ~ setting"
+    return "score ~ setting + seed" + (", or without seed" if False in blocked else "")
+
+
+def _explain_statuses(effects: Sequence[Effect]) -> str:
+    """What is in bold, and what is not: only of what is there."""
+    found = {effect.status for effect in effects}
+    sentences = []
+    if Status.DISTINGUISHED in found:
+        sentences.append("In bold where the interval excludes zero (p < 0.05).")
+    if Status.NOT_DISTINGUISHED in found:
+        sentences.append("Not in bold: not distinguished, which does not say equal.")
+    if found != {Status.UNTESTED}:
+        sentences.append(
+            "Visible: the smallest true difference that would be found with a probability of 80 %."
+        )
+    if Status.UNTESTED in found:
+        sentences.append("Without an interval: untested, with the reason.")
+    return " ".join(sentences)
 
 
 def _list_sources(effects: Sequence[Effect]) -> str:

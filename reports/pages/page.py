@@ -17,7 +17,10 @@ from reports.numbers.summary import Summary
 from reports.pages import effects, printed, published
 from reports.pages.pictures import Picture
 from reports.pages.sheet import Sheet, escape_markdown, markdown, plain, wrap
-from reports.pages.table import list_explanations, make_sheet
+from reports.pages.table import list_explanations, make_ranks, make_sheet
+
+AS_PUBLISHED = "As published"
+"""The heading of a paper's own tables."""
 
 _TITLES = {
     "num_fewshot": "Few-shot",
@@ -57,6 +60,8 @@ def write_page(
         "`bitgrid report` writes this table as LaTeX, HTML and, unrounded, as CSV too, and the "
         "figures as PDF."
     )
+    if ranks := make_ranks(summary):
+        parts += ["## Ranks", escape_markdown(ranks.caption), markdown(ranks).rstrip()]
     if grid.published:
         parts += _published(summary, beside)
     if tested:
@@ -84,7 +89,7 @@ def _published(summary: Summary, beside: Sheet | None) -> list[str]:
         parts += [f"## {escape_markdown(published.title_comparison(summary))}"]
         parts += [escape_markdown(beside.caption)]
         parts += [markdown(beside).rstrip()]
-    parts.append("## As published")
+    parts.append(f"## {AS_PUBLISHED}")
     if beside is None:
         parts.append(escape_markdown(published.explain_silence(summary) or ""))
     for each in printed.make_sheets(summary.grid.published):
@@ -97,10 +102,12 @@ def list_tables(
 ) -> list[tuple[str, Sheet]]:
     """The tables after the comparison, each with its heading, for other pages than this."""
     title = published.title_comparison(summary)
-    sheets = [] if beside is None else [(title, beside)]
+    ranks = make_ranks(summary)
+    sheets = [] if ranks is None else [("Ranks", ranks)]
+    sheets += [] if beside is None else [(title, beside)]
     if beside is None and (sentence := published.explain_silence(summary)):
         sheets.append((title, Sheet("published", sentence, head=(), groups=())))
-    sheets += [("As published", each) for each in printed.make_sheets(summary.grid.published)]
+    sheets += [(AS_PUBLISHED, each) for each in printed.make_sheets(summary.grid.published)]
     if tested:
         sheets.append(
             (f"The effect of {tested[0].axis}", effects.make_sheet(tested, summary.decimals))
@@ -108,12 +115,17 @@ def list_tables(
     return sheets
 
 
-def write_terminal(summary: Summary, width: int) -> str:
-    """What a run ends with: question, table, and what is open, wrapped to `width`."""
+def write_terminal(summary: Summary, width: int, tested: Sequence[Effect] = ()) -> str:
+    """What a run ends with: question, table, ranks, how many effects there are, and what is open,
+    wrapped to `width`."""
     grid = summary.grid
     lines = wrap(f"{grid.report.title or grid.name}: {grid.question}".rstrip(": "), width)
     lines += ["", plain(make_sheet(summary), width), ""]
     lines += wrap(" ".join(list_explanations(summary, terminal=True)), width)
+    if ranks := make_ranks(summary):
+        lines += ["", *wrap(ranks.caption, width), "", plain(ranks, width), ""]
+    if tested:
+        lines += wrap(effects.count_statuses(tested), width)
     for remark in summary.remarks:
         lines += wrap(f"{remark.heading}: {remark.text}", width)
     for caveat in summary.caveats:

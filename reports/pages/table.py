@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping
 
 from reports.numbers.columns import format_bits, format_number, name_task
-from reports.numbers.entries import Row
+from reports.numbers.entries import Entry, Row
 from reports.numbers.summary import Summary
 from reports.pages.published import Theirs
 from reports.pages.sheet import MISSING, Cell, Sheet
@@ -31,6 +31,40 @@ def make_sheet(summary: Summary) -> Sheet:
         head=tuple(_head(summary)),
         groups=tuple(groups),
         notes=summary.notes,
+    )
+
+
+def make_ranks(summary: Summary) -> Sheet | None:
+    """The ranks that each number may have in its group; None where nothing was tested."""
+    if not summary.comparisons:
+        return None
+    marks: dict[str, str] = {}
+
+    def show(entry: Entry | None) -> Cell:
+        if entry is None:
+            return Cell()
+        if entry.rank is None:
+            why = entry.untested or "not compared"
+            mark = marks.setdefault(why, chr(ord("a") + len(marks)))
+            return Cell("untested", marks=(mark,))
+        return Cell("–".join(dict.fromkeys(map(str, entry.rank))), best=entry.best)
+
+    groups = [
+        tuple(
+            (Cell(row.width), Cell(row.name), *(show(entry) for entry in row.entries))
+            for row in group
+        )
+        for group in summary.groups()
+        if len(group) > 1
+    ]
+    return Sheet(
+        name=f"{summary.grid.name}-ranks",
+        caption="Ranks in the group of equal bits: all that the tests under the table leave open, "
+        "1 the best. Those of all tasks hold together with 95 %, those of all averages too. A wide "
+        "range does not say equal, and what is untested may have any rank.",
+        head=("Bits", "Method", *(column.title for column in summary.columns)),
+        groups=tuple(groups),
+        notes=tuple((mark, f"untested: {why}") for why, mark in marks.items()),
     )
 
 
