@@ -125,7 +125,8 @@ def draw_ablation(context: Context) -> Drawing | None:
                 _print(axes, at, "untested")
                 continue
             _dot(axes, at, mean, Look(_STATUSES[status]["color"], "o"), False)
-            _print(axes, at, f"{mean.mean:+.{1 if column.percent else 2}f}")
+            shown = f"{mean.mean:+.{1 if column.percent else 3}f}"  # as in the table
+            _print(axes, at, shown.replace("-", "−"))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(x=0.08)
         axes.set_xlabel(f"Δ {describe_quantity(column)}".replace("(%)", "(points)"))

@@ -226,3 +226,14 @@ def test_a_curve_begins_with_the_first_losses_that_all_seeds_have(
     found = data.make_band(lines, "step")
     assert found.at[0] == 1 and len(found.at) == min(len(one), len(other))
     assert found.low[0] == min(one[0], other[0]) and found.high[0] == max(one[0], other[0])
+
+
+def test_a_small_effect_is_printed_as_in_the_table(tmp_path: Path) -> None:
+    rows = [
+        ppl(settings={"init": i}, seed=s, value=2.0 + 0.003 * s - (0.004 if i == "b" else 0.0) * s)
+        for s in range(3)
+        for i in ("a", "b")
+    ]
+    drawing = drawings_of(write(tmp_path, rows, report={"effect": "init"}))["ablation"]
+    shown = [text.get_text() for axes in drawing.figure.axes for text in axes.texts]
+    assert shown == ["−0.004"]
