@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Fingerprint: TypeAlias = Mapping[str, Any]
 
 _AT_ONCE = 2**22  # numbers of 64 bits that are digested together
+_LOW_32, _LOW_35 = 2**32 - 1, 2**35 - 1
 
 # By identity: a value is looked at before each stage that takes it, and is the same after the last.
 _known: dict[int, Fingerprint] = {}
@@ -79,8 +80,9 @@ def digest_tensor(tensor: Tensor) -> tuple[Any, ...]:
     for number, part in enumerate(flat.split(size) if len(flat) else ()):
         values = _as_words(part)
         # Each step maps words one to one; shifts bring high bits, all that some floats have, down.
-        mixed = (values >> 32).bitwise_xor_(values).mul_(odd[: len(values)])
-        summed = int(mixed.bitwise_xor_(mixed >> 29).sum())
+        # Torch's shift repeats the sign, which would give a word and its complement one digest.
+        mixed = ((values >> 32) & _LOW_32).bitwise_xor_(values).mul_(odd[: len(values)])
+        summed = int(mixed.bitwise_xor_((mixed >> 29) & _LOW_35).sum())
         total = (total * 6364136223846793005 + summed + number) % 2**64
     return str(tensor.dtype), tuple(tensor.shape), total
 

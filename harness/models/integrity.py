@@ -13,6 +13,7 @@ here: when this is asked (`harness.core.execution`, `harness.core.store`), what 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -71,10 +72,21 @@ def fingerprint_model(model: Holder) -> Fingerprint:
         parts[f"module {name}"] = (type(module).__qualname__, *_describe_extras(module))
     parts["its configuration"] = describe_config(network.config)
     if tokenizer is not None:
-        special = tokenizer.bos_token_id, tokenizer.eos_token_id
-        parts["its tokenizer"] = (len(tokenizer), *special, str(tokenizer.chat_template))
+        parts["its tokenizer"] = _digest_tokenizer(tokenizer)
     parts["what it says was quantised"] = (dict(model.quantized), model.latent)
     return parts
+
+
+def _digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    """Vocabulary, merges and what is done before and after them. Padding and truncation are not of
+    it: each call sets them."""
+    special = tokenizer.bos_token_id, tokenizer.eos_token_id, str(tokenizer.chat_template)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    if isinstance(content, str):
+        content = json.loads(content) | {"padding": None, "truncation": None}
+    text = json.dumps(content, sort_keys=True)
+    return (*special, hashlib.sha256(text.encode()).hexdigest())
 
 
 def describe_config(config: PreTrainedConfig) -> str:
@@ -106,10 +118,15 @@ def check_kept(network: PreTrainedModel) -> None:
             raise ModelError(f"{where} has {extras[0]}, which is not stored with the model")
         wanted = expected.modules.get(name)
         kind = type(module).__qualname__
+        right = "" if wanted is None else wanted[0].__qualname__
         if wanted is None:
             raise ModelError(f"{where}, a {kind}, is not of the model's configuration; {_KEPT}")
-        if kind != wanted[0]:
-            raise ModelError(f"{where} is a {kind} in place of a {wanted[0]}; {_KEPT}")
+        if type(module) is not wanted[0]:
+            if kind == right:
+                kind, right = (
+                    f"{c.__module__}.{c.__qualname__}" for c in (type(module), wanted[0])
+                )
+            raise ModelError(f"{where} is a {kind} in place of a {right}; {_KEPT}")
         for key, value in wanted[1].items():
             given = vars(module).get(key)
             if given != value and not _are_nan(given, value):
@@ -227,7 +244,7 @@ class _Expected:
 
     def __init__(self, network: nn.Module) -> None:
         self.modules = {
-            name: (type(module).__qualname__, dict(_list_attributes(module)))
+            name: (type(module), dict(_list_attributes(module)))
             for name, module in network.named_modules()
         }
         self.tensors = {name: tuple(tensor.shape) for name, tensor in _list_tensors(network)}
@@ -261,8 +278,9 @@ def _list_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _describe_extras(module: nn.Module) -> list[str]:
     """What was hung onto a module and runs with it, in words."""
     extras = [words for name, words in _HOOKS.items() if getattr(module, name, None)]
-    if "forward" in vars(module):
-        extras.append("a `forward` of its own")
+    for key in vars(module):  # an instance's own before its class's
+        if callable(vars(module)[key]) and callable(getattr(type(module), key, None)):
+            extras.append(f"a `{key}` of its own")
     if "parametrizations" in module._modules:
         extras.append("a parametrization")
     return extras

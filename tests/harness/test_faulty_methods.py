@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from tokenizers import normalizers, processors
 from torch import nn
 
 from harness.core.errors import ModelError, ValueChanged
@@ -84,6 +85,13 @@ def test_a_sound_method_passes(base: Pretrained, tmp_path: Path) -> None:
     assert _run(base, tmp_path, after=lambda model: True).quantized
 
 
+TWICE = processors.TemplateProcessing(single="$A $A")
+
+
+def _words(model: Model) -> torch.Tensor:
+    return _layer(model).weight.data.view(torch.int32)
+
+
 # --- what it was given ----------------------------------------------------------------------------
 
 WRITES: dict[str, tuple[Change, str]] = {
@@ -100,7 +108,16 @@ WRITES: dict[str, tuple[Change, str]] = {
         lambda m: _layer(m, "model.rotary_emb").inv_freq.mul_(2),
         "model.rotary_emb.inv_freq",
     ),
+    "every bit": (lambda m: _words(m).copy_(~_words(m)), Q_PROJ),
     "tokenizer": (lambda m: m.tokenizer.add_tokens(["<new>"]), "its tokenizer"),
+    "tokenizer, before its vocabulary": (
+        lambda m: setattr(m.tokenizer.backend_tokenizer, "normalizer", normalizers.Lowercase()),
+        "its tokenizer",
+    ),
+    "tokenizer, after it": (
+        lambda m: setattr(m.tokenizer.backend_tokenizer, "post_processor", TWICE),
+        "its tokenizer",
+    ),
 }
 
 
@@ -152,6 +169,11 @@ def _swap_class(model: Model) -> bool:
     return True
 
 
+def _swap_for_namesake(model: Model) -> bool:
+    _layer(model).__class__ = type("Linear", (_Doubled,), {"__module__": __name__})
+    return True
+
+
 def _hang_on(register: str) -> Change:
     return lambda model: bool(getattr(_layer(model), register)(lambda *_: None)) or True
 
@@ -170,6 +192,15 @@ KEPT: dict[str, tuple[Change, str]] = {
     "forward hook": (_hang_on("register_forward_hook"), f"layer {Q_PROJ} has a forward hook"),
     "pre-hook": (_hang_on("register_forward_pre_hook"), f"layer {Q_PROJ} has a forward pre-hook"),
     "class": (_swap_class, f"layer {Q_PROJ} is a _Doubled in place of a Linear"),
+    "class of the same name": (
+        _swap_for_namesake,
+        f"layer {Q_PROJ} is a {__name__}.Linear in place",
+    ),
+    "parametrization": (_parametrize, f"has a new parameter {Q_PROJ}.parametrizations"),
+    "call": (
+        lambda m: _set(m, "model.layers.0.mlp", "_call_impl", lambda states: 3 * states),
+        "layer model.layers.0.mlp has a `_call_impl` of its own",
+    ),
     "forward": (
         lambda m: _set(m, Q_PROJ, "forward", lambda states: states),
         f"layer {Q_PROJ} has a `forward` of its own",

@@ -30,6 +30,18 @@ def test_one_bit_anywhere_shows(size: int, place: int, bit: int, dtype: torch.dt
     assert digest_tensor(tensor) == before
 
 
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4), st.data())
+def test_any_other_word_shows(words: list[int], data: st.DataObject) -> None:
+    """Its complement too, which shifts that repeat the sign took for the word itself."""
+    tensor = torch.tensor(words)
+    before, place = digest_tensor(tensor), data.draw(st.integers(0, len(words) - 1))
+    others = st.integers(-(2**63), 2**63 - 1).filter(lambda word: word != words[place])
+    for other in (~words[place], -words[place] or 1, data.draw(others)):
+        if other != words[place] and -(2**63) <= other < 2**63:
+            tensor[place] = other
+            assert digest_tensor(tensor) != before
+
+
 @given(st.permutations(range(9)))
 def test_the_order_counts(order: list[int]) -> None:
     plain = torch.arange(9, dtype=torch.float64)
