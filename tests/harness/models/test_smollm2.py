@@ -32,7 +32,7 @@ def mirrored(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_perplexity_equals_an_independent_computation(model: Model, shared: Path) -> None:
     (row,) = smollm2_checks.scores(model, "wikitext2", limit=1).rows
-    assert row["n"] == 1
+    assert row.n == 1
     assert row.value == pytest.approx(smollm2_checks.reference(shared / "data", 1), abs=1e-3)
 
 
