@@ -64,8 +64,9 @@ def digest_tensor(tensor: Tensor) -> tuple[Any, ...]:
     """Dtype, shape, and a digest over all bytes, computed where they lie.
 
     The sum modulo 2^64 of its 64-bit words, each mixed one to one in a way that depends on its
-    place: a change of one word always shows, and of several but for one case in 2^64. Nothing is
-    copied but 2^22 words at a time.
+    place. A change of one word always shows. Changes of several could cancel in the sum: of random
+    ones about one case in 2^64 does, of others nothing is proved. It is there to notice mistakes,
+    not to withstand intent. Nothing is copied but 2^22 words at a time.
     """
     import torch
 
