@@ -13,7 +13,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from harness.config.document import Document
-from harness.core.records import ReportOptions
+from harness.core.report_options import ReportOptions
 from harness.data.file_texts import SUFFIXES
 from harness.data.hub_texts import HUB
 from harness.data.sources import SPLITS

@@ -24,7 +24,12 @@ FROM_METHODS = {
 }
 
 
-FROM_REPORTS = {"harness.core.errors", "harness.core.records"}
+FROM_REPORTS = {
+    "harness.core.errors",
+    "harness.core.model_names",
+    "harness.core.records",
+    "harness.core.report_options",
+}
 REPORTS = {  # a room of reports: those that it may import
     "reading": {"reading"},
     "numbers": {"reading", "numbers"},

@@ -16,7 +16,8 @@ import pydantic
 from harness.config.settings import list_classes
 from harness.core.checked import field_types, fields_adapter
 from harness.core.component import Component
-from harness.core.records import DIAGNOSTICS, ReportOptions, documentation
+from harness.core.records import DIAGNOSTICS, documentation
+from harness.core.report_options import ReportOptions
 from harness.evaluation.diagnostics import find_options
 from harness.evaluation.evaluations import EVALUATIONS
 from harness.evaluation.lm_eval import LmEvalOptions

@@ -16,7 +16,8 @@ from harness.config.settings import list_settings
 from harness.core.component import Component
 from harness.core.errors import GridError, nearest
 from harness.core.misfit import Misfit, Where, show
-from harness.core.records import AVERAGE, COLUMNS, may_be_called
+from harness.core.model_names import may_be_called
+from harness.core.records import AVERAGE, COLUMNS
 from harness.evaluation.evaluations import find_evaluation
 from harness.grid import published
 from harness.grid.points import Point

@@ -16,7 +16,7 @@ from harness.config.document import Document
 from harness.core.checked import make_adapter
 from harness.core.errors import BitgridError
 from harness.core.misfit import Where, explain
-from harness.core.records import Finding, ReportOptions
+from harness.core.report_options import Finding, ReportOptions
 from harness.grid.schema import GridFile, Published
 
 KEYS: Mapping[str, type] = {

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pydantic
 
 from harness.core.checked import AsWritten
-from harness.core.records import ReportOptions
+from harness.core.report_options import ReportOptions
 
 Tolerance = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 SEEDS = range(-(2**63), 2**63)  # what the generators take

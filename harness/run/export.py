@@ -28,11 +28,11 @@ from harness.core.records import (
     CurvePoint,
     GridHead,
     Hole,
-    ReportOptions,
     Row,
     RowItems,
     to_json,
 )
+from harness.core.report_options import ReportOptions
 from harness.core.store import Store
 from harness.grid import published
 from harness.run.plan import CellInfo, Plan, explain_staleness, standing_failure, states

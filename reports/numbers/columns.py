@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 
 from harness.core.errors import nearest
-from harness.core.records import AVERAGE, COLUMNS, NO_FILTER, PROTOCOL, ReportOptions
+from harness.core.records import AVERAGE, COLUMNS, NO_FILTER, PROTOCOL
+from harness.core.report_options import ReportOptions
 from reports.reading.export import Export
 
 TITLES = {

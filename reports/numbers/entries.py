@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.core.records import PROTOCOL, ReportOptions
+from harness.core.records import PROTOCOL
+from harness.core.report_options import ReportOptions
 from reports.numbers import stats
 from reports.numbers.columns import Column, format_bits, get_protocol
 from reports.numbers.naming import format_setting

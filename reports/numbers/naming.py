@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.records import ReportOptions
+from harness.core.report_options import ReportOptions
 
 
 def format_setting(value: object, path: str = "") -> str:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.core.records import AVERAGE, list_name_parts, may_be_called
+from harness.core.model_names import list_name_parts, may_be_called
+from harness.core.records import AVERAGE
 from reports.numbers.columns import Column, format_bits, format_number
 from reports.numbers.entries import REFERENCE_BITS, Row
 from reports.numbers.naming import format_setting

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from harness.core.records import ReportOptions
+from harness.core.report_options import ReportOptions
 from reports.numbers.columns import Column
 from reports.numbers.entries import REFERENCE_BITS, Entry
 from reports.numbers.summary import Summary

@@ -15,16 +15,15 @@ from harness.core.errors import ReportError
 from harness.core.records import (
     SCHEMA,
     CurvePoint,
-    Finding,
     GridHead,
     Hole,
-    ReportOptions,
     Row,
     documentation,
     from_json,
     rows_digest,
     to_json,
 )
+from harness.core.report_options import Finding, ReportOptions
 
 KINDS = [
     kind

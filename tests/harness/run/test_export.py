@@ -8,7 +8,8 @@ import json
 import re
 from pathlib import Path
 
-from harness.core.records import ITEM_KEY, Finding, ReportOptions
+from harness.core.records import ITEM_KEY
+from harness.core.report_options import Finding, ReportOptions
 from harness.core.store import Store
 from harness.grid.expand import load
 from harness.grid.schema import GridFile

@@ -1,0 +1,69 @@
+"""`report:` of a grid: what its table shows and says. It goes into grid.json as it was asked for.
+
+Not here: which names of rows, columns and axes a grid has (`harness.grid.names`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Interval
+
+Digits = Annotated[int, Interval(ge=0, le=9)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What somebody found in the rows of a grid, in words; it is shown with those rows only."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    text: Annotated[str, "the finding"]
+    rows: Annotated[str, "digest of the rows that it is about: see `rows_digest`"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """`report:` of a grid: what the table's rows are, what is averaged, what it is called."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    rows: Annotated[list[str] | str, "axes in the names of rows; `label` is the method's"] = "label"
+    over: Annotated[str | None, "the axis that is averaged over"] = "seed"
+    columns: Annotated[list[str] | str | None, "tasks and `COLUMNS`, in the table's order"] = None
+    average: Annotated[list[str] | None, "the tasks averaged; []: no average; null: all"] = None
+    aggregate: Annotated[Literal["mean", "median"], "over models"] = "mean"
+    spread: Annotated[Literal["sd", "interval"], "± is the SD, or half a 95 % interval"] = "sd"
+    decimals: Annotated[Digits | dict[str, Digits] | None, "of all numbers, or by task"] = None
+    effect: Annotated[str | None, "the axis whose effect is tested, paired by seed"] = None
+    caption: Annotated[str | None, "what the table shows, in place of a sentence of its own"] = None
+    note: Annotated[str | None, "what is true of every run of the grid; printed always"] = None
+    finding: Annotated[Finding | None, "what was found in its rows; printed with those only"] = None
+    title: Annotated[str | None, "of the report"] = None
+
+    @property
+    def row_names(self) -> tuple[str, ...]:
+        """`rows` as a list."""
+        return (self.rows,) if isinstance(self.rows, str) else tuple(self.rows) or ("label",)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """`columns` as a list; empty: every measured one."""
+        return (self.columns,) if isinstance(self.columns, str) else tuple(self.columns or ())
+
+    def list_averaged(self, scores: Iterable[str]) -> tuple[str, ...]:
+        """The tasks of the average, of those whose `scores` are better higher; of fewer than two
+        there is none."""
+        if self.average is not None:
+            return tuple(dict.fromkeys(self.average))
+        return tuple(task for task in dict.fromkeys(scores) if not self.shown or task in self.shown)
+
+    @property
+    def decimals_by_name(self) -> dict[str, int]:
+        """`decimals` by task; "" of all others."""
+        decimals = self.decimals
+        return (
+            {} if decimals is None else decimals if isinstance(decimals, dict) else {"": decimals}
+        )
