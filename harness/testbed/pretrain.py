@@ -163,15 +163,7 @@ def train(
         if progress >= 1:
             break
         _copy(master, fast)
-        length = CONTEXT if progress >= settings.long_from else settings.short
-        loss = 0.0
-        parts = settings.batch_tokens // settings.micro_tokens
-        for _ in range(parts):
-            x = stream.take(settings.micro_tokens, length, progress >= settings.late_from)
-            logits = fast(input_ids=x, use_cache=False).logits[:, :-1]
-            part = F.cross_entropy(logits.flatten(0, 1).float(), x[:, 1:].flatten())
-            (part / parts).backward()
-            loss += part.item() / parts
+        running.append(_run_batch(fast, stream, settings, progress))
         for name, slow, quick in zip(names, master.parameters(), fast.parameters(), strict=True):
             assert quick.grad is not None, name
             slow.grad, quick.grad = quick.grad.float(), None
@@ -182,7 +174,6 @@ def train(
             optimizer.step()
         step, tokens = step + 1, tokens + settings.batch_tokens
         spent += time.monotonic() - began
-        running.append(loss)
         if step % 20 == 0:
             line = {"step": step, "tokens": tokens, "seconds": round(spent, 1)}
             line |= {"progress": round(progress, 4), "loss": round(sum(running) / len(running), 4)}
@@ -199,6 +190,22 @@ def train(
             saved = time.monotonic()
     save_model(master, out, settings.seed)
     metrics.close()
+
+
+def _run_batch(
+    network: LlamaForCausalLM, stream: _Packed, settings: Settings, progress: float
+) -> float:
+    """The mean loss of the next batch; its gradients are added to the network's."""
+    length = CONTEXT if progress >= settings.long_from else settings.short
+    loss = 0.0
+    parts = settings.batch_tokens // settings.micro_tokens
+    for _ in range(parts):
+        x = stream.take(settings.micro_tokens, length, progress >= settings.late_from)
+        logits = network(input_ids=x, use_cache=False).logits[:, :-1]
+        part = F.cross_entropy(logits.flatten(0, 1).float(), x[:, 1:].flatten())
+        (part / parts).backward()
+        loss += part.item() / parts
+    return loss
 
 
 def save_model(master: LlamaForCausalLM, out: Path, uneven_seed: int | None = None) -> None:

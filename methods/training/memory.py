@@ -131,75 +131,91 @@ def _step(
     """
     dtype = DTYPES[training.dtype]
     # Several processes load a model on the host and take what they need of it from there.
-    shards = ALONE if alone else _Apart()
+    shards, place = (ALONE, None) if alone else (_Apart(), "host")
     with dry_run() as live, _chunks_of(device):
         full = teacher = None
         if teacher_base is not None:
-            full = load_weightless(live, teacher_base, "teacher" if alone else "host")
+            full = load_weightless(live, teacher_base, place or "teacher")
             with live.part("teacher"):
                 teacher = shards.split(full, dtype)
         if full is None or teacher_base != base:
-            student = load_weightless(live, base, "parameters" if alone else "host")
+            student = load_weightless(live, base, place or "parameters")
         else:
             student = full
         if changed:
             student = student.fork()
-            with live.part("parameters" if alone else "host"):
+            with live.part(place or "parameters"):
                 renew_matrices(student)
         with live.part("parameters"):
             masters = Masters.of(student, format, training.trained, dtype, shards)
-        network, weights = masters.network, masters.weights
-        moved = [tensor for tensor in network.parameters() if tensor.requires_grad]
-        live.inside("activations", find_trunk(network)[1], *blocks(network).values())
-        for tensor in moved:
-            tensor.register_post_accumulate_grad_hook(
-                lambda t: live.assign("gradients", cast(Tensor, t.grad))
-            )
+        _watch(live, masters.network)
         plain = dataclasses.replace(training, optimizer="adamw")
         step = TrainingStep(plain, objective, _STATISTIC, masters, teacher)
-        with live.part("gradients"):
-            for weight in weights.values():
-                weight.grad = torch.empty_like(weight)
-        with live.part("optimizer"):
-            if training.optimizer == "adamw":
-                step.update(rate=1.0, norm=1.0)
-            else:  # torchao's is compiled, which tensors without data do not run
-                for weight in weights.values():
-                    step.optimizer.state[weight] = {m: _moment_8bit(weight) for m in MOMENTS}
-        masters.requantize()
-        with live.part("gradients"):
-            for tensor in moved if several else ():
-                tensor.grad = torch.empty_like(tensor)
-            masters.accumulate_gradients()
-        ids = make_ids(*shape)
-        step.run_micro_batch(ids, torch.ones_like(ids, dtype=torch.bool))
-        with live.part("gradients"):
-            masters.accumulate_gradients()
-            masters.finish_gradients(1.0)
-
-    def share(part: str, *held: Mapping[str, Tensor]) -> float:
-        named_tensors = [(name, tensor) for tensors in held for name, tensor in tensors.items()]
-        total_bytes = live.size((tensor for _, tensor in named_tensors), part)
-        block_bytes = live.size(
-            (tensor for name, tensor in named_tensors if name.startswith(prefixes)), part
-        )
-        return block_bytes / total_bytes if total_bytes else 0.0
-
+        _run_update(live, step, training.optimizer)
+        _run_gradients(live, step, shape, several)
+    network, weights = masters.network, masters.weights
     guides = [each.network for each in (full, teacher) if each is not None]
-    prefixes = tuple(name for each in (network, *guides) for name in blocks(each))
-    trained = share("parameters", weights)
+    inside = tuple(name for each in (network, *guides) for name in blocks(each))
+    trained = _share(live, "parameters", inside, weights)
+    models = [_named(each) for each in (student.network, network)]
     sizes = [sum(t.numel() for t in block.parameters()) for block in blocks(network).values()]
     return _Step(
         live,
         {
-            "parameters": share("parameters", *map(_named, (student.network, network)), weights),
-            "teacher": share("teacher", *map(_named, guides)),
+            "parameters": _share(live, "parameters", inside, *models, weights),
+            "teacher": _share(live, "teacher", inside, *map(_named, guides)),
             "gradients": trained,
             "optimizer": trained,
         },
         # Weights of the block at work and of the next; gradients of one, and those in float32.
         max(sizes) * (3 * dtype.itemsize + 4),
     )
+
+
+def _watch(live: Live, network: PreTrainedModel) -> None:
+    """What is made inside the network are activations, until it is a weight's gradient."""
+    live.inside("activations", find_trunk(network)[1], *blocks(network).values())
+    for tensor in _list_moved(network):
+        tensor.register_post_accumulate_grad_hook(
+            lambda t: live.assign("gradients", cast(Tensor, t.grad))
+        )
+
+
+def _run_update(live: Live, step: TrainingStep, optimizer: str) -> None:
+    """The end of the step before: what the optimizer holds from then on."""
+    weights = step.masters.weights
+    with live.part("gradients"):
+        for weight in weights.values():
+            weight.grad = torch.empty_like(weight)
+    with live.part("optimizer"):
+        if optimizer == "adamw":
+            step.update(rate=1.0, norm=1.0)
+        else:  # torchao's is compiled, which tensors without data do not run
+            for weight in weights.values():
+                step.optimizer.state[weight] = {m: _moment_8bit(weight) for m in MOMENTS}
+    step.masters.requantize()
+
+
+def _run_gradients(live: Live, step: TrainingStep, shape: tuple[int, int], several: bool) -> None:
+    """The step's last micro-batch, (B, T) tokens; where `several`, gradients of others are held."""
+    masters = step.masters
+    with live.part("gradients"):
+        for tensor in _list_moved(masters.network) if several else ():
+            tensor.grad = torch.empty_like(tensor)
+        masters.accumulate_gradients()
+    ids = make_ids(*shape)
+    step.run_micro_batch(ids, torch.ones_like(ids, dtype=torch.bool))
+    with live.part("gradients"):
+        masters.accumulate_gradients()
+        masters.finish_gradients(1.0)
+
+
+def _share(live: Live, part: str, inside: tuple[str, ...], *held: Mapping[str, Tensor]) -> float:
+    """Of the bytes that tensors have in a part, those of names that begin with one of `inside`."""
+    named = [(name, tensor) for tensors in held for name, tensor in tensors.items()]
+    total = live.size((tensor for _, tensor in named), part)
+    within = live.size((tensor for name, tensor in named if name.startswith(inside)), part)
+    return within / total if total else 0.0
 
 
 def _moment_8bit(weight: Tensor) -> list[Tensor]:
@@ -222,6 +238,10 @@ class _Apart(Shards):
 
         replace_parameters(fork.network, make)
         return fork
+
+
+def _list_moved(network: PreTrainedModel) -> list[nn.Parameter]:
+    return [tensor for tensor in network.parameters() if tensor.requires_grad]
 
 
 def _named(network: PreTrainedModel) -> dict[str, Tensor]:

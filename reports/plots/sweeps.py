@@ -131,60 +131,94 @@ def _draw_against_cost(
     cost: of each model, NaN where it was not trained. unit: what the largest is divided by for the
     axis, and the axis's words. against, words: of the title and of the caption.
     """
-    summary, models, known = context.summary, context.models, context.looks
-    index = data.find_main_score(summary)
-    index = 0 if index is None else index
-    column = summary.columns[index]
-    models = models.assign(cost=cost.astype(float))
-    quantised = models[models["bits"] < REFERENCE_BITS]
+    summary, known = context.summary, context.looks
+    index = data.find_main_score(summary) or 0
+    models = context.models.assign(cost=cost.astype(float))
+    quantised = _name_lines(models[models["bits"] < REFERENCE_BITS])
     trained = quantised[quantised["cost"].notna()]
     totals = trained["cost"]
     if totals.empty or totals.max() < _MORE * totals.min():
         return None
-    swept = data.find_sweeps(trained, least=2)
-    axis = swept[0].axis if len(swept) == 1 else None
-    quantised = quantised.assign(series=quantised["name"])
-    if axis is not None:
-        quantised.loc[trained.index, "series"] = data.name_series(trained, axis, bits=False)
-    looks = (
-        known if set(quantised["series"]) <= set(known) else style.make_looks(quantised["series"])
-    )
+    names = quantised["series"]
+    looks = known if set(names) <= set(known) else style.make_looks(names)
     bits = sorted(trained["bits"].unique(), reverse=True)
     figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
     panels = figure.subplots(1, len(bits), squeeze=False, sharex=True, sharey=True)[0]
     size, axis_label = unit(float(totals.max()))
     handles: dict[str, Line2D] = {}
-    drawn: list[Mean] = []
-    levels = False
+    means: list[Mean] = []
     for axes, each in zip(panels, bits, strict=True):
         handles |= {str(line.get_label()): line for line in draw_references(axes, summary, index)}
         here = quantised[quantised["bits"] == each]
-        for name, rows in here.groupby("series", sort=False):
-            look, means = looks[str(name)], data.average_by_row(rows, index, get_scale(column))
-            level = rows["cost"].isna().all()
-            handles[str(name)] = make_handle(look, str(name), line=level)
-            if level:
-                levels = True
-                axes.axhline(means[str(name), each].mean, color=look.colour, ls=look.dash, lw=1.0)
-                continue
-            points = sorted(
-                (float(same["cost"].mean()) / size, means[str(row), each])
-                for row, same in rows.groupby("name", sort=False)
-            )
-            draw_means(axes, [at for at, _ in points], [mean for _, mean in points], look)
-            drawn += [mean for _, mean in points]
-        if is_wide(totals):
-            set_logarithmic(axes, "x", float(totals.min()) / size, float(totals.max()) / size)
-        axes.margins(x=0.08, y=0.1)
-        if not is_wide(totals):
-            axes.set_xlim(0, 1.06 * float(totals.max()) / size)
+        drawn, lines = _draw_lines(
+            axes, here, index, (size, get_scale(summary.columns[index])), looks
+        )
+        means, handles = means + drawn, handles | lines
+        _limit_cost(axes, totals / size)
         axes.set_title(f"{format_bits(each)} bits")
         axes.set_xlabel(axis_label)
-    panels[0].set_ylabel(describe_quantity(column))
+    panels[0].set_ylabel(describe_quantity(summary.columns[index]))
     draw_legend(figure, list(handles.values()))
-    words = [*words, *describe_means(drawn, summary.grid.report, "error bars")]
-    words += ["level lines are methods without a training that was recorded"] if levels else []
-    return Drawing(figure, f"{title_quantities([column])} against {against}", words)
+    words = [*words, *describe_means(means, summary.grid.report, "error bars")]
+    if (
+        quantised[quantised["bits"].isin(bits)]
+        .groupby(["bits", "series"])["cost"]
+        .count()
+        .eq(0)
+        .any()
+    ):
+        words.append("level lines are methods without a training that was recorded")
+    return Drawing(figure, f"{title_quantities([summary.columns[index]])} against {against}", words)
+
+
+def _name_lines(models: pd.DataFrame) -> pd.DataFrame:
+    """With a column `series`: the line that a model is on, its name where it was not trained."""
+    trained = models[models["cost"].notna()]
+    swept = data.find_sweeps(trained, least=2)
+    models = models.assign(series=models["name"])
+    if len(swept) == 1:
+        models.loc[trained.index, "series"] = data.name_series(trained, swept[0].axis, bits=False)
+    return models
+
+
+def _draw_lines(
+    axes: Axes,
+    models: pd.DataFrame,
+    index: int,
+    units: tuple[float, float],
+    looks: dict[str, Look],
+) -> tuple[list[Mean], dict[str, Line2D]]:
+    """Draws the models of one width, untrained ones as level lines; returns the means of the
+    points, and the legend's entries.
+
+    units: what costs are divided by, what scores are multiplied by.
+    """
+    drawn: list[Mean] = []
+    handles: dict[str, Line2D] = {}
+    for name, rows in models.groupby("series", sort=False):
+        look, means = looks[str(name)], data.average_by_row(rows, index, units[1])
+        level = bool(rows["cost"].isna().all())
+        handles[str(name)] = make_handle(look, str(name), line=level)
+        if level:
+            (mean,) = means.values()
+            axes.axhline(mean.mean, color=look.colour, ls=look.dash, lw=1.0)
+            continue
+        points = sorted(
+            (float(same["cost"].mean()) / units[0], means[str(row), float(same["bits"].iloc[0])])
+            for row, same in rows.groupby("name", sort=False)
+        )
+        draw_means(axes, [at for at, _ in points], [mean for _, mean in points], look)
+        drawn += [mean for _, mean in points]
+    return drawn, handles
+
+
+def _limit_cost(axes: Axes, costs: pd.Series) -> None:
+    """An axis of costs begins at zero, or is logarithmic where they are far apart."""
+    axes.margins(x=0.08, y=0.1)
+    if is_wide(costs):
+        set_logarithmic(axes, "x", float(costs.min()), float(costs.max()))
+    else:
+        axes.set_xlim(0, 1.06 * float(costs.max()))
 
 
 PLOTS = (
