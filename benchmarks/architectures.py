@@ -257,7 +257,7 @@ def _reason(row: Outcome) -> str:
 
 
 def main() -> int:
-    from tests.support.architectures import ARCHITECTURES
+    from tests.support.families import ARCHITECTURES
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=ARCHITECTURES, default=None)

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from benchmarks import architectures
-from tests.support.architectures import ARCHITECTURES
+from tests.support.families import ARCHITECTURES
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,18 @@ def drawings_of(folder: Path) -> dict[str, Drawing]:
     return {name: each for name, each in found.items() if each is not None}
 
 
+def _make_curve(label: str, bits: int, seed: int, kept: float) -> list[dict[str, Any]]:
+    """The points of a training whose loss falls to a level that depends on what is kept."""
+    common = {"cell": f"{label}-{bits}-{seed}", "label": label, "seed": seed, "bits": bits}
+    common |= {"settings": {"format.bits": bits}, "grad_norm": 1.0, "lr": 1e-4}
+    points = []
+    for step in range(1, 201):
+        noise = 0.25 * math.sin(step * 12.9898 + seed) * math.sin(step * 78.2 + bits)
+        loss = (1.4 - kept) * (0.4 + 3 / bits * math.exp(-step / 40)) + 0.3 * noise
+        points.append({**common, "step": step, "tokens": step * 4096, "loss": abs(loss)})
+    return points
+
+
 def quickstart(folder: Path, seeds: int = 3) -> Path:
     """Five methods at two widths, trained ones over seeds, with curves, a hole and a stale row."""
     rows, curves = [], []
@@ -175,25 +187,8 @@ def quickstart(folder: Path, seeds: int = 3) -> Path:
             for seed in range(seeds):
                 wobble = 0.0 if kept < 0.5 else 0.05 * math.sin(7 * seed + bits + kept)
                 cell(label, bits, seed, kept if bits == 2 else 0.7 + 0.3 * kept, wobble)
-                if kept < 0.5:
-                    continue
-                for step in range(1, 201):
-                    noise = 0.25 * math.sin(step * 12.9898 + seed) * math.sin(step * 78.2 + bits)
-                    loss = (1.4 - kept) * (0.4 + 3 / bits * math.exp(-step / 40)) + 0.3 * noise
-                    curves.append(
-                        {
-                            "cell": f"{label}-{bits}-{seed}",
-                            "label": label,
-                            "settings": {"format.bits": bits},
-                            "seed": seed,
-                            "bits": bits,
-                            "step": step,
-                            "tokens": step * 4096,
-                            "loss": abs(loss),
-                            "grad_norm": 1.0,
-                            "lr": 1e-4,
-                        }
-                    )
+                if kept >= 0.5:
+                    curves += _make_curve(label, bits, seed, kept)
     rows[-1]["stale"] = "methods/training/train.py changed"
     holes = [
         {

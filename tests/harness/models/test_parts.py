@@ -18,7 +18,8 @@ from harness.models.parts import (
     read_text_config,
 )
 from harness.models.reading import find_class
-from tests.support.architectures import ARCHITECTURES, build, configure, make
+from tests.support.architectures import build, configure, make
+from tests.support.families import ARCHITECTURES
 
 REFUSED = ("bert", "roberta", "electra", "t5", "bart", "clip")
 SEEING = [name for name, each in ARCHITECTURES.items() if each.vision is not None]

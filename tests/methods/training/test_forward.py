@@ -14,7 +14,8 @@ from methods.quantization.formats import IntAsym
 from methods.training import generation
 from methods.training.forward import Labels, measure_labels, run_head, token_nll
 from methods.training.masters import Masters, Trained
-from tests.support.architectures import ARCHITECTURES, make
+from tests.support.architectures import make
+from tests.support.families import ARCHITECTURES
 from tests.support.tokenizers import make_tokenizer
 
 REFUSED = ("bert", "roberta", "electra", "t5", "bart", "clip", "paligemma")
