@@ -30,6 +30,7 @@ from harness.core import provenance
 from harness.core.store import Store
 from harness.grid import expand
 from harness.run import plan as plans
+from harness.run import states
 
 grid = expand.load(Path(sys.argv[1]), allow_code_execution=True)
 plan, store = plans.build(grid), Store(Path(sys.argv[2]))
@@ -39,13 +40,13 @@ if sys.argv[3] == "fill":
             node = plan.nodes[key]
             facts = {"stage": node.stage, "code": node.code, "packages": provenance.find_versions()}
             store.commit(stage, {}, facts, plan.code[node.code])
-state = plans.states(plan, store)
+state = states.find_states(plan, store)
 kept = plan.stored()
 print(json.dumps({
     "stages": len(kept),
     "new": sum(not store.has(key) for key in kept),
     "stale": sum(state[key] == "stale" for key in kept),
-    "why": plans.list_stale(plan, store)[:3],
+    "why": states.list_stale(plan, store)[:3],
 }))
 """
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.core.store import Store, write_json
-from harness.run import plan as plans
+from harness.run import remembering
 from tests.support.slurm.lab import Lab
 
 GRID = """# What do many cells cost to plan and to submit?
@@ -133,7 +133,7 @@ def measured(folder: Path, cells: int, slurm: Slurm) -> dict[str, float]:
     files = sum(path.is_file() for path in launched.rglob("*"))
     found["files of the launch, a cell"] = files / cells
     timed("status, all queued", "status")
-    plan = plans.remembered(grid, store)
+    plan = remembering.remembered(grid, store)
     assert plan is not None and len({cell.model for cell in plan.cells}) == cells
     for key in plan.stored():
         (store.root / "values" / key).mkdir(parents=True)

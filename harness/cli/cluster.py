@@ -25,9 +25,11 @@ from harness.cli.verb import (
 )
 from harness.cluster import launches
 from harness.cluster import status as watch
+from harness.cluster.launches import Launch
 from harness.core.errors import ClusterError, GridError, nearest
 from harness.core.store import Store
 from harness.run import plan as plans
+from harness.run import remembering, states
 from harness.run.plan import CellInfo, Plan
 
 if TYPE_CHECKING:
@@ -67,9 +69,11 @@ def _launch(arguments: argparse.Namespace) -> int:
 
     plan = plans.build(grid)
     profile = profiles.load(arguments.cluster, kinds())
-    plan = plans.remember(plan, store)
+    plan = remembering.remember(plan, store, required=True)
     with launches.alone(store):
         view = watch.look(plan, store)
+        for line in view.trouble:
+            print(f"bitgrid: {line}", file=sys.stderr)
         keys, left_out = choose_stages(view, store, arguments.retry == "failed")
         halvings, large = meet_memory(plan, store, view, keys, arguments.halve_micro_batch)
         given_up = {stage.key for stage in view.of("failed", "blocked")}
@@ -104,7 +108,7 @@ LAUNCH = Verb(
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    count = launches.cancel(launches.of_grid(open_store(arguments), arguments.grid))
+    count = launches.cancel(_find_launches(open_store(arguments), arguments.grid))
     print(f"cancelled {count} jobs; what is finished is kept")
     return 0
 
@@ -131,7 +135,7 @@ def _logs(arguments: argparse.Namespace) -> int:
     keys = {key for root in cell.roots for key in plan.upstream(root)}
     paths = [
         path
-        for launch in launches.of_grid(store, arguments.grid)
+        for launch in _find_launches(store, arguments.grid)
         for job in launch.jobs
         if keys & set(job.keys) and (path := launch.log(job))
     ]
@@ -166,22 +170,30 @@ LOGS = Verb(
 )
 
 
+def _find_launches(store: Store, path: Path) -> list[Launch]:
+    """All launches of a grid file; says which launches cannot be read."""
+    found, broken = launches.of_grid(store, path)
+    for line in broken:
+        print(f"bitgrid: {line}", file=sys.stderr)
+    return found
+
+
 def choose_stages(view: watch.View, store: Store, retry: bool) -> tuple[list[str], int]:
     """Kept stages to submit, and how many are left out since they or an input failed."""
     plan = view.plan
     failed = {
         key
         for key, node in plan.nodes.items()
-        if not store.has(key) and plans.standing_failure(node, key, store)
+        if not store.has(key) and states.standing_failure(node, key, store)
     }
     lost = {stage.key for stage in view.of("lost")}
-    missing = [key for key in plans.needed(plan, store) if plan.nodes[key].stored]
+    missing = [key for key in states.needed(plan, store) if plan.nodes[key].stored]
     failed_for_good = {key for key in failed if plan.nodes[key].stored}  # others are tried again
     left_out = [key for key in missing if failed_for_good & set(plan.upstream(key))]
     if not retry:
         return [key for key in missing if key not in set(left_out)], len(left_out)
     roots = [key for key in missing if (failed | lost) & set(plan.upstream(key))]
-    again = set(plans.needed(plan, store, roots))
+    again = set(states.needed(plan, store, roots))
     return [key for key in missing if key in again], 0
 
 
@@ -192,14 +204,14 @@ def meet_memory(
     the stages that get the profile's larger request."""
     earlier: Counter[str] = Counter()
     larger: set[str] = set()
-    for launch in launches.of_grid(store, Path(plan.path)):
+    for launch in launches.of_grid(store, Path(plan.path))[0]:
         larger |= set(launch.large)
         for key, times in launch.halvings.items():
             earlier[key] = max(earlier[key], times)
     ends = {stage.key: stage.words for stage in view.of("lost")}
     halvings, large = {}, []
     for key in keys:
-        record = plans.standing_failure(plan.nodes[key], key, store) or {}
+        record = states.standing_failure(plan.nodes[key], key, store) or {}
         device_full = record.get("exception") in OUT_OF_MEMORY
         if earlier[key] or (device_full and halve):
             halvings[key] = earlier[key] + (device_full and halve)

@@ -15,7 +15,7 @@ from collections import Counter
 from harness.cli.terminal import print_table
 from harness.cli.verb import Verb, add_grid_argument, find_plan, load_grid, open_store
 from harness.cluster import status as watch
-from harness.run import plan as plans
+from harness.run import states
 
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def _parse_sizes(text: str) -> list[float]:
 def _plan(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
     plan = find_plan(arguments, store)
-    missing = set(plans.needed(plan, store))
+    missing = set(states.needed(plan, store))
     users: Counter[str] = Counter()
     for cell in plan.cells:
         users.update({key for root in cell.roots for key in plan.upstream(root)})
@@ -57,9 +57,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         *((f"  {kind}", str(number)) for kind, number in kinds.items()),
     ]
     print_table(facts, words=2, indent=2)
-    for line in plans.list_new(plan, store):
+    for line in states.list_new(plan, store):
         print(f"  new: {line}")
-    for line in plans.list_stale(plan, store):
+    for line in states.list_stale(plan, store):
         print(f"  stale: {line}")
     if arguments.memory:
         print(_memory(arguments))
@@ -106,8 +106,8 @@ def _status(arguments: argparse.Namespace) -> int:
         print_table(rows, head, words=head.index("") + 1)
         for line in watch.details(view, store):
             print(line)
-        if view.trouble:
-            print(f"bitgrid: the queue is not known: {view.trouble}", file=sys.stderr)
+        for line in view.trouble:
+            print(f"bitgrid: {line}", file=sys.stderr)
         if not arguments.watch or not view.count("running", "queued"):
             return 0
         sys.stdout.flush()

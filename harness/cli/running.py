@@ -24,6 +24,7 @@ from harness.cluster import status as watch
 from harness.core.errors import ReportError
 from harness.core.store import Store
 from harness.run import plan as plans
+from harness.run import remembering, states
 from harness.run.plan import Plan
 
 
@@ -34,13 +35,13 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
-    plan = plans.remembered(arguments.grid, store)
+    plan = remembering.remembered(arguments.grid, store)
     failed = 0
-    if plan is None or plans.needed(plan, store):
+    if plan is None or states.needed(plan, store):
         plan, failed = _compute(arguments, store)
     else:
         print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
-    for line in plans.list_stale(plan, store):
+    for line in states.list_stale(plan, store):
         print(f"stale: {line}", file=sys.stderr)
     folder = arguments.out or RUNS / plan.name
     from harness.run import export
@@ -69,9 +70,9 @@ def _compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
 
     models.device()  # this and the folders: before anything is computed
     store.check()
-    plan = plans.remember(plans.build(grid), store)
+    plan = remembering.remember(plans.build(grid), store, required=True)
     export.check(arguments.out or RUNS / plan.name)
-    missing = [key for key in plans.needed(plan, store) if plan.nodes[key].stored]
+    missing = [key for key in states.needed(plan, store) if plan.nodes[key].stored]
     if not missing:
         return plan, 0
     with Bar(plan, missing, store) as bar:

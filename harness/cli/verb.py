@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from harness.core.errors import StoreError
 from harness.core.store import Store
 from harness.run import plan as plans
+from harness.run import remembering
 from harness.run.plan import Plan
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ def add_computing_arguments(parser: argparse.ArgumentParser) -> None:
 
 def find_plan(arguments: argparse.Namespace, store: Store) -> Plan:
     """The plan of a grid: remembered where nothing changed, else built (which imports torch)."""
-    plan = plans.remembered(arguments.grid, store)
+    plan = remembering.remembered(arguments.grid, store)
     if plan is None:
-        plan = plans.remember(plans.build(load_grid(arguments.grid)), store)
+        plan = remembering.remember(plans.build(load_grid(arguments.grid)), store)
     return plan
 
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import os
 import re
 import subprocess
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class Launch:
 
 
 def read(folder: Path) -> Launch:
-    """Raises StoreError where the record is missing or of another version."""
+    """Raises StoreError where the record is missing, unreadable or of another version."""
     path = folder / "launch.json"
     try:
         facts = json.loads(path.read_text())
@@ -100,24 +101,48 @@ def read(folder: Path) -> Launch:
         facts["jobs"] = tuple(Placed(**{**j, "keys": tuple(j["keys"])}) for j in facts["jobs"])
         facts["large"] = tuple(facts["large"])
         launch = Launch(**facts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} cannot be read: {error}; remove its folder") from None
-    noted = folder / "submitted.jsonl"
-    for line in noted.read_text().splitlines() if noted.exists() else ():
-        with contextlib.suppress(ValueError):  # half a line, of a launch that was killed
+        noted = folder / "submitted.jsonl"
+        lines = noted.read_text(errors="replace").splitlines() if noted.exists() else []
+    except PermissionError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreError(
+            f"{path} cannot be read ({error}); remove its folder once its jobs have ended"
+        ) from None
+    for line in lines:
+        # Half a line, of a launch that was killed.
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             submission = json.loads(line)
             launch.submitted[submission["array"]] = submission["job"]
     return launch
 
 
-def of_grid(store: Store, path: Path) -> list[Launch]:
-    """All launches of a grid file, oldest first."""
-    return [launch for launch in every(store) if launch.path == str(path.resolve())]
+def of_grid(store: Store, path: Path) -> tuple[list[Launch], list[str]]:
+    """All launches of a grid file, oldest first; and a line for each launch that is unreadable."""
+    launches, broken = every(store)
+    return [launch for launch in launches if launch.path == str(path.resolve())], broken
 
 
-def every(store: Store) -> Iterator[Launch]:
-    for place in sorted((store.root / "launches").glob("*/launch.json")):
-        yield read(place.parent)
+def every(store: Store) -> tuple[list[Launch], list[str]]:
+    """All launches, oldest first; and a line for each that cannot be read."""
+    launches, broken = [], []
+    for folder in folders(store):
+        try:
+            launches.append(read(folder))
+        except StoreError as error:
+            broken.append(str(error))
+    return launches, broken
+
+
+def folders(store: Store) -> list[Path]:
+    """The folders of all launches. Raises StoreError where nobody can say which there are."""
+    try:
+        names = sorted(os.listdir(store.root / "launches"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"{store.root / 'launches'} cannot be read: {error.strerror}") from None
+    return [store.root / "launches" / name for name in names if not name.startswith(".")]
 
 
 @dataclass(frozen=True)
@@ -138,11 +163,13 @@ class Queued:
 Queue = dict[tuple[str, int], Queued]  # by the job's name and index
 
 
-def queue() -> Queue:
-    """This user's jobs that have not ended, from one `squeue`. Raises ClusterError."""
-    lines = slurm(
-        "squeue", f"--user={getpass.getuser()}", "-h", "-r", "-o", "%F|%K|%T|%r|%j"
-    ).splitlines()
+def queue(everybody: bool = False) -> Queue:
+    """Jobs that have not ended, this user's or as many as SLURM shows, from one `squeue`.
+
+    Raises ClusterError.
+    """
+    whose = () if everybody else (f"--user={getpass.getuser()}",)
+    lines = slurm("squeue", *whose, "-h", "-r", "-o", "%F|%K|%T|%r|%j").splitlines()
     jobs: Queue = {}
     for line in lines:
         job, task, state, reason, name = line.split("|", 4)
@@ -151,13 +178,21 @@ def queue() -> Queue:
     return jobs
 
 
-def live(store: Store, jobs: Queue) -> dict[str, Queued]:
-    """Stages that jobs in the queue will compute, of any launch into this store."""
+def live(store: Store, jobs: Queue, strict: bool = True) -> dict[str, Queued]:
+    """Stages that jobs in the queue will compute, of any launch into this store.
+
+    Of a launch that cannot be read they are not known: raises StoreError, or goes on if not strict.
+    """
     held: dict[str, Queued] = {}
-    for id in sorted(_launches_in(jobs)):
+    for id in sorted(ids_in(jobs)):
         if not (store.root / "launches" / id / "launch.json").exists():
             continue  # another store's
-        launch = read(store.root / "launches" / id)
+        try:
+            launch = read(store.root / "launches" / id)
+        except StoreError:
+            if strict:
+                raise
+            continue
         for job in launch.jobs:
             entry = jobs.get((launch.name(job.array), job.task))
             if entry is not None:
@@ -190,25 +225,7 @@ def alone(store: Store) -> Iterator[None]:
         yield
 
 
-def waste(store: Store) -> list[Path]:
-    """Launches whose grid file is gone and that have no job left, and code that no launch needs.
-
-    Where the queue is not known, launches to SLURM are kept.
-    """
-    launches = list(every(store))
-    gone = [launch for launch in launches if not Path(launch.path).exists()]
-    try:
-        names = queue() if any(launch.cluster == "slurm" for launch in gone) else {}
-        left = _launches_in(names)
-    except ClusterError:
-        left = {launch.id for launch in gone if launch.cluster == "slurm"}
-    doomed = [launch for launch in gone if launch.id not in left]
-    used = {Path(launch.code).name for launch in launches if launch not in doomed}
-    snapshots = sorted((store.root / "code").glob("*"))
-    return [*(each.folder for each in doomed), *(p for p in snapshots if p.name not in used)]
-
-
-def _launches_in(jobs: Queue) -> set[str]:
+def ids_in(jobs: Iterable[tuple[str, int]]) -> set[str]:
     """Ids of the launches that have jobs in the queue; jobs of other origin have other names."""
     return {name.rsplit(":", 2)[1] for name, _ in jobs if name.count(":") >= 2}
 

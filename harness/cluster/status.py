@@ -18,7 +18,7 @@ from harness.cluster import launches
 from harness.cluster.launches import Launch, Placed, Queued
 from harness.core.errors import ClusterError
 from harness.core.store import Store
-from harness.run import plan as plans
+from harness.run import states
 from harness.run.plan import Plan
 
 WATCH_S = 15.0  # between two questions to the queue, of one that watches
@@ -41,7 +41,7 @@ class View:
 
     plan: Plan
     stages: tuple[StageStatus, ...]
-    trouble: str | None  # why the queue is not known
+    trouble: tuple[str, ...]  # why the queue is not known, launches that cannot be read
 
     def count(self, *states: str) -> int:
         return sum(stage.state in states for stage in self.stages)
@@ -52,13 +52,13 @@ class View:
 
 def look(plan: Plan, store: Store) -> View:
     """The state of every kept stage of a plan."""
-    past_launches = launches.of_grid(store, Path(plan.path))
+    past_launches, broken = launches.of_grid(store, Path(plan.path))
     placed: dict[str, tuple[Launch, Placed]] = {}
     for launch in past_launches:
         for job in launch.jobs:
             placed |= dict.fromkeys(job.keys, (launch, job))
     live, trouble = _read_queue(store, past_launches)
-    known = plans.states(plan, store)
+    known = states.find_states(plan, store)
     failed = {
         key: (store.failure(key) or {}).get("when", 0.0)
         for key, state in known.items()
@@ -90,7 +90,8 @@ def look(plan: Plan, store: Store) -> View:
                 bad.add(key)
         wave = placed[key][1].wave if key in placed else None
         stages.append(StageStatus(key, state, words, wave))
-    return View(plan, tuple(stages), trouble)
+    told = [f"the queue is not known: {trouble}"] if trouble else []
+    return View(plan, tuple(stages), (*told, *broken))
 
 
 def _read_queue(
@@ -100,7 +101,7 @@ def _read_queue(
     if not any(launch.cluster == "slurm" for launch in past_launches):
         return {}, None
     try:
-        return launches.live(store, launches.queue()), None
+        return launches.live(store, launches.queue(), strict=False), None
     except ClusterError as error:
         return {}, str(error)
 
@@ -133,7 +134,7 @@ def details(view: View, store: Store) -> list[str]:
         elif stage.state == "lost":
             lines.append(f"lost: {named}: {stage.words}")
     if view.count("stale"):
-        lines += [f"stale: {reason}" for reason in plans.list_stale(plan, store)]
+        lines += [f"stale: {reason}" for reason in states.list_stale(plan, store)]
     return lines + failures(plan, store)
 
 
@@ -141,7 +142,7 @@ def failures(plan: Plan, store: Store) -> list[str]:
     """A line for each failure on record."""
     lines, failed = [], store.failed()
     for key, node in plan.nodes.items():
-        record = plans.standing_failure(node, key, store) if key in failed else None
+        record = states.standing_failure(node, key, store) if key in failed else None
         if record and not store.has(key):
             hint = f" ({record['hint']})" if record.get("hint") else ""
             lines.append(f"failed: {node.kind} {node.title}: {record['message']}{hint}")

@@ -270,23 +270,6 @@ class Store:
             raise StoreError(f"the store {self.root} cannot be written: {error}") from error
         return folder
 
-    # Cleaning
-
-    def waste(self, keep: set[str]) -> dict[Path, int]:
-        """Bytes that no grid needs: values and failures not in `keep`, what dead processes left."""
-        doomed = [
-            path
-            for kind in ("values", "failures", "work")
-            for path in (self.root / kind).glob("*")
-            if path.name.removesuffix(".json") not in keep
-        ]
-        doomed += (self.root / "drafts").glob("*")
-        doomed += [p for p in (self.root / "claims").glob("*.*") if not self._alive(p)]
-        live = {
-            p.name.split(".")[0] for p in (self.root / "claims").glob("[!.]*") if self._alive(p)
-        }
-        return {p: size_of(p) for p in sorted(doomed) if p.name.split(".")[0] not in live}
-
 
 @dataclass
 class Claim:
@@ -409,8 +392,3 @@ def _seen(path: Path) -> int | None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    return sum(p.stat().st_size for p in ([path] if path.is_file() else _files(path)))

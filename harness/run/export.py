@@ -35,7 +35,8 @@ from harness.core.records import (
 from harness.core.report_options import ReportOptions
 from harness.core.store import Store
 from harness.grid import published
-from harness.run.plan import CellInfo, Plan, explain_staleness, standing_failure, states
+from harness.run.plan import CellInfo, Plan
+from harness.run.states import explain_staleness, find_states, standing_failure
 
 _CURVE_FIELDS = {each.name for each in fields(CurvePoint)}
 
@@ -62,7 +63,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _export(plan: Plan, store: Store, folder: Path) -> None:
-    state = states(plan, store)
+    state = find_states(plan, store)
     published = plan.published or {}
     head = GridHead(
         name=plan.name,

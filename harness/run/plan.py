@@ -1,34 +1,31 @@
-"""A plan: the stages that a grid's cells need, each once, and how far they are.
+"""A plan: the stages that a grid's cells need, each once.
 
 A plan is plain JSON, kept in the store with a list of the files it was made from. While those are
 unchanged, `status`, `report` and a finished `run` read it without importing torch or any method.
 `Plan.stages` makes the stages again from what the plan says of them, so that a job or a process of
 a training needs no grid.
-Not here: running stages (`harness.run.runner`), the grid's file (`harness.grid`).
+Not here: where plans are kept (`harness.run.remembering`), how far their stages are
+(`harness.run.states`), running them (`harness.run.runner`), the grid's file (`harness.grid`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.core import provenance
 from harness.core.errors import BitgridError
-from harness.core.store import Store, write_json
+from harness.core.store import write_json
 
 if TYPE_CHECKING:
     from harness.core.stage import Stage
     from harness.grid.expand import Grid
 
 SCHEMA = 6
-STATES = ("done", "stale", "running", "failed", "blocked", "queued")
 
 
 Mark: TypeAlias = tuple[str, int, int]  # file, size, time of change in ns
@@ -112,7 +109,7 @@ class Plan:
         wanted = self.nodes if keys is None else {up for key in keys for up in self.upstream(key)}
         for key in wanted:
             for mark in self.nodes[key].files:
-                if not _is_unchanged(mark):
+                if not is_unchanged(mark):
                     raise BitgridError(
                         f"{mark[0]} has changed since the plan was made; start again"
                     )
@@ -200,33 +197,6 @@ def build(grid: Grid) -> Plan:
     )
 
 
-def remembered(path: Path, store: Store) -> Plan | None:
-    """The kept plan of a grid file, or None where it, or code behind it, has changed since."""
-    try:
-        raw = json.loads(_place(path, store).read_text())
-        if raw.pop("schema") != SCHEMA:
-            return None
-        plan = _read(raw)
-        same = plan.mirror == os.environ.get("BITGRID_MIRROR")
-        return plan if same and all(map(_is_unchanged, plan.watch)) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def remember(plan: Plan, store: Store) -> Plan:
-    """Keep a plan, so that later verbs need not build it; they do where the store is only read.
-
-    The plan that comes back says of new stages why they are new, by the plan that was kept before.
-    """
-    place = _place(Path(plan.path), store)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        plan = _with_reasons(plan, json.loads(place.read_text())["nodes"])
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write(plan, place)
-    return plan
-
-
 def write(plan: Plan, path: Path) -> None:
     """Keep a plan in a file, for `read`."""
     write_json(path, {"schema": SCHEMA, **asdict(plan)})
@@ -238,131 +208,9 @@ def read(path: Path) -> Plan:
         raw = json.loads(path.read_text())
         if raw.pop("schema") == SCHEMA:
             return _read(raw)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BitgridError(f"{path} cannot be read: {error}") from None
     raise BitgridError(f"{path} is of another version of bitgrid")
-
-
-def _with_reasons(plan: Plan, before: Mapping[str, Any]) -> Plan:
-    """The plan, with the reason of each stage that `before`, nodes by key, had otherwise or not."""
-    places = {(node["kind"], node["title"]): node for node in before.values()}
-    nodes = dict(plan.nodes)
-    for key, node in plan.nodes.items():
-        old = before.get(key)
-        if old is not None:
-            nodes[key] = replace(node, why=old.get("why"))
-        elif (node.kind, node.title) in places:
-            why = _difference(places[node.kind, node.title]["stage"], node.stage)
-            nodes[key] = replace(node, why=why)
-    return replace(plan, nodes=nodes)
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs between two descriptions of a stage, in words."""
-    one, other = dict(_flat(old)), dict(_flat(new))
-    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    own = [name for name in names if not name.endswith("stage")]
-    if not own:
-        return "an input changed"
-    shown = [f"{name}: {one.get(name)} -> {other.get(name)}" for name in own[:3]]
-    more = f" and {len(own) - 3} more" if len(own) > 3 else ""
-    return f"parameters changed: {', '.join(shown)}{more}"
-
-
-def _flat(part: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """A description's values by dotted path."""
-    if isinstance(part, Mapping):
-        for name, inside in part.items():
-            yield from _flat(inside, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(part, list | tuple):
-        for number, inside in enumerate(part):
-            yield from _flat(inside, f"{prefix}.{number}")
-    else:
-        yield prefix, part
-
-
-def kept(store: Store) -> list[Plan]:
-    """All kept plans whose grid file still exists."""
-    plans = []
-    for place in sorted((store.root / "plans").glob("*.json")):
-        raw = json.loads(place.read_text())
-        if raw.pop("schema", None) == SCHEMA and Path(raw["path"]).exists():
-            plans.append(_read(raw))
-    return plans
-
-
-def states(plan: Plan, store: Store) -> dict[str, str]:
-    """The state of every kept stage, a word of `STATES`."""
-    state_of: dict[str, str] = {}
-    failed, owners = store.failed(), store.owners()
-    for key, node in plan.nodes.items():
-        above = [state_of[key] for key in node.inputs]
-        if node.stored and store.has(key):
-            state_of[key] = "stale" if explain_staleness(plan, key, store) else "done"
-        elif key in failed and standing_failure(node, key, store):
-            state_of[key] = "failed"
-        elif any(state in ("failed", "blocked") for state in above):
-            state_of[key] = "blocked"
-        elif node.stored and key in owners:
-            state_of[key] = "running"
-        else:
-            state_of[key] = "queued"
-    return state_of
-
-
-def explain_staleness(plan: Plan, key: str, store: Store) -> str | None:
-    """Why a kept value is stale: which code or package changed since. None where it is not."""
-    digest = plan.nodes[key].code
-    manifest = store.manifest(key)
-    old = store.definitions(key) if manifest.get("code") != digest else None
-    return provenance.explain_staleness(manifest, digest, old, plan.code.get(digest))
-
-
-def list_stale(plan: Plan, store: Store) -> list[str]:
-    """Why kept values of a plan are stale, a line a reason, with how many stages have it."""
-    state = states(plan, store)
-    reasons = [
-        f"{plan.nodes[key].kind}: {explain_staleness(plan, key, store)}"
-        for key in plan.nodes
-        if state[key] == "stale"
-    ]
-    return _counted(reasons)
-
-
-def list_new(plan: Plan, store: Store) -> list[str]:
-    """Why stages that are to be computed are new, a line a reason, with how many have it."""
-    missing = [plan.nodes[key] for key in needed(plan, store)]
-    return _counted([f"{node.kind}: {node.why}" for node in missing if node.stored and node.why])
-
-
-def _counted(lines: list[str]) -> list[str]:
-    return [
-        line if number == 1 else f"{line} ({number} stages)"
-        for line, number in Counter(lines).items()
-    ]
-
-
-def standing_failure(node: Node, key: str, store: Store) -> dict[str, Any] | None:
-    """A stage's failure record, while the code that failed is still the code."""
-    record = store.failure(key)
-    return record if record and record.get("code") == node.code else None
-
-
-def needed(plan: Plan, store: Store, roots: Iterable[str] | None = None) -> list[str]:
-    """Keys of the stages to compute or rebuild for `roots` (all), inputs first."""
-    wanted: set[str] = set()
-
-    def visit(key: str) -> None:
-        node = plan.nodes[key]
-        if key in wanted or (node.stored and store.has(key)):
-            return
-        wanted.add(key)
-        for above in node.inputs:
-            visit(above)
-
-    for key in (k for cell in plan.cells for k in cell.roots) if roots is None else roots:
-        visit(key)
-    return [key for key in plan.nodes if key in wanted]
 
 
 def _read(raw: dict[str, Any]) -> Plan:
@@ -387,13 +235,8 @@ def _mark(path: Path) -> Mark:
     return str(path), facts.st_size, facts.st_mtime_ns
 
 
-def _is_unchanged(mark: Mark) -> bool:
+def is_unchanged(mark: Mark) -> bool:
     try:
         return _mark(Path(mark[0])) == mark
     except OSError:
         return False
-
-
-def _place(path: Path, store: Store) -> Path:
-    where = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    return store.root / "plans" / f"{path.stem}-{where}.json"

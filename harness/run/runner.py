@@ -21,7 +21,8 @@ from harness.core.stage import Stage, listening
 from harness.core.store import Store
 from harness.run import processes
 from harness.run.compute import Failed, Values, compute, describe_error, fail
-from harness.run.plan import Plan, needed, standing_failure
+from harness.run.plan import Plan
+from harness.run.states import needed, standing_failure
 
 POLL_S = 1.0
 PROGRESS_S = 5.0

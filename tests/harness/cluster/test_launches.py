@@ -44,8 +44,8 @@ def test_a_record_comes_back(store: Store, grid: Path) -> None:
     with (made.folder / "submitted.jsonl").open("a") as file:
         file.write('{"array": 1, "jo')  # killed while it wrote
     assert launches.read(made.folder).submitted == {0: "7"}
-    assert launches.of_grid(store, grid) == [made]
-    assert launches.of_grid(store, grid.with_name("other.yaml")) == []
+    assert launches.of_grid(store, grid) == ([made], [])
+    assert launches.of_grid(store, grid.with_name("other.yaml")) == ([], [])
 
 
 def test_a_record_that_is_broken_or_of_another_version(store: Store, grid: Path) -> None:
@@ -167,28 +167,6 @@ def test_without_slurm_or_its_controller_there_is_one_line(
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ClusterError, match="squeue is not installed here: launch where SLURM is"):
         launches.queue()
-
-
-def test_waste_is_launches_of_grids_that_are_gone_and_unused_code(
-    slurm: Slurm, store: Store, grid: Path
-) -> None:
-    made = launched(store.root, grid, [("a",)])
-    for name in ("abc", "old", ".draft.1234"):
-        (store.root / "code" / name).mkdir(parents=True)
-    code = store.root / "code"
-    assert launches.waste(store) == [code / ".draft.1234", code / "old"]
-    grid.unlink()
-    assert set(launches.waste(store)) == {
-        made.folder,
-        code / "abc",
-        code / "old",
-        code / ".draft.1234",
-    }
-    slurm.queue(f"7|0|PENDING|Priority|{made.name(0)}")
-    assert made.folder not in launches.waste(store) and code / "abc" not in launches.waste(store)
-    slurm.queue()
-    slurm.down()
-    assert made.folder not in launches.waste(store)  # who knows
 
 
 def test_of_two_launches_one_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

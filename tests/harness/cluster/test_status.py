@@ -11,9 +11,9 @@ import pytest
 from harness.cluster import status as watch
 from harness.cluster.launches import Launch
 from harness.core.store import Store
-from harness.run import plan as plans
 from harness.run.plan import Plan
 from harness.run.runner import run
+from harness.run.states import find_states
 from tests.harness.run.test_run import Silent
 from tests.support import fakeslurm
 from tests.support.fakeslurm import Slurm, launched
@@ -57,7 +57,7 @@ def fail(plan: Plan, store: Store, key: str, when: float) -> None:
 
 def test_what_was_never_launched_is_to_do_and_asks_no_queue(plan: Plan, store: Store) -> None:
     view = watch.look(plan, store)
-    assert {stage.state for stage in view.stages} == {"to do"} and view.trouble is None
+    assert {stage.state for stage in view.stages} == {"to do"} and not view.trouble
     assert watch.count_states(view) == (["", "to do"], [["toy-made", "4"], ["toy-scored", "8"]])
 
 
@@ -150,7 +150,7 @@ def test_without_a_queue_the_rest_is_shown(plan: Plan, store: Store, slurm: Slur
     launch(plan, store)
     slurm.down("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
     view = watch.look(plan, store)
-    assert view.trouble is not None and "Unable to contact slurm controller" in view.trouble
+    assert "Unable to contact slurm controller" in view.trouble[0]
     assert {stage.state for stage in view.stages} == {"queued"}  # not lost: nobody knows
 
 
@@ -161,4 +161,4 @@ def test_a_failure_is_told_with_its_hint(plan: Plan, store: Store) -> None:
     assert watch.failures(plan, store) == ["failed: toy-made A bits=2 seed=0: no memory (halve it)"]
     store.fail(key, {**record, "code": "as it was before"})
     assert watch.failures(plan, store) == []
-    assert plans.states(plan, store)[key] == "queued"
+    assert find_states(plan, store)[key] == "queued"

@@ -165,7 +165,7 @@ def test_a_refusal_is_told_in_slurm_s_words_and_leaves_nothing(
         r"failed: Invalid partition name specified; nothing was submitted",
         str(caught.value),
     )
-    assert list(launches.every(store)) == []
+    assert launches.every(store) == ([], [])
 
 
 def test_what_was_submitted_before_a_refusal_is_cancelled(
@@ -235,7 +235,7 @@ def test_a_job_runs_the_code_and_the_grid_as_they_were(
     (key,) = store.keys()
     manifest = store.manifest(key)
     assert (manifest["job"], manifest["attempt"]) == ("1", 0)
-    (launch,) = launches.every(store)
+    ((launch,), _) = launches.every(store)
     assert launch.jobs[0].keys == (key,)
 
 
@@ -292,7 +292,7 @@ def test_launch_status_and_cancel(
     )
     slurm.folder.joinpath("down").unlink()
     (tiny / "tiny.yaml").unlink()
-    assert bitgrid("gc", "--yes") == 0
+    assert bitgrid("gc", "--yes", "--lost-grids") == 0
     assert "launches/" in (said := capsys.readouterr().out) and "code/" in said
     assert list((tiny / ".bitgrid/launches").iterdir()) == []
     assert list((tiny / ".bitgrid/code").iterdir()) == []
@@ -333,7 +333,7 @@ def test_a_local_cluster_runs_jobs_here(
     monkeypatch.chdir(tiny)
     (tiny / "cluster.yaml").write_text("cluster: local\n")
     assert bitgrid(*LAUNCH) == 0
-    (launch,) = launches.every(Store(tiny / ".bitgrid"))
+    ((launch,), _) = launches.every(Store(tiny / ".bitgrid"))
     assert bitgrid("status", "tiny.yaml") == 0
     assert re.search(r"^1 +lm-eval +1$", capsys.readouterr().out, re.MULTILINE)
     assert Store(tiny / ".bitgrid").keys() == [launch.jobs[0].keys[0]]

@@ -241,20 +241,6 @@ def test_kill_at_any_moment_loses_no_finished_value(store: Store) -> None:
         assert len(Heavy.load(folder, facts["value"]).text) == 200_000 + facts["number"]
 
 
-def test_waste_is_what_no_grid_needs_and_nobody_computes(store: Store) -> None:
-    kept, dropped, running = Number(1), Number(2), Number(3)
-    store.commit(kept, {}, {})
-    store.commit(dropped, {}, {})
-    (store.work(running.key) / "step.json").write_text("{}")
-    (store.root / "drafts" / "left.abc").mkdir()
-    claim = store.claim(running.key)
-    assert claim is not None
-    with claim:
-        waste = {path.name for path in store.waste({kept.key})}
-    assert waste == {dropped.key, "left.abc"}
-    assert running.key in {path.name for path in store.waste({kept.key})}
-
-
 def _python(store: Store, code: str) -> subprocess.Popen[str]:
     head = "import time\nfrom pathlib import Path\nfrom harness.core.store import Store\n"
     head += f"store = Store(Path({str(store.root)!r}))\n"

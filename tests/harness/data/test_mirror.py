@@ -353,19 +353,19 @@ def test_a_plan_is_made_anew_when_the_mirror_changes(
     small: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.core.store import Store
-    from harness.run import plan
+    from harness.run import plan, remembering
 
     store, path = Store(tmp_path / "store"), tmp_path / "grid.yaml"
     piqa = {"sol1": "a", "sol2": "b", "label": 0}
     mirror.write(small, "baber/piqa", None, "validation", [{**piqa, "goal": "one"}])
     path.write_text(f"model: {tiny_folder}\nmethod: bf16\nevaluate: [piqa]\n")
-    plan.remember(plan.build(grid.load(path)), store)
-    assert plan.remembered(path, store) is not None
+    remembering.remember(plan.build(grid.load(path)), store)
+    assert remembering.remembered(path, store) is not None
     mirror.write(small, "baber/piqa", None, "validation", [{**piqa, "goal": "two, longer"}])
-    assert plan.remembered(path, store) is None
-    plan.remember(plan.build(grid.load(path)), store)
+    assert remembering.remembered(path, store) is None
+    remembering.remember(plan.build(grid.load(path)), store)
     monkeypatch.setenv("BITGRID_MIRROR", str(tmp_path))
-    assert plan.remembered(path, store) is None
+    assert remembering.remembered(path, store) is None
 
 
 GRID = "model: {model}\nmethod: bf16\nmirror: {mirror}\nevaluate:\n  - {task}\n"

@@ -18,7 +18,8 @@ from harness.grid.expand import Grid, load
 from harness.models import Quantized, matrices
 from harness.run import export as rows
 from harness.run.compute import Values, compute
-from harness.run.plan import build, needed
+from harness.run.plan import build
+from harness.run.states import needed
 from methods.quantization.formats import NF, IntAsym, IntSym
 from methods.quantization.rounding import Round
 from methods.training.contribution import BINS, Contribution

@@ -15,6 +15,7 @@ from harness.grid.expand import load
 from harness.grid.schema import GridFile
 from harness.run import export as rows
 from harness.run import plan as plans
+from harness.run import remembering
 from harness.run.runner import run
 from reports.reading.export import Export
 from tests.harness.run.test_run import Silent
@@ -45,8 +46,8 @@ def test_note_and_finding_of_a_grid_are_exported(tmp_path: Path) -> None:
     rows.export(plan, store, tmp_path / "out")
     options = Export(tmp_path / "out").grid.report
     assert options == ReportOptions(note="Toys.", finding=Finding(text="A wins.", rows="0123"))
-    plans.remember(plan, store)
-    assert plans.remembered(tmp_path / "toy.yaml", store) == plan
+    remembering.remember(plan, store)
+    assert remembering.remembered(tmp_path / "toy.yaml", store) == plan
 
 
 def test_rows_say_window_tokenizer_and_chat_template(tiny_folder: Path, tmp_path: Path) -> None:
@@ -66,6 +67,6 @@ def test_rows_say_window_tokenizer_and_chat_template(tiny_folder: Path, tmp_path
     assert (ppl["window"], ppl["chat_template"]) == (64, None)
     assert re.fullmatch(r"300 tokens, [0-9a-f]{8}", ppl["tokenizer"])
     assert (story["window"], story["tokenizer"], story["chat_template"]) == (None, None, False)
-    assert plans.remembered(path, store) is None
-    plans.remember(plan, store)
-    assert plans.remembered(path, store) == plan
+    assert remembering.remembered(path, store) is None
+    remembering.remember(plan, store)
+    assert remembering.remembered(path, store) == plan

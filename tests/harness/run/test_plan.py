@@ -10,7 +10,10 @@ import pytest
 from harness.core.stage import closure
 from harness.core.store import Store
 from harness.run import plan as plans
-from harness.run.plan import build, needed, remember, remembered
+from harness.run import remembering
+from harness.run.plan import build
+from harness.run.remembering import remember, remembered
+from harness.run.states import needed
 from tests.support.toys import toy_grid
 
 
@@ -24,7 +27,7 @@ def test_a_plan_comes_back_equal(tmp_path: Path, store: Store) -> None:
     assert remembered(tmp_path / "toy.yaml", store) is None
     remember(plan, store)
     assert remembered(tmp_path / "toy.yaml", store) == plan
-    assert [kept.name for kept in plans.kept(store)] == ["toy"]
+    assert [known.name for known in remembering.list_known(store)] == ["toy"]
 
 
 def test_a_changed_grid_or_source_is_planned_anew(
@@ -42,7 +45,7 @@ def test_a_changed_grid_or_source_is_planned_anew(
     path.write_text("# Another question?\n")
     assert remembered(path, store) is None
     path.unlink()
-    assert plans.kept(store) == []
+    assert [known.standing for known in remembering.list_known(store)] == ["lost"]
 
 
 def test_a_broken_memory_is_no_memory(tmp_path: Path, store: Store) -> None:
@@ -70,19 +73,19 @@ def test_inputs_come_before_users_and_unstored_stages_are_needed_too(
 def test_a_new_stage_says_which_parameter_changed(tmp_path: Path) -> None:
     store, path = Store(tmp_path / "store"), tmp_path / "toy.yaml"
     grid = toy_grid(path, bits=(2,))
-    plans.remember(plans.build(grid), store)
+    remember(plans.build(grid), store)
     cells = tuple(
         replace(cell, scores=tuple(replace(s, task=s.task, limit=3) for s in cell.scores))  # type: ignore[call-arg]
         for cell in grid.cells
     )
-    plan = plans.remember(plans.build(replace(grid, cells=cells)), store)
+    plan = remember(plans.build(replace(grid, cells=cells)), store)
     reasons = {node.kind: node.why for node in plan.nodes.values()}
     assert reasons == {
         "toy-made": None,
         "toy-rounded": None,
         "toy-scored": "parameters changed: limit: None -> 3",
     }
-    assert plans.remember(plan, store) == plan  # and goes on to say so
+    assert remember(plan, store) == plan  # and goes on to say so
 
 
 def test_stages_come_back_from_a_kept_plan(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from harness.core.store import Store
 from harness.grid.expand import load
 from harness.run import export as rows
 from harness.run import plan as plans
+from harness.run import states
 from harness.run.compute import Values, compute
 from harness.run.runner import Outcome, run
 from tests.support.toys import toy_grid, toy_plan
@@ -78,8 +79,11 @@ def test_everything_once_then_nothing(tmp_path: Path, store: Store, log: Path) -
         + ["scored one", "scored two"] * 4
     )
     assert "1/2 {'loss': 0.5}" in watcher.heard
-    assert set(plans.states(plan, store).values()) == {"done", "queued"}  # unstored: never kept
-    assert all(plans.states(plan, store)[key] == "done" for key in plan.stored())
+    assert set(states.find_states(plan, store).values()) == {
+        "done",
+        "queued",
+    }  # unstored: never kept
+    assert all(states.find_states(plan, store)[key] == "done" for key in plan.stored())
     before = log.read_text()
     _, outcome, _ = _run(tmp_path, store)
     assert outcome == Outcome()
@@ -144,7 +148,7 @@ def test_a_failure_stops_its_cells_only_and_is_retried_on_demand(
     assert record["message"] == "ValueError: planted"
     assert "toys.py" in record["traceback"]
     assert {"device", "commit", "hint"} <= set(record)
-    assert plans.states(plan, store)[outcome.failed[0]] == "failed"
+    assert states.find_states(plan, store)[outcome.failed[0]] == "failed"
     holes = _exported(plan, store, tmp_path)["holes"]
     assert {hole["reason"] for hole in holes} == {"failed: toy-made: ValueError: planted"}
     assert len(holes) == 2
@@ -192,11 +196,11 @@ def test_stale_is_shown_and_nothing_is_run_again(tmp_path: Path, store: Store, l
     key = plan.upstream(plan.cells[0].model)[0]
     path = store.path(key) / "manifest.json"
     path.write_text(json.dumps({**store.manifest(key), "code": "as it was before"}))
-    assert plans.states(plan, store)[key] == "stale"
+    assert states.find_states(plan, store)[key] == "stale"
     behind = store.path(key) / "code.json"
     now = json.loads(behind.read_text())
     behind.write_text(json.dumps({**now, "tests.support.toys.log": "as it was before"}))
-    assert plans.explain_staleness(plan, key, store) == "code changed: tests.support.toys.log"
+    assert states.explain_staleness(plan, key, store) == "code changed: tests.support.toys.log"
     behind.unlink()
     log.write_text("")
     assert _run(tmp_path, store)[1] == Outcome()

@@ -98,7 +98,7 @@ class Place:
 
     @property
     def launches(self) -> list[Launch]:
-        return launches.of_grid(self.store, self.folder / "grid.yaml")
+        return launches.of_grid(self.store, self.folder / "grid.yaml")[0]
 
     def jobs(self) -> dict[tuple[str, int], launches.Queued]:
         """This place's jobs in the queue."""

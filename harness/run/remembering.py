@@ -1,0 +1,250 @@
+"""What a store remembers of grids: the last plan of each file, and the keys of all its versions.
+
+    <root>/plans/<stem>-<place>.json            the last plan: read in place of the grid
+    <root>/grids/<stem>-<place>.<content>.json  which keys a version of the grid has
+
+<place> is a digest of the file's path, <content> one of the keys. A version is written before its
+plan and never overwritten by another one, so a grid whose file is edited, renamed, moved, lost or
+out of reach is known until `bitgrid gc` is asked to forget it. What lies in `grids/` has a schema
+of its own, which outlives those of plans.
+Not here: what a plan is (`harness.run.plan`), what may be removed (`harness.cluster.garbage`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import BitgridError, StoreError
+from harness.core.store import Store, write_json
+from harness.core.trash import Trash
+from harness.run import plan as plans
+from harness.run.plan import Plan, is_unchanged, read, write
+
+SCHEMA = 1
+
+
+def remembered(path: Path, store: Store) -> Plan | None:
+    """The kept plan of a grid file, or None where it, or code behind it, has changed since."""
+    try:
+        plan = read(_place(path, store))
+    except BitgridError:  # of another version, broken or unreadable: it is made anew
+        return None
+    same = plan.mirror == os.environ.get("BITGRID_MIRROR")
+    return plan if same and all(map(is_unchanged, plan.watch)) else None
+
+
+def remember(plan: Plan, store: Store, required: bool = False) -> Plan:
+    """Keep a plan, so that later verbs need not build it; they do where the store is only read.
+
+    The plan that comes back says of new stages why they are new, by the plan that was kept before.
+    Values of the plan that lie in the store's trash are put back. `required`: where values are to
+    be computed, which only a plan in memory keeps; raises StoreError where it cannot be written.
+    """
+    place = _place(Path(plan.path), store)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        plan = _with_reasons(plan, json.loads(place.read_text())["nodes"])
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _write_version(plan, store)
+        write(plan, place)
+        _write_version(plan, store)  # the newer one: the plan is known to be this version's
+        Trash(store.root).restore(plan.nodes)
+    except OSError as error:
+        if required:
+            raise StoreError(f"the store {store.root} cannot be written: {error}") from None
+    return plan
+
+
+@dataclass(frozen=True)
+class Known:
+    """A version of a grid that the store remembers."""
+
+    file: Path  # of the memory: a version, or a plan that no version stands for
+    name: str
+    path: str  # of the grid
+    keys: frozenset[str]
+    planned: int  # when it was planned last, in ns since the epoch
+    latest: bool  # of the versions of its path
+
+    @property
+    def id(self) -> str:
+        return self.file.stem
+
+    @cached_property
+    def standing(self) -> str:
+        """`there`, `lost` or `out of reach`, as its file is; `earlier`: planned anew since."""
+        standing = look_for(Path(self.path))
+        return "earlier" if standing == "there" and not self.latest else standing
+
+    @property
+    def place(self) -> str:
+        """The name of the plan of its path."""
+        return self.id.rpartition(".")[0] or self.id
+
+    def __str__(self) -> str:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.planned / 1e9))
+        return f"{self.id}: {self.path}, planned {when}"
+
+
+def list_known(store: Store) -> list[Known]:
+    """All versions of grids that the store remembers, by path, the latest of each last.
+
+    A plan that was written by a version of bitgrid which kept no versions of grids, or after them,
+    counts as one. Raises StoreError, with what to do, where one cannot be understood: what it needs
+    is not known.
+    """
+    versions = [_read_version(path) for path in _list_json(store.root / "grids")]
+    newest: dict[str, int] = {}
+    for version in versions:
+        newest[version.place] = max(newest.get(version.place, 0), version.planned)
+    for path in _list_json(store.root / "plans"):
+        if _changed(path) > newest.get(path.stem, -1):
+            versions.append(read_plan(path, "`bitgrid plan` its grid anew"))
+    versions.sort(key=lambda version: (version.path, version.planned))
+    last = {version.path: version for version in versions}
+    return [replace(each, latest=each is last[each.path]) for each in versions]
+
+
+def look_for(path: Path) -> str:
+    """Whether a file is `there`, `lost` or `out of reach`: then nobody can say.
+
+    A file is lost where its folder can be looked into and does not have it. A folder that is not
+    there either may be one that is not mounted on this machine.
+    """
+    try:
+        path.stat()
+        return "there"
+    except FileNotFoundError:
+        try:
+            return "out of reach" if path.name in os.listdir(path.parent) else "lost"
+        except OSError:
+            return "out of reach"
+    except (OSError, ValueError):
+        return "out of reach"
+
+
+def _write_version(plan: Plan, store: Store) -> None:
+    keys = sorted(plan.nodes)
+    content = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:8]
+    path = store.root / "grids" / f"{_place(Path(plan.path), store).stem}.{content}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"schema": SCHEMA, "name": plan.name, "path": plan.path, "keys": keys})
+
+
+def _read_version(path: Path) -> Known:
+    facts = _read_facts(path)
+    if facts.get("schema") != SCHEMA:
+        raise StoreError(
+            f"{path} is of another version of bitgrid, so what it needs is not known and nothing "
+            "is removed: run gc of that version"
+        )
+    return _make_known(path, facts, facts.get("keys"))
+
+
+def read_plan(path: Path, remedy: str) -> Known:
+    """What a plan of this or an earlier version needs: all of them list keys under `nodes`.
+
+    Raises StoreError, which ends in `remedy`.
+    """
+    facts = _read_facts(path)
+    schema = facts.get("schema")
+    if not isinstance(schema, int) or schema > plans.SCHEMA:
+        raise StoreError(
+            f"{path} is of another version of bitgrid, so what it needs is not known and nothing "
+            f"is removed: run gc of that version, or {remedy}"
+        )
+    return _make_known(path, facts, facts.get("nodes"))
+
+
+def _make_known(path: Path, facts: Mapping[str, Any], keys: Any) -> Known:
+    name, grid = facts.get("name"), facts.get("path")
+    if not isinstance(name, str) or not isinstance(grid, str) or not isinstance(keys, list | dict):
+        raise _unreadable(path, "it lacks a name, a path or keys")
+    return Known(path, name, grid, frozenset(keys), _changed(path), True)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(facts, dict):
+        raise _unreadable(path, "it is no object")
+    return facts
+
+
+def _unreadable(path: Path, why: object) -> StoreError:
+    return StoreError(
+        f"{path} cannot be read ({why}), so what it needs is not known and nothing is removed: "
+        "make it readable, or remove it and `bitgrid plan` its grid anew"
+    )
+
+
+def _list_json(folder: Path) -> list[Path]:
+    """Files of a folder, those aside that are being written. Raises StoreError."""
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error.strerror) from None
+    return [folder / name for name in names if name.endswith(".json") and name[0] != "."]
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from None
+
+
+def _place(path: Path, store: Store) -> Path:
+    where = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    return store.root / "plans" / f"{path.stem[:40]}-{where}.json"  # a name of at most 255 bytes
+
+
+def _with_reasons(plan: Plan, before: Mapping[str, Any]) -> Plan:
+    """The plan, with the reason of each stage that `before`, nodes by key, had otherwise or not."""
+    places = {(node["kind"], node["title"]): node for node in before.values()}
+    nodes = dict(plan.nodes)
+    for key, node in plan.nodes.items():
+        old = before.get(key)
+        if old is not None:
+            nodes[key] = replace(node, why=old.get("why"))
+        elif (node.kind, node.title) in places:
+            why = _difference(places[node.kind, node.title]["stage"], node.stage)
+            nodes[key] = replace(node, why=why)
+    return replace(plan, nodes=nodes)
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What differs between two descriptions of a stage, in words."""
+    one, other = dict(_flat(old)), dict(_flat(new))
+    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    own = [name for name in names if not name.endswith("stage")]
+    if not own:
+        return "an input changed"
+    shown = [f"{name}: {one.get(name)} -> {other.get(name)}" for name in own[:3]]
+    more = f" and {len(own) - 3} more" if len(own) > 3 else ""
+    return f"parameters changed: {', '.join(shown)}{more}"
+
+
+def _flat(part: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """A description's values by dotted path."""
+    if isinstance(part, Mapping):
+        for name, inside in part.items():
+            yield from _flat(inside, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(part, list | tuple):
+        for number, inside in enumerate(part):
+            yield from _flat(inside, f"{prefix}.{number}")
+    else:
+        yield prefix, part
