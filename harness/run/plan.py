@@ -23,7 +23,7 @@ from harness.core.store import write_json
 
 if TYPE_CHECKING:
     from harness.core.stage import Stage
-    from harness.grid.expand import Grid
+    from harness.grid.expand import Cell, Grid
 
 SCHEMA = 6
 
@@ -167,21 +167,6 @@ def build(grid: Grid) -> Plan:
                 **asdict(stage.resources),
                 files=tuple(_mark(path) for path in sorted(files)),
             )
-    cells = [
-        CellInfo(
-            id=cell.id,
-            method=cell.method,
-            label=cell.label,
-            axes=cell.axes,
-            seed=cell.seed,
-            source=cell.source,
-            model=cell.model.key,
-            scores=tuple(stage.key for stage in cell.scores),
-            diagnostics=tuple(stage.key for stage in cell.diagnostics),
-            published_bits=cell.published_bits,
-        )
-        for cell in grid.cells
-    ]
     return Plan(
         name=grid.name,
         path=str(grid.path.resolve()),
@@ -189,11 +174,27 @@ def build(grid: Grid) -> Plan:
         model=grid.file.model,
         report=asdict(grid.file.report),
         published=grid.file.published.model_dump() if grid.file.published else None,
-        cells=tuple(cells),
+        cells=tuple(map(_describe, grid.cells)),
         nodes=nodes,
         watch=tuple(_mark(path) for path in sorted(watched)),
         mirror=os.environ.get("BITGRID_MIRROR"),
         code=code,
+    )
+
+
+def _describe(cell: Cell) -> CellInfo:
+    """A cell without its stages."""
+    return CellInfo(
+        id=cell.id,
+        method=cell.method,
+        label=cell.label,
+        axes=cell.axes,
+        seed=cell.seed,
+        source=cell.source,
+        model=cell.model.key,
+        scores=tuple(stage.key for stage in cell.scores),
+        diagnostics=tuple(stage.key for stage in cell.diagnostics),
+        published_bits=cell.published_bits,
     )
 
 
