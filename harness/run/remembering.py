@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -50,13 +50,19 @@ def remember(plan: Plan, store: Store, required: bool = False) -> Plan:
     be computed, which only a plan in memory keeps; raises StoreError where it cannot be written.
     """
     place = _place(Path(plan.path), store)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        plan = _with_reasons(plan, json.loads(place.read_text())["nodes"])
+    version = _find_version(place, plan.nodes)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        _write_version(plan, store)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, StoreError):
+            before = json.loads(place.read_text())["nodes"]
+            plan = _with_reasons(plan, before)
+            older = _find_version(place, before)
+            if not older.exists():  # an earlier version of bitgrid wrote that plan alone
+                _write_version(read_plan(place, ""), older)
+        known = Known(version, plan.name, plan.path, frozenset(plan.nodes), 0, True)
+        _write_version(known, version)
         write(plan, place)
-        _write_version(plan, store)  # the newer one: the plan is known to be this version's
+        _write_version(known, version)  # after the plan: it is known to be of this version
         Trash(store.root).restore(plan.nodes)
     except OSError as error:
         if required:
@@ -110,8 +116,8 @@ def list_known(store: Store) -> list[Known]:
         if _changed(path) > newest.get(path.stem, -1):
             versions.append(read_plan(path, "`bitgrid plan` its grid anew"))
     versions.sort(key=lambda version: (version.path, version.planned))
-    last = {version.path: version for version in versions}
-    return [replace(each, latest=each is last[each.path]) for each in versions]
+    last = {version.path: version.planned for version in versions}
+    return [replace(each, latest=each.planned == last[each.path]) for each in versions]
 
 
 def look_for(path: Path) -> str:
@@ -132,12 +138,18 @@ def look_for(path: Path) -> str:
         return "out of reach"
 
 
-def _write_version(plan: Plan, store: Store) -> None:
-    keys = sorted(plan.nodes)
-    content = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:8]
-    path = store.root / "grids" / f"{_place(Path(plan.path), store).stem}.{content}.json"
+def _find_version(place: Path, keys: Iterable[str]) -> Path:
+    """The file of the version with these keys of the grid whose plan is at `place`."""
+    content = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:8]
+    return place.parent.parent / "grids" / f"{place.stem}.{content}.json"
+
+
+def _write_version(known: Known, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"schema": SCHEMA, "name": plan.name, "path": plan.path, "keys": keys})
+    facts = {"name": known.name, "path": known.path, "keys": sorted(known.keys)}
+    write_json(path, {"schema": SCHEMA, **facts})
+    if known.planned:
+        os.utime(path, ns=(known.planned, known.planned))
 
 
 def _read_version(path: Path) -> Known:
