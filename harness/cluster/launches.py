@@ -69,16 +69,21 @@ class Launch:
         return f"{self.grid}:{self.id}:{array}"
 
     def write(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Raises StoreError."""
         facts = asdict(self)
         del facts["submitted"]
-        write_json(self.folder / "launch.json", {"schema": SCHEMA, **facts})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "launch.json", {"schema": SCHEMA, **facts})
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be written: {error.strerror}") from None
 
     def note(self, array: int, job: str) -> None:
         """Remember that an array was submitted as SLURM job `job`."""
-        with (self.folder / "submitted.jsonl").open("a") as file:
-            file.write(json.dumps({"array": array, "job": job}) + "\n")
         self.submitted[array] = job
+        # A full disk ends no launch half-way: jobs are found by their names too.
+        with contextlib.suppress(OSError), (self.folder / "submitted.jsonl").open("a") as file:
+            file.write(json.dumps({"array": array, "job": job}) + "\n")
 
     def log(self, job: Placed) -> Path | None:
         """The log of a job, once it has started."""

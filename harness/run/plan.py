@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.core import provenance
-from harness.core.errors import BitgridError
+from harness.core.errors import BitgridError, StoreError
 from harness.core.store import write_json
 
 if TYPE_CHECKING:
@@ -199,8 +199,11 @@ def _describe(cell: Cell) -> CellInfo:
 
 
 def write(plan: Plan, path: Path) -> None:
-    """Keep a plan in a file, for `read`."""
-    write_json(path, {"schema": SCHEMA, **asdict(plan)})
+    """Keep a plan in a file, for `read`. Raises StoreError."""
+    try:
+        write_json(path, {"schema": SCHEMA, **asdict(plan)})
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def read(path: Path) -> Plan:

@@ -64,7 +64,7 @@ def remember(plan: Plan, store: Store, required: bool = False) -> Plan:
         write(plan, place)
         _write_version(known, version)  # after the plan: it is known to be of this version
         Trash(store.root).restore(plan.nodes)
-    except OSError as error:
+    except (OSError, StoreError) as error:
         if required:
             raise StoreError(f"the store {store.root} cannot be written: {error}") from None
     return plan

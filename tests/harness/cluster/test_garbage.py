@@ -350,3 +350,19 @@ def test_a_store_that_is_not_there_has_nothing_to_remove(
 ) -> None:
     gc()
     assert "0 entries to remove" in capsys.readouterr().out and not store.root.exists()
+
+
+def test_other_verbs_go_on_past_a_broken_launch(
+    store: Store, tmp_path: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.yaml"
+    planned(store, path, [4])
+    launched(store.root, path, [("k4",)])
+    (store.root / "launches" / "x").mkdir()
+    (store.root / "launches" / "x" / "launch.json").write_text("{")
+    (store.root / "plans" / "other-12345678.json").write_text("{")
+    for verb in (["status"], ["cancel"]):
+        assert main([*verb, str(path)]) == 0
+        told = capsys.readouterr()
+        assert told.err.count("\n") == 1 and "launches/x/launch.json cannot be read" in told.err
+    assert "cancelled 0 jobs" in told.out

@@ -34,6 +34,7 @@ from tests.support.plans import fill, plan_of, values
 
 GRIDS = ("here/a.yaml", "here/b.yaml", "away/a.yaml", "away/c.yaml")
 NUMBERS = st.sets(st.integers(1, 12), min_size=1, max_size=4)
+DEAD = json.dumps({"host": "far", "place": "far", "pid": 1, "started": 0.0})
 WEEK_S = 7 * 24 * 3600.0
 
 
@@ -173,11 +174,10 @@ class Histories(RuleBasedStateMachine):
         for place in (f"work/k{key}/step", f"drafts/k{key}.ab12/part", "code/abc/x.py"):
             (self.store.root / place).parent.mkdir(parents=True, exist_ok=True)
             (self.store.root / place).write_text("x")
-        owner = {"host": "far", "place": "far", "pid": 1, "started": 0.0}
         claim = self.store.root / f"claims/k{key}.0"
         claim.parent.mkdir(exist_ok=True)
         if not list(claim.parent.glob(f"k{key}.*")):
-            claim.write_text(json.dumps(owner))
+            claim.write_text(DEAD)
             os.utime(claim, (0, 0))
 
     @precondition(lambda self: self.versions)
@@ -279,7 +279,7 @@ class Histories(RuleBasedStateMachine):
         except (StoreError, ClusterError):
             assert self.ruined or self.claims
         except Crash:
-            pass
+            self.bury()
         else:
             assert not refused
         gone = {file for file in self.versions if not file.exists()}
@@ -300,6 +300,14 @@ class Histories(RuleBasedStateMachine):
         assert missing <= set(told)
         if not meanwhile:
             assert set(told) <= expected | {path for path in told if "trash" in path.parts}
+
+    def bury(self) -> None:
+        """Have the claims of a collection that was killed be those of a dead process."""
+        held = {claim.path for claim in self.claims.values()}
+        for path in (self.store.root / "claims").glob("[!.]*"):
+            if path not in held:
+                path.write_text(DEAD)
+                os.utime(path, (0, 0))
 
     def list_files(self) -> dict[str, int]:
         return {

@@ -169,6 +169,41 @@ def test_without_slurm_or_its_controller_there_is_one_line(
         launches.queue()
 
 
+def test_a_launch_that_cannot_be_read_costs_its_own_line(
+    slurm: Slurm, store: Store, grid: Path
+) -> None:
+    made = launched(store.root, grid, [("a",)])
+    for name, text in {"x-1": "{", "x-2": '{"schema": 1}', "x-3": "[]", "x-4": "\x00"}.items():
+        (store.root / "launches" / name).mkdir()
+        (store.root / "launches" / name / "launch.json").write_text(text)
+    (made.folder / "submitted.jsonl").write_text('[]\n{"array": 0}\n{"array": 0, "job": "7"}\n{"ar')
+    found, broken = launches.of_grid(store, grid)
+    assert found == [made] and found[0].submitted == {0: "7"}
+    assert len(broken) == 4
+    for number, line in enumerate(broken, 1):
+        assert f"x-{number}/launch.json" in line and "\n" not in line
+    slurm.queue(f"7|0|PENDING|Priority|{made.name(0)}", "8|0|PENDING|Priority|g:x-1:0")
+    with pytest.raises(StoreError, match=r"x-1/launch\.json"):  # what they compute is not known
+        launches.live(store, launches.queue())
+    assert set(launches.live(store, launches.queue(), strict=False)) == {"a"}
+
+
+def test_records_that_cannot_be_written(
+    store: Store, grid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = launched(store.root, grid, [("a",)])
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(launches, "write_json", full)
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(StoreError, match="cannot be written: No space left on device"):
+        made.write()
+    made.note(1, "8")
+    assert made.submitted == {0: "7", 1: "8"}  # later arrays wait for it
+
+
 def test_of_two_launches_one_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launches, "WAIT_S", 0.0)
     other = launches.alone(store)
