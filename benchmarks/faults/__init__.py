@@ -1,0 +1,1 @@
+"""What becomes of a store that is damaged, full, shared or killed: python -m benchmarks.faults"""

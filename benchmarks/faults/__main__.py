@@ -1,0 +1,73 @@
+"""What becomes of a store that is damaged, full, shared or killed.
+
+    python -m benchmarks.faults [--only WORD] [--out benchmarks/faults.csv]
+
+Each fault is inflicted on a copy of a small finished store, or on runs of it; verbs look at it and
+a run mends it; then all values are compared bit for bit with those of an undisturbed run. The table
+that was made is beside this package.
+
+Not here: the faults (a module for each kind).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.faults import calls, damage, owners, places
+from benchmarks.faults.trial import Ground, Result, Skipped
+
+FAMILIES: dict[str, Callable[[Ground], Iterator[Result]]] = {
+    "values": damage.try_values,
+    "records": damage.try_records,
+    "purge": damage.try_purge,
+    "copies": damage.try_copies,
+    "users": places.try_users,
+    "disks": places.try_full_disks,
+    "dead": owners.try_dead,
+    "clocks": owners.try_clocks,
+    "late": owners.try_late,
+    "pauses": owners.try_pauses,
+    "kills": calls.try_kills,
+    "errors": calls.try_errors,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="what becomes of a store after faults")
+    parser.add_argument("--only", default="", help="a family of faults: " + ", ".join(FAMILIES))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    chosen = [name for name in FAMILIES if options.only in name]
+    if not chosen:
+        sys.exit(f"no family has {options.only!r} in its name; there are: {', '.join(FAMILIES)}")
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        ground = Ground(Path(folder))
+        for name in chosen:
+            try:
+                for result in FAMILIES[name](ground):
+                    results.append(result)
+                    counts = f"{result.hit:4} {result.lost:4} {result.again:4}"
+                    print(
+                        f"{result.outcome:10} {counts}  {result.fault}: {result.said}", flush=True
+                    )
+            except Skipped as skipped:
+                print(f"{name}: skipped: {skipped}", flush=True)
+            if options.out:
+                write(options.out, results)
+
+
+def write(path: Path, results: Sequence[Result]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Result._fields)
+        writer.writerows(results)
+
+
+if __name__ == "__main__":
+    main()
