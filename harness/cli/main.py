@@ -6,6 +6,7 @@ Not here: what a verb does, and its arguments (a file for each group of verbs).
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -15,8 +16,9 @@ from pathlib import Path
 from harness import __version__
 from harness.cli import cluster, looking, reporting, running, starting, store
 from harness.cli.verb import Verb
-from harness.core.errors import BitgridError, GridError, close_to
+from harness.core.errors import BitgridError, GridError, close_to, first_line, make_line
 from harness.core.installation import check_packages
+from harness.core.paths import read_path
 from harness.grid import published
 
 VERBS = (
@@ -50,6 +52,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.device:
         os.environ["BITGRID_DEVICE"] = arguments.device
+    for stream in (sys.stdout, sys.stderr):  # a path that is not UTF-8 is shown as it can be
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         check_packages()
         if "grid" in arguments:
@@ -60,14 +65,19 @@ def main(command_line: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"bitgrid: {error}", file=sys.stderr)
         return 2
+    except (OSError, RecursionError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError):
+            return 0
+        if arguments.traceback:
+            traceback.print_exc()
+        print(f"bitgrid: {_explain(error)}; --traceback shows where", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(
             "\nbitgrid: stopped; finished stages are kept, the same command goes on",
             file=sys.stderr,
         )
         return 130
-    except BrokenPipeError:
-        return 0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -95,8 +105,16 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _explain(error: Exception) -> str:
+    """What the machine refuses, in one line; what else goes wrong is a fault of the program's."""
+    if isinstance(error, OSError):
+        names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
+        return make_line(": ".join(filter(None, (names, error.strerror or first_line(error)))))
+    return "memory ran out" if isinstance(error, MemoryError) else "input is nested too deeply"
+
+
 def _check_exists(path: Path) -> None:
-    if not path.exists():
+    if not read_path(path, GridError).exists():
         grids = [str(grid) for grid in sorted(Path("experiments").glob("*.yaml"))]
         near = close_to(path, [*grids, *published.list_names()])
         raise GridError(

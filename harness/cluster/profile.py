@@ -27,6 +27,7 @@ from harness.config.document import Document
 from harness.core.checked import AsWritten
 from harness.core.errors import ClusterError, nearest
 from harness.core.misfit import explain
+from harness.core.paths import read_path
 from harness.run.plan import Node
 
 DEFAULT = Path("~/.config/bitgrid/cluster.yaml")
@@ -42,7 +43,8 @@ def _refuse_clock(value: object) -> object:
     return value
 
 
-Hours = Annotated[float, Field(gt=0), BeforeValidator(_refuse_clock)]
+Hours = Annotated[float, Field(gt=0, le=10_000), BeforeValidator(_refuse_clock)]
+Many = Annotated[int, Field(gt=0, le=10_000_000)]
 
 
 class Request(AsWritten, pydantic.BaseModel):
@@ -50,8 +52,8 @@ class Request(AsWritten, pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     hours: Hours | None = None
-    memory_gib: Annotated[float, Field(gt=0)] | None = None
-    cpus: Annotated[int, Field(gt=0)] | None = None
+    memory_gib: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    cpus: Annotated[int, Field(gt=0, le=100_000)] | None = None
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -73,13 +75,14 @@ class Profile(Request):
     cluster: Literal["slurm", "local", "debug"] = "slurm"
     stages: dict[str, Request] = {}
     large: Request | None = None
-    array_parallelism: Annotated[int, Field(gt=0)] = 256
-    models_per_job: Annotated[int, Field(gt=0)] = 1
-    gpus: Annotated[int, Field(gt=0)] | None = None  # that one may hope for at once
-    max_jobs: Annotated[int, Field(gt=0)] | None = None  # submitted at once; else asked of SLURM
-    requeues: Annotated[int, Field(ge=0)] = 20  # of a job, at its time limit
-    signal_delay_s: Annotated[int, Field(ge=5)] = 90  # between the warning and the end of a job
-    visible_s: Annotated[float, Field(ge=0)] = 60.0  # how late a host may see another one's files
+    array_parallelism: Many = 256
+    models_per_job: Many = 1
+    gpus: Many | None = None  # that one may hope for at once
+    max_jobs: Many | None = None  # submitted at once; else asked of SLURM
+    requeues: Annotated[int, Field(ge=0, le=10_000)] = 20  # of a job, at its time limit
+    # Between the warning and the end of a job, and how late a host may see another one's files.
+    signal_delay_s: Annotated[int, Field(ge=5, le=86_400)] = 90
+    visible_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
     setup: list[str] = []
 
     def request(self, kind: str, node: Node, large: bool = False) -> Request:
@@ -96,7 +99,7 @@ def load(path: Path | None, kinds: Collection[str]) -> Profile:
 
     Raises ClusterError with file, line and the nearest valid key.
     """
-    place = (path or DEFAULT).expanduser()
+    place = read_path(path or DEFAULT, ClusterError)
     if not place.is_file():
         raise ClusterError(
             f"cluster profile {place} does not exist; write one (docs/slurm.md) or name another "

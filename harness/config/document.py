@@ -1,22 +1,56 @@
 """YAML with line numbers, so that an error can say where; a file may build on another one.
 
-Not here: what a grid may contain (`grid`).
+Whatever lies at a path, it is read in bounded time and memory, or refused in one line: a file and
+all that it builds on have at most `MOST_FILES` files, `MOST_CHARACTERS` and `MOST_VALUES`, counted
+as aliases stand for them, and no value lies deeper than `DEEPEST`. Text has no characters that do
+not show as they are. Not here: what a grid may contain (`grid`).
 """
 
 from __future__ import annotations
 
 import itertools
+import re
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
-from harness.core.errors import GridError, nearest
-from harness.core.misfit import Where
+from harness.core.errors import UNSHOWABLE, GridError, first_line, nearest
+from harness.core.misfit import Where, show
+from harness.core.paths import read_path
 from harness.core.scalars import Real, Whole, find_kind, read_scalar
 
 Places = dict[Where, tuple[Path, int]]
-_MOST = 100_000  # values of a file: aliases of aliases stand for more than could be read
+MOST_FILES = 32
+MOST_CHARACTERS = 128 * 1024
+MOST_VALUES = 5_000
+DEEPEST = 32
+_UNSHOWABLE = re.compile(rf"(?![\t\n])[{UNSHOWABLE}]")
+
+
+@dataclass
+class _Total:
+    """What a file and those that it builds on have come to."""
+
+    files: int = 0
+    characters: int = 0
+    values: int = 0
+
+    def add(self, file: Path, line: int, **more: int) -> None:
+        """Raises GridError where that is more than a person writes."""
+        for name, number in more.items():
+            setattr(self, name, getattr(self, name) + number)
+        for name, most in (
+            ("files", MOST_FILES),
+            ("characters", MOST_CHARACTERS),
+            ("values", MOST_VALUES),
+        ):
+            if getattr(self, name) > most:
+                raise GridError(
+                    f"{file}:{line}: more than {most} {name}, with all that it builds on"
+                )
 
 
 class Document:
@@ -28,34 +62,40 @@ class Document:
     """
 
     def __init__(
-        self, file: Path, merged: tuple[str, ...] = (), above: tuple[Path, ...] = ()
+        self,
+        file: Path,
+        merged: tuple[str, ...] = (),
+        above: tuple[Path, ...] = (),
+        total: _Total | None = None,
     ) -> None:
         self.file = file
         self.files = [file]
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise GridError(
-                f"{file}: cannot be read: {getattr(error, 'strerror', error)}"
-            ) from None
+        self._total = _Total() if total is None else total
+        text = _read_text(file)
+        self._total.add(file, 1, files=1, characters=len(text))
         self.places: Places = {}
-        try:
-            loader = _Loader(text)
-            node = loader.get_single_node()
-            if node is not None:
-                self._walk(node, ())
-            self.data: Any = None if node is None else loader.construct_document(node)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-            raise GridError(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {problem}") from None
-        except RecursionError:
-            raise GridError(f"{file}:1: not YAML: nested too deeply, or in itself") from None
+        self.data: Any = self._parse(text)
         self.comment = " ".join(
             line.lstrip("# ").rstrip() for line in _leading_comment(text) if line.strip("# ")
         )
         if isinstance(self.data, dict) and "base" in self.data:
             self._build_on(self.data.pop("base"), merged, (*above, file.resolve()))
+
+    def _parse(self, text: str) -> Any:
+        loader = None
+        try:
+            loader = _Loader(text)
+            node = loader.get_single_node()
+            if node is not None:
+                self._walk(node, ())
+            return None if node is None else loader.construct_document(node)
+        except GridError:
+            raise
+        except RecursionError:
+            raise GridError(f"{self.file}:1: not YAML: nested too deeply, or in itself") from None
+        except Exception as error:  # the parser's own, and what it lets through: of int, chr, …
+            line, problem = _explain(error, text, loader)
+            raise GridError(f"{self.file}:{line}: not YAML: {problem}") from None
 
     def error(self, where: Where, message: str) -> GridError:
         """A GridError at the line of `where`, or of the nearest enclosing key."""
@@ -72,7 +112,7 @@ class Document:
         own, places = self.data, self.places
         self.data, self.places = {}, {("base",): places[("base",)]}
         for name in names if isinstance(names, list) else [names]:
-            base = Document(self._find_base(name, above), merged, above)
+            base = Document(self._find_base(name, above), merged, above, self._total)
             if not isinstance(base.data, dict):
                 raise self.error(("base",), f"base: {name!r} should be a mapping")
             self._lay(base.data, base.places, merged)
@@ -81,8 +121,11 @@ class Document:
 
     def _find_base(self, name: object, above: tuple[Path, ...]) -> Path:
         """The file that `base` names. Raises GridError where it is not there, or is being read."""
-        base = self.file.parent / str(name)
-        if not base.is_file():
+        try:
+            base = read_path(str(name), GridError, self.file.parent)
+        except GridError as error:
+            raise self.error(("base",), f"base: {error}") from None
+        if not base.exists():
             near = [path.name for path in self.file.parent.glob("*.yaml") if path != self.file]
             raise self.error(("base",), f"base: file {name!r} is missing; {nearest(name, near)}")
         if base.resolve() in above:
@@ -101,20 +144,68 @@ class Document:
         self.places |= places
 
     def _walk(self, node: yaml.Node, where: Where) -> None:
-        self.places.setdefault(where, (self.file, node.start_mark.line + 1))
-        if len(self.places) > _MOST:
-            raise GridError(f"{self.file}: more than {_MOST} values")
+        line = node.start_mark.line + 1
+        self.places.setdefault(where, (self.file, line))
+        self._total.add(self.file, line, values=1)
+        if len(where) > DEEPEST:
+            raise GridError(f"{self.file}:{line}: nested too deeply, or in itself")
         if isinstance(node, yaml.MappingNode):
             for key, child in node.value:
-                path = (*where, str(key.value))
+                path, line = (*where, self._read_key(key)), key.start_mark.line + 1
                 if path in self.places:
-                    line = key.start_mark.line + 1
-                    raise GridError(f"{self.file}:{line}: key {key.value!r} is given twice")
-                self.places[path] = (self.file, key.start_mark.line + 1)
+                    raise GridError(f"{self.file}:{line}: key {path[-1]!r} is given twice")
+                self.places[path] = (self.file, line)
                 self._walk(child, path)
         elif isinstance(node, yaml.SequenceNode):
             for number, child in enumerate(node.value):
                 self._walk(child, (*where, number))
+        else:
+            self._check_showable(node)
+
+    def _read_key(self, key: yaml.Node) -> str:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _wrong(key, "a key should be text")
+        self._check_showable(key)
+        return str(key.value)
+
+    def _check_showable(self, node: yaml.Node) -> None:
+        """Raise GridError for text that would not show as it is, in messages or in tables."""
+        if found := _UNSHOWABLE.search(node.value):
+            raise GridError(
+                f"{self.file}:{node.start_mark.line + 1}: {show(node.value)} has the character "
+                f"U+{ord(found[0]):04X}, which does not show as it is"
+            )
+
+
+def _read_text(file: Path) -> str:
+    """The text of a file. Raises GridError where there is none, or more than is read."""
+    path = read_path(file, GridError)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
+            what = "it is a folder" if path.is_dir() else "it is not a plain file"
+            raise GridError(f"{file}: cannot be read: {what}")
+        with path.open("rb") as opened:
+            content = opened.read(4 * MOST_CHARACTERS + 1)
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise GridError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        if len(content) > 4 * MOST_CHARACTERS:  # cut within a character
+            raise GridError(f"{file}:1: more than {MOST_CHARACTERS} characters") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise GridError(f"{file}:{line}: cannot be read: it is not text in UTF-8") from None
+
+
+def _explain(error: Exception, text: str, loader: yaml.SafeLoader | None) -> tuple[int, str]:
+    """The line that the parser stumbled over, and why."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return text.count("\n", 0, error.position) + 1, (
+            f"character U+{ord(text[error.position]):04X} is not allowed"
+        )
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, yaml.YAMLError):
+        return mark.line + 1 if mark else 1, getattr(error, "problem", None) or first_line(error)
+    return loader.line + 1 if loader else 1, first_line(error)
 
 
 def write_yaml(data: Any) -> str:
@@ -133,12 +224,32 @@ class _Loader(yaml.SafeLoader):
         tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (None, _tag("seq"), _tag("map"))
     }
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node. Raises ComposerError for more of them, or deeper ones, than any file needs."""
+        mark = self.peek_event().start_mark
+        self._nodes += 1
+        if self._depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, "nested too deeply", mark)
+        if self._nodes > 2 * MOST_VALUES + 1:  # keys are nodes too
+            raise yaml.composer.ComposerError(None, None, f"more than {MOST_VALUES} values", mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is yaml.ScalarNode and implicit[0]:
             return _tag("merge" if value == "<<" else find_kind(value))
         return super().resolve(kind, value, implicit)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise _wrong(node, "expected a mapping")
         self.flatten_mapping(node)
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -152,7 +263,7 @@ class _Loader(yaml.SafeLoader):
             return text
         found = find_kind(text)
         if found != kind and (found, kind) != ("int", "float"):
-            raise _wrong(node, f"{text[:60]!r} is no {kind}")
+            raise _wrong(node, f"{show(text)} is not of type {kind}")
         try:
             return Real(text) if kind == "float" else read_scalar(text)
         except ValueError:

@@ -16,9 +16,10 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from harness.core.checked import Checked, field_types, fit_fields
+from harness.core.checked import Checked, field_types, fit_field, fit_fields
 from harness.core.component import Component
 from harness.core.errors import BitgridError, SettingError, nearest
+from harness.core.misfit import show
 
 C = TypeVar("C", bound=Checked)
 _KEEP = object()  # no value: the field stays as it is
@@ -41,6 +42,49 @@ def list_possible(thing: object, prefix: str = "") -> Iterator[str]:
         for kind in list_classes(hint):
             for choice in kind.choices().values() if _is_component(kind) else [kind]:
                 yield from list_possible(choice, f"{prefix}{name}.")
+
+
+def check_possible(cls: Any, path: str, value: object) -> None:
+    """Raise SettingError where no choice of components has a field at `path` that takes a value.
+
+    Of a component that a mapping describes, only the name is looked at.
+    """
+    fault: SettingError | None = None
+    for owner, name in _list_owners(cls, path):
+        try:
+            _check_field(owner, name, value, path.rpartition(".")[0])
+            return
+        except SettingError as error:
+            fault = fault or error
+    if fault is not None:
+        raise fault
+
+
+def _list_owners(cls: Any, path: str) -> Iterator[tuple[Any, str]]:
+    """The classes that may have the field at a path, with its name in them."""
+    head, _, rest = path.partition(".")
+    hints = field_types(cls)
+    if head in hints and not rest:
+        yield cls, head
+    for kind in list_classes(hints[head]) if head in hints and rest else ():
+        for choice in kind.choices().values() if _is_component(kind) else [kind]:
+            yield from _list_owners(choice, rest)
+
+
+def _check_field(owner: Any, name: str, value: object, prefix: str) -> None:
+    kind = next(list_classes(field_types(owner)[name]), None)
+    if kind is None:
+        fit_field(owner, name, value, prefix)
+    elif _is_component(kind) and (chosen := _read_name(value)) is not None:
+        try:
+            kind.find(chosen)
+        except SettingError as error:
+            where = f"{prefix}.{name}" if prefix else name
+            raise SettingError(f"{where}: {error}", where) from None
+
+
+def _read_name(value: object) -> object:
+    return value.get("name") if isinstance(value, Mapping) else value
 
 
 def configure(thing: C, settings: Mapping[str, Any]) -> C:
@@ -117,7 +161,7 @@ def _lay_component(
 def _check_size(number: object, where: str) -> None:
     """Raise SettingError for a whole number that no generator of random numbers would take."""
     if isinstance(number, int) and not -(2**63) <= number < 2**63:
-        raise SettingError(f"{where}: {number} should fit in 64 bits", where)
+        raise SettingError(f"{where}: {show(number)} should fit in 64 bits", where)
     if isinstance(number, Mapping | tuple | list):
         for part in number.values() if isinstance(number, Mapping) else number:
             _check_size(part, where)

@@ -19,7 +19,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import pydantic
 import typing_extensions
@@ -28,6 +28,11 @@ from pydantic_core import core_schema
 from harness.core.errors import SettingError
 from harness.core.misfit import explain
 from harness.core.scalars import fit_scalars
+
+# How many of something. What nobody has so many of is a slip of the pen, and refused as one.
+Count: TypeAlias = Annotated[int, pydantic.Field(ge=1, le=100_000_000)]
+CountOrNone: TypeAlias = Annotated[int, pydantic.Field(ge=0, le=100_000_000)]
+Seed: TypeAlias = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]  # as generators take
 
 
 class AsWritten:
@@ -63,16 +68,27 @@ def make_adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
 
 def fit_fields(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `cls` as their types want them. Raises SettingError with the dotted path."""
+    return _fit(fields_adapter(cls), data, "")
+
+
+def fit_field(cls: Any, name: str, value: object, prefix: str = "") -> Any:
+    """One field of a `cls`, whatever the others are. Raises SettingError, `prefix` in its path."""
+    return _fit(_field_adapter(cls, name), {name: value}, prefix)[name]
+
+
+def _fit(adapter: pydantic.TypeAdapter[Any], data: Mapping[str, Any], prefix: str) -> Any:
     try:
-        return fields_adapter(cls).validate_python(data)
+        return adapter.validate_python(data)
     except pydantic.ValidationError as error:
-        wrong = explain(error, data)
-        raise SettingError(wrong.message, wrong.path) from None
+        wrong = explain(error, data, prefix=prefix)
+        path = ".".join(part for part in (prefix, wrong.path) if part)
+        raise SettingError(wrong.message, path) from None
 
 
 def forget_adapters() -> None:
     """For when there is one more class that a field may hold."""
     fields_adapter.cache_clear()
+    _field_adapter.cache_clear()
 
 
 @cache
@@ -85,7 +101,16 @@ def field_types(cls: Any) -> Mapping[str, Any]:
 @cache
 def fields_adapter(cls: Any) -> pydantic.TypeAdapter[dict[str, Any]]:
     """Validates the fields of a dataclass without making one."""
+    return _make_adapter(cls, field_types(cls))
+
+
+@cache
+def _field_adapter(cls: Any, name: str) -> pydantic.TypeAdapter[dict[str, Any]]:
+    return _make_adapter(cls, {name: field_types(cls)[name]})
+
+
+def _make_adapter(cls: Any, types: Mapping[str, Any]) -> pydantic.TypeAdapter[dict[str, Any]]:
     make_type: Any = typing_extensions.TypedDict
-    fields = make_type(f"{cls.__name__}Fields", dict(field_types(cls)))
+    fields = make_type(f"{cls.__name__}Fields", dict(types))
     fields.__pydantic_config__ = Checked.__pydantic_config__
     return make_adapter(fields)

@@ -6,11 +6,22 @@ Printed once, at the top, by `harness.cli.main`; anything else that reaches the 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What would not show as one line of what was written: control characters, other ends of lines,
+# halves of surrogate pairs, and marks that turn the direction of the text around them.
+UNSHOWABLE = (
+    "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+)
+_LONGEST_WORD, _LONGEST_LINE = 240, 2000  # characters of a message
 
 
 class BitgridError(Exception):
-    """Base of all errors whose message is meant for the user."""
+    """Base of all errors whose message is meant for the user, and is shown as one line."""
+
+    def __str__(self) -> str:
+        return make_line(super().__str__())
 
 
 class CollisionError(BitgridError):
@@ -62,6 +73,18 @@ class ClusterError(BitgridError):
 
 class ReportError(BitgridError):
     """Rows that cannot be turned into a report."""
+
+
+def make_line(text: str) -> str:
+    """Any text as one line of what can be seen, without the middle of what is too long."""
+    line = re.sub(r"\s*[\r\n]\s*", " ", text.strip())
+    line = re.sub(f"[{UNSHOWABLE}]", lambda match: ascii(match[0])[1:-1], line)
+    line = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda match: _cut(match[0], _LONGEST_WORD), line)
+    return _cut(line, _LONGEST_LINE)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most * 2 // 3]}…{text[-most // 4 :]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -139,8 +139,15 @@ def show(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and not math.isfinite(value):
         return f".{value}".replace(".-", "-.")
-    text = value.text if isinstance(value, Whole | Real) else repr(value)
+    text = value.text if isinstance(value, Whole | Real) else _represent(value)
     return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _represent(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a number of {type(value).__name__}, too long to be shown"
 
 
 def _begin(prefix: str, place: Where) -> str:

@@ -29,13 +29,18 @@ _FORMS = {  # in this order: an integer is a float by its form
 }
 
 
+LONGEST_NUMBER = 300  # characters
+
+
 class Whole(int):
     """An integer of a file."""
 
     text: str
 
     def __new__(cls, text: str) -> Self:
-        """Raises ValueError where the text is none, or is longer than Python converts."""
+        """Raises ValueError where the text is none, or is too long to be meant."""
+        if len(text) > LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(text)} characters")
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
         number = super().__new__(cls, text if base == 10 else text[2:], base)
         number.text = text
@@ -48,14 +53,16 @@ class Real(float):
     text: str
 
     def __new__(cls, text: str) -> Self:
-        """Raises ValueError where the text is none."""
+        """Raises ValueError as `Whole`."""
+        if len(text) > LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(text)} characters")
         number = super().__new__(cls, re.sub(r"\.(?=[inIN])", "", text))
         number.text = text
         return number
 
 
 def read_scalar(text: str) -> bool | Whole | Real | str | None:
-    """What a scalar without quotes stands for. Raises ValueError for too long an integer."""
+    """What a scalar without quotes stands for. Raises ValueError for too long a number."""
     kind = find_kind(text)
     if kind == "null":
         return None
@@ -133,7 +140,7 @@ def _fit_in_place(reference: Any, handler: pydantic.GetCoreSchemaHandler) -> Non
 
 def _read_quoted(value: Any) -> Any:
     """A number in quotes is one too; other text stays what it is, and is refused."""
-    return value if type(value) is not str or len(value) > 300 else read_scalar(value)
+    return value if type(value) is not str or len(value) > LONGEST_NUMBER else read_scalar(value)
 
 
 def _read_whole(value: Any) -> Any:

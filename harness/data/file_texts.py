@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from harness.core.errors import TextError, nearest
+from harness.core.paths import read_path
 from harness.core.reads import LocalFiles, Read
 from harness.data import jsonl
 from harness.data.hub import Access
@@ -28,7 +29,7 @@ class FileText(TextSource):
     quick = True
 
     def resolve(self, part: str) -> str:
-        path = Path(part).expanduser().resolve()
+        path = read_path(part, TextError).resolve()
         if not path.is_file():
             raise TextError(f"file {path} does not exist")
         if not path.name.endswith(SUFFIXES):

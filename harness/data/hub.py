@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from harness.core.errors import TextError, first_line, nearest
 from harness.core.hub_cache import cached_commit
+from harness.core.paths import read_path
 from harness.data.jsonl import SUFFIXES, check_columns, check_texts, read_dataset
 
 
@@ -137,7 +138,7 @@ def find_access(mirror: str | Path | None = None, fill: Path | None = None) -> A
     chosen = os.environ.get("BITGRID_MIRROR") or mirror
     if not chosen:
         return Access(fill, fills=fill is not None)
-    folder = Path(chosen).expanduser()
+    folder = read_path(chosen, TextError)
     if fill is None and not folder.is_dir():
         raise TextError(f"the mirror folder {folder} is not there; 'bitgrid prefetch' makes one")
     return Access(folder, fills=fill is not None)

@@ -56,6 +56,8 @@ def _row(where: str, line: bytes) -> dict[str, Any]:
         raise TextError(f"{where} is not a JSON object: {fault}") from None
     except UnicodeDecodeError as error:
         raise TextError(f"{where} is not text in UTF-8: {error.reason}") from None
+    except (ValueError, RecursionError) as error:  # 5,000 digits; lists within lists
+        raise TextError(f"{where} is not a JSON object: {first_line(error)}") from None
     if not isinstance(row, dict):
         raise TextError(f"{where} is not a JSON object: {text[:40]}")
     return row

@@ -37,7 +37,7 @@ from harness.models import Model, Pretrained
 class LimitOnly(Checked):
     """What a grid may say of an evaluation that says nothing else."""
 
-    limit: Annotated[int, pydantic.Field(gt=0)] | None = None  # items
+    limit: Annotated[int, pydantic.Field(gt=0, le=100_000_000)] | None = None  # items
 
 
 class Evaluation(ABC):

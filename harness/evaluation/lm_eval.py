@@ -70,8 +70,8 @@ USUAL_TOKENS = 1024  # what few task items exceed, however long a model's contex
 class LmEvalOptions(Checked):
     """What a grid may say of a task of lm-eval."""
 
-    limit: Annotated[int, Field(gt=0)] | None = None  # items
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    limit: Annotated[int, Field(gt=0, le=100_000_000)] | None = None  # items
+    num_fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
     bos: bool | None = None  # before each prompt; default: no, as the papers do
 
 

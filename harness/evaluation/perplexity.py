@@ -124,8 +124,8 @@ class PackedOptions(Checked):
     Each begins with the tokenizer's BOS and ends with its EOS, where it has them.
     """
 
-    limit: Annotated[int, Field(gt=0)] | None = None  # windows
-    window: Annotated[int, Field(ge=2)] | None = None  # tokens
+    limit: Annotated[int, Field(gt=0, le=100_000_000)] | None = None  # windows
+    window: Annotated[int, Field(ge=2, le=2**24)] | None = None  # tokens
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from typing import Any
 from harness.config.document import Document
 from harness.core.errors import BitgridError, TextError, nearest
 from harness.core.misfit import Where
+from harness.core.paths import read_path
 from harness.core.stage import Stage, closure
 from harness.data import hub
 from harness.evaluation.diagnostics import DIAGNOSTICS, Facts, build_diagnostics, find_options
@@ -103,10 +104,10 @@ def load(path: Path, allow_code_execution: bool = False, fill: Path | None = Non
 
 def _find_access(document: Document, file: GridFile, fill: Path | None) -> hub.Access:
     folder = None
-    if file.mirror is not None:
-        naming_file, _ = document.places[("mirror",)]
-        folder = (naming_file.parent / Path(file.mirror).expanduser()).resolve()
+    naming_file, _ = document.find(("mirror",))
     try:
+        if file.mirror is not None:
+            folder = read_path(file.mirror, TextError, naming_file.parent).resolve()
         return hub.find_access(folder, fill)
     except TextError as error:
         raise document.error(("mirror",), str(error)) from None

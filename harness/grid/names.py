@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from harness.config.document import Document
@@ -17,6 +16,7 @@ from harness.core.component import Component
 from harness.core.errors import GridError, nearest
 from harness.core.misfit import Misfit, Where, show
 from harness.core.model_names import may_be_called
+from harness.core.paths import read_path
 from harness.core.records import AVERAGE, COLUMNS
 from harness.evaluation.evaluations import find_evaluation
 from harness.grid import published
@@ -55,7 +55,7 @@ def _check_model(document: Document, model: str, stated: Published) -> None:
     A folder may be called as it likes, and the testbed stands in for a paper's model: the report
     says so in their case, and subtracts nothing.
     """
-    on_hub = "/" in model and not Path(model).expanduser().exists()
+    on_hub = "/" in model and not read_path(model, GridError).exists()
     if stated.model is not None and on_hub and not may_be_called(model, stated.model):
         known = dict.fromkeys(f["model"] for f in published.figures(published.find(stated.name)))
         alike = [name for name in known if may_be_called(model, name)]

@@ -6,19 +6,29 @@ Not here: the stages that a point stands for (`expand`), what a setting means (`
 from __future__ import annotations
 
 import itertools
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from harness.config.document import Document
-from harness.config.settings import configure, is_redefined, list_possible, list_settings
+from harness.config.settings import (
+    check_possible,
+    configure,
+    is_redefined,
+    list_possible,
+    list_settings,
+)
+from harness.core.checked import field_types
 from harness.core.errors import GridError, SettingError, nearest
 from harness.core.misfit import Where, show
 from harness.core.scalars import forget_text
 from harness.grid.reading import fit
 from harness.grid.schema import GridFile, Seed
 from harness.method import METHODS, Entry, Method
+
+_LONGEST_LABEL = 120  # characters
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,15 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
     """
     axes = _read_axes(document, file)
     contenders = _list_contenders(document, file)
+    # A default may be for a component that this grid does not choose, since bases share defaults.
+    methods = dict.fromkeys(type(each.entry.method) for each in contenders)
+    known = {path for method in methods for path in list_possible(method)}
+    for section, paths in (("vary", {*file.vary} - {"seed", "model"}), ("defaults", file.defaults)):
+        for path in paths:
+            if path not in known:
+                message = f"{path!r} is not a setting of any method here; {nearest(path, known)}"
+                raise document.error((section, path), message)
+    _check_number(document, file, axes, len(contenders))
     points, used, taken = [], {"seed", "model"}, set()
     kept: dict[tuple[str, str], str] = {}
     for contender in contenders:
@@ -83,18 +102,71 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
         if path not in (used if section == "vary" else taken):
             raise document.error((section, path), why)
         print(document.error((section, path), why), file=sys.stderr)
-    # A default may be for a component that this grid does not choose, since bases share defaults.
-    known = {path for each in contenders for path in list_possible(each.entry.method)}
-    for section, paths, valid in (("vary", file.vary, used), ("defaults", file.defaults, known)):
-        for path in paths:
-            if path not in valid:
-                axis = _find_mapping(axes, path) if section == "vary" else None
-                if axis is not None:
-                    message = f"{path!r} is said by the values of the axis {axis!r} already"
-                    raise document.error((section, path), message)
-                message = f"{path!r} is not a setting of any method here; {nearest(path, known)}"
-                raise document.error((section, path), message)
+    for path in (path for path in file.vary if path not in used):
+        axis = _find_mapping(axes, path)
+        message = (
+            f"{path!r} is not a setting of any method here; {nearest(path, known)}"
+            if axis is None
+            else f"{path!r} is said by the values of the axis {axis!r} already"
+        )
+        raise document.error(("vary", path), message)
+    for path, value in file.defaults.items():
+        try:
+            _check_default(points, path, value)
+        except SettingError as error:
+            raise document.error(("defaults", path), str(error)) from None
     return points
+
+
+def _check_number(
+    document: Document, file: GridFile, axes: Mapping[str, list[Any]], methods: int
+) -> None:
+    """Raise GridError where a grid has more points than it says it may, before any is made."""
+    number = methods * math.prod(map(len, axes.values()))
+    if number > file.max_points:
+        longest = max(axes, key=lambda path: len(axes[path]))
+        raise document.error(
+            ("vary", longest),
+            f"vary: {methods} methods at {number // methods:,} combinations are {number:,} points; "
+            f"'max_points: {number}' in the grid would let it have so many",
+        )
+
+
+def _check_default(points: Sequence[Point], path: str, value: Any) -> None:
+    """Raise SettingError for a default that no method of the grid could have, used or not.
+
+    An axis may overrule it everywhere, and so may what methods set themselves.
+    """
+    fault: SettingError | None = None
+    entries = {point.contender.entry.name: point.contender.entry.method for point in points}
+    for point in points:
+        before = entries[point.contender.entry.name]
+        if not _has(point.method, path) or is_redefined(point.method, path, before):
+            continue
+        try:
+            configure(point.method, {path: value})
+            return
+        except SettingError as error:
+            fault = fault or error
+    for method in () if fault else dict.fromkeys(map(type, entries.values())):
+        try:
+            check_possible(method, path, value)
+            return
+        except SettingError as error:
+            fault = fault or error
+    if fault is not None:
+        raise fault
+
+
+def _has(method: Method, path: str) -> bool:
+    """Whether a method, with the components that it has, has a setting."""
+    held: Any = method
+    for name in path.split("."):
+        cls: Any = type(held)
+        if not hasattr(cls, "__dataclass_fields__") or name not in field_types(cls):
+            return False
+        held = getattr(held, name)
+    return True
 
 
 def _find_mapping(axes: Mapping[str, list[Any]], path: str) -> str | None:
@@ -115,7 +187,19 @@ def _read_axes(document: Document, file: GridFile) -> dict[str, list[Any]]:
             raise document.error(("vary", path), f"axis {path!r} has no values")
     axes["seed"] = fit(document, ("vary", "seed"), list[Seed], axes["seed"])
     axes["model"] = fit(document, ("vary", "model"), list[str], axes["model"])
+    if "seed" in file.vary and _is_beside(document, "seed"):
+        raise document.error(("seed",), "seed: the axis over seeds says it already: leave one out")
+    if file.model not in axes["model"] and _is_beside(document, "model"):
+        near = nearest(file.model, axes["model"])
+        message = f"model: {file.model!r} is no value of the axis over models; {near}"
+        raise document.error(("model",), message)
     return axes
+
+
+def _is_beside(document: Document, key: str) -> bool:
+    """Whether a key stands where its axis does: what a base says, an axis may overrule."""
+    place, axis = document.places.get((key,)), document.places.get(("vary", key))
+    return place is not None and axis is not None and place[0] in (axis[0], document.file)
 
 
 def _list_contenders(document: Document, file: GridFile) -> list[Contender]:
@@ -133,8 +217,12 @@ def _list_contenders(document: Document, file: GridFile) -> list[Contender]:
             raise document.error((*where, "name"), str(error)) from None
         is_labelled = "label" in own
         label = fit(document, (*where, "label"), str, own.pop("label", entry.title))
-        if not (label := " ".join(label.split())):
+        label = " ".join(label.split())
+        if not any(letter.isprintable() and letter != " " for letter in label):
             raise document.error((*where, "label"), "label: '' should name the method in tables")
+        if len(label) > _LONGEST_LABEL:
+            message = f"label: {show(label)} should be at most {_LONGEST_LABEL} characters"
+            raise document.error((*where, "label"), message)
         contenders.append(Contender(where, entry, label, own, where == ("method",), is_labelled))
     return contenders
 
@@ -259,4 +347,4 @@ def _show(value: Any, held: object) -> Any:
         name = [str(value["name"])] if "name" in value else []
         parts = {k: _show(v, getattr(held, k, None)) for k, v in value.items() if k != "name"}
         return " ".join(name + [f"{k}={part}" for k, part in parts.items()])
-    return held if isinstance(held, str) else forget_text(value)
+    return " ".join(held.split()) if isinstance(held, str) else forget_text(value)

@@ -13,6 +13,7 @@ import csv
 from pathlib import Path
 
 from harness.core.errors import GridError, nearest
+from harness.core.paths import read_path
 
 FOLDERS = (Path("published"), Path(__file__).parents[1] / "published")
 COLUMNS = [
@@ -28,7 +29,9 @@ def list_names() -> list[str]:
 
 def find(name: str, model: str | None = None) -> Path:
     """The file called `name`. Raises GridError where it, or `model` in it, is missing."""
-    path = next((path for f in FOLDERS if (path := f / f"{name}.csv").is_file()), None)
+    path = next(
+        (path for f in FOLDERS if (path := read_path(f"{name}.csv", GridError, f)).is_file()), None
+    )
     if path is None:
         raise GridError(f"published figures {name!r} are unknown; {nearest(name, list_names())}")
     if model is not None and model not in (models := {row["model"] for row in figures(path)}):

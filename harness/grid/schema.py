@@ -12,9 +12,8 @@ import pydantic
 from harness.core.checked import AsWritten
 from harness.core.report_options import ReportOptions
 
-Tolerance = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
-SEEDS = range(-(2**63), 2**63)  # what the generators take
-Seed = Annotated[int, pydantic.Field(strict=True, ge=SEEDS[0], le=SEEDS[-1])]
+Tolerance = Annotated[float, pydantic.Field(ge=0, le=1e6, allow_inf_nan=False)]
+Seed = Annotated[int, pydantic.Field(strict=True, ge=-(2**63), le=2**63 - 1)]
 # `{testbed-ppl: }` is a task without options, as `testbed-ppl` is.
 Options = Annotated[
     dict[str, Any], pydantic.BeforeValidator(lambda value: {} if value is None else value)
@@ -67,4 +66,6 @@ class GridFile(AsWritten, pydantic.BaseModel):
     report: ReportOptions = ReportOptions()
     seed: Seed | list[Seed] = 0
     allow_code_execution: bool = False
+    # Methods times values of all axes: more is taken for a slip of the pen.
+    max_points: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 2_000
     mirror: str | None = None  # relative to the file that says it

@@ -21,6 +21,7 @@ from harness.models.storage import Storage, read_gguf, read_safetensors
 
 FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # of a model, beside its weights
 WEIGHTS = ("*.safetensors", "*.bin")  # the first format that is there
+_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})*(@[\w./-]{1,200})?", re.ASCII)
 OTHERS = ("original/*", "consolidated*", "onnx/*")  # the same weights for other programs
 
 
@@ -126,6 +127,10 @@ def _check_name(model_name: str) -> None:
     if name.count("/") > 1 and not name.endswith(".gguf"):
         raise ModelError(
             f"model {model_name!r}: the folder does not exist, and a hub id is org/name"
+        )
+    if not _ID.fullmatch(model_name) or ".." in model_name:
+        raise ModelError(
+            f"model {model_name!r} is not a name: a hub id has letters, digits, '-', '_' and '.'"
         )
 
 

@@ -30,6 +30,7 @@ from harness.models.integrity import check_kept, check_rounded, fingerprint_mode
 from harness.models.layers import Quantized, survey
 from harness.models.parts import count_vocabulary, find_blocks, read_context
 from harness.models.reading import explained, find_class, read_tokenizer
+from harness.models.sizes import bounded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -174,7 +175,8 @@ def is_mapped(network: PreTrainedModel) -> bool:
 
 def check_loadable(folder: str, trust_remote_code: bool) -> None:
     """Raise ModelError where a folder's weights do not fit its configuration, by their headers."""
-    _network(folder, "auto", device_map="meta", trust_remote_code=trust_remote_code)
+    with bounded(folder):
+        _network(folder, "auto", device_map="meta", trust_remote_code=trust_remote_code)
 
 
 def _network(where: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:

@@ -30,6 +30,7 @@ from harness.models import sources
 from harness.models.model import Model
 from harness.models.parts import find_blocks, read_text_config
 from harness.models.reading import cause, find_class
+from harness.models.sizes import bounded
 from harness.models.stage import Pretrained
 from harness.models.tensors import replace_parameters
 
@@ -39,6 +40,7 @@ _WIDTHS = ("size", "dim", "rank", "width", "d_model", "n_embd", "n_inner", "d_st
 _NO_WIDTHS = ("vocab", "window", "chunk", "block", "kernel", "patch", "image", "conv", "group")
 _VOCABULARY = 1024  # tokens of a twin, at most
 _LARGEST = 2**26  # weights of a twin
+_CHUNK = 256  # tokens that state spaces of a twin compute at once, at most
 _TOKENS = 12  # of its texts
 
 
@@ -121,11 +123,15 @@ def _make(
         del config.quantization_config  # a GGUF file's
     if narrower > 1:
         _narrow(config, narrower)
-    with torch.device("meta"):
+    for part in _list_parts(config):  # texts are padded to it: memory of its square
+        for name, value in vars(part).items():
+            if name.endswith("chunk_size") and isinstance(value, int) and value > _CHUNK:
+                setattr(part, name, _CHUNK)
+    with bounded(str(config.name_or_path)), torch.device("meta"):
         network = find_class(config).from_config(config, trust_remote_code=trust).float()
     if fewer:
         _drop_blocks(network)
-    if sum(p.numel() for p in network.parameters()) > _LARGEST:
+    if sum(each.numel() for each in (*network.parameters(), *network.buffers())) > _LARGEST:
         return None
     replace_parameters(network, _draw)
     for module in network.modules():

@@ -13,10 +13,12 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from harness.core.errors import ModelError, nearest
+from harness.core.paths import read_path
 from harness.models.hub import parse_hub_name
 from harness.models.local import FolderModel
 from harness.models.reading import explained, read_tokenizer
 from harness.models.registry import MODELS, ModelSource, Pin
+from harness.models.sizes import check_sizes, count_tensors, read_facts
 from harness.models.storage import Storage, check_unquantized
 
 
@@ -28,7 +30,7 @@ def find_source(model_name: str) -> ModelSource:
         )
     if model_name in {*MODELS.load(), *MODELS.unavailable()}:
         return MODELS.find(model_name)
-    path = Path(model_name).expanduser()
+    path = read_path(model_name, ModelError)
     is_file = path.is_file() and path.suffix == ".gguf"
     if is_file or path.is_dir() or model_name.startswith((".", "/", "~")):
         return FolderModel(path)
@@ -48,11 +50,27 @@ def config(model_name: str, revision: str | None, trust: bool) -> PreTrainedConf
     """
     at = place(model_name, revision)
     is_packed = "gguf_file" in at
+    where = at.pop("where")
+    if not is_packed:
+        _check_sizes(model_name, where, **at)
     with explained(model_name):
-        config = AutoConfig.from_pretrained(at.pop("where"), **at, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(where, **at, trust_remote_code=trust)
+        facts = config.to_dict()
+    check_sizes(model_name, facts)  # with what the library adds, and a GGUF file says
     if not is_packed:
         check_unquantized(model_name, config, find_source(model_name).folder())
     return config
+
+
+def _check_sizes(model_name: str, where: str, **options: Any) -> None:
+    """Before the library makes anything of a configuration: some make a list of their layers."""
+    folder = Path(where)
+    if folder.is_dir():
+        check_sizes(model_name, read_facts(folder / "config.json"), count_tensors(folder))
+        return
+    with explained(model_name):
+        facts, _ = PreTrainedConfig.get_config_dict(where, **options)
+    check_sizes(model_name, facts)
 
 
 def storage(model_name: str, pin: Pin) -> Storage | None:

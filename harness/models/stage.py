@@ -26,6 +26,7 @@ from harness.models.model import DTYPES, Model, check_loadable, is_mapped, read_
 from harness.models.parts import read_context, read_text_config
 from harness.models.reading import explained, find_class
 from harness.models.registry import Pin
+from harness.models.sizes import bounded
 from harness.models.storage import Storage
 
 _FLASH = "flash_attention_2"
@@ -198,7 +199,7 @@ def meta_network(
     config = copy.deepcopy(sources.config(source, revision, trust_remote_code))
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # a GGUF file's; its weights are unpacked on loading
-    with explained(source), torch.device("meta"):
+    with explained(source), bounded(source), torch.device("meta"):
         return find_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 

@@ -24,13 +24,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from harness.core.checked import Count
 from harness.core.errors import ModelError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Tokens, calibration
@@ -56,11 +57,11 @@ class AWQ(Init):
     """
 
     name = "awq"
-    grid: PositiveInt = 20
+    grid: Annotated[Count, Field(le=10_000)] = 20
     text: str = "pile-val"
-    sequences: PositiveInt = 128
-    length: PositiveInt = 512
-    tokens: PositiveInt = 512
+    sequences: Count = 128
+    length: Count = 512
+    tokens: Count = 512
     clip: bool = False
 
     def origin(self, base: Stage[Model], format: Format) -> Stage[Model]:

@@ -20,15 +20,17 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from statistics import NormalDist
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from harness.core.component import Component
 from harness.core.errors import FormatError
 from harness.models import Quantized
 
+Bits: TypeAlias = Annotated[int, Field(ge=1, le=16)]
 _SMALLEST = 2.0**-24  # of a 16-bit float; a scale of 0 would divide by zero
 _LARGEST = 65504.0
 
@@ -107,8 +109,8 @@ class Grouped(Format):
     channel) and `tail` (True: a last group may be shorter).
     """
 
-    bits: int
-    group_size: int = 128
+    bits: Bits
+    group_size: Annotated[int, Field(ge=0, le=2**24)] = 128
     tail: bool = False
 
     widths: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
@@ -187,7 +189,7 @@ class IntAsym(Grouped):
     """
 
     name = "int-asym"
-    bits: int = 2
+    bits: Bits = 2
 
     def overhead(self) -> int:
         return 16 + self.bits
@@ -213,7 +215,7 @@ class IntSym(Grouped):
     """
 
     name = "int-sym"
-    bits: int = 2
+    bits: Bits = 2
 
     def overhead(self) -> int:
         return 16
@@ -236,7 +238,7 @@ class NF(Grouped):
     """
 
     name = "nf"
-    bits: int = 3
+    bits: Bits = 3
     asymmetric: bool = True
 
     widths: ClassVar[tuple[int, ...]] = (2, 3, 4)

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.core.checked import Count
 from harness.core.component import Component
 from harness.core.errors import ModelError
 from harness.core.stage import Input, Resources, Stage, report, value
@@ -66,12 +67,12 @@ class Clip(Init):
     """
 
     name = "clip"
-    grid: PositiveInt = 20
+    grid: Annotated[Count, Field(le=10_000)] = 20
     shrink: Annotated[float, Field(gt=0, le=1)] = 0.5
     text: str = "pile-val"
-    sequences: PositiveInt = 128
-    length: PositiveInt = 512
-    tokens: PositiveInt = 512
+    sequences: Count = 128
+    length: Count = 512
+    tokens: Count = 512
 
     def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
         if not isinstance(format, Grouped):

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Annotated, ClassVar, TypeAlias
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from harness.core.checked import Count, CountOrNone, Seed
 from harness.core.component import Component
 from harness.core.errors import SettingError, TextError
 from harness.core.stage import Input, Resources, Stage, report, value
@@ -34,16 +35,17 @@ from harness.models import Model, Pretrained, host_gib, run_finite
 from methods.training import generation
 
 Prompt: TypeAlias = list[int]  # token ids
+Temperature: TypeAlias = Annotated[float, Field(ge=0, le=100)]
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
-Counts: TypeAlias = Annotated[dict[str, PositiveInt], Field(min_length=1)]  # sequences of each text
+Counts: TypeAlias = Annotated[dict[str, Count], Field(min_length=1)]  # sequences of each text
 
 
 @dataclass(frozen=True)
 class Data(Component, family="data"):
     """Where training sequences come from. `sequences` of `length` tokens."""
 
-    sequences: PositiveInt = 8000
-    length: Annotated[int, Field(ge=2)] = 1024
+    sequences: Count = 8000
+    length: Annotated[Count, Field(ge=2)] = 1024
 
     @abstractmethod
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
@@ -74,12 +76,12 @@ class Generated(Data):
 
     name = "generated"
     text: str | Counts = "wikitext2"
-    prompt_chars: PositiveInt = 128
-    min_chars: NonNegativeInt = 512
-    temperature: NonNegativeFloat = 0.7  # 0: greedy
+    prompt_chars: Count = 128
+    min_chars: CountOrNone = 512
+    temperature: Temperature = 0.7  # 0: greedy
     top_p: Share = 1.0
     learn_prompt: bool = True
-    seed: int = 0
+    seed: Seed = 0
 
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
         counts = self.text if isinstance(self.text, dict) else {self.text: self.sequences}
@@ -115,10 +117,10 @@ class SelfGenerated(Data):
     """
 
     name = "self-generated"
-    greedy: tuple[NonNegativeInt, NonNegativeInt] = (3, 5)
-    temperature: NonNegativeFloat = 1.0
+    greedy: tuple[CountOrNone, CountOrNone] = (3, 5)
+    temperature: Temperature = 1.0
     top_p: Share = 1.0
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, TypeAlias
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
 from harness.core.component import Component
@@ -249,7 +249,7 @@ class TSLD(Objective):
 
     name = "tsld"
     weighted = True
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
 
     def token_losses(self, logits: TokenLogits) -> Tensor:
         return _kl(logits.log_p, logits.log_q)

@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from harness.core.checked import Checked
+from harness.core.checked import Checked, Count, CountOrNone
 from harness.core.stage import incidental
 from methods.training.masters import Trained
 from methods.training.optimizer import Optimizer
@@ -28,22 +28,24 @@ class Training(Checked):
     default keeps them as they are, since all methods compared here share them.
     """
 
-    steps: PositiveInt | None = None  # optimizer steps; None: as many as `epochs` needs
-    epochs: PositiveFloat = 4.0
-    batch_size: PositiveInt = 128  # sequences a step
-    lr: NonNegativeFloat = 8e-6
+    steps: Count | None = None  # optimizer steps; None: as many as `epochs` needs
+    epochs: Annotated[float, Field(gt=0, le=10_000)] = 4.0
+    batch_size: Count = 128  # sequences a step
+    lr: Annotated[float, Field(gt=0, le=10)] = 8e-6
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup: NonNegativeInt = 0  # steps
-    weight_decay: NonNegativeFloat = 0.0  # of matrices; never of norms and biases
+    warmup: CountOrNone = 0  # steps
+    # Of matrices; never of norms and biases.
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     betas: tuple[Share, Share] = (0.9, 0.999)
-    clip_norm: NonNegativeFloat = 1.0  # 0: off
+    clip_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0  # 0: off
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; masters are float32
     optimizer: Optimizer = "adamw"  # 8-bit moments need torchao
     trained: Trained = "body"
-    micro_batch: PositiveInt = incidental(8)  # sequences a process runs at once
+    micro_batch: Count = incidental(8)  # sequences a process runs at once
     gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
-    gpus: PositiveInt = incidental(1)  # processes that share the model and the batch
-    checkpoint_every: NonNegativeInt = incidental(100)  # steps; 0: never
+    # Processes that share the model and the batch.
+    gpus: Annotated[Count, Field(le=100_000)] = incidental(1)
+    checkpoint_every: CountOrNone = incidental(100)  # steps; 0: never
     deterministic: bool = incidental(True)  # on a GPU: slower, and the same bits each time
     stop_diverged: bool = incidental(True)  # False: goes on, and keeps checkpoints, at any loss
 

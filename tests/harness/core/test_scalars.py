@@ -227,15 +227,15 @@ ALIASES = "a: &a [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: !!int 1_000\n", ":1: not YAML: '1_000' is no int"),
-        ("a: !!bool yes\n", ":1: not YAML: 'yes' is no bool"),
+        ("a: !!int 1_000\n", ":1: not YAML: '1_000' is not of type int"),
+        ("a: !!bool yes\n", ":1: not YAML: 'yes' is not of type bool"),
         ("a: 1\nb: !!timestamp 2026-11-25\n", ":2: not YAML: could not determine a constructor"),
         ("? [a, b]\n: 1\n", ":1: not YAML: a key should be text"),
         ("1: a\n'1': b\n", ":2: key '1' is given twice"),
         ("a: " + 5000 * "1" + "\n", ":1: not YAML: 11111111111111111111… is too long for a number"),
-        ("a: &x [*x]\n", "not YAML: nested too deeply, or in itself"),
-        ("a: " + 3000 * "[" + 3000 * "]", "not YAML: nested too deeply, or in itself"),
-        (ALIASES, "more than 100000 values"),
+        ("a: &x [*x]\n", "nested too deeply, or in itself"),
+        ("a: " + 3000 * "[" + 3000 * "]", "not YAML: nested too deeply"),
+        (ALIASES, "more than 5000 values"),
     ],
 )
 def test_what_no_file_can_mean(file: Path, text: str, words: str) -> None:

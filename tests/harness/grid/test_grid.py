@@ -322,8 +322,8 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         (
             "compare: [rtn, awq-clip]",
             "  formt: [{name: nf}]\ncompare: [{name: rtn, formt: nf}]",
-            9,
-            "'formt' is unknown; did you mean 'format'?",
+            8,
+            "'formt' is not a setting of any method here; did you mean 'format'?",
         ),
         ("data.length: 128", "train.steps: 1:30", 13, "steps: '1:30' should be a whole number"),
         (
@@ -397,7 +397,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "published.tolerance: .inf should be a finite number or a mapping",
         ),
         ("data.length: 128", "data.temperature: .inf", 13, "temperature: .inf should be a finite"),
-        ("data.length: 128", "train.lr: -1", 13, "train.lr: -1 should be at least 0"),
+        ("data.length: 128", "train.lr: -1", 13, "train.lr: -1 should be more than 0"),
         ("data.length: 128", "train.betas: [0.9, 1]", 13, "train.betas: 1 should be less than 1"),
         ("data.length: 128", "train.lr: .nan", 13, "train.lr: .nan should be a finite number"),
         (
