@@ -86,6 +86,8 @@ def load(path: Path, allow_code_execution: bool = False, fill: Path | None = Non
     if file.trust_remote_code:  # said before a model's configuration runs it
         print(f"{path}: trust_remote_code: code that comes with models is run", file=sys.stderr)
     access = _find_access(document, file, fill)
+    # First: a misspelt axis explains what would follow, and lm-eval's index of tasks takes seconds.
+    points = list_points(document, file)
     tasks = read_named(document, "evaluate", file.evaluate, lambda n: find_evaluation(n).options)
     diagnosed = read_named(document, "diagnose", file.diagnose, find_options)
     if not tasks:
@@ -93,7 +95,6 @@ def load(path: Path, allow_code_execution: bool = False, fill: Path | None = Non
     check_tasks(document, list(tasks))
     if not (allow_code_execution or file.allow_code_execution):
         _refuse_code(document, list(tasks))
-    points = list_points(document, file)  # first: a misspelt axis explains what would follow
     with hub.reading(access):
         cells = tuple(_list_cells(document, file, points, tasks, diagnosed))
     check_names(document, file, dict.fromkeys(axis for cell in cells for axis in cell.axes), tasks)

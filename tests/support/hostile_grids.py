@@ -1,4 +1,4 @@
-"""Grids that clumsy fingers or a hostile mind would write, by kind, from a source of random numbers.
+"""Grids that clumsy fingers or a hostile mind would write, by kind, out of random numbers.
 
     path = write_grid("alias bomb", Random(7), folder)       # the grid's file, and what it needs
     KINDS                                                    # the names of all kinds
@@ -44,12 +44,27 @@ SCALARS = [
     *(".nan", ".inf", "-.inf", "1000000000", "9223372036854775808", "1:30", "1_000", "2026-11-26"),
     *("9" * 5000, "-" + "9" * 4200, "0x" + "f" * 5000, "0." + "1" * 5000, "1e" + "9" * 400),
     *("''", "' '", "'\u200b'", '"a\\0b"', '"\\ud800"', '"\\u202eabc"', '"\\x1b[31mred"', '"a\\nb"'),
-    *("x" * 100_000, "x " * 20_000, "~nosuchuser/x", "~", "/" + "a/" * 2500, "a" * 5000, "../" * 99),
+    *(
+        "x" * 100_000,
+        "x " * 20_000,
+        "~nosuchuser/x",
+        "~",
+        "/" + "a/" * 2500,
+        "a" * 5000,
+        "../" * 99,
+    ),
     *("[]", "{}", "[1, 2]", "{a: 1}", "[" * 20 + "]" * 20, "[" * 500 + "]" * 500, "&a [*a]", "*b"),
     *("!!int abc", "!!float abc", "!!bool 3", "!!null x", "!!binary '*'", "!!timestamp x"),
     *("!!python/object:os.system x", "!!set {a}", "!!map [1]", "!!seq {a: 1}", "!!str [1]", "!x y"),
     *('"\\U00110000"', '"\\uZZZZ"', "|\n  text\n", ">-\n  folded\n", "<<", "=", "?", "{<<: 3}"),
-    *("testbed", "file:/dev/zero", "file:/etc", "file:~nosuchuser/x.txt", "org/" + "a" * 300, "1e400"),
+    *(
+        "testbed",
+        "file:/dev/zero",
+        "file:/etc",
+        "file:~nosuchuser/x.txt",
+        "org/" + "a" * 300,
+        "1e400",
+    ),
 ]
 KEYS = ["model", "method", "vary", "compare", "defaults", "evaluate", "seed", "report", "published"]
 KEYS += ["base", "mirror", "dtype", "attention", "diagnose", "label", "max_points", "name", "limit"]
@@ -131,7 +146,9 @@ def _mutate(random: Random, folder: Path) -> str:
         else:
             line = lines[at]
             spot = random.randrange(len(line) + 1)
-            odd = random.choice(("\t", ":", "- ", "[", "}", "\x00", "\u202e", "é", "#", "&", "*", "!"))
+            odd = random.choice(
+                ("\t", ":", "- ", "[", "}", "\x00", "\u202e", "é", "#", "&", "*", "!")
+            )
             lines[at] = line[:spot] + odd + line[spot + random.randrange(2) :]
     return "# What?\n" + "\n".join(lines) + "\n"
 
@@ -194,8 +211,12 @@ def _replace_some(data: Any, random: Random, marks: dict[str, str]) -> Any:
 
 def _put_value(random: Random, folder: Path) -> str:
     """One value of a grid is another."""
-    name = random.choice(["train.lr", "train.steps", "format.bits", "format.group_size", "objective"])
-    name = random.choice([name, "data.length", "data.text", "init.shrink", "train.betas", "init.grid"])
+    name = random.choice(
+        ["train.lr", "train.steps", "format.bits", "format.group_size", "objective"]
+    )
+    name = random.choice(
+        [name, "data.length", "data.text", "init.shrink", "train.betas", "init.grid"]
+    )
     value = random.choice(SCALARS)
     where = random.randrange(4)
     if where == 0:
@@ -204,7 +225,7 @@ def _put_value(random: Random, folder: Path) -> str:
         return BASE.replace("vary: {", f"vary: {{{name}: [{value}], ", 1)
     if where == 2:
         return BASE.replace("limit: 20", f"limit: {value}")
-    return BASE + f"{random.choice(KEYS + ['seed', 'seed', 'mirror', 'dtype'])}: {value}\n"
+    return BASE + f"{random.choice([*KEYS, 'seed', 'seed', 'mirror', 'dtype'])}: {value}\n"
 
 
 def _alias(random: Random, folder: Path) -> str:
@@ -266,15 +287,37 @@ def _bases(random: Random, folder: Path) -> str:
 
 def _label(random: Random, folder: Path) -> str:
     label = random.choice(
-        ('""', '"   "', '"\\t"', '"\\0"', '"\\u202eevil"', '"\\ud83d"', '"\\u200b"', '"a\\u2028b"')
-        + ('"\\x1b[2J"', "x" * 100_000, "x" * 121, '"=cmd()"', '"a|b"', '"`a`"', '"é\\u0301"', "true")
-        + ('"\\u2066a\\u2069"', "[a]", "1.10", '"a\\nb"', '"\\\\input{x}"')
+        (
+            '""',
+            '"   "',
+            '"\\t"',
+            '"\\0"',
+            '"\\u202eevil"',
+            '"\\ud83d"',
+            '"\\u200b"',
+            '"a\\u2028b"',
+            '"\\x1b[2J"',
+            "x" * 100000,
+            "x" * 121,
+            '"=cmd()"',
+            '"a|b"',
+            '"`a`"',
+            '"é\\u0301"',
+            "true",
+            '"\\u2066a\\u2069"',
+            "[a]",
+            "1.10",
+            '"a\\nb"',
+            '"\\\\input{x}"',
+        )
     )
     return BASE.replace("label: Nearest", f"label: {label}")
 
 
 def _name(random: Random, folder: Path) -> str:
-    odd = random.choice(("x" * 100_000, '"\\u202ertn"', '"\\0"', '"rtn\\n"', '"\\udc00"', "ｒtn", "''"))
+    odd = random.choice(
+        ("x" * 100_000, '"\\u202ertn"', '"\\0"', '"rtn\\n"', '"\\udc00"', "ｒtn", "''")
+    )
     return random.choice(
         (
             BASE.replace("method: bitdistiller", f"method: {odd}"),
@@ -291,8 +334,24 @@ def _name(random: Random, folder: Path) -> str:
 
 def _path(random: Random, folder: Path) -> str:
     odd = random.choice(
-        ("~nosuchuser/x", '"a\\0b"', "/" + "a" * 5000, "a/" * 2500, "x" * 300, "/proc/self/mem")
-        + ("/dev/zero", "/dev/stdin", ".", "..", "/", "//", "./nowhere.gguf", "loop", "closed", "pipe")
+        (
+            "~nosuchuser/x",
+            '"a\\0b"',
+            "/" + "a" * 5000,
+            "a/" * 2500,
+            "x" * 300,
+            "/proc/self/mem",
+            "/dev/zero",
+            "/dev/stdin",
+            ".",
+            "..",
+            "/",
+            "//",
+            "./nowhere.gguf",
+            "loop",
+            "closed",
+            "pipe",
+        )
     )
     (folder / "loop").symlink_to("loop")
     (folder / "closed").mkdir(mode=0)
