@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 
@@ -27,6 +27,7 @@ from harness.core.scalars import forget_text
 from harness.grid.editor import make_schema
 from harness.grid.points import list_points
 from harness.grid.reading import read_grid
+from tests.support.hostile_values import KEYS, LABELS, NAMES, PATHS, SCALARS, Json, draw
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 BASE = """# Does it hurt?
@@ -38,37 +39,6 @@ defaults: {format.bits: 3, format.group_size: 64, init.text: testbed, data.text:
            data.length: 128, data.sequences: 64, train.steps: 4, train.batch_size: 4}
 evaluate: [testbed-ppl, {testbed_knowledge: {limit: 20}}]
 """
-# What may stand in place of any value.
-SCALARS = [
-    *("true", "false", "null", "~", "yes", "-1", "0", "1", "3", "0.5", "1e308", "-1e308", "1e999"),
-    *(".nan", ".inf", "-.inf", "1000000000", "9223372036854775808", "1:30", "1_000", "2026-11-26"),
-    *("9" * 5000, "-" + "9" * 4200, "0x" + "f" * 5000, "0." + "1" * 5000, "1e" + "9" * 400),
-    *("''", "' '", "'\u200b'", '"a\\0b"', '"\\ud800"', '"\\u202eabc"', '"\\x1b[31mred"', '"a\\nb"'),
-    *(
-        "x" * 100_000,
-        "x " * 20_000,
-        "~nosuchuser/x",
-        "~",
-        "/" + "a/" * 2500,
-        "a" * 5000,
-        "../" * 99,
-    ),
-    *("[]", "{}", "[1, 2]", "{a: 1}", "[" * 20 + "]" * 20, "[" * 500 + "]" * 500, "&a [*a]", "*b"),
-    *("!!int abc", "!!float abc", "!!bool 3", "!!null x", "!!binary '*'", "!!timestamp x"),
-    *("!!python/object:os.system x", "!!set {a}", "!!map [1]", "!!seq {a: 1}", "!!str [1]", "!x y"),
-    *('"\\U00110000"', '"\\uZZZZ"', "|\n  text\n", ">-\n  folded\n", "<<", "=", "?", "{<<: 3}"),
-    *(
-        "testbed",
-        "file:/dev/zero",
-        "file:/etc",
-        "file:~nosuchuser/x.txt",
-        "org/" + "a" * 300,
-        "1e400",
-    ),
-]
-KEYS = ["model", "method", "vary", "compare", "defaults", "evaluate", "seed", "report", "published"]
-KEYS += ["base", "mirror", "dtype", "attention", "diagnose", "label", "max_points", "name", "limit"]
-Json: TypeAlias = dict[str, Any]
 
 
 def write_grid(kind: str, random: Random, folder: Path) -> Path:
@@ -159,42 +129,13 @@ def _follow_schema(random: Random, folder: Path) -> str:
     data: Json = {"model": "testbed-small", "method": "rtn", "evaluate": ["testbed-ppl"]}
     for name in random.sample(sorted(schema["properties"]), random.randrange(1, 6)):
         if name not in ("base", "mirror", "trust_remote_code"):
-            data[name] = _draw(schema["properties"][name], schema, random, 0)
+            data[name] = draw(schema["properties"][name], schema, random, 0)
     marks: dict[str, str] = {}
     data = _replace_some(data, random, marks)
     text = yaml.safe_dump(data, sort_keys=False, width=10_000)
     for mark, scalar in marks.items():
         text = text.replace(mark, scalar)
     return text
-
-
-def _draw(schema: Json, root: Json, random: Random, depth: int) -> Any:
-    """A value that a schema allows, with few parts; deep down the simplest."""
-    if "$ref" in schema:
-        target: Any = root
-        for step in schema["$ref"].removeprefix("#/").split("/"):
-            target = target[step]
-        return _draw(target, root, random, depth)
-    if "anyOf" in schema or "oneOf" in schema:
-        return _draw(random.choice(schema.get("anyOf") or schema["oneOf"]), root, random, depth)
-    if "enum" in schema:
-        return random.choice(schema["enum"])
-    if "const" in schema:
-        return schema["const"]
-    kind = schema.get("type")
-    if kind == "object":
-        names = sorted(schema.get("properties", {}))
-        chosen = random.sample(names, min(len(names), random.randrange(4 if depth < 4 else 1)))
-        chosen = [*dict.fromkeys([*schema.get("required", []), *chosen])]
-        return {n: _draw(schema["properties"][n], root, random, depth + 1) for n in chosen}
-    if kind == "array":
-        items = schema.get("items", {"type": "string"})
-        return [_draw(items, root, random, depth + 1) for _ in range(random.randrange(1, 4))]
-    if kind in ("integer", "number"):
-        low, high = schema.get("minimum", -5), schema.get("maximum", 5)
-        number = random.choice((low, high, 1, 2, 3, 4, low - 1, high + 1, (low + high) / 2))
-        return int(number) if kind == "integer" else number
-    return {"boolean": random.random() < 0.5, "null": None}.get(str(kind), random.choice("ab"))
 
 
 def _replace_some(data: Any, random: Random, marks: dict[str, str]) -> Any:
@@ -286,38 +227,12 @@ def _bases(random: Random, folder: Path) -> str:
 
 
 def _label(random: Random, folder: Path) -> str:
-    label = random.choice(
-        (
-            '""',
-            '"   "',
-            '"\\t"',
-            '"\\0"',
-            '"\\u202eevil"',
-            '"\\ud83d"',
-            '"\\u200b"',
-            '"a\\u2028b"',
-            '"\\x1b[2J"',
-            "x" * 100000,
-            "x" * 121,
-            '"=cmd()"',
-            '"a|b"',
-            '"`a`"',
-            '"é\\u0301"',
-            "true",
-            '"\\u2066a\\u2069"',
-            "[a]",
-            "1.10",
-            '"a\\nb"',
-            '"\\\\input{x}"',
-        )
-    )
+    label = random.choice(LABELS)
     return BASE.replace("label: Nearest", f"label: {label}")
 
 
 def _name(random: Random, folder: Path) -> str:
-    odd = random.choice(
-        ("x" * 100_000, '"\\u202ertn"', '"\\0"', '"rtn\\n"', '"\\udc00"', "ｒtn", "''")
-    )
+    odd = random.choice(NAMES)
     return random.choice(
         (
             BASE.replace("method: bitdistiller", f"method: {odd}"),
@@ -333,26 +248,7 @@ def _name(random: Random, folder: Path) -> str:
 
 
 def _path(random: Random, folder: Path) -> str:
-    odd = random.choice(
-        (
-            "~nosuchuser/x",
-            '"a\\0b"',
-            "/" + "a" * 5000,
-            "a/" * 2500,
-            "x" * 300,
-            "/proc/self/mem",
-            "/dev/zero",
-            "/dev/stdin",
-            ".",
-            "..",
-            "/",
-            "//",
-            "./nowhere.gguf",
-            "loop",
-            "closed",
-            "pipe",
-        )
-    )
+    odd = random.choice(PATHS)
     (folder / "loop").symlink_to("loop")
     (folder / "closed").mkdir(mode=0)
     os.mkfifo(folder / "pipe")
