@@ -32,8 +32,8 @@ from harness.run import remembering
 from tests.support.fakeslurm import launched
 from tests.support.plans import fill, plan_of, values
 
-GRIDS = ("here/a.yaml", "here/b.yaml", "away/a.yaml", "away/c.yaml")
-NUMBERS = st.sets(st.integers(1, 12), min_size=1, max_size=4)
+GRIDS = ("here/a.yaml", "here/b.yaml", "away/a.yaml")
+NUMBERS = st.sets(st.integers(1, 7), min_size=1, max_size=2)
 DEAD = json.dumps({"host": "far", "place": "far", "pid": 1, "started": 0.0})
 WEEK_S = 7 * 24 * 3600.0
 
@@ -57,7 +57,6 @@ class Histories(RuleBasedStateMachine):
         self.claims: dict[str, Claim] = {}
         self.versions: dict[Path, dict[str, Any]] = {}  # file of the memory -> path, keys, order
         self.order = 0
-        self.ruined: Path | None = None
 
     @initialize()
     def begin(self) -> None:
@@ -79,11 +78,12 @@ class Histories(RuleBasedStateMachine):
 
     @rule(grid=st.sampled_from(GRIDS), numbers=NUMBERS)
     def plan(self, grid: str, numbers: set[int]) -> None:
-        """Write a grid, or edit it, and plan it."""
+        """Write a grid, or edit it, and run it."""
         path = self.root / grid
         if path.parent.exists():
             path.write_text(f"{sorted(numbers)}")
             self.remember(path, numbers)
+            fill(self.store, plan_of(path, numbers).nodes)
 
     def remember(self, path: Path, numbers: set[int]) -> None:
         plan = plan_of(path, numbers)
@@ -97,8 +97,6 @@ class Histories(RuleBasedStateMachine):
         (known,) = (each for each in memory if each["keys"] == set(plan.nodes))
         self.order += 1
         self.versions[known["file"]] = {**known, "order": self.order}
-        if known["file"] == self.ruined:
-            self.ruined = None
 
     def list_memory(self) -> Iterator[dict[str, Any]]:
         for file in sorted((self.store.root / "grids").glob("[!.]*.json")):
@@ -139,26 +137,22 @@ class Histories(RuleBasedStateMachine):
         keys = set(plan_of(path, numbers).nodes)
         self.versions[plan] = {"file": plan, "path": str(path), "keys": keys, "order": self.order}
 
-    @precondition(lambda self: self.ruined is None and self.versions)
+    @precondition(lambda self: any((self.store.root / "grids").glob("[!.]*.json")))
     @rule(
         data=st.data(),
         text=st.sampled_from(["{", '{"schema": 99}', "[]", '{"schema": 1, "keys": 3}']),
     )
-    def ruin_a_memory(self, data: st.DataObject, text: str) -> None:
-        """A bad disk, or a later program."""
+    def ruin_and_mend_a_memory(self, data: st.DataObject, text: str) -> None:
+        """A bad disk, or a later program: nothing is removed meanwhile."""
         files = sorted((self.store.root / "grids").glob("[!.]*.json"))
-        if files:
-            self.ruined = data.draw(st.sampled_from(files))
-            self.sound = self.ruined.read_text(), self.ruined.stat().st_mtime_ns
-            self.ruined.write_text(text)
-
-    @precondition(lambda self: self.ruined is not None)
-    @rule()
-    def mend_a_memory(self) -> None:
-        assert self.ruined is not None
-        self.ruined.write_text(self.sound[0])
-        os.utime(self.ruined, ns=(self.sound[1], self.sound[1]))
-        self.ruined = None
+        file, before = data.draw(st.sampled_from(files)), values(self.store)
+        sound, changed = file.read_text(), file.stat().st_mtime_ns
+        file.write_text(text)
+        with pytest.raises(StoreError, match="nothing is removed"):
+            garbage.collect(self.store, lambda _: True, 0.0, lambda _: None)
+        assert values(self.store) == before
+        file.write_text(sound)
+        os.utime(file, ns=(changed, changed))
 
     # Values
 
@@ -166,9 +160,9 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def compute(self, data: st.DataObject) -> None:
         keys = sorted(set().union(*(version["keys"] for version in self.versions.values())))
-        fill(self.store, data.draw(st.sets(st.sampled_from(keys), max_size=6)))
+        fill(self.store, data.draw(st.just(keys) | st.sets(st.sampled_from(keys), max_size=6)))
 
-    @rule(key=st.integers(1, 12))
+    @rule(key=st.integers(1, 7))
     def leave_scratch(self, key: int) -> None:
         """What killed processes leave."""
         for place in (f"work/k{key}/step", f"drafts/k{key}.ab12/part", "code/abc/x.py"):
@@ -239,6 +233,14 @@ class Histories(RuleBasedStateMachine):
         of_path = [v["order"] for v in self.versions.values() if v["path"] == version["path"]]
         return earlier and version["order"] < max(of_path)
 
+    @rule()
+    def collect_all(self) -> None:
+        self.collect(True, True, 0.0, True, None, None)
+
+    @rule(lost=st.booleans(), earlier=st.booleans())
+    def collect_and_keep_the_trash(self, lost: bool, earlier: bool) -> None:
+        self.collect(lost, earlier, WEEK_S, True, None, None)
+
     @rule(
         lost=st.booleans(),
         earlier=st.booleans(),
@@ -277,7 +279,7 @@ class Histories(RuleBasedStateMachine):
             with self.at_step(at, meanwhile):
                 garbage.collect(self.store, forget, older, told.append)
         except (StoreError, ClusterError):
-            assert self.ruined or self.claims
+            assert self.claims
         except Crash:
             self.bury()
         else:
@@ -350,7 +352,7 @@ def test_no_history_makes_gc_remove_what_somebody_needs() -> None:
     run_state_machine_as_test(
         Histories,
         settings=settings(
-            max_examples=int(os.environ.get("BITGRID_HISTORIES", "40")),
+            max_examples=int(os.environ.get("BITGRID_HISTORIES", "30")),
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),
