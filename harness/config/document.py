@@ -128,6 +128,8 @@ class Document:
         if not base.exists():
             near = [path.name for path in self.file.parent.glob("*.yaml") if path != self.file]
             raise self.error(("base",), f"base: file {name!r} is missing; {nearest(name, near)}")
+        if not base.is_file():
+            raise self.error(("base",), f"base: {name!r} is not a plain file")
         if base.resolve() in above:
             raise self.error(("base",), f"base: {name!r} builds on this file itself")
         return base

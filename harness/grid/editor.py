@@ -60,7 +60,7 @@ def make_schema() -> Json:
 def _describe_settings() -> tuple[Json, Json]:
     """The schema of each dotted path over all methods and components, and what these refer to."""
     methods = dict.fromkeys(type(entry.method) for entry in METHODS.load().values())
-    places = [place for method in methods for place in _list_places(method, "")]
+    places = [place for method in methods for place in list_places(method, "")]
     adapters = {cls: fields_adapter(cls) for _, cls, _ in places}
     written, whole = pydantic.TypeAdapter.json_schemas(
         [(cls, "validation", adapter) for cls, adapter in adapters.items()]
@@ -78,13 +78,13 @@ def _describe_settings() -> tuple[Json, Json]:
     return {path: _any_of(schemas) for path, schemas in sorted(choices.items())}, definitions
 
 
-def _list_places(cls: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
+def list_places(cls: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
     """Every dotted path that a grid may set on a `cls`, with the class and field that it sets."""
     for name, hint in field_types(cls).items():
         yield prefix + name, cls, name
         for kind in list_classes(hint):
             for choice in kind.choices().values() if issubclass(kind, Component) else [kind]:
-                yield from _list_places(choice, f"{prefix}{name}.")
+                yield from list_places(choice, f"{prefix}{name}.")
 
 
 def _describe_method(settings: Iterable[str]) -> Json:

@@ -42,7 +42,7 @@ def find(name: str, model: str | None = None) -> Path:
 def locate(text: str) -> Path:
     """The path that `text` is, or else the file of the published figures that it names."""
     path = Path(text)
-    return find(text) if not path.exists() and text in list_names() else path
+    return find(text) if text in list_names() and not path.exists() else path
 
 
 def figures(path: Path, model: str | None = None) -> list[dict[str, str]]:
