@@ -73,6 +73,7 @@ class LmEvalOptions(Checked):
     limit: Annotated[int, Field(gt=0, le=100_000_000)] | None = None  # items
     num_fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
     bos: bool | None = None  # before each prompt; default: no, as the papers do
+    accept_weak_sandbox: bool = False  # run code where the kernel grants no namespaces
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class LmEvalTask(Evaluation):
         )
 
     def check(self, options: LmEvalOptions, base: Pretrained) -> None:
+        if options.accept_weak_sandbox and not self.runs_code:
+            raise GridError(f"accept_weak_sandbox: task {self.name!r} runs no code")
         check_model(self.task, bool(options.bos), base.tokenizer(), base.context())
 
     def stage(
@@ -142,6 +145,7 @@ class LmEvalTask(Evaluation):
                 f"task {self.name!r} needs stages of the kind {kind!r}, which no entry point has: "
                 "install Bitgrid again (pip install -e . --no-deps --no-build-isolation)"
             )
+        leave = {"accept_weak_sandbox": True} if options.accept_weak_sandbox else {}
         scored: LmEval = stage(
             model,
             self.name,
@@ -151,6 +155,7 @@ class LmEvalTask(Evaluation):
             options.limit,
             mirror=None if access.folder is None else str(access.folder),
             caveat=join_caveats(self.caveat, base.caveat if base else None),
+            **leave,
         )
         if self.folder is None and scored.has_data(access):
             scored.check_items(access)

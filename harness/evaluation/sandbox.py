@@ -15,9 +15,13 @@ the interpreter that refuses processes, sockets, writes outside the folder and r
 standard library and installed packages. A program passes if it and its tests run to their end,
 which is shown by a secret that the parent sends after the program.
 
+A program that replaced what its tests rest on (builtins, math, operator, unittest's assertions)
+fails. Programs die with the harness, however it dies, and a later run removes their folders.
+
 This stops accidents and ordinary mischief. It is no defence against a program written to break out
-of CPython, nor against one that hunts for the secret in order to cheat its tests: it runs in the
-process that will read the secret, so no frame or pipe there could be out of its reach.
+of CPython, nor against one that knows this sandbox and cheats its tests: it runs in the process
+that will read the secret, so no frame or pipe there is out of its reach, and an object whose
+`__eq__` says that it equals everything passes here as it does the published checkers.
 """
 
 from __future__ import annotations
@@ -38,15 +42,24 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from harness.evaluation.sandbox_child import (
     confine,
+    die_with_parent,
+    drop_rights,
     imitate_checkers,
     install_guard,
+    isolate_files,
+    limit_resources,
+    remember_originals,
     run_child,
 )
 
 _NOBODY = 65_533  # unprivileged and, unlike 65534, not shared with network file systems
+_PREFIX, _NEW_S = "bitgrid-sandbox-", 60  # of folders; seconds in which one may not be locked yet
+_NAMESPACES = ("network", "processes", "files")  # the layers that a weak sandbox lacks
 _PIPE = 60_000  # bytes that a pipe takes without a reader
 _WIDE = 1_000_000  # and when widened, as any user may
 _REPORT = 4_096  # bytes that we read back; a program's own output goes nowhere
@@ -92,13 +105,17 @@ def execute(
     payload = header.ljust(80).encode() + program + token.encode()
     if len(payload) > _WIDE:
         return Outcome(False, f"program too long: {len(payload)} bytes")
-    folder = tempfile.mkdtemp(prefix="bitgrid-")
+    _sweep()
+    folder = tempfile.mkdtemp(prefix=_PREFIX)
+    held = os.open(folder, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)  # let go when we die, however: see `_sweep`
         if os.geteuid() == 0:
             os.chown(folder, _NOBODY, _NOBODY)
         report, status = _run(payload, folder, 3 * timeout_s + 1)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
     return _judge(report, status, token)
 
 
@@ -140,11 +157,32 @@ def pass_at_k(
     }, outcomes
 
 
+@cache
+def find_missing_layers() -> tuple[str, ...]:
+    """The layers that this machine's kernel does not grant; found once, by a program."""
+    held = execute("pass").layers
+    return tuple(layer for layer in _NAMESPACES if layer not in held)
+
+
+@cache
+def _sweep() -> None:
+    """Removes folders whose owner was killed: nobody holds their lock, and they are not new."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            held = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(held).st_mtime > _NEW_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(held)
+
+
 def _run(payload: bytes, folder: str, wall_s: float) -> tuple[bytes, int | None]:
     """The child's report and exit status; None when it had to be killed for time."""
     ours, theirs = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _CHILD, str(theirs), *_PACKAGES],
+        [sys.executable, "-I", "-S", "-c", _CHILD, str(theirs), str(os.getpid()), *_PACKAGES],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -201,5 +239,9 @@ def _judge(report: bytes, status: int | None, token: str) -> Outcome:
     return Outcome(False, "ended before its tests did", layers)
 
 
-_SOURCES = [inspect.getsource(f) for f in (confine, install_guard, imitate_checkers, run_child)]
+_PARTS = (
+    *(confine, isolate_files, die_with_parent, drop_rights, limit_resources),
+    *(install_guard, imitate_checkers, remember_originals, run_child),
+)
+_SOURCES = ["from __future__ import annotations", *(inspect.getsource(part) for part in _PARTS)]
 _CHILD = "\n".join(_SOURCES) + f"\nrun_child({_NOBODY}, {_THREADS})\n"

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from harness.core.errors import GridError
+from harness.core.records import Score
+from harness.evaluation import sandbox
+from harness.evaluation.code_tasks import LmEvalCode
+from harness.evaluation.lm_eval import LmEval
 from harness.evaluation.sandbox import Outcome, execute, execute_all
+from harness.evaluation.scores import Scores
 
+ROW = Score(**{**{f.name: None for f in fields(Score)}, "protocol": "lm-eval"})  # type: ignore[arg-type]
 GOOD = "def double(x):\n    return 2 * x\n"
 
 
@@ -145,3 +156,99 @@ def test_long_tests_are_run_and_longer_ones_are_said_to_be(right: bool) -> None:
     assert execute(GOOD, tests=tests, timeout_s=20).passed is right
     assert not execute("while True: pass", tests=tests, timeout_s=1).passed
     assert execute(GOOD, tests=tests * 5).reason.startswith("program too long")
+
+
+WRONG, TESTS = "def double(x):\n    return 0\n", "assert double(2) == 4"
+CHEATS = {  # what stands before a wrong program's tests
+    "exec": "import builtins\nbuiltins.exec = lambda *_: None",
+    "compile": "import builtins\nbuiltins.compile = lambda *_, **__: ''",
+    "os.read": "import os\nos.read = lambda *_: b''",
+    "os.write": "import os\nos.write = lambda *_: 0",
+    "leaving at exit": "import atexit, os\natexit.register(os._exit, 0)",
+    "exit status": "import os\nos._exit(0)",
+    "len": "import builtins\nbuiltins.len = lambda _: 4\ndouble = lambda _: len([])",
+    "abs": "import builtins\nbuiltins.abs = lambda _: 4\ndouble = lambda _: abs(1)",
+    "all": "import builtins\nbuiltins.all = lambda _: 4\ndouble = lambda _: all([])",
+    "isclose": "import math\nmath.isclose = lambda *_: True\ndouble = lambda _: 4",
+    "operator": "import operator\noperator.eq = lambda *_: True\ndouble = lambda _: 4",
+    "unittest": "import unittest\nunittest.TestCase.assertEqual = lambda *_: 1\n"
+    "double = lambda _: 4",
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheat_fails(cheat: str) -> None:
+    assert not execute(f"{WRONG}{CHEATS[cheat]}", tests=TESTS).passed
+
+
+def test_what_right_programs_replace_does_not_count_as_cheating() -> None:
+    code = "import builtins\nbuiltins.input = lambda: '3'\nassert input() == '3'\n"
+    assert execute(GOOD + code, tests=TESTS).passed
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "for i in range(100_000): open(str(i), 'w').close()",
+        "import os\nfor i in range(100_000): os.mkdir(str(i))",
+    ],
+)
+def test_files_and_folders_are_bounded(code: str) -> None:
+    if "files" not in layers():
+        pytest.skip("the kernel grants no file systems of our own here")
+    assert execute(code).reason.startswith("OSError: [Errno 28]")
+
+
+def test_a_program_dies_with_the_harness_and_its_folder_goes(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    code = "import time\nwhile True: time.sleep(0.1)"
+    harness = "from harness.evaluation.sandbox import execute\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{harness}execute({code!r}, timeout_s=20)"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+
+    def find_programs() -> list[int]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if f"\0{process.pid}\0" in entry.read_text(errors="replace"):
+                    found.append(int(entry.parent.name))
+        return found
+
+    def wait_for(count: int) -> None:
+        until = time.monotonic() + 30
+        while len(find_programs()) != count:
+            assert time.monotonic() < until, find_programs()
+            time.sleep(0.05)
+
+    try:
+        wait_for(3)
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(0)
+    (folder,) = tmp_path.iterdir()
+    os.utime(folder, (0, 0))
+    subprocess.run(
+        [sys.executable, "-c", f"{harness}execute('pass')"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        check=True,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weak_sandbox_is_refused_unless_the_grid_accepts_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandbox, "find_missing_layers", lambda: ("network", "files"))
+    stage = LmEvalCode(None, "humaneval", None, False, "digest")  # type: ignore[arg-type]
+    with pytest.raises(GridError, match=r"namespaces for network, files.*accept_weak_sandbox"):
+        stage.preflight()
+    accepting = replace(stage, accept_weak_sandbox=True)
+    scores = Scores([ROW], None)  # type: ignore[arg-type]
+    monkeypatch.setattr(LmEval, "run", lambda *_: scores)
+    (row,) = accepting.run(Path()).rows
+    assert row.protocol == "lm-eval; sandbox without network, files"
+    monkeypatch.setattr(sandbox, "find_missing_layers", lambda: ())
+    assert stage.run(Path()).rows == [ROW]
