@@ -145,7 +145,6 @@ class LmEvalTask(Evaluation):
                 f"task {self.name!r} needs stages of the kind {kind!r}, which no entry point has: "
                 "install Bitgrid again (pip install -e . --no-deps --no-build-isolation)"
             )
-        leave = {"accept_weak_sandbox": True} if options.accept_weak_sandbox else {}
         scored: LmEval = stage(
             model,
             self.name,
@@ -155,7 +154,7 @@ class LmEvalTask(Evaluation):
             options.limit,
             mirror=None if access.folder is None else str(access.folder),
             caveat=join_caveats(self.caveat, base.caveat if base else None),
-            **leave,
+            **({"accept_weak_sandbox": True} if options.accept_weak_sandbox else {}),
         )
         if self.folder is None and scored.has_data(access):
             scored.check_items(access)
