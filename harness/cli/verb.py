@@ -81,7 +81,7 @@ def _go_offline(path: Path) -> None:
     """
     from harness.config.document import Document
 
-    grid = Document(path).data if path.is_file() else None
+    grid = Document(path).data
     if os.environ.get("BITGRID_MIRROR") or (isinstance(grid, dict) and grid.get("mirror")):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])

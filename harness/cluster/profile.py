@@ -99,7 +99,7 @@ def load(path: Path | None, kinds: Collection[str]) -> Profile:
 
     Raises ClusterError with file, line and the nearest valid key.
     """
-    place = read_path(path or DEFAULT, ClusterError)
+    place = read_path(str(path or DEFAULT), ClusterError)
     if not place.is_file():
         raise ClusterError(
             f"cluster profile {place} does not exist; write one (docs/slurm.md) or name another "

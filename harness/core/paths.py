@@ -16,13 +16,13 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
 def read_path(text: str | Path, error: type[BitgridError], folder: Path | None = None) -> Path:
-    """The path that a text is, `~` expanded, below `folder` unless it is absolute.
+    """The path that a text is, below `folder` unless it is absolute; of a text `~` is expanded.
 
     Nothing need lie there. Raises `error` where nothing can: a name too long for the system, a user
     who is not there, a folder that may not be entered, links in a circle.
     """
     try:
-        path = Path(text).expanduser()
+        path = Path(text).expanduser() if isinstance(text, str) else text
         path = path if folder is None else folder / path
         path.stat()
     except OSError as fault:

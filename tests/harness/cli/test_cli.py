@@ -28,6 +28,8 @@ from harness.core.records import ITEM_KEY
 
 ROOT = Path(__file__).parents[3]
 
+WILD = {"train.lr": 10, "train.weight_decay": 10, "train.steps": 30}  # NaN within some steps
+
 
 def _bitgrid(
     *words: str | Path, cwd: Path = ROOT, code: int = 0, **options: Any
@@ -362,7 +364,7 @@ def test_a_failing_cell_exits_1_and_shows_the_hole(place: Path, tmp_path: Path) 
     text = (place / "quick.yaml").read_text()
     grid = yaml.safe_load(text)
     grid |= {"compare": ["rtn"], "evaluate": [{"testbed-ppl": {"limit": 2}}], "report": {}}
-    grid["defaults"]["train.lr"] = 1e30  # NaN within two steps
+    grid["defaults"] |= WILD
     (tmp_path / "nan.yaml").write_text(
         "# Does a failing cell stand alone?\n" + yaml.safe_dump(grid)
     )
@@ -378,7 +380,7 @@ def test_a_failing_cell_exits_1_and_shows_the_hole(place: Path, tmp_path: Path) 
 def test_where_every_cell_fails_the_failures_are_listed(place: Path, tmp_path: Path) -> None:
     grid = yaml.safe_load((place / "quick.yaml").read_text())
     grid |= {"compare": [], "evaluate": [{"testbed-ppl": {"limit": 2}}], "report": {}}
-    grid["defaults"]["train.lr"] = 1e30
+    grid["defaults"] |= WILD
     (tmp_path / "nan.yaml").write_text("# Does nothing work?\n" + yaml.safe_dump(grid))
     for _ in range(2):  # and of a failure that stands
         done = _bitgrid("run", "nan.yaml", cwd=tmp_path, code=1)
