@@ -6,6 +6,7 @@ rewritten so. Its heartbeat is set back where it is to have expired.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -174,7 +175,8 @@ def try_clocks(ground: Ground) -> Iterator[Result]:
             ended.set()
             beat.join()
             if alive:  # now it dies
-                os.utime(claim, (time.time() - 1000,) * 2)
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(claim, (time.time() - 1000,) * 2)
             trial.spoken.append(running.wait())
             result = trial.judge(fault, [key])
             if alive and early:
@@ -183,8 +185,9 @@ def try_clocks(ground: Ground) -> Iterator[Result]:
 
 
 def _beat(claim: Path, ended: threading.Event, alive: bool) -> None:
-    while alive and not ended.wait(1.0):
-        os.utime(claim)
+    with contextlib.suppress(FileNotFoundError):  # it was outbid, and is gone
+        while alive and not ended.wait(1.0):
+            os.utime(claim)
 
 
 def try_late(ground: Ground) -> Iterator[Result]:
