@@ -29,7 +29,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from harness.core.store import Store, write_json
+from harness.core.files import write_json
+from harness.core.store import Store
 from harness.run import remembering
 from tests.support.slurm.lab import Lab
 

@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from harness.core.errors import ClusterError, StoreError
-from harness.core.store import Store, write_json
+from harness.core.files import write_json
+from harness.core.store import Store
 
 SCHEMA = 2
 PLAN = "plan.json"

@@ -67,6 +67,18 @@ class StoreError(BitgridError):
     """A store that cannot be written, or holds something unreadable."""
 
 
+class Damaged(StoreError):
+    """A value whose files are not those that were committed. `key`: whose value."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class Outbid(BitgridError):
+    """Another process has taken a stage over: whoever is told leaves, with nothing to report."""
+
+
 class ClusterError(BitgridError):
     """A cluster profile that makes no sense, or a scheduler that refuses or does not answer."""
 

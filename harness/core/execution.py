@@ -49,9 +49,8 @@ def _unchanged(stage: Stage[Any], values: Mapping[str, Any]) -> Iterator[None]:
     """Raises ValueChanged where an input of the stage is not the same afterwards."""
     inputs = [values[above.key] for above in stage.inputs]
     before = [recall_fingerprint(each) for each in inputs]
-    try:
-        yield
-    finally:
+
+    def check() -> None:
         for given, known in zip(inputs, before, strict=True):
             if (part := find_change(known, fingerprint(given))) is not None:
                 forget_fingerprint(given)
@@ -60,6 +59,13 @@ def _unchanged(stage: Stage[Any], values: Mapping[str, Any]) -> Iterator[None]:
                     "was given, which others share; work on a copy (a model's is `model.fork()`) "
                     "and give it new tensors"
                 )
+
+    try:
+        yield
+    except Exception:  # what ends the process (an interrupt, an exit) waits for no check
+        check()
+        raise
+    check()
 
 
 @contextlib.contextmanager

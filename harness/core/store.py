@@ -1,13 +1,16 @@
 """Where values lie: content-addressed by stage key, written once, never half.
 
-    <root>/values/<key>/manifest.json    written last: its existence means the value is complete
+    <root>/values/<key>/manifest.json    written last: facts, and the digests of all files
                         code.json        the definitions behind it, each with its digest
                         *.safetensors …  what the value saved beside it
-    <root>/claims/<key>.<n>              who is computing it, touched while it does
+    <root>/claims/<key>.<n>              who is computing it (`harness.core.claims`)
+    <root>/work/<key>/<token>/           its owner's scratch (`harness.core.scratch`)
     <root>/failures/<key>.json           why it could not be computed
-    <root>/work/<key>/                   a running stage's scratch and checkpoints
+    <root>/trash/…                       what was taken out (`harness.core.trash`)
 
-Atomic steps are exclusive create and rename, which hold on NFS; there is no lock and no database.
+A value is there when its manifest is, and all its files with their sizes. One that lacks something
+is computed again and replaces what is left. Atomic steps are exclusive create and rename, which
+hold on NFS; there is no lock and no database.
 Not here: what to compute and when (`harness.run`). No torch is imported: reading rows is fast.
 """
 
@@ -19,26 +22,44 @@ import os
 import secrets
 import shutil
 import socket
-import threading
-import time
-import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cache
-from inspect import signature
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.core.errors import StoreError, ValueChanged
-from harness.core.fingerprint import find_change, fingerprint, recall_fingerprint
+from harness.core.claims import Claim, Claims
+from harness.core.errors import Damaged, StoreError
+from harness.core.files import (
+    describe,
+    digest_file,
+    digest_json,
+    explained,
+    list_files,
+    read_json,
+    write_json,
+)
+from harness.core.scratch import Scratch, read_progress, take_over
+from harness.core.trash import Trash
+from harness.core.values import check_written, find_value_type
 
 if TYPE_CHECKING:
     from harness.core.stage import Stage
 
 SCHEMA = 1
-HEARTBEAT_S = 10.0
+MANIFEST = "manifest.json"
 LATE_S = 60.0  # how late a file may be seen that another host wrote
-EXPIRY_S = 60.0  # a claim that nobody touched for so long has lost its owner
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a manifest says, in short."""
+
+    stamp: tuple[int, int, int]  # of its file: inode, size, time of change in ns
+    fault: str | None  # why it cannot be read
+    files: Mapping[str, int] = field(default_factory=dict)
+    host: str | None = None
+    code: str | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,8 @@ class Store:
     """A folder of values by key. Any number of processes on any number of hosts may share it."""
 
     root: Path
+    _found: dict[str, Found] = field(default_factory=dict, compare=False, repr=False)
+    _intact: set[tuple[str, int, int, int]] = field(default_factory=set, compare=False, repr=False)
 
     @classmethod
     def default(cls) -> Store:
@@ -54,115 +77,249 @@ class Store:
 
     def check(self) -> None:
         """Raise StoreError where nothing can be kept here."""
-        self._touched()
+        self._claims.check()
+
+    def tidy(self) -> None:
+        """Remove what owners left that are dead. Their checkpoints stay for whoever goes on."""
+        self._claims.tidy()
 
     # Values
 
     def has(self, key: str) -> bool:
-        return (self._value(key) / "manifest.json").exists()
+        """Whether a value is there, and whole as far as sizes tell."""
+        found = self.look(key)
+        return found is not None and found.fault is None
+
+    def look(self, key: str) -> Found | None:
+        """What there is of a value, with its fault where it is not whole; None where nothing is."""
+        found = self._read(key)
+        if found is None or found.fault is not None:
+            return found
+        for name, size in found.files.items():
+            if (fault := _find_fault(self.path(key) / name, size)) is not None:
+                return Found(found.stamp, fault, found.files, found.host)
+        return found
+
+    def find_fault(self, key: str) -> str | None:
+        """Why a value that is there is not whole and will be computed again; None where it is."""
+        found = self.look(key)
+        return None if found is None else found.fault
+
+    def is_arriving(self, key: str) -> bool:
+        """Whether another host has just written a value that this one does not see in full yet."""
+        found = self.look(key)
+        if found is None or found.fault is None or found.host in (None, socket.gethostname()):
+            return False
+        with contextlib.suppress(OSError):
+            os.listdir(self.path(key))  # has a network file system look again
+        return self._claims.now() - found.stamp[2] / 1e9 < LATE_S
 
     def keys(self) -> list[str]:
-        """Keys of all complete values."""
-        manifests = (self.root / "values").glob("*/manifest.json")
+        """Keys of all values that have a manifest."""
+        manifests = (self.root / "values").glob(f"*/{MANIFEST}")
         return sorted(path.parent.name for path in manifests)
 
     def manifest(self, key: str) -> dict[str, Any]:
-        """The facts of a complete value. Raises StoreError where it is missing or unreadable."""
-        path = self._value(key) / "manifest.json"
+        """The facts of a complete value.
+
+        Raises StoreError where it is missing, unreadable or of another version, Damaged where it is
+        not what was written.
+        """
+        path = self.path(key) / MANIFEST
         try:
-            manifest = json.loads(path.read_text())
+            manifest = read_json(path)
         except FileNotFoundError:
-            raise StoreError(f"{path} is missing: nothing is stored under {key}") from None
-        except ValueError as error:
-            raise StoreError(
-                f"{path} is no JSON ({error}); remove the folder to compute it again"
-            ) from None
+            raise Damaged(f"{path} is missing: nothing is stored under {key}", key) from None
+        except OSError as error:
+            raise StoreError(describe(error, path)) from None
+        except StoreError as error:
+            raise Damaged(f"{error}; it is computed again when it is needed", key) from None
         if manifest.get("schema") != SCHEMA:
             raise StoreError(
                 f"{path}: schema {manifest.get('schema')!r}, this version reads {SCHEMA}"
             )
-        return dict(manifest)
+        digest = manifest.pop("digest", None)  # none: written before there were digests
+        if digest is not None and digest != digest_json(manifest):
+            raise Damaged(f"{path} is not what was written: its digest differs", key)
+        return manifest
 
-    def load(self, stage: Stage[Any]) -> Any:
-        """The stored value of a stage."""
-        kind, manifest = value_type(type(stage)), self.manifest(stage.key)
-        folder, facts = self._value(stage.key), manifest["value"]
-        _await(folder, manifest.get("files", {}))
+    def load(self, stage: Stage[Any], *, check: bool = True) -> Any:
+        """The stored value of a stage.
+
+        Its files are read once and compared with their digests, each once a process; `check=False`
+        leaves that to another process that shares them. Raises Damaged, StoreError.
+        """
+        kind, manifest = find_value_type(type(stage)), self.manifest(stage.key)
+        if check:
+            self.check_files(stage.key, manifest)
+        folder, facts = self.path(stage.key), manifest["value"]
         return kind.load(folder, facts) if hasattr(kind, "load") else facts
+
+    def check_files(self, key: str, manifest: Mapping[str, Any] | None = None) -> None:
+        """Raise Damaged where a file of a value is not the one that was written."""
+        manifest = self.manifest(key) if manifest is None else manifest
+        digests = manifest.get("sha256", {})
+        for name, size in manifest.get("files", {}).items():
+            path = self.path(key) / name
+            if (fault := _find_fault(path, size)) is not None:
+                raise Damaged(fault, key)
+            if name not in digests:
+                continue
+            with explained(path):
+                seen = path.stat()
+                known = (f"{key}/{name}", seen.st_ino, seen.st_size, seen.st_mtime_ns)
+                if known in self._intact:
+                    continue
+                if digest_file(path) != digests[name]:
+                    raise Damaged(f"{path} is not what was written: its sha256 differs", key)
+            self._intact.add(known)
+
+    def discard(self, key: str) -> None:
+        """Take a value out, to the trash. Raises StoreError where it cannot be moved."""
+        self._found.pop(key, None)
+        trash = Trash(self.root)
+        with explained(self.path(key)), contextlib.suppress(FileNotFoundError):
+            trash.discard(self.path(key), trash.open(), "damaged")  # it does not come back
 
     def path(self, key: str) -> Path:
         """The folder of a complete value, for artifacts that lie beside it."""
-        return self._value(key)
+        return self.root / "values" / key
 
     def definitions(self, key: str) -> dict[str, str] | None:
         """The definitions behind a complete value, each with its digest; None where it has none."""
         try:
-            return dict(json.loads((self._value(key) / "code.json").read_text()))
-        except (OSError, ValueError):
+            return dict(read_json(self.path(key) / "code.json"))
+        except (OSError, StoreError):
             return None
 
     def commit(
         self,
         stage: Stage[Any],
         result: Any,
-        facts: dict[str, Any],
+        facts: Mapping[str, Any],
         definitions: Mapping[str, str] | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
         """Keep a value: files first, manifest last, then one rename. The first to commit wins.
 
-        `definitions`: the code behind it, see `harness.core.definitions`.
+        `definitions`: the code behind it, see `harness.core.definitions`. `scratch`: the owner's;
+        without one, a new one for this alone. Raises Outbid where another owner has taken it over,
+        StoreError where it cannot be written.
         """
-        draft = self._folder("drafts") / f"{stage.key}.{secrets.token_hex(4)}"
-        draft.mkdir()
+        scratch = scratch or take_over(self._work(stage.key), secrets.token_hex(4))
+        scratch.require()
+        draft = scratch.path / "value.draft"
         try:
-            saved = result.save(draft) if hasattr(result, "save") else result
-            _check_written(stage, result, draft, saved)
-            if definitions is not None:
-                write_json(draft / "code.json", dict(definitions))
-            metrics = self._work(stage.key) / "metrics.jsonl"
-            if metrics.exists():
-                shutil.copy(metrics, draft / metrics.name)
-            files = {p.relative_to(draft).as_posix(): p.stat().st_size for p in _files(draft)}
-            manifest = {"schema": SCHEMA, "key": stage.key, **facts, "files": files, "value": saved}
-            write_json(draft / "manifest.json", manifest)
-            self._folder("values")
-            try:
-                draft.rename(self._value(stage.key))
-            except OSError:
-                if not self.has(stage.key):
-                    raise
+            with explained(draft):
+                draft.mkdir()
+                saved = result.save(draft) if hasattr(result, "save") else result
+                check_written(stage, result, draft, saved)
+                if definitions is not None:
+                    write_json(draft / "code.json", definitions)
+                if (metrics := scratch.path / "metrics.jsonl").exists():
+                    shutil.copy(metrics, draft / metrics.name)
+                write_json(draft / MANIFEST, _describe(stage.key, facts, draft, saved))
+                self._put(stage.key, draft)
+        except StoreError:
+            scratch.require()  # rather than what broke because it is gone
+            raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(self._work(stage.key), ignore_errors=True)
-        (self._folder("failures") / f"{stage.key}.json").unlink(missing_ok=True)
+        self.forget_failure(stage.key)
 
-    def work(self, key: str) -> Path:
-        """The scratch folder of a stage; it is kept until the value is committed."""
-        return self._folder("work", key)
+    def _put(self, key: str, draft: Path) -> None:
+        """Rename a draft to its place, and what is in it that is not whole to the trash."""
+        self.path(key).parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(3):  # others may do the same
+            try:
+                draft.rename(self.path(key))
+                return
+            except OSError:
+                if self.has(key) or self.is_arriving(key):
+                    return
+                if not self.path(key).exists():
+                    raise
+            self.discard(key)
+        draft.rename(self.path(key))
 
-    def say_progress(self, key: str, facts: dict[str, Any]) -> None:
-        """How far a running stage is; gone with its scratch folder. A full disk stops nothing."""
-        with contextlib.suppress(OSError):
-            write_json(self._folder("work", key) / "progress.json", {**facts, "when": time.time()})
+    def _read(self, key: str) -> Found | None:
+        """What a value's manifest says, read again only where its file has changed."""
+        path = self.path(key) / MANIFEST
+        try:
+            seen = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            return Found((0, 0, 0), describe(error, path))
+        stamp = (seen.st_ino, seen.st_size, seen.st_mtime_ns)
+        found = self._found.get(key)
+        if found is None or found.stamp != stamp:
+            found = self._found[key] = self._summarize(key, stamp)
+        return found
+
+    def _summarize(self, key: str, stamp: tuple[int, int, int]) -> Found:
+        try:
+            manifest = self.manifest(key)
+            return Found(
+                stamp,
+                None,
+                dict(manifest.get("files", {})),
+                manifest.get("host"),
+                manifest.get("code"),
+                dict(manifest.get("packages") or {}),
+            )
+        except StoreError as error:
+            return Found(stamp, str(error))
+        except (TypeError, ValueError, AttributeError):
+            return Found(stamp, f"{self.path(key) / MANIFEST} is not a manifest")
+
+    # A stage that is being computed
+
+    def claim(self, key: str) -> Claim | None:
+        """The right to compute a value, or None while somebody alive has it, or it is there."""
+        return self._claims.take(key, lambda: self.has(key))
+
+    def claimed(self, key: str) -> dict[str, Any] | None:
+        """Who is computing a value now, or None."""
+        return self._claims.find_owner(key)
+
+    def owners(self) -> dict[str, dict[str, Any]]:
+        """Who is computing what now, by key, from one look at the folder."""
+        return self._claims.list_owners()
+
+    def take_over(self, claim: Claim) -> Scratch:
+        """The scratch folder of a claim's owner, with what the owner before left in it.
+
+        It is kept until the value is committed. Raises StoreError.
+        """
+        return claim.fence(take_over(self._work(claim.key), claim.token))
 
     def progress(self, key: str) -> dict[str, Any] | None:
-        """What the stage said last: done, total, metrics, when (seconds since the epoch)."""
-        try:
-            return dict(json.loads((self._work(key) / "progress.json").read_text()))
-        except (OSError, ValueError):
-            return None
+        """What a running stage said last: done, total, metrics, when (seconds since the epoch)."""
+        return read_progress(self._work(key))
+
+    @property
+    def _claims(self) -> Claims:
+        return Claims(self.root / "claims")
+
+    def _work(self, key: str) -> Path:
+        return self.root / "work" / key
 
     # Failures
 
-    def fail(self, key: str, record: dict[str, Any]) -> None:
-        write_json(
-            self._folder("failures") / f"{key}.json", {"schema": SCHEMA, "key": key, **record}
-        )
+    def fail(self, key: str, record: Mapping[str, Any]) -> None:
+        """Keep why a value could not be computed. Raises StoreError where that cannot be kept."""
+        path = self._failure(key)
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"schema": SCHEMA, "key": key, **record})
 
     def failure(self, key: str) -> dict[str, Any] | None:
+        """The record of a failure; None where there is none that can be read."""
         try:
-            return dict(json.loads((self.root / "failures" / f"{key}.json").read_text()))
-        except (FileNotFoundError, ValueError):
+            return read_json(self._failure(key))
+        except (OSError, StoreError):
             return None
 
     def failed(self) -> set[str]:
@@ -170,225 +327,37 @@ class Store:
         return {path.stem for path in (self.root / "failures").glob("[!.]*.json")}
 
     def forget_failure(self, key: str) -> None:
-        (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is about a value that is there, or run again
+            self._failure(key).unlink(missing_ok=True)
 
-    # Claims
-
-    def claim(self, key: str) -> Claim | None:
-        """The right to compute a value, or None while somebody alive has it.
-
-        Claims are numbered. One that expired is not removed but outbid by the next number, created
-        exclusively: of several that find the same dead claim just one gets it.
-        """
-        folder = self._folder("claims")
-        number = 0
-        for claim in self._claims(key):
-            if self._alive(claim):
-                return None
-            number = self._number(claim) + 1
-        path = folder / f"{key}.{number}"
-        draft = folder / f".{key}.{secrets.token_hex(4)}"
-        write_json(draft, asdict(_owner()))
-        try:
-            os.link(draft, path)  # unlike O_EXCL and a write, the file is never seen half written
-        except FileExistsError:
-            return None
-        finally:
-            draft.unlink()
-        others = [claim for claim in self._claims(key) if claim != path]
-        rival = any(
-            self._number(claim) < self._number(path) and self._alive(claim) for claim in others
-        )
-        if rival or self.has(key):  # somebody began, or even ended, between our look and our claim
-            path.unlink(missing_ok=True)
-            return None
-        return Claim(path, others)
-
-    def claimed(self, key: str) -> dict[str, Any] | None:
-        """Who is computing a value now, or None."""
-        owners = (self._alive(path) for path in reversed(self._claims(key)))
-        return next((owner for owner in owners if owner), None)
-
-    def owners(self) -> dict[str, dict[str, Any]]:
-        """Who is computing what now, by key, from one look at the folder."""
-        claims = sorted((self.root / "claims").glob("[!.]*.*"), key=self._number)
-        now = self._now() if claims else 0.0
-        return {path.stem: owner for path in claims if (owner := self._alive(path, now))}
-
-    def _claims(self, key: str) -> list[Path]:
-        claims = (self.root / "claims").glob(f"{key}.*")
-        return sorted(claims, key=self._number)
-
-    @staticmethod
-    def _number(claim: Path) -> int:
-        return int(claim.suffix[1:])
-
-    def _alive(self, claim: Path, now: float | None = None) -> dict[str, Any] | None:
-        """A claim's owner, if it lives: by its process on this host, elsewhere by its heartbeat."""
-        try:
-            owner = _Owner(**json.loads(claim.read_text()))
-            beat = claim.stat().st_mtime
-        except (OSError, ValueError, TypeError):
-            return None
-        if owner.place == _place():
-            alive = _is_process(owner.pid, owner.started)
-        else:
-            alive = (self._now() if now is None else now) - beat < EXPIRY_S
-        return asdict(owner) if alive else None
-
-    def _now(self) -> float:
-        """The file system's clock, so that hosts whose clocks differ agree on what has expired."""
-        try:
-            return self._touched()
-        except StoreError:
-            return time.time()  # it can only be read: nobody claims anything by this
-
-    def _touched(self) -> float:
-        probe = self._folder("claims") / f".now.{secrets.token_hex(4)}"
-        try:
-            probe.touch()
-            return probe.stat().st_mtime
-        except OSError as error:
-            raise StoreError(f"the store {self.root} cannot be written: {error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                probe.unlink()
-
-    # Folders
-
-    def _value(self, key: str) -> Path:
-        return self.root / "values" / key
-
-    def _work(self, key: str) -> Path:
-        return self.root / "work" / key
-
-    def _folder(self, *names: str) -> Path:
-        folder = self.root.joinpath(*names)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"the store {self.root} cannot be written: {error}") from error
-        return folder
+    def _failure(self, key: str) -> Path:
+        return self.root / "failures" / f"{key}.json"
 
 
-@dataclass
-class Claim:
-    """The right to compute one value, kept alive by a heartbeat while the `with` block lasts."""
-
-    path: Path
-    outbid: list[Path]
-    _ended: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> typing.Self:
-        threading.Thread(target=self._beat, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        # The dead ones first: while ours stands nobody else can begin.
-        for path in [*self.outbid, self.path]:
-            path.unlink(missing_ok=True)
-
-    def _beat(self) -> None:
-        while not self._ended.wait(HEARTBEAT_S):
-            with contextlib.suppress(OSError):
-                os.utime(self.path)
+def _describe(key: str, facts: Mapping[str, Any], folder: Path, saved: Any) -> dict[str, Any]:
+    """The manifest of a draft; when this returns the draft's files are on the disk."""
+    files = list_files(folder)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    manifest = {
+        "schema": SCHEMA,
+        "key": key,
+        **facts,
+        "files": {name: path.stat().st_size for name, path in zip(names, files, strict=True)},
+        "sha256": {
+            name: digest_file(path, durable=True) for name, path in zip(names, files, strict=True)
+        },
+        "value": saved,
+    }
+    as_read: dict[str, Any] = json.loads(json.dumps(manifest))
+    return {**as_read, "digest": digest_json(as_read)}
 
 
-@dataclass(frozen=True)
-class _Owner:
-    host: str
-    place: str
-    pid: int
-    started: float
-
-
-def _owner() -> _Owner:
-    import psutil
-
-    pid = os.getpid()
-    return _Owner(socket.gethostname(), _place(), pid, psutil.Process(pid).create_time())
-
-
-@cache
-def _place() -> str:
-    """Where process numbers mean the same: host, boot and, in containers, process namespace."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def _is_process(pid: int, started: float) -> bool:
-    import psutil
-
+def _find_fault(path: Path, size: int) -> str | None:
+    """What is wrong with a file of a value, as far as one look tells."""
     try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - started) < 2.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def value_type(cls: type[Stage[Any]]) -> type:
-    """T of the `Stage[T]` that a stage class derives from."""
-    from harness.core.stage import Stage  # here: verbs that only read manifests start without it
-
-    for parent in cls.__mro__:
-        for base in getattr(parent, "__orig_bases__", ()):
-            if typing.get_origin(base) is Stage:
-                (kind,) = typing.get_args(base)
-                return typing.get_origin(kind) or kind
-    raise StoreError(f"{cls.__name__} does not say what it computes: derive it from Stage[...]")
-
-
-def _check_written(stage: Stage[Any], result: Any, folder: Path, facts: Any) -> None:
-    """Raise ValueChanged, naming the part, where a value's files would give back another one."""
-    kind = value_type(type(stage))
-    if not hasattr(kind, "load") or not isinstance(result, kind):
-        return
-    options = {"on_host": True} if "on_host" in signature(kind.load).parameters else {}
-    loaded = kind.load(folder, json.loads(json.dumps(facts)), **options)
-    if (part := find_change(recall_fingerprint(result), fingerprint(loaded))) is not None:
-        raise ValueChanged(
-            f"{stage.subject}: {part} of its {kind.__name__.lower()} does not come back from its "
-            "files as it is; nothing was stored"
-        )
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """JSON at `path`, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with draft.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def _await(folder: Path, files: dict[str, int]) -> None:
-    """Wait for files of a value that another host wrote and this one does not see in full yet.
-
-    Raises StoreError after LATE_S.
-    """
-    until = time.monotonic() + LATE_S
-    for name, size in files.items():
-        while (seen := _seen(folder / name)) != size:
-            if time.monotonic() > until:
-                has = "is missing" if seen is None else f"has {seen} of {size} bytes"
-                raise StoreError(f"{folder / name} {has}; remove {folder} to compute it again")
-            with contextlib.suppress(OSError):
-                os.listdir(folder)  # has a network file system look again
-            time.sleep(0.2)
-
-
-def _seen(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+        seen = path.stat().st_size
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return describe(error, path)
+    return None if seen == size else f"{path} has {seen} of {size} bytes"

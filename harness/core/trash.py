@@ -50,9 +50,13 @@ class Trash:
         name = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         return self.folder / f"{name}-{secrets.token_hex(2)}"
 
-    def discard(self, path: Path, together: Path) -> Path:
-        """Move a file or folder of the store to the trash; where it lies now. Raises OSError."""
-        to = together / path.relative_to(self.root)
+    def discard(self, path: Path, together: Path, kind: str | None = None) -> Path:
+        """Move a file or folder of the store to the trash; where it lies now. Raises OSError.
+
+        `kind`: in place of the folder that it lay in, where it must not come back.
+        """
+        place = path.relative_to(self.root)
+        to = together / (place if kind is None else Path(kind, place.name))
         to.parent.mkdir(parents=True, exist_ok=True)
         path.rename(to)
         return to

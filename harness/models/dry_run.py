@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from harness.core.stage import Input, Stage, closure
-from harness.core.store import value_type
+from harness.core.values import find_value_type
 from harness.models.compat import (
     FakeTensorMode,
     TorchDispatchMode,
@@ -223,7 +223,11 @@ def find_own_weights(model: Input[Model]) -> OwnWeights:
     if not isinstance(model, Stage) or isinstance(model, Pretrained):
         return "nothing"
     stored_stages = (stage for stage in closure([model]) if stage.stored)
-    return "all" if any(value_type(type(stage)) is Model for stage in stored_stages) else "linears"
+    return (
+        "all"
+        if any(find_value_type(type(stage)) is Model for stage in stored_stages)
+        else "linears"
+    )
 
 
 def _masked(indices: Any) -> bool:

@@ -15,8 +15,9 @@ from typing import Any
 
 from harness.core import provenance
 from harness.core.definitions import reach
-from harness.core.errors import BitgridError, ValueChanged
+from harness.core.errors import BitgridError, StoreError, ValueChanged
 from harness.core.execution import execute
+from harness.core.scratch import Scratch
 from harness.core.stage import Stage, find_code
 from harness.core.store import Store
 from harness.models import device
@@ -42,6 +43,7 @@ class Values:
     store: Store
     users: dict[str, dict[str, Stage[Any]]] = field(default_factory=dict)
     held: dict[str, Any] = field(default_factory=dict)
+    check: bool = True  # files against their digests: see `Store.load`
 
     def count(self, stages: Iterable[Stage[Any]]) -> None:
         """Stages that are to be computed or rebuilt here are users of their inputs."""
@@ -54,7 +56,7 @@ class Values:
         """Raises Failed where it had to be rebuilt and could not."""
         if stage.key in self.held:
             return self.held[stage.key]
-        result = self.store.load(stage) if stage.stored else self._rebuilt(stage)
+        result = self.store.load(stage, check=self.check) if stage.stored else self._rebuilt(stage)
         self.hold(stage, result)
         return result
 
@@ -100,24 +102,27 @@ class Values:
             raise Failed(stage.key, message) from error
 
 
-def compute(stage: Stage[Any], values: Values, keeps: bool = True) -> Any:
-    """The value of a stored stage; with `keeps` it is committed to the store."""
+def compute(stage: Stage[Any], values: Values, scratch: Scratch, keeps: bool = True) -> Any:
+    """The value of a stored stage; with `keeps` it is committed to the store.
+
+    `scratch`: its owner's. Raises Outbid where another owner has taken the stage over.
+    """
     store, inputs = values.store, values.inputs(stage)
     with provenance.measure(device()) as measured:
         try:
-            result = execute(stage, inputs, store.work(stage.key))
+            result = execute(stage, inputs, scratch.path)
         except ValueChanged:
             values.drop()
             raise
     if keeps:
         code = reach(find_code(stage))
         facts = {"stage": stage.description(), **provenance.describe_code(code), **measured.facts}
-        store.commit(stage, result, facts, code.definitions)
+        store.commit(stage, result, facts, code.definitions, scratch)
     return result
 
 
-def fail(stage: Stage[Any], error: Exception, store: Store) -> None:
-    """Keep the record of a failure."""
+def fail(stage: Stage[Any], error: Exception, store: Store) -> str | None:
+    """Keep the record of a failure; why it could not be kept, if so."""
     record = {
         "stage": stage.description(),
         **provenance.describe_code(reach(find_code(stage))),
@@ -128,7 +133,11 @@ def fail(stage: Stage[Any], error: Exception, store: Store) -> None:
         "when": round(time.time(), 3),
         **provenance.describe_machine(device()),
     }
-    store.fail(stage.key, record)
+    try:
+        store.fail(stage.key, record)
+    except StoreError as unkept:
+        return f"failures cannot be recorded: {unkept}"
+    return None
 
 
 def describe_error(error: Exception) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.core import provenance
 from harness.core.errors import BitgridError, StoreError
-from harness.core.store import write_json
+from harness.core.files import write_json
 
 if TYPE_CHECKING:
     from harness.core.stage import Stage

@@ -20,9 +20,11 @@ from typing import IO, Any
 import torch
 
 from harness.core.errors import BitgridError
+from harness.core.files import write_json
 from harness.core.installation import SAFE_PATH
+from harness.core.scratch import Scratch
 from harness.core.stage import Reporter, Stage, closure
-from harness.core.store import Store, write_json
+from harness.core.store import Store
 from harness.models import device
 from harness.run.compute import Failed
 
@@ -39,19 +41,24 @@ def check(stage: Stage[Any]) -> None:
 
 
 def run_together(
-    stage: Stage[Any], store: Store, step: Reporter, note: Callable[[str], None]
+    stage: Stage[Any],
+    store: Store,
+    scratch: Scratch,
+    step: Reporter,
+    note: Callable[[str], None],
 ) -> None:
     """Compute a stage into the store, in as many processes as it asks for GPUs.
 
     The processes make the stage again from its description, which lies in its scratch folder.
     `note` is told what a user should know of the inputs.
 
-    Raises Failed where a process left a record, BitgridError where it was killed.
+    Raises Failed where a process left a record, BitgridError where it was killed, Outbid where
+    another owner has taken the stage over.
     """
-    count, log = stage.resources.gpus, store.work(stage.key) / "processes.log"
+    count, log = stage.resources.gpus, scratch.path / "processes.log"
     command = [sys.executable, "-m", "torch.distributed.run"]
     command += ["--standalone", "--nproc-per-node", str(count)]
-    command += ["-m", "harness.run.worker", "--attached", str(store.root), stage.key]
+    command += ["-m", "harness.run.worker", "--attached", str(store.root), str(scratch.path)]
     worker_input = {above.key: above.description() for above in closure([stage])}
     write_json(log.parent / STAGES, worker_input)
     # Else torchrun allows one thread a process, and nothing would use the other cores.
@@ -82,6 +89,7 @@ def run_together(
             # Here, since a process that fails has the others ended before they could clean up.
             shutil.rmtree(log.parent / INPUTS, ignore_errors=True)
     if not store.has(stage.key):
+        scratch.require()
         raise _cause(stage, store, log.read_text())
 
 

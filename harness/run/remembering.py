@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import BitgridError, StoreError
-from harness.core.store import Store, write_json
+from harness.core.files import write_json
+from harness.core.store import Store
 from harness.core.trash import Trash
 from harness.run import plan as plans
 from harness.run.plan import Plan, is_unchanged, read, write

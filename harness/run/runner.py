@@ -3,7 +3,7 @@
 A stored stage is claimed, computed from a clean state and committed, by several processes where it
 asks for several GPUs; an unstored one is rebuilt when something needs it. A failure becomes a
 record and does not stop the other cells. Stopping at any moment loses at most the stage under way,
-and a training stage not even that.
+and a training stage not even that. An input that turns out to be damaged is computed again first.
 Not here: how one stage is computed (`harness.run.compute`, `harness.run.processes`), SLURM
 (`harness.cluster`), what it looks like (`harness.run.progress`).
 """
@@ -17,7 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from harness.core.stage import Stage, listening
+from harness.core.claims import Claim
+from harness.core.errors import Damaged, StoreError
+from harness.core.scratch import Scratch
+from harness.core.stage import Stage, closure, listening
 from harness.core.store import Store
 from harness.run import processes
 from harness.run.compute import Failed, Values, compute, describe_error, fail
@@ -80,6 +83,7 @@ def run(
     """
     wanted = needed(plan, store, None if share is None else share.keys)
     stages = plan.stages(wanted)
+    store.tidy()
     own = {key for key in wanted if share is None or key in share.keys or not stages[key].stored}
     share = share or Share(())
     for key, times in share.halvings.items():
@@ -99,10 +103,12 @@ def run(
 
 @dataclass
 class _Progress:
-    """Writes how far a stage is beside its scratch, for `status` on other machines."""
+    """Writes how far a stage is into its scratch, for `status` on other machines.
 
-    store: Store
-    key: str
+    Raises Outbid where another owner has taken the stage over.
+    """
+
+    scratch: Scratch
     written: float = -math.inf
     first: tuple[int, float] | None = (
         None  # what was done, and when, as this attempt began to speak
@@ -114,7 +120,8 @@ class _Progress:
         if now - self.written >= PROGRESS_S:
             self.written = now
             facts = {"done": done, "total": total, "metrics": dict(metrics), "first": self.first}
-            self.store.say_progress(self.key, facts)
+            self.scratch.require()
+            self.scratch.say_progress(facts)
 
 
 @dataclass
@@ -131,16 +138,19 @@ class _Runner:
     outcome: Outcome = field(default_factory=Outcome)
     missed: dict[str, float] = field(default_factory=dict)  # since when nobody has made an input
     noted: set[str] = field(default_factory=set)
+    again: list[str] = field(default_factory=list)  # damaged, and to be computed again
 
     def run(self, pending: list[str]) -> Outcome:
         self.values.count(self.stages[key] for key in self.own)
         while pending:
+            damaged = len(self.again)
             left = [key for key in pending if not self._settle(key)]
-            if len(left) == len(pending):
+            new = self.again[damaged:]
+            if len(left) == len(pending) and not new:
                 owners = [self.store.claimed(key) for key in left]
                 self.watcher.waiting([f"{o['host']}:{o['pid']}" for o in owners if o])
                 time.sleep(POLL_S)
-            pending = left
+            pending = new + left
         return self.outcome
 
     def _settle(self, key: str) -> bool:
@@ -149,6 +159,8 @@ class _Runner:
         if self.store.has(key):
             self.values.release(stage)
             return True
+        if self.store.is_arriving(key):
+            return False
         above = self.plan.upstream(key)[:-1]
         if self.bad.get(key) == "failed":
             reason = "failed before with this code; --retry failed runs it again"
@@ -167,46 +179,86 @@ class _Runner:
                 if why := self._hopeless(up):
                     return self._give_up(key, "blocked", why)
             return False
-        claim = self.store.claim(key)
+        try:
+            claim = self.store.claim(key)
+        except StoreError as error:
+            return self._give_up(key, "failed", str(error))
         if claim is None:
             return False
         with claim:
-            self._compute(stage)
-        self.values.release(stage)
+            ended = self._compute(stage, claim)
+        if ended:
+            self.values.release(stage)
+        return ended
+
+    def _compute(self, stage: Stage[Any], claim: Claim) -> bool:
+        """Whether it was computed or failed; else it is still to come, from here or elsewhere."""
+        key = stage.key
+        self.watcher.begin(key)
+        try:
+            self._compute_in(self.store.take_over(claim), stage)
+        except Damaged as error:
+            return self._heal(error, stage)
+        except Exception as error:
+            if not claim.stands:  # whatever broke because of that
+                kind = stage.kind
+                self._note(f"{kind} {key[:8]} was taken over by another process, and is left to it")
+                return False
+            return self._record(error, stage)
+        self.outcome.computed.append(key)
+        self.watcher.end(key, "done", "")
         return True
 
-    def _compute(self, stage: Stage[Any]) -> None:
-        key, store = stage.key, self.store
-        self.watcher.begin(key)
-        progress = _Progress(store, key)
+    def _compute_in(self, scratch: Scratch, stage: Stage[Any]) -> None:
+        progress = _Progress(scratch)
 
         def step(done: int, total: int, metrics: Mapping[str, float]) -> None:
             progress(done, total, metrics)
             self.watcher.step(done, total, metrics)
 
-        try:
-            if stage.resources.gpus > 1:
-                self.values.held.clear()  # the processes need the memory
-                _give_back()
-                processes.run_together(stage, store, step, self._note)
-            else:
-                for above in stage.inputs:
-                    # Computing the stage takes it too, and does not make it again.
-                    if notice := above.notice(self.values.of(above)):
-                        self._note(notice)
-                with listening(step):
-                    result = compute(stage, self.values)
-                self.values.hold(stage, result)
-        except Failed as error:
+        if stage.resources.gpus > 1:
+            self.values.held.clear()  # the processes need the memory
+            _give_back()
+            for above in closure([stage]):
+                if above.stored and above.key != stage.key and self.store.has(above.key):
+                    self.store.check_files(above.key)
+            processes.run_together(stage, self.store, scratch, step, self._note)
+            return
+        for above in stage.inputs:
+            # Computing the stage takes it too, and does not make it again.
+            if notice := above.notice(self.values.of(above)):
+                self._note(notice)
+        with listening(step):
+            result = compute(stage, self.values, scratch)
+        self.values.hold(stage, result)
+
+    def _record(self, error: Exception, stage: Stage[Any]) -> bool:
+        """A failure: kept where it can be, said, and in the way of what needs the value."""
+        if isinstance(error, Failed):
             self.bad[error.key] = "failed"
-            self._give_up(key, "failed" if error.key == key else "blocked", str(error))
-            return
-        except Exception as error:
-            fail(stage, error, store)
-            self._give_up(key, "failed", describe_error(error))
-            return
-        self.outcome.computed.append(key)
-        self.watcher.end(key, "done", "")
+            state = "failed" if error.key == stage.key else "blocked"
+            return self._give_up(stage.key, state, str(error))
+        if unkept := fail(stage, error, self.store):
+            self._note(unkept)
+        return self._give_up(stage.key, "failed", describe_error(error))
+
+    def _heal(self, error: Damaged, stage: Stage[Any]) -> bool:
+        """Take a damaged input out of the store, to be computed again before `stage`."""
+        if error.key in self.again or error.key not in self.plan.nodes:
+            return self._record(error, stage)
+        self._note(f"{error}; it is computed again")
+        try:
+            self.store.discard(error.key)
+        except StoreError as unmoved:
+            return self._record(unmoved, stage)
+        lacking = needed(self.plan, self.store, [error.key])
+        stages = self.plan.stages(lacking)
+        self.stages.update({key: stages[key] for key in stages if key not in self.stages})
+        self.wanted |= set(lacking)
+        self.own |= set(lacking)
+        self.values.count(self.stages[key] for key in lacking)
+        self.again += [key for key in lacking if self.stages[key].stored]
+        return False
 
     def _note(self, text: str) -> None:
         """Say it, once however many stages it is true of."""

@@ -1,11 +1,11 @@
-"""One of the processes that compute a stage together: `python -m harness.run.worker STORE KEY`.
+"""One of the processes that compute a stage together: `python -m harness.run.worker STORE SCRATCH`.
 
 Whoever starts them (torchrun for `processes`, srun) sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR
 and MASTER_PORT. Each makes the stage from its description, loads the inputs, which the first
 rebuilds for all, and runs it; the first keeps the value and writes its progress, and what a user
 should know of the inputs, to standard output, a JSON object a line. The first failure is kept as
-the stage's record. Claims, and what is left in the stage's scratch folder, are the business of
-whoever starts them.
+the stage's record. SCRATCH is the folder of whoever starts them, who has the claim: it is the
+stage's key and the owner's token.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 
+from harness.core.errors import Outbid
+from harness.core.scratch import Scratch
 from harness.core.stage import Stage, listening
 from harness.core.store import Store
 from harness.models import device
@@ -45,27 +48,31 @@ def main(arguments: list[str] | None = None) -> int:
     progress, leads = _own_stdout(), os.environ["RANK"] == "0"
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a scheduler's, for whoever started this one
     store = Store(options.store)
-    described = json.loads((store.work(options.key) / STAGES).read_text())
-    stage = rebuild_stages(described)[options.key]
+    scratch = Scratch(options.scratch)
+    described = json.loads((scratch.path / STAGES).read_text())
+    stage = rebuild_stages(described)[scratch.path.parent.name]
     try:
         _join()
         with _reporting(progress) if leads else contextlib.nullcontext():
-            shared = _shared(stage, store, lambda text: _tell(progress, {"note": text}))
-            compute(stage, shared, keeps=leads)
-    except Failed as failed:
-        print(f"{failed.key}: {failed}", file=sys.stderr)
+            note = partial(_note, progress)
+            compute(stage, _shared(stage, store, scratch, note), scratch, keeps=leads)
+    except (Failed, Outbid) as failed:
+        print(failed, file=sys.stderr)
         return 1
     except Exception as error:
         # What breaks in one process breaks the others' connections to it, a moment later.
-        if store.failure(stage.key) is None:
-            fail(stage, error, store)
+        own = scratch.stands and store.failure(stage.key) is None
+        if own and (unkept := fail(stage, error, store)):
+            print(unkept, file=sys.stderr)
         traceback.print_exc()
         return 1
     dist.destroy_process_group()
     return 0
 
 
-def _shared(stage: Stage[Any], store: Store, note: Callable[[str], None]) -> Values:
+def _shared(
+    stage: Stage[Any], store: Store, scratch: Scratch, note: Callable[[str], None]
+) -> Values:
     """The stage's inputs, of which those that are not kept are made by the first process.
 
     It writes them beside the stage's checkpoint and all read them from there, mapped, so that a
@@ -75,8 +82,8 @@ def _shared(stage: Stage[Any], store: Store, note: Callable[[str], None]) -> Val
     The copies stay as long as the processes do. A mapping holds no open file, so whether it
     outlives its file's name is up to the file system; whoever started the processes removes them.
     """
-    folder, values = store.work(stage.key) / INPUTS, Values(store)
     leads = dist.get_rank() == 0
+    folder, values = scratch.path / INPUTS, Values(store, check=False)
     if leads:
         shutil.rmtree(folder, ignore_errors=True)
     for above in (above for above in stage.inputs if not above.stored):
@@ -93,7 +100,7 @@ def _shared(stage: Stage[Any], store: Store, note: Callable[[str], None]) -> Val
         if own_files[0]:
             values.of(above)
         else:
-            values.held[above.key] = Store(folder).load(above)
+            values.held[above.key] = Store(folder).load(above, check=False)
     return values
 
 
@@ -121,6 +128,10 @@ def _reporting(progress: TextIO) -> Iterator[None]:
 
 def _tell(progress: TextIO, message: Mapping[str, Any]) -> None:
     print(json.dumps(message), file=progress, flush=True)
+
+
+def _note(progress: TextIO, text: str) -> None:
+    _tell(progress, {"note": text})
 
 
 def _own_stdout() -> TextIO:
@@ -152,7 +163,7 @@ def _end_with_stdin() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="harness.run.worker", description=__doc__)
     parser.add_argument("store", type=Path)
-    parser.add_argument("key")
+    parser.add_argument("scratch", type=Path)
     parser.add_argument(
         "--attached", action="store_true", help="end as soon as standard input is closed"
     )

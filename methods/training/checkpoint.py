@@ -1,18 +1,23 @@
-"""What a training run leaves in its work folder: a checkpoint to go on from, and a line a step.
+"""What a training run leaves in its work folder: checkpoints to go on from, and a line a step.
 
-    <work>/checkpoint.safetensors   weights and optimizer state after some step, replaced by rename
-    <work>/metrics.jsonl            one JSON object a step
+    <work>/checkpoint-<step>.safetensors   weights and optimizer state after a step; the last two
+    <work>/metrics.jsonl                   one JSON object a step
 
-Both are whole at any moment that a process may be killed, and agree after a resume: the log is cut
-back to the checkpoint. Not here: when to write (`train`).
+A checkpoint carries a digest of its bytes: one that is torn, or that two owners wrote at once, is
+refused, and the one before it used. One and the log agree after a resume: only a checkpoint is used
+all of whose steps are in the log, which is cut back to it. Not here: when to write (`train`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,21 +25,26 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from harness.core.errors import TrainingError
+from harness.core.errors import Outbid, TrainingError
 from methods.training.divergence import LossHistory
 from methods.training.optimizer import MOMENTS, restore, to_plain
 from methods.training.shards import Shards, find_rows
 
+KEPT = 2  # checkpoints, the last ones
+_DIGEST = "sha256"  # the last tensor of a file: of all bytes before it
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_TYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
+
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The file that a killed run goes on from.
+class Checkpoints:
+    """The files that a killed run goes on from.
 
-    It holds whole tensors, so that any number of processes goes on from what any other number left.
-    `places`: the network's parameters, which say what rows a process holds.
+    They hold whole tensors, so that any number of processes goes on from what any other number
+    left. `places`: the network's parameters, which say what rows a process holds.
     """
 
-    path: Path
+    folder: Path
     shards: Shards
     places: Mapping[str, Tensor]
 
@@ -48,21 +58,49 @@ class Checkpoint:
         """Weights, optimizer moments and JSON `facts` after `step` steps, whole or not at all.
 
         Tensors are gathered and written one at a time: together they are 12 bytes a parameter.
+        Raises OSError, in the main process, where the disk fails; Outbid where the folder is gone:
+        it is another owner's now.
         """
-        shapes = {
-            name: self.shards.full_shape(part, place)
+        specs = {
+            name: (torch.float32, self.shards.full_shape(part, place))
             for name, part, place in self._parts(weights, optimizer)
         }
         tensors = (
             self.shards.gather(part, place) for _, part, place in self._parts(weights, optimizer)
         )
         if self.shards.is_main:
-            draft = self.path.with_suffix(".draft")
-            _write(draft, shapes, tensors, {**facts, "step": step})
-            draft.replace(self.path)
+            try:
+                write_checked(self._path(step), specs, tensors, {**facts, "step": step})
+            except OSError:
+                if not self.folder.exists():
+                    raise Outbid("the training was taken over by another process") from None
+                _exhaust(tensors)  # the other processes still give their rows
+                raise
+            for old in self._list()[:-KEPT]:
+                self._path(old).unlink(missing_ok=True)
         else:
-            for _ in tensors:
-                pass  # this process has given its rows
+            _exhaust(tensors)  # this process has given its rows
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}.safetensors"
+
+    def _list(self) -> list[int]:
+        """Steps of the checkpoints that are there, in order."""
+        names = (path.stem for path in self.folder.glob("checkpoint-*.safetensors"))
+        return sorted(
+            int(name) for _, _, name in (n.partition("-") for n in names) if name.isdecimal()
+        )
+
+    def _find_last(self, logged: int) -> int | None:
+        """The last whole checkpoint whose steps are all in the log, the same in all processes."""
+        found: int | None = None
+        for step in reversed(self._list() if self.shards.is_main else []):
+            if step <= logged and is_whole(self._path(step)):
+                found = step
+                break
+            why = "is torn" if step <= logged else f"is ahead of the log, which ends at {logged}"
+            warnings.warn(f"{self._path(step)} {why}: the one before it is used", stacklevel=1)
+        return self.shards.find_first(found)
 
     def _parts(
         self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
@@ -81,13 +119,19 @@ class Checkpoint:
                 yield f"step/{name}", state["step"], state["step"]
 
     def load(
-        self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+        self,
+        weights: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        logged: int,
     ) -> dict[str, Any] | None:
-        """Fill weights and optimizer; returns the facts, with `step`. None where nothing is
-        saved."""
-        if not self.path.exists():
+        """Fill weights and optimizer; returns the facts, with `step`. None where nothing is saved.
+
+        `logged`: up to which step the log is whole.
+        """
+        step = self._find_last(logged)
+        if step is None:
             return None
-        with safe_open(self.path, framework="pt") as file, torch.no_grad():
+        with safe_open(self._path(step), framework="pt") as file, torch.no_grad():
             facts = json.loads(file.metadata()["facts"])
             stored_names = set(file.keys())
 
@@ -109,32 +153,84 @@ class Checkpoint:
         return dict(facts)
 
 
-def _write(
+def write_checked(
     path: Path,
-    shapes: Mapping[str, torch.Size],
+    specs: Mapping[str, tuple[torch.dtype, torch.Size]],
     tensors: Iterable[Tensor | None],
-    facts: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """A safetensors file, of which the library's own writer would want all tensors at once."""
-    header: dict[str, Any] = {"__metadata__": {"facts": json.dumps(facts)}}
+    """A safetensors file with a digest, whole or not at all. Raises OSError.
+
+    `specs`: type and shape of each of `tensors`, which are written one at a time; the library's own
+    writer would want all at once.
+    """
+    header: dict[str, Any] = {"__metadata__": {"facts": json.dumps(facts or {})}}
     end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * shape.numel()
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    for name, (dtype, shape) in {
+        **specs,
+        _DIGEST: (torch.uint8, torch.Size([_DIGEST_BYTES])),
+    }.items():
+        start, end = end, end + dtype.itemsize * shape.numel()
+        header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
-            # The offsets above count on it, and a file that breaks them reads as other weights.
-            if tensor is None or tensor.shape != shape or tensor.dtype != torch.float32:
-                stored_type = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
-                raise TrainingError(
-                    f"checkpoint: {name} is {stored_type}, not float32 {tuple(shape)}"
-                )
-            file.write(tensor.contiguous().view(-1).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+    draft, digest = path.with_suffix(".draft"), hashlib.sha256()
+    try:
+        with draft.open("wb") as file:
+            head = [len(text).to_bytes(8, "little"), text]
+            for part in chain(head, _read_bytes(specs, tensors)):
+                digest.update(part)
+                file.write(part)
+            file.write(digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def _read_bytes(
+    specs: Mapping[str, tuple[torch.dtype, torch.Size]], tensors: Iterable[Tensor | None]
+) -> Iterator[bytes | memoryview]:
+    for (name, (dtype, shape)), tensor in zip(specs.items(), tensors, strict=True):
+        # The offsets count on it, and a file that breaks them reads as other weights.
+        if tensor is None or tensor.shape != shape or tensor.dtype != dtype:
+            stored_type = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
+            raise TrainingError(f"checkpoint: {name} is {stored_type}, not {dtype} {tuple(shape)}")
+        yield tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of `write_checked` is there and has the bytes that were written."""
+    try:
+        left = path.stat().st_size - _DIGEST_BYTES
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while left > 0 and (part := file.read(min(left, 2**20))):
+                digest.update(part)
+                left -= len(part)
+            return left == 0 and file.read() == digest.digest()
+    except OSError:
+        return False
+
+
+def _exhaust(tensors: Iterable[object]) -> None:
+    for _ in tensors:
+        pass
+
+
+def find_last_step(log: Path) -> int:
+    """Up to which step a log has all lines, from 1; 0 where it is not there."""
+    try:
+        steps = {row["step"] for row in map(_parsed, log.read_text().splitlines()) if row}
+    except (OSError, ValueError):
+        return 0
+    last = 0
+    while last + 1 in steps:
+        last += 1
+    return last
 
 
 class Metrics:

@@ -16,6 +16,7 @@ from harness.core.stage import incidental
 from methods.training.masters import Trained
 from methods.training.optimizer import Optimizer
 
+Minutes: TypeAlias = Annotated[float, Field(ge=0, le=100_000)]
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -45,7 +46,8 @@ class Training(Checked):
     gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
     # Processes that share the model and the batch.
     gpus: Annotated[Count, Field(le=100_000)] = incidental(1)
-    checkpoint_every: CountOrNone = incidental(100)  # steps; 0: never
+    checkpoint_every: CountOrNone = incidental(100)  # steps; 0: not by steps
+    checkpoint_minutes: Minutes = incidental(10.0)  # as well; 0: not by minutes
     deterministic: bool = incidental(True)  # on a GPU: slower, and the same bits each time
     stop_diverged: bool = incidental(True)  # False: goes on, and keeps checkpoints, at any loss
 

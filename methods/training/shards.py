@@ -112,6 +112,14 @@ class Shards:
             self.all_reduce(torch.nn.utils.get_total_norm(split).square()) + norm.square()
         ).sqrt()
 
+    def all_follow(self, decision: bool) -> bool:
+        """The main process's decision, in all of them."""
+        if self.world == 1:
+            return decision
+        decided = torch.tensor([decision], dtype=torch.uint8)  # on the host: no GPU waits
+        dist.broadcast(decided, 0)
+        return bool(decided)
+
     def find_first(self, thing: T | None) -> T | None:
         """The first process's `thing` that is not None: the same answer in all of them."""
         return next((each for each in self._all_gather(thing) if each is not None), None)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -38,7 +39,7 @@ from harness.models import DTYPES, PROCESS_GIB, Model, weights_gib
 from methods.quantization.formats import Format
 from methods.training import optimizer
 from methods.training.batches import order_rows, split_batch
-from methods.training.checkpoint import Checkpoint, Metrics
+from methods.training.checkpoint import Checkpoints, Metrics, find_last_step
 from methods.training.determinism import compute_deterministically
 from methods.training.divergence import LossHistory, describe_checkpoint
 from methods.training.masters import Masters
@@ -117,11 +118,14 @@ class _Loop:
         self.step, self.tokens, self.seed = step, tokens, seed
         self.training, self.masters = step.training, step.masters
         shards = self.masters.shards
-        self.checkpoint = Checkpoint(work / "checkpoint.safetensors", shards, self.masters.places)
-        facts = self.checkpoint.load(self.masters.weights, step.optimizer)
+        metrics = work / "metrics.jsonl"
+        self.checkpoints = Checkpoints(work, shards, self.masters.places)
+        facts = self.checkpoints.load(self.masters.weights, step.optimizer, find_last_step(metrics))
         self.done, self.learnt = (int(facts["step"]), int(facts["tokens"])) if facts else (0, 0)
         self.saved = self.done  # the step of the last checkpoint
-        self.metrics = Metrics(work / "metrics.jsonl", self.done, shards.is_main)
+        self.tried = self.done  # of the last that was to be written: a disk may be full
+        self.clock = time.monotonic()  # then
+        self.metrics = Metrics(metrics, self.done, shards.is_main)
         self.history = shards.find_first(self.metrics.history) or LossHistory()
 
     def run(self) -> Model:
@@ -181,12 +185,24 @@ class _Loop:
     def _is_due(self, step: int) -> bool:
         """Whether a checkpoint should be written after `step`, or should have been since the
         last."""
-        every = self.training.checkpoint_every
-        bad = self.training.stop_diverged and self.history.is_worse()
-        return bool(every) and step // every > self.saved // every and not bad
+        every, minutes = self.training.checkpoint_every, self.training.checkpoint_minutes
+        due = bool(every) and step // every > self.tried // every
+        if minutes and step > self.tried:
+            late = time.monotonic() - self.clock >= 60 * minutes
+            due |= self.masters.shards.all_follow(late)  # clocks differ between processes
+        return due and not (self.training.stop_diverged and self.history.is_worse())
 
     def _save(self, step: int) -> None:
-        self.metrics.sync()
-        facts = {"tokens": self.learnt}
-        self.checkpoint.save(step, self.masters.weights, self.step.optimizer, facts)
-        self.saved = step
+        """Write a checkpoint. Where the disk fails, training goes on from memory all the same.
+
+        Raises Outbid where another owner has taken the stage over.
+        """
+        self.tried, self.clock = step, time.monotonic()
+        try:
+            self.metrics.sync()
+            facts = {"tokens": self.learnt}
+            self.checkpoints.save(step, self.masters.weights, self.step.optimizer, facts)
+        except OSError as error:
+            warnings.warn(f"no checkpoint at step {step}: {error}", stacklevel=1)
+        else:
+            self.saved = step

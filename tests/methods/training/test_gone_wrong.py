@@ -19,7 +19,7 @@ from harness.core.stage import listening
 from harness.data import Documents, Tokens
 from harness.models import Model, matrices
 from methods.quantization.formats import FullPrecision, IntAsym
-from methods.training.checkpoint import Checkpoint
+from methods.training.checkpoint import Checkpoints
 from methods.training.masters import Masters
 from methods.training.objectives import KL, TokenLogits
 from methods.training.settings import Training
@@ -163,9 +163,9 @@ def test_a_spike_that_recovers_stops_nothing(
         return (500.0 if 12 < step[0] <= 21 else loss), norm
 
     monkeypatch.setattr(TrainingStep, "compute_gradients", spiked)
-    save = Checkpoint.save
+    save = Checkpoints.save
     monkeypatch.setattr(
-        Checkpoint, "save", lambda self, at, *given: (held.append(at), save(self, at, *given))
+        Checkpoints, "save", lambda self, at, *given: (held.append(at), save(self, at, *given))
     )
     training = Training(steps=40, batch_size=4, lr=1e-3, dtype="float32", checkpoint_every=4)
     train(tmp_path, llama, teacher, make_tokens(), training)
@@ -178,7 +178,7 @@ def test_who_says_so_trains_on_and_keeps_checkpoints(
     wild = replace(WILD, steps=24, stop_diverged=False)
     train(tmp_path, llama, teacher, make_tokens(), wild)
     assert len(rows_of(tmp_path)) == 24
-    with safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as file:
+    with safe_open(tmp_path / "checkpoint-24.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["facts"])["step"] == 24
     text = Documents("a", "train")
     keys = {stage(text, text, text, each).key for each in (wild, replace(WILD, steps=24))}  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ def test_the_last_steps_checkpoint_is_written_where_its_weights_are_finite(
 ) -> None:
     training = Training(steps=8, batch_size=4, lr=1e-3, dtype="float32", checkpoint_every=8)
     whole = train(tmp_path / "good", llama, teacher, make_tokens(), training)
-    assert (tmp_path / "good" / "checkpoint.safetensors").exists()
+    assert (tmp_path / "good" / "checkpoint-8.safetensors").exists()
 
     def untrained(self: TrainingStep, micro: Any) -> tuple[float, float]:
         raise AssertionError("a step was run again")
@@ -204,7 +204,7 @@ def test_the_last_steps_checkpoint_is_written_where_its_weights_are_finite(
     )
     with pytest.raises(ModelError, match="has NaN or Inf"):
         train(tmp_path / "broken", llama, teacher, make_tokens(), training)
-    assert not (tmp_path / "broken" / "checkpoint.safetensors").exists()
+    assert not list((tmp_path / "broken").glob("checkpoint*"))
 
 
 def test_a_resumed_run_decides_alike(

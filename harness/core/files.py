@@ -1,0 +1,89 @@
+"""Files of a store: written whole or not at all, with digests, and errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import StoreError
+
+_ADVICE = {
+    errno.ENOSPC: "free space there, or set BITGRID_STORE to another disk",
+    errno.EDQUOT: "the quota is used up: free space there, or set BITGRID_STORE to another disk",
+    errno.EROFS: "it can be read, and nothing can be kept there: set BITGRID_STORE",
+    errno.EACCES: "ask its owner for the right to it, or set BITGRID_STORE",
+    errno.EPERM: "ask its owner for the right to it, or set BITGRID_STORE",
+    errno.EIO: "the disk or the network failed: the same command goes on once it is back",
+    errno.ESTALE: "the network file system failed: the same command goes on once it is back",
+}
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns an OSError into a StoreError of one line: the path, what failed, what to do.
+
+    `path` stands in where the error itself names none.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(describe(error, path)) from error
+
+
+def describe(error: OSError, path: Path) -> str:
+    """An OSError in one line; of what concerns no disk it gives no advice."""
+    where = error.filename2 or error.filename or path
+    what = error.strerror or str(error)
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{where}: {what}" + (f"; {advice}" if advice else "")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """JSON at `path`, whole or not at all. Raises OSError."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with draft.open("w") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file. Raises OSError, and StoreError where it holds something else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise StoreError(f"{path} holds {type(content).__name__}, expected an object")
+    return content
+
+
+def digest_json(content: Mapping[str, Any]) -> str:
+    """A digest of what an object says, however it is laid out."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_file(path: Path, *, durable: bool = False) -> str:
+    """sha256 of a file's content; `durable`: it is on the disk when this returns."""
+    with path.open("rb") as file:
+        if durable:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
