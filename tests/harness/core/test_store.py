@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from harness.core import claims
 from harness.core import store as stores
-from harness.core.errors import StoreError
+from harness.core.errors import Damaged, Outbid, StoreError
 from harness.core.stage import Stage
 from harness.core.store import Store
+from harness.core.trash import Trash
 
 ROOT = Path(__file__).parents[3]
 
@@ -72,8 +75,12 @@ def test_a_value_comes_back(store: Store) -> None:
 
 def test_a_value_with_files_and_metrics_comes_back(store: Store) -> None:
     stage = Writes("words")
-    (store.work(stage.key) / "metrics.jsonl").write_text('{"step": 1}\n')
-    store.commit(stage, Heavy("words"), {})
+    claim = store.claim(stage.key)
+    assert claim is not None
+    with claim:
+        scratch = store.take_over(claim)
+        (scratch.path / "metrics.jsonl").write_text('{"step": 1}\n')
+        store.commit(stage, Heavy("words"), {}, None, scratch)
     assert store.load(stage) == Heavy("words")
     assert (store.path(stage.key) / "metrics.jsonl").read_text() == '{"step": 1}\n'
     assert not (store.root / "work" / stage.key).exists()
@@ -95,10 +102,10 @@ def test_a_value_that_cannot_be_saved_leaves_nothing(store: Store) -> None:
             raise OSError("disk full")
 
     stage = Writes("x")
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StoreError, match=r"value\.draft: disk full$"):
         store.commit(stage, Broken(), {})
     assert not store.has(stage.key)
-    assert list((store.root / "drafts").iterdir()) == []
+    assert not list(store.root.rglob("*.draft"))
 
 
 def test_the_first_commit_wins(store: Store) -> None:
@@ -115,15 +122,21 @@ def test_other_schemas_and_broken_manifests_are_named(store: Store) -> None:
     path.write_text(json.dumps({"schema": 99}))
     with pytest.raises(StoreError, match="schema 99, this version reads 1"):
         store.manifest(stage.key)
-    path.write_text("{")
-    with pytest.raises(StoreError, match="no JSON"):
-        store.manifest(stage.key)
+    for text in ("{", "", "[" * 100_000, "[]", "\xff"):
+        path.write_bytes(text.encode("latin1"))
+        with pytest.raises(Damaged, match=rf"{path} (is no JSON|holds list)"):
+            store.manifest(stage.key)
+        assert not store.has(stage.key)
 
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"):
-        Store(tmp_path / "file" / "store").work("k")
+    store = Store(tmp_path / "file" / "store")
+    for act in (store.check, lambda: store.claim("k"), lambda: store.fail("k", {})):
+        with pytest.raises(StoreError, match=r"file/store.*: Not a directory"):
+            act()
+    with pytest.raises(StoreError, match=r"file/store.*: Not a directory"):
+        store.commit(Number(3), {"square": 9}, {})
 
 
 def test_failures_are_records_until_the_value_is_there(store: Store) -> None:
@@ -171,18 +184,18 @@ def test_a_dead_process_of_this_host_loses_its_claim_at_once(store: Store) -> No
 def test_a_claim_from_another_host_expires_by_its_heartbeat(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "_place", lambda: "elsewhere")
+    monkeypatch.setattr(claims, "_place", lambda: "elsewhere")
     assert store.claim("k") is not None
     monkeypatch.undo()
     assert store.claim("k") is None
     (path,) = (store.root / "claims").glob("k.*")
-    old = path.stat().st_mtime - stores.EXPIRY_S - 1
+    old = path.stat().st_mtime - claims.EXPIRY_S - 1
     os.utime(path, (old, old))
     assert store.claim("k") is not None
 
 
 def test_a_heartbeat_keeps_a_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(claims, "HEARTBEAT_S", 0.02)
     claim = store.claim("k")
     assert claim is not None
     with claim:
@@ -252,44 +265,208 @@ def _python(store: Store, code: str) -> subprocess.Popen[str]:
     )
 
 
-def test_files_that_a_host_sees_late_are_waited_for(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The manifest is there; a file of it is missing at first, then half of it is there."""
-    monkeypatch.setattr(stores, "LATE_S", 20.0)
+def test_files_that_another_host_has_just_written_are_waited_for(store: Store) -> None:
+    """The manifest is there; a file of it is missing at first. On this host it would be damage."""
     stage = Writes("words")
-    store.commit(stage, Heavy("words"), {})
-    path = store.path(stage.key) / "text.txt"
-    path.unlink()
-
-    def late() -> None:
-        for text in ("wo", "words"):
-            time.sleep(0.3)
-            path.write_text(text)
-
-    thread = threading.Thread(target=late)
-    thread.start()
-    assert store.load(stage) == Heavy("words")
-    thread.join()
-
-
-def test_files_that_never_come_are_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "LATE_S", 0.5)
-    stage = Writes("words")
-    store.commit(stage, Heavy("words"), {})
+    store.commit(stage, Heavy("words"), {"host": "elsewhere"})
     path = store.path(stage.key) / "text.txt"
     path.write_text("wo")
-    with pytest.raises(StoreError, match=rf"{path} has 2 of 5 bytes; remove {path.parent} to"):
-        store.load(stage)
+    assert not store.has(stage.key)
+    assert store.is_arriving(stage.key)
+    store.commit(stage, Heavy("words"), {"host": "here"})  # the first one still wins
+    assert store.manifest(stage.key)["host"] == "elsewhere"
+    path.write_text("words")
+    assert store.has(stage.key)
+    assert not store.is_arriving(stage.key)
     path.unlink()
-    with pytest.raises(StoreError, match=rf"{path} is missing; remove {path.parent} to compute"):
+    old = time.time() - 61
+    os.utime(path.parent / "manifest.json", (old, old))
+    assert not store.is_arriving(stage.key)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda folder: (folder / "text.txt").unlink(), "text.txt is missing"),
+        (lambda folder: (folder / "text.txt").write_text("wo"), "has 2 of 5 bytes"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "is no JSON"),
+        (lambda folder: (folder / "manifest.json").write_text('{"schema": 99}'), "schema 99"),
+        (lambda folder: _change(folder / "manifest.json", "value", 6), "its digest differs"),
+        (lambda folder: _change(folder / "manifest.json", "files", {}), "its digest differs"),
+        (lambda folder: (folder / "manifest.json").unlink(), None),
+    ],
+)
+def test_what_is_not_whole_is_not_there_and_is_replaced(
+    store: Store, fault: Callable[[Path], None], said: str | None
+) -> None:
+    stage = Writes("words")
+    store.commit(stage, Heavy("words"), {"by": "first"})
+    fault(store.path(stage.key))
+    assert not store.has(stage.key)
+    found = store.find_fault(stage.key)
+    assert (said in found) if said and found else (said is found is None)
+    claim = store.claim(stage.key)
+    assert claim is not None
+    with claim:
+        store.commit(stage, Heavy("words"), {"by": "second"}, None, store.take_over(claim))
+    assert store.manifest(stage.key)["by"] == "second"
+    assert store.load(stage) == Heavy("words")
+    (damaged,) = (store.root / "trash").glob("*/damaged/*")
+    assert damaged.name == stage.key
+    assert Trash(store.root).restore({stage.key}) == []  # what was damaged does not come back
+
+
+def _change(path: Path, name: str, to: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: to}))
+
+
+def test_one_bit_of_a_file_is_noticed_when_it_is_loaded(store: Store) -> None:
+    stage = Writes("words")
+    store.commit(stage, Heavy("words"), {})
+    path = store.path(stage.key) / "text.txt"
+    path.write_text("wordr")
+    assert store.has(stage.key)  # a look at sizes does not tell
+    with pytest.raises(Damaged, match=rf"{path} is not what was written: its sha256 differs") as e:
         store.load(stage)
+    assert e.value.key == stage.key
+    store.discard(stage.key)
+    assert not store.has(stage.key)
+
+
+def test_a_file_is_read_for_its_digest_once_until_it_changes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, seen = Writes("words"), []
+    store.commit(stage, Heavy("words"), {}, {"code": "1"})
+    digest = stores.digest_file
+    monkeypatch.setattr(
+        stores, "digest_file", lambda path: (seen.append(path.name), digest(path))[1]
+    )
+    store.load(stage)
+    store.load(stage)
+    assert sorted(seen) == ["code.json", "text.txt"]
+    (store.path(stage.key) / "text.txt").write_text("wordt")
+    with pytest.raises(Damaged):
+        store.load(stage)
+    store.load(stage, check=False)
+
+
+def test_a_value_from_before_there_were_digests_is_read(store: Store) -> None:
+    stage = Writes("words")
+    store.commit(stage, Heavy("words"), {})
+    path = store.path(stage.key) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({k: v for k, v in manifest.items() if k not in ("sha256", "digest")})
+    )
+    assert store.has(stage.key)
+    assert store.load(stage) == Heavy("words")
+
+
+def test_an_owner_that_was_outbid_leaves_nothing_behind(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was paused on another host for more than a minute, and goes on where it was."""
+    stage = Writes("words")
+    monkeypatch.setattr(claims, "_place", lambda: "elsewhere")
+    paused = store.claim(stage.key)
+    assert paused is not None
+    scratch = store.take_over(paused)
+    (scratch.path / "checkpoint-1.safetensors").write_text("whole")
+    (scratch.path / "checkpoint-2.draft").write_text("half")
+    monkeypatch.undo()
+    os.utime(paused.path, (1, 1))
+    claim = store.claim(stage.key)
+    assert claim is not None
+    with claim:
+        mine = store.take_over(claim)
+        assert {path.name for path in mine.path.iterdir()} == {"checkpoint-1.safetensors"}
+        assert not paused.stands
+        assert claim.stands
+        with pytest.raises(OSError, match="No such file"):
+            (scratch.path / "checkpoint-2.safetensors").write_text("from the past")
+        with pytest.raises(Outbid):
+            store.commit(stage, Heavy("words"), {"by": "paused"}, None, scratch)
+        paused.release()  # not the other's
+        assert store.claimed(stage.key) is not None
+        store.commit(stage, Heavy("words"), {"by": "other"}, None, mine)
+    assert store.manifest(stage.key)["by"] == "other"
+    assert not list((store.root / "claims").glob("*")) and not list((store.root / "work").glob("*"))
+
+
+def test_an_owner_that_is_outbid_while_it_saves_leaves(store: Store) -> None:
+    stage, claim = Writes("words"), store.claim(Writes("words").key)
+    assert claim is not None
+    scratch = store.take_over(claim)
+
+    class Slow(Heavy):
+        def save(self, folder: Path) -> dict[str, Any]:
+            scratch.path.rename(scratch.path.with_name("another"))
+            return super().save(folder)
+
+    with pytest.raises(Outbid):
+        store.commit(stage, Slow("words"), {}, None, scratch)
+    assert not store.has(stage.key)
+
+
+def test_a_file_system_that_fails_for_a_moment_takes_nothing_away(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = store.claim("k")
+    assert claim is not None
+    store.take_over(claim)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "stat", fail)
+    assert claim.stands
+
+
+def test_a_claim_that_cannot_be_read_counts_by_its_heartbeat(store: Store) -> None:
+    (store.root / "claims").mkdir(parents=True)
+    for number, text in enumerate(["", "{", "[]", '{"host": "new", "version": 2}']):
+        path = store.root / "claims" / f"k{number}.0"
+        path.write_text(text)
+        assert store.claim(f"k{number}") is None
+        os.utime(path, (1, 1))
+        assert store.claim(f"k{number}") is not None
+
+
+def test_what_dead_owners_left_is_tidied_away(store: Store) -> None:
+    child = _python(
+        store,
+        """
+        for key in ("a", "b"):
+            store.take_over(store.claim(key)).path.joinpath("checkpoint-1").write_text("kept")
+        print("claimed", flush=True)
+        time.sleep(60)
+        """,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    store.tidy()
+    assert set(store.owners()) == {"a", "b"}
+    child.kill()
+    child.wait()
+    for name in (".now.123", ".a.456"):
+        (store.root / "claims" / name).touch()
+        os.utime(store.root / "claims" / name, (1, 1))
+    alive = store.claim("c")
+    assert alive is not None
+    store.tidy()
+    assert [path.name for path in (store.root / "claims").iterdir()] == ["c.0"]
+    claim = store.claim("a")
+    assert claim is not None
+    assert (store.take_over(claim).path / "checkpoint-1").read_text() == "kept"
 
 
 def test_progress_is_told_and_goes_with_the_work(store: Store) -> None:
     stage = Number(3)
     assert store.progress(stage.key) is None
-    store.say_progress(stage.key, {"done": 1})
+    claim = store.claim(stage.key)
+    assert claim is not None
+    store.take_over(claim).say_progress({"done": 1})
     assert (store.progress(stage.key) or {})["done"] == 1
     store.commit(stage, {"square": 9}, {})
     assert store.progress(stage.key) is None

@@ -89,7 +89,7 @@ def test_one_that_is_not_finished_leaves_the_one_before(tmp_path: Path) -> None:
     assert load_step(tmp_path) == 2
 
 
-def load_step(folder: Path, logged: int = 99) -> int | None:
+def load_step(folder: Path, logged: int = 999) -> int | None:
     weights, optimizer = trained()
     facts = Checkpoints(folder, Shards(), weights).load(weights, optimizer, logged)
     return None if facts is None else int(facts["step"])
