@@ -57,6 +57,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         *((f"  {kind}", str(number)) for kind, number in kinds.items()),
     ]
     print_table(facts, words=2, indent=2)
+    for line in states.list_damaged(plan, store):
+        print(f"  damaged, to be computed again: {line}")
     for line in states.list_new(plan, store):
         print(f"  new: {line}")
     for line in states.list_stale(plan, store):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import __version__
-from harness.cli import cluster, looking, reporting, running, starting, store
+from harness.cli import cluster, looking, reporting, running, starting, store, values
 from harness.cli.verb import Verb
 from harness.core.errors import BitgridError, GridError, close_to, first_line, make_line
 from harness.core.installation import check_packages
@@ -35,6 +35,8 @@ VERBS = (
     looking.METHODS,
     looking.TASKS,
     looking.SCHEMA,
+    values.VERIFY,
+    values.KEEP,
     store.GC,
 )
 
@@ -57,7 +59,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         check_packages()
-        if "grid" in arguments:
+        if getattr(arguments, "grid", None) is not None:
             _check_exists(arguments.grid)
         return verb.function(arguments)
     except BitgridError as error:

@@ -36,6 +36,8 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
     plan = remembering.remembered(arguments.grid, store)
+    if plan is not None:
+        states.check_scores(plan, store)
     failed = 0
     if plan is None or states.needed(plan, store):
         plan, failed = _compute(arguments, store)

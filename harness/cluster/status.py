@@ -135,6 +135,9 @@ def details(view: View, store: Store) -> list[str]:
             lines.append(f"lost: {named}: {stage.words}")
     if view.count("stale"):
         lines += [f"stale: {reason}" for reason in states.list_stale(plan, store)]
+    lines += [
+        f"damaged, to be computed again: {fault}" for fault in states.list_damaged(plan, store)
+    ]
     return lines + failures(plan, store)
 
 

@@ -23,7 +23,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +76,21 @@ class Store:
         return cls(Path(os.environ.get("BITGRID_STORE", ".bitgrid")).absolute())
 
     def check(self) -> None:
-        """Raise StoreError where nothing can be kept here."""
+        """Raise StoreError where nothing can be kept here, or what is kept cannot be read."""
         self._claims.check()
+        values = self.root / "values"
+        with explained(values):
+            values.mkdir(exist_ok=True)
+            os.listdir(values)
 
     def tidy(self) -> None:
         """Remove what owners left that are dead. Their checkpoints stay for whoever goes on."""
         self._claims.tidy()
+        owners = self.owners()
+        with contextlib.suppress(OSError):
+            for key in os.listdir(self.root / "work"):
+                if key not in owners and self.has(key):  # killed between its last two steps
+                    shutil.rmtree(self._work(key), ignore_errors=True)
 
     # Values
 
@@ -156,8 +165,17 @@ class Store:
         return kind.load(folder, facts) if hasattr(kind, "load") else facts
 
     def check_files(self, key: str, manifest: Mapping[str, Any] | None = None) -> None:
-        """Raise Damaged where a file of a value is not the one that was written."""
+        """Raise Damaged where a file of a value is not the one that was written; from then on the
+        value is not there."""
         manifest = self.manifest(key) if manifest is None else manifest
+        try:
+            self._check_files(key, manifest)
+        except Damaged as error:
+            if (found := self._read(key)) is not None:
+                self._found[key] = replace(found, fault=str(error))
+            raise
+
+    def _check_files(self, key: str, manifest: Mapping[str, Any]) -> None:
         digests = manifest.get("sha256", {})
         for name, size in manifest.get("files", {}).items():
             path = self.path(key) / name
@@ -178,6 +196,8 @@ class Store:
         """Take a value out, to the trash. Raises StoreError where it cannot be moved."""
         self._found.pop(key, None)
         trash = Trash(self.root)
+        with contextlib.suppress(OSError):
+            self.path(key).chmod(0o700)  # else one that nobody may write in could not be moved
         with explained(self.path(key)), contextlib.suppress(FileNotFoundError):
             trash.discard(self.path(key), trash.open(), "damaged")  # it does not come back
 
@@ -206,7 +226,7 @@ class Store:
         without one, a new one for this alone. Raises Outbid where another owner has taken it over,
         StoreError where it cannot be written.
         """
-        scratch = scratch or take_over(self._work(stage.key), secrets.token_hex(4))
+        scratch = scratch or self.open_scratch(stage.key)
         scratch.require()
         draft = scratch.path / "value.draft"
         try:
@@ -294,6 +314,11 @@ class Store:
         It is kept until the value is committed. Raises StoreError.
         """
         return claim.fence(take_over(self._work(claim.key), claim.token))
+
+    def open_scratch(self, key: str) -> Scratch:
+        """A scratch folder without a claim, where nobody else computes the same. Raises
+        StoreError."""
+        return take_over(self._work(key), secrets.token_hex(4))
 
     def progress(self, key: str) -> dict[str, Any] | None:
         """What a running stage said last: done, total, metrics, when (seconds since the epoch)."""

@@ -102,12 +102,16 @@ class Values:
             raise Failed(stage.key, message) from error
 
 
-def compute(stage: Stage[Any], values: Values, scratch: Scratch, keeps: bool = True) -> Any:
+def compute(
+    stage: Stage[Any], values: Values, scratch: Scratch | None = None, keeps: bool = True
+) -> Any:
     """The value of a stored stage; with `keeps` it is committed to the store.
 
-    `scratch`: its owner's. Raises Outbid where another owner has taken the stage over.
+    `scratch`: its owner's; without one, nobody else computes the stage. Raises Outbid where another
+    owner has taken it over.
     """
     store, inputs = values.store, values.inputs(stage)
+    scratch = scratch or store.open_scratch(stage.key)
     with provenance.measure(device()) as measured:
         try:
             result = execute(stage, inputs, scratch.path)

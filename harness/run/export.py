@@ -36,7 +36,7 @@ from harness.core.report_options import ReportOptions
 from harness.core.store import Store
 from harness.grid import published
 from harness.run.plan import CellInfo, Plan
-from harness.run.states import explain_staleness, find_states, standing_failure
+from harness.run.states import check_scores, explain_staleness, find_states, standing_failure
 
 _CURVE_FIELDS = {each.name for each in fields(CurvePoint)}
 
@@ -63,6 +63,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _export(plan: Plan, store: Store, folder: Path) -> None:
+    check_scores(plan, store)
     state = find_states(plan, store)
     published = plan.published or {}
     head = GridHead(
@@ -147,6 +148,8 @@ def _holes(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[Hole]:
 
 
 def _reason(plan: Plan, store: Store, state: dict[str, str], key: str) -> str:
+    if (fault := store.find_fault(key)) is not None:
+        return f"damaged: {fault}; run the grid again"
     for above in plan.upstream(key):
         if state[above] == "failed":
             record = standing_failure(plan.nodes[above], above, store) or {}

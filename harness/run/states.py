@@ -5,11 +5,13 @@ Imports no torch. Not here: what a plan is (`harness.run.plan`), the queue (`har
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from harness.core import provenance
+from harness.core.errors import StoreError
 from harness.core.store import Store
 from harness.run.plan import Node, Plan
 
@@ -37,10 +39,12 @@ def find_states(plan: Plan, store: Store) -> dict[str, str]:
 
 def explain_staleness(plan: Plan, key: str, store: Store) -> str | None:
     """Why a kept value is stale: which code or package changed since. None where it is not."""
-    digest = plan.nodes[key].code
-    manifest = store.manifest(key)
-    old = store.definitions(key) if manifest.get("code") != digest else None
-    return provenance.explain_staleness(manifest, digest, old, plan.code.get(digest))
+    digest, found = plan.nodes[key].code, store.look(key)
+    if found is None or found.fault is not None:
+        return None
+    old = store.definitions(key) if found.code != digest else None
+    recorded = {"code": found.code, "packages": found.packages}
+    return provenance.explain_staleness(recorded, digest, old, plan.code.get(digest))
 
 
 def list_stale(plan: Plan, store: Store) -> list[str]:
@@ -58,6 +62,20 @@ def list_new(plan: Plan, store: Store) -> list[str]:
     """Why stages that are to be computed are new, a line a reason, with how many have it."""
     missing = [plan.nodes[key] for key in needed(plan, store)]
     return _counted([f"{node.kind}: {node.why}" for node in missing if node.stored and node.why])
+
+
+def check_scores(plan: Plan, store: Store) -> None:
+    """Read what a report needs, so that the store knows which of it is damaged."""
+    for key in {key for cell in plan.cells for key in cell.roots}:
+        if store.has(key):
+            with contextlib.suppress(StoreError):
+                store.check_files(key)
+
+
+def list_damaged(plan: Plan, store: Store) -> list[str]:
+    """What is wrong with values of a plan that are there and will be computed again."""
+    faults = {key: store.find_fault(key) for key in plan.stored()}
+    return [f"{plan.nodes[key].kind}: {fault}" for key, fault in faults.items() if fault]
 
 
 def _counted(lines: list[str]) -> list[str]:

@@ -76,7 +76,7 @@ def test_queued_running_done_and_lost(plan: Plan, store: Store, slurm: Slurm) ->
     with claim:
         when = time.time()
         facts = {"total": 100, "metrics": {"loss": 2.31}, "first": [20, when - 60.0]}
-        store.say_progress(model, {"done": 50, **facts})
+        store.take_over(claim).say_progress({"done": 50, **facts})
         view = watch.look(plan, store)
     found = {stage.key: stage for stage in view.stages}
     assert found[model].state == "running"

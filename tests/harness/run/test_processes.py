@@ -17,6 +17,7 @@ import torch
 
 from harness import models
 from harness.core.errors import BitgridError
+from harness.core.scratch import Scratch
 from harness.core.stage import Resources
 from harness.core.store import Store
 from harness.models import devices
@@ -111,22 +112,24 @@ def test_processes_are_told_how_often_a_stage_was_made_leaner_and_shun_the_curre
 
     monkeypatch.setattr(Made, "resources", Resources(gpus=2))
     monkeypatch.setattr(processes.subprocess, "Popen", Ended)
+    store = Store(tmp_path)
+    scratch = store.open_scratch(Made("A", 2).key)
     with pytest.raises(BitgridError, match="ended without a value"):
-        processes.run_together(Made("A", 2), Store(tmp_path), print, print)
+        processes.run_together(Made("A", 2), store, scratch, print, print)
     (command,) = started
     given = worker._parser().parse_args(command[command.index("harness.run.worker") + 1 :])
-    assert (given.key, given.attached) == (Made("A", 2).key, True)
-    described = json.loads((Store(tmp_path).work(given.key) / processes.STAGES).read_text())
-    assert rebuild_stages(described) == {given.key: Made("A", 2)}
+    assert (given.scratch, given.attached) == (scratch.path, True)
+    described = json.loads((scratch.path / processes.STAGES).read_text())
+    assert rebuild_stages(described) == {Made("A", 2).key: Made("A", 2)}
 
 
 def test_a_run_hands_the_halvings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[str, int]] = []
     monkeypatch.setattr(Made, "leaner", lambda stage: replace(stage, halvings=stage.halvings + 1))
 
-    def together(stage: Made, store: Store, step: object, note: object) -> None:
+    def together(stage: Made, store: Store, scratch: Scratch, *_: object) -> None:
         heard.append((stage.key, stage.halvings))
-        store.commit(stage, {"bits": 2}, {})
+        store.commit(stage, {"bits": 2}, {}, None, scratch)
 
     monkeypatch.setattr(running.processes, "run_together", together)
     monkeypatch.setattr(Made, "resources", Resources(gpus=2))

@@ -194,14 +194,15 @@ def test_a_failure_of_other_code_is_tried_again(
 def test_stale_is_shown_and_nothing_is_run_again(tmp_path: Path, store: Store, log: Path) -> None:
     plan, _, _ = _run(tmp_path, store)
     key = plan.upstream(plan.cells[0].model)[0]
-    path = store.path(key) / "manifest.json"
-    path.write_text(json.dumps({**store.manifest(key), "code": "as it was before"}))
+    _rewrite(store, key, {"code": "as it was before"})
     assert states.find_states(plan, store)[key] == "stale"
     behind = store.path(key) / "code.json"
     now = json.loads(behind.read_text())
     behind.write_text(json.dumps({**now, "tests.support.toys.log": "as it was before"}))
+    _rewrite(store, key, {})
     assert states.explain_staleness(plan, key, store) == "code changed: tests.support.toys.log"
     behind.unlink()
+    _rewrite(store, key, {})
     log.write_text("")
     assert _run(tmp_path, store)[1] == Outcome()
     assert log.read_text() == ""
@@ -209,6 +210,16 @@ def test_stale_is_shown_and_nothing_is_run_again(tmp_path: Path, store: Store, l
     stale = [json.loads(line)["stale"] for line in (tmp_path / "out/rows.jsonl").open()]
     assert stale[:2] == ["toy-made: code changed"] * 2
     assert stale[2:] == [None] * 6
+
+
+def _rewrite(store: Store, key: str, facts: Mapping[str, object]) -> None:
+    """The manifest of a value as another version would have written it, for the files as they
+    are."""
+    folder = store.path(key)
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    del files["manifest.json"]
+    manifest = {**store.manifest(key), "sha256": {}, "files": files, **facts}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_exported_rows_are_the_same_bytes_each_time(tmp_path: Path, store: Store) -> None:

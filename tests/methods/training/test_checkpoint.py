@@ -121,7 +121,7 @@ def test_a_torn_one_is_refused_and_the_one_before_used(tmp_path: Path, fault: st
         "cut": new[:half],
         "longer": new + b"0",
         "empty": b"",
-        "flipped": new[:half] + bytes([new[half] ^ 64]) + new[half + 1 :],
+        "flipped": new[:-40] + bytes([new[-40] ^ 64]) + new[-39:],
     }
     path.write_bytes(torn[fault])
     if fault in ("mixed", "flipped"):
