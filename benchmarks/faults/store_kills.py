@@ -181,15 +181,22 @@ def _count_differing(store: Store) -> int:
 
 
 def _read(journal: Path) -> dict[str, int]:
-    """How often a stage was begun after its value was kept, and how many owners were outbid."""
+    """How often a value was computed again after it was kept, and how many owners were outbid.
+
+    An owner that was paused between its claim and its first step begins late, and is outbid there.
+    """
     kept: set[str] = set()
+    late: Counter[str] = Counter()
     counts: Counter[str] = Counter(twice=0, outbid=0)
     for line in journal.read_text().splitlines():
         word, _, number = line.partition(" ")
-        counts["twice"] += word == "begin" and number in kept
         counts["outbid"] += word == "outbid"
+        if number in kept:
+            late[number] += {"begin": 1, "outbid": -1}.get(word, 0)
+            counts["twice"] += word == "kept"
         if word == "kept":
             kept.add(number)
+    counts["twice"] += sum(max(0, begun) for begun in late.values())
     return dict(counts)
 
 
