@@ -8,7 +8,7 @@ listed. NaN is never skipped. Not here: which of them stand out (`ranking`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,13 @@ import pandas as pd
 from harness.core.records import PROTOCOL
 from harness.core.report_options import ReportOptions
 from reports.numbers import stats
-from reports.numbers.columns import Column, format_bits, get_protocol
+from reports.numbers.columns import (
+    Column,
+    Quantity,
+    format_bits,
+    get_protocol,
+    get_quantity,
+)
 from reports.numbers.naming import format_setting
 from reports.numbers.variance import Models, average_models, have_same_items
 from reports.reading.items import ItemIndex, Items
@@ -96,33 +102,38 @@ def make_rows(
 
     `usual`: for each column of a task, how most of its values were measured.
     """
-    labels, names = list(dict.fromkeys(shown["label"])), list(dict.fromkeys(shown["name"]))
+    labels, names = _number(shown["label"]), _number(shown["name"])
     keys = sorted(
         set(zip(shown["bits"], shown["name"], shown["label"], strict=True)),
-        key=lambda key: (-key[0], labels.index(key[2]), names.index(key[1])),
+        key=lambda key: (-key[0], labels[key[2]], names[key[1]]),
     )
+    # Once: a frame's selections cost a millisecond each, and a table has many numbers.
+    cells_of: dict[tuple[Any, Any], _Cells] = {}
+    for record in shown.to_dict("records"):
+        cells_of.setdefault((record["bits"], record["name"]), _Cells()).add(record)
     table = []
     for bits, name, label in keys:
-        cells = shown[(shown["bits"] == bits) & (shown["name"] == name)]
+        cells = cells_of[bits, name]
         entries: list[Entry | None] = []
         for column, protocol in zip(columns, [*usual, {}], strict=False):
             if column.task is None:
                 entries.append(_average(cells, column, columns, entries, notes, index, options))
                 continue
-            rows = column.select(cells)
+            rows = cells.select(column)
             marks = _marks(rows, protocol, notes)
             models = [[record] for record in _distinct(rows)]
             entry = _entry(models, marks, index, options) if models else None
-            several = len(models) == 1 and rows["seed"].nunique() > 1
+            several = len(models) == 1 and _count_seeds(rows) > 1
             entries.append(replace(entry, fixed=several) if entry else None)
-        weight = cells.drop_duplicates("model_key")["bits_per_weight"].mean()
+        models_of = _distinct(cells.records)
+        weight = pd.Series([each["bits_per_weight"] for each in models_of], dtype=float).mean()
         table.append(
             Row(
                 name=name,
                 label=label,
                 bits=float(bits),
                 bits_per_weight=None if pd.isna(weight) else float(weight),
-                models=int(cells["model_key"].nunique()),
+                models=len(models_of),
                 entries=tuple(entries),
             )
         )
@@ -132,13 +143,41 @@ def make_rows(
 _Record = dict[Any, Any]
 
 
-def _distinct(rows: pd.DataFrame) -> list[_Record]:
-    """One row a model."""
-    return list(rows.drop_duplicates("model_key").to_dict("records"))
+@dataclass
+class _Cells:
+    """The rows of one name and width, and those of each quantity."""
+
+    records: list[_Record] = field(default_factory=list)
+    by_quantity: dict[Quantity, list[_Record]] = field(default_factory=dict)
+
+    def add(self, record: _Record) -> None:
+        self.records.append(record)
+        self.by_quantity.setdefault(get_quantity(record), []).append(record)
+
+    def select(self, column: Column) -> list[_Record]:
+        """Those whose values the column has; of the average none."""
+        return [] if column.task is None else self.by_quantity.get(column.quantity, [])
+
+
+def _number(values: Iterable[Any]) -> dict[Any, int]:
+    """Each value -> its place among the distinct ones."""
+    return {each: place for place, each in enumerate(dict.fromkeys(values))}
+
+
+def _distinct(rows: Iterable[_Record]) -> list[_Record]:
+    """One row a model, its first."""
+    first: dict[Any, _Record] = {}
+    for record in rows:
+        first.setdefault(record["model_key"], record)
+    return list(first.values())
+
+
+def _count_seeds(rows: Iterable[_Record]) -> int:
+    return len({record["seed"] for record in rows if not pd.isna(record["seed"])})
 
 
 def _average(
-    cells: pd.DataFrame,
+    cells: _Cells,
     column: Column,
     columns: Sequence[Column],
     entries: Sequence[Entry | None],
@@ -152,11 +191,10 @@ def _average(
         return None
     models: dict[str, list[_Record]] = {}
     for part in parts:
-        rows = part.select(cells)
-        for record in _distinct(rows):
+        for record in _distinct(cells.select(part)):
             models.setdefault(record["model_key"], []).append(record)
     complete = [records for records in models.values() if len(records) == len(parts)]
-    several = len(models) == 1 and cells["seed"].nunique() > 1
+    several = len(models) == 1 and _count_seeds(cells.records) > 1
     if not complete:
         return None
     marks = sorted(
@@ -225,8 +263,8 @@ def _interval(models: list[list[_Record]], items: Sequence[Items]) -> tuple[floa
     return (math.exp(interval.low), math.exp(interval.high)) if len(models) == 1 else None
 
 
-def _marks(rows: pd.DataFrame, usual: dict[str, Any], notes: Notes) -> list[str]:
-    protocols = [get_protocol(record) for record in rows[list(PROTOCOL)].to_dict("records")]
+def _marks(rows: list[_Record], usual: dict[str, Any], notes: Notes) -> list[str]:
+    protocols = [get_protocol(record) for record in rows]
     unlike = [protocol for protocol in protocols if protocol != usual]
     marks = []
     for protocol in unlike:
@@ -234,13 +272,12 @@ def _marks(rows: pd.DataFrame, usual: dict[str, Any], notes: Notes) -> list[str]
         if len(unlike) < len(protocols):
             text = f"some of its seeds with {text}"
         marks.append(notes.mark(f"measured otherwise than its column: {text}", unlike=True))
-    if "rounded" in rows:
-        partly = rows[rows["rounded"] < 1]
-        for rounded, kept in sorted(set(zip(partly["rounded"], partly["kept"], strict=True))):
-            share = math.floor(1e4 * rounded) / 100  # down, so that not all never looks like all
-            text = f"{share:.2f} % of the weights of its blocks are rounded; kept: {kept}"
-            marks.append(notes.mark(text, unlike=False))
-    for reason in sorted(set(rows["stale"].dropna())):
+    shares: set[tuple[Any, Any]] = {(each.get("rounded"), each.get("kept")) for each in rows}
+    for rounded, kept in sorted(each for each in shares if not pd.isna(each[0]) and each[0] < 1):
+        share = math.floor(1e4 * rounded) / 100  # down, so that not all never looks like all
+        text = f"{share:.2f} % of the weights of its blocks are rounded; kept: {kept}"
+        marks.append(notes.mark(text, unlike=False))
+    for reason in sorted({each["stale"] for each in rows if not pd.isna(each["stale"])}):
         marks.append(notes.mark(f"stale: {reason}", unlike=False))
     return list(dict.fromkeys(marks))
 

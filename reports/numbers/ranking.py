@@ -21,6 +21,7 @@ column does not compete.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -114,22 +115,19 @@ def _correct(groups: Sequence[tuple[Column, _Group, list[_Test]]]) -> dict[_Test
 def _place_by_tests(group: _Group, corrected: Mapping[_Test, float]) -> _Group:
     told = [test for test, p in corrected.items() if p < ALPHA]
     compared = {place for test in corrected for place in (test.better, test.worse)}
-    ranks = {
-        place: (
-            1 + sum(test.worse == place for test in told),
-            len(group) - sum(test.better == place for test in told),
-        )
-        for place in compared
-    }
+    lost, won = Counter(test.worse for test in told), Counter(test.better for test in told)
+    ranks = {place: (1 + lost[place], len(group) - won[place]) for place in compared}
     selective = any(low > 1 for low, _ in ranks.values())
+    smallest: dict[_Place, float] = {}
+    for test, p in corrected.items():
+        smallest[test.worse] = min(p, smallest.get(test.worse, p))
     placed = {}
     for place, entry in group.items():
-        against = [p for test, p in corrected.items() if test.worse == place]
         placed[place] = replace(
             entry,
             rank=ranks.get(place),
             best=selective and ranks.get(place, (0, 0))[0] == 1,
-            p=min(against, default=None),
+            p=smallest.get(place),
             untested="" if place in compared else _explain(entry),
         )
     return placed
