@@ -137,7 +137,7 @@ def play(number: int, folder: Path) -> dict[str, int]:
     kills = pauses = lost = failed = 0
     finished: set[int] = set()
     while len(finished) < STAGES:
-        time.sleep(chance.uniform(0.001, 0.08))
+        time.sleep(chance.uniform(0.005, 0.25))
         seen = {n for n in range(STAGES) if store.has(Chained(n).key)}
         lost += len(finished - seen)
         finished |= seen
