@@ -1,0 +1,78 @@
+"""verify and keep, on a finished store of toys: what is damaged is named with its cells."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.cli.main import main
+from harness.core.store import Store
+from harness.run import remembering
+from harness.run.plan import Plan
+from harness.run.runner import run
+from tests.harness.run.test_healing import Silent
+from tests.support.toys import toy_plan
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def plan(tmp_path: Path, store: Store) -> Plan:
+    plan = remembering.remember(toy_plan(tmp_path / "toy.yaml"), store)
+    run(plan, store, Silent())
+    return plan
+
+
+def test_a_sound_store_is_said_to_be_one(
+    store: Store, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", "--store", str(store.root)]) == 0
+    assert capsys.readouterr().out == "12 values: 12 as they were written, 0 damaged\n"
+    assert main(["verify", plan.path, "--store", str(store.root)]) == 0
+
+
+def test_what_is_damaged_is_named_with_its_cells_and_discarded_on_demand(
+    store: Store, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = next(key for key, node in plan.nodes.items() if node.kind == "toy-made")
+    path = store.path(made) / "code.json"
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    (store.path(plan.cells[1].scores[0]) / "manifest.json").unlink()
+    for words in ([], [plan.path]):
+        assert main(["verify", *words, "--store", str(store.root)]) == 1
+        out = capsys.readouterr().out
+        assert f"damaged: {path} is not what was written: its sha256 differs; it touches " in out
+        assert f"toy: {plan.cells[0].id}" in out
+        assert "12 values: 10 as they were written, 2 damaged" in out
+        assert f"nothing is stored under {plan.cells[1].scores[0]}; it touches " in out
+    assert main(["verify", "--discard", "--store", str(store.root)]) == 1
+    assert "2 moved to the trash, to be computed again" in capsys.readouterr().out
+    outcome = run(plan, Store(store.root), Silent())
+    assert outcome.computed == [
+        plan.cells[1].scores[0]
+    ]  # for scores that are there no model is made
+    assert main(["verify", "--store", str(store.root)]) == 0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_keep_touches_what_a_purge_would_take_and_no_claim(
+    store: Store, plan: Plan, whole: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = time.time() - 30 * 24 * 3600
+    claim = store.root / "claims" / "another.0"
+    claim.write_text("{}")
+    for path in store.root.rglob("*"):
+        os.utime(path, (old, old))
+    words = [] if whole else [plan.path]
+    assert main(["keep", *words, "--store", str(store.root)]) == 0
+    assert "the oldest was 30.0 days old" in capsys.readouterr().out
+    kept = [*(store.root / "values").rglob("*"), *(store.root / "plans").rglob("*")]
+    assert len(kept) > 24
+    assert all(path.stat().st_mtime > old + 1000 for path in kept if path.parent.name != "values")
+    assert claim.stat().st_mtime < old + 1000
