@@ -92,6 +92,8 @@ def run_all(store: Store, journal: Path, order: list[int]) -> None:
             with claim:
                 try:
                     scratch = store.take_over(claim)
+                    if store.has(stage.key):  # kept just before its owner was outbid
+                        continue
                     _write(journal, f"begin {stage.number}")
                     store.commit(stage, stage.run(scratch.path), {}, None, scratch)
                     _write(journal, f"kept {stage.number}")

@@ -14,7 +14,6 @@ job does (`harness.cluster.job`), submitit's private parts (`harness.cluster.com
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import math
 import os
@@ -34,16 +33,13 @@ from submitit.helpers import DelayedSubmission
 from harness.cluster import compat, job, launches, waves
 from harness.cluster.launches import Launch, Placed
 from harness.cluster.profile import Profile, Request
+from harness.cluster.snapshots import check_snapshot, take_snapshot
 from harness.config.document import write_yaml
-from harness.core import provenance
-from harness.core.definitions import ROOT
 from harness.core.errors import BitgridError, ClusterError
 from harness.core.store import Store
 from harness.grid.expand import Grid
 from harness.run import plan as plans
 from harness.run.plan import Plan
-
-SNAPSHOT = ("harness", "methods")
 
 
 class Work:
@@ -53,6 +49,7 @@ class Work:
     """
 
     def __call__(self, folder: str, index: int) -> dict[str, int]:
+        check_snapshot(Path(launches.read(Path(folder)).code))
         return job.work(Path(folder), index)
 
     def checkpoint(self, folder: str, index: int) -> DelayedSubmission | None:
@@ -120,7 +117,7 @@ def launch(
         grid=grid.name,
         path=str(grid.path.resolve()),
         store=str(store.root),
-        code=str(snapshot(store)),
+        code=str(take_snapshot(store)),
         cluster=profile.cluster,
         created=time.time(),
         visible_s=profile.visible_s,
@@ -161,35 +158,6 @@ def dry(prepared: Prepared, grid: Grid, store: Store, profile: Profile) -> Itera
         asked = _parameters(array, profile, f"{grid.name}:ID:{number}", ids, store.root / "code")
         executor.update_parameters(**asked)
         yield compat.write_submission_file(executor, len(array.jobs))
-
-
-def snapshot(store: Store) -> Path:
-    """A copy of the code in the store, named by its digest, so that equal code is copied once."""
-    files = [
-        path
-        for part in SNAPSHOT
-        for path in sorted((ROOT / part).rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    ]
-    digest, commit = hashlib.sha256(), provenance.find_commit(files) or ""
-    for path in files:
-        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
-    folder = store.root / "code" / f"{digest.hexdigest()[:16]}-{commit[:8]}"
-    if folder.exists():
-        return folder
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    for path in files:
-        copy = draft / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    (draft / "COMMIT").write_text(commit + "\n")
-    try:
-        draft.rename(folder)
-    except OSError:
-        shutil.rmtree(draft)
-        if not folder.exists():
-            raise
-    return folder
 
 
 def _within(jobs: list[waves.Job], most: int) -> list[waves.Job]:

@@ -196,7 +196,10 @@ class _Runner:
         key = stage.key
         self.watcher.begin(key)
         try:
-            self._compute_in(self.store.take_over(claim), stage)
+            scratch = self.store.take_over(claim)
+            if self.store.has(key):  # kept just before its owner was outbid
+                return False
+            self._compute_in(scratch, stage)
         except Damaged as error:
             return self._heal(error, stage)
         except Exception as error:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from harness.cli import main
-from harness.cluster import launches
+from harness.cluster import launches, snapshots
 from harness.cluster import submit as launching
 from harness.cluster.profile import Profile, Request
 from harness.core.errors import ClusterError
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Grid, Plan]:
-    monkeypatch.setattr(launching, "SNAPSHOT", ("harness/published",))  # is copied faster
+    monkeypatch.setattr(snapshots, "PACKAGES", ("harness/published",))  # is copied faster
     monkeypatch.setattr(launching.waves, "ENOUGH", 2)  # arrays: one for models, one for scores
     grid = toy_grid(tmp_path / "toy.yaml")
     return grid, build(grid)
@@ -178,8 +178,8 @@ def test_what_was_submitted_before_a_refusal_is_cancelled(
 
 
 def test_a_snapshot_is_the_code_once(tmp_path: Path, store: Store) -> None:
-    folder = launching.snapshot(store)
-    assert launching.snapshot(store) == folder
+    folder = snapshots.take_snapshot(store)
+    assert snapshots.take_snapshot(store) == folder
     assert (folder / "harness/cluster/job.py").read_bytes() == (
         ROOT / "harness/cluster/job.py"
     ).read_bytes()
@@ -187,11 +187,28 @@ def test_a_snapshot_is_the_code_once(tmp_path: Path, store: Store) -> None:
     assert len(list((store.root / "code").iterdir())) == 1
     said = "from harness.core import provenance; print(provenance.find_commit())"
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
-    head = str(launching.provenance.find_commit())
+    head = str(snapshots.provenance.find_commit())
     found = subprocess.run(
         [sys.executable, "-c", said], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert found.stdout.strip() in (head, f"{head}+")
+
+
+@pytest.mark.parametrize("lost", ["methods", "methods/training/train.py", ""])
+def test_a_snapshot_that_was_purged_is_refused_and_taken_again(store: Store, lost: str) -> None:
+    """Else what it lacks would be imported from elsewhere."""
+    folder = snapshots.take_snapshot(store)
+    if (folder / lost).is_dir():
+        shutil.rmtree(folder / lost)
+    else:
+        (folder / lost).unlink()
+    with pytest.raises(ClusterError, match="is not the code that was launched: files are missing"):
+        launching.check_snapshot(folder)
+    assert snapshots.take_snapshot(store) == folder
+    launching.check_snapshot(folder)
+    (folder / "methods/training/train.py").write_text("other code")
+    with pytest.raises(ClusterError, match="or changed"):
+        launching.check_snapshot(folder)
 
 
 def test_a_job_runs_the_code_and_the_grid_as_they_were(
@@ -199,7 +216,7 @@ def test_a_job_runs_the_code_and_the_grid_as_they_were(
 ) -> None:
     """Launched from a checkout which is then broken; started there as SLURM would."""
     checkout = tmp_path / "checkout"
-    for part in (*launching.SNAPSHOT, "reports"):
+    for part in (*snapshots.PACKAGES, "reports"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / part, checkout / part, ignore=ignored)
     (checkout / "tiny.yaml").write_text("# Does it run?\n" + yaml.safe_dump(TINY))
@@ -249,7 +266,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "cluster.yaml").write_text("partition: gpu\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BITGRID_STORE", raising=False)
-    monkeypatch.setattr(launching, "SNAPSHOT", ("harness/published",))
+    monkeypatch.setattr(snapshots, "PACKAGES", ("harness/published",))
     return tmp_path
 
 
