@@ -130,7 +130,7 @@ reports.text(sys.argv[1], 80)
 print(sorted({"matplotlib", "torch", "lm_eval", "seaborn"} & set(sys.modules)))
 print(sorted(name for name in sys.modules if name.startswith(("harness", "methods"))))
 """
-    core = ("", ".errors", ".misfit", ".records", ".scalars")
+    core = ("", ".errors", ".misfit", ".model_names", ".records", ".report_options", ".scalars")
     assert python(code, rendered).splitlines() == [
         "[]",
         "[]",
