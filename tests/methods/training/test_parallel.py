@@ -106,7 +106,12 @@ class Place:
         grid = grids.load(self.file)
         (cell,) = grid.cells
         self.stage: Stage[Model] = next(s for s in closure([cell.model]) if s.resources.gpus)
-        self.work = self.store.root / "work" / self.stage.key
+
+    @property
+    def work(self) -> Path:
+        """The scratch of the stage's owner; before there is one, where it may be put."""
+        owned = sorted((self.store.root / "work" / self.stage.key).glob("*"))
+        return owned[0] if owned else self.store.root / "work" / self.stage.key / "first"
 
     def run(self, watcher: Watcher) -> Outcome:
         grid = grids.load(self.file)
@@ -191,7 +196,7 @@ def test_two_processes_train_everything_by_a_weighted_objective_as_one_does(
         place = Place(
             tmp_path / str(gpus), half, "tsld", f"file:{text}", trained="all", steps=8, gpus=gpus
         )
-        seen, copies, watcher = [0], f"{place.work}/inputs/", Watcher()
+        seen, copies, watcher = [0], f"{place.work.parent}/", Watcher()
         monkeypatch.setattr(
             watcher, "step", lambda *_, seen=seen, copies=copies: seen.append(mapping(copies))
         )
