@@ -15,6 +15,8 @@ import json
 import random
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,24 @@ ROUND_S = 300.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="kill -9 at random moments")
+    play_rounds("kill -9 at random moments", lambda folder: partial(play, Ground(folder)))
+
+
+def play_rounds(words: str, prepare: Callable[[Path], Callable[[int], dict[str, Any]]]) -> None:
+    """The command of a campaign: rounds by their number until there were enough kills.
+
+    `prepare`: from a folder for all of them, what plays a round.
+    """
+    parser = argparse.ArgumentParser(description=words)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--out", type=Path, required=True, help="lines of JSON, a round each")
     options = parser.parse_args()
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     rounds = [json.loads(line) for line in lines]
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        ground = Ground(Path(folder))
+        play_round = prepare(Path(folder))
         while sum(each["kills"] for each in rounds) < options.kills:
-            rounds.append(play(ground, len(rounds)))
+            rounds.append(play_round(len(rounds)))
             with options.out.open("a") as file:
                 file.write(json.dumps(rounds[-1]) + "\n")
     for name in rounds[0]:

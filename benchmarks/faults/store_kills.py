@@ -11,19 +11,18 @@ written a round; a second command goes on where the first ended.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
 import random
 import signal
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from benchmarks.faults.kills import play_rounds
 from harness.core import claims
 from harness.core.errors import Outbid
 from harness.core.stage import Stage
@@ -129,7 +128,7 @@ def start(store: Path, journal: Path, chance: random.Random, host: int) -> int:
         os._exit(status)
 
 
-def play(number: int, folder: Path) -> dict[str, int]:
+def play(folder: Path, number: int) -> dict[str, int]:
     """One store, from empty to finished under kills; counts of what went wrong."""
     chance, count = random.Random(number), 1 + number % 4
     root, journal = folder / f"store-{number}", folder / f"journal-{number}"
@@ -203,21 +202,8 @@ def _read(journal: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--out", type=Path, required=True, help="lines of JSON, a round each")
-    options = parser.parse_args()
-    lines = options.out.read_text().splitlines() if options.out.exists() else []
-    rounds = [json.loads(line) for line in lines]
-    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        while sum(each["kills"] for each in rounds) < options.kills:
-            rounds.append(play(len(rounds), Path(folder)))
-            with options.out.open("a") as file:
-                file.write(json.dumps(rounds[-1]) + "\n")
-    for name in rounds[0]:
-        if name not in ("round", "runners"):
-            print(f"{name:12}{sum(each[name] for each in rounds):8}")
-    print(f"{'rounds':12}{len(rounds):8}")
+    words = "kill -9 and pauses of runners of one store"
+    play_rounds(words, lambda folder: partial(play, folder))
 
 
 if __name__ == "__main__":

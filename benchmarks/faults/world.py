@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from harness.core.records import NO_FILTER, ItemScores, Precision, Score
 from harness.core.stage import Input, Resources, Stage, value
 from harness.core.store import Store
 from harness.data import Tokens
@@ -34,6 +33,7 @@ from methods.training.objectives import KL
 from methods.training.settings import Training
 from methods.training.train import Train
 from tests.methods.conftest import make_llama
+from tests.support.toys import make_scores
 
 JOURNAL = "FAULTS_JOURNAL"
 TASKS = ("one", "two")
@@ -104,35 +104,7 @@ class Scored(Stage[Scores]):
             logits = network(input_ids=ids).logits
         losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
         time.sleep(float(os.environ.get("FAULTS_SLEEP", "0")))
-        return _make_scores(self.task, losses.mean(1).tolist())
-
-
-def _make_scores(task: str, losses: list[float]) -> Scores:
-    row = Score(
-        task=task,
-        metric="acc",
-        filter=NO_FILTER,
-        group=None,
-        primary=True,
-        value=sum(losses) / len(losses),
-        stderr=0.01,
-        n=len(losses),
-        higher_is_better=True,
-        aggregation="mean",
-        num_fewshot=0,
-        bos=False,
-        chat_template=False,
-        limit=None,
-        protocol="toy",
-        window=None,
-        tokenizer=None,
-        task_version="1",
-        lm_eval=None,
-        caveat="Rows of a fault suite.",
-    )
-    precision = Precision(format="toy", bits=3, group_size=32, bits_per_weight=3.5, dtype=None)
-    items = ItemScores(task=task, metric="acc", filter=NO_FILTER, items=None, scores=losses)
-    return Scores([row], precision, [items])
+        return make_scores(self.task, losses.mean(1).tolist(), bits=3, bits_per_weight=3.5)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     known = [find_plan(arguments, store)] if arguments.grid else list(_read_plans(store))
     keys = [key for key in known[0].stored() if _is_there(store, key)] if arguments.grid else None
     keys = _list_keys(store) if keys is None else keys
-    damaged = undigested = 0
+    damaged = unread = undigested = 0
     for key in keys:
         try:
             manifest = store.manifest(key)
@@ -53,18 +53,21 @@ def _verify(arguments: argparse.Namespace) -> int:
             print(f"damaged: {error}{_name_cells(known, key)}", flush=True)
         except StoreError as error:
             print(f"not read: {error}{_name_cells(known, key)}", flush=True)
-            damaged += 1
+            unread += 1
             continue
         damaged += 1
         if arguments.discard:
             store.discard(key)
     outcome = "moved to the trash, to be computed again" if arguments.discard else "damaged"
-    print(f"{len(keys)} values: {len(keys) - damaged} as they were written, {damaged} {outcome}")
+    sound = len(keys) - damaged - unread
+    print(f"{len(keys)} values: {sound} as they were written, {damaged} {outcome}")
+    if unread:
+        print(f"{unread} could not be read, so nothing is known of them")
     if undigested:
         print(f"{undigested} of them were written before there were digests: only sizes are known")
     if damaged and not arguments.discard:
         print("--discard moves damaged values to the trash; the next run computes them again")
-    return 1 if damaged else 0
+    return 1 if damaged or unread else 0
 
 
 def _list_keys(store: Store) -> list[str]:

@@ -40,7 +40,8 @@ def execute(stage: Stage[T], values: Mapping[str, Any], work: Path) -> T:
         try:
             result.check()
         except BitgridError as error:
-            raise type(error)(f"{stage.subject}: its result is not sound: {error}") from None
+            error.args = (f"{stage.subject}: its result is not sound: {error}",)
+            raise
     return result
 
 

@@ -260,15 +260,8 @@ def remember_originals() -> Callable[[], bool]:
 
     modules = [builtins, math, operator]
     kept = [(vars(module), dict(vars(module))) for module in modules]
-    unneeded = (
-        "_",
-        "input",
-        "print",
-        "open",
-        "exit",
-        "quit",
-        "help",
-    )  # right programs replace them
+    # Right programs replace these.
+    unneeded = {"_", "input", "print", "open", "exit", "quit", "help"}
     missing, loaded, functions = object(), sys.modules, type(lambda: None)
 
     def is_genuine() -> bool:

@@ -14,6 +14,7 @@ import contextlib
 import gzip
 import json
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -129,8 +130,16 @@ def _items(plan: Plan, store: Store) -> Iterator[RowItems]:
     for key in dict.fromkeys(key for cell in plan.cells for key in cell.scores):
         path = store.path(key) / "items.jsonl.gz"
         if store.has(key) and path.exists():
-            for line in gzip.decompress(path.read_bytes()).splitlines():
-                yield RowItems(key=key, **json.loads(line))
+            try:
+                lines = [
+                    json.loads(line)
+                    for line in gzip.decompress(path.read_bytes()).split(b"\n")
+                    if line
+                ]
+            except (OSError, EOFError, ValueError, zlib.error) as error:
+                # Only where it has no digest: it was written before there were any.
+                raise ReportError(f"{path} cannot be read: {error}; remove {path.parent}") from None
+            yield from (RowItems(key=key, **line) for line in lines)
 
 
 def _published(plan: Plan) -> list[dict[str, str]]:

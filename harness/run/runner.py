@@ -204,8 +204,9 @@ class _Runner:
             return self._heal(error, stage)
         except Exception as error:
             if not claim.stands:  # whatever broke because of that
-                kind = stage.kind
-                self._note(f"{kind} {key[:8]} was taken over by another process, and is left to it")
+                if not self.store.has(key):
+                    taken = f"{stage.kind} {key[:8]} was taken over by another process"
+                    self._note(f"{taken}, and is left to it")
                 return False
             return self._record(error, stage)
         self.outcome.computed.append(key)
@@ -249,6 +250,8 @@ class _Runner:
         """Take a damaged input out of the store, to be computed again before `stage`."""
         if error.key in self.again or error.key not in self.plan.nodes:
             return self._record(error, stage)
+        if self.store.has(error.key):
+            return False  # another runner has computed it again since we read it
         self._note(f"{error}; it is computed again")
         try:
             self.store.discard(error.key)

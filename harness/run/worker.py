@@ -4,8 +4,8 @@ Whoever starts them (torchrun for `processes`, srun) sets RANK, LOCAL_RANK, WORL
 and MASTER_PORT. Each makes the stage from its description, loads the inputs, which the first
 rebuilds for all, and runs it; the first keeps the value and writes its progress, and what a user
 should know of the inputs, to standard output, a JSON object a line. The first failure is kept as
-the stage's record. SCRATCH is the folder of whoever starts them, who has the claim: it is the
-stage's key and the owner's token.
+the stage's record. SCRATCH is `<store>/work/<key>/<token>`, the folder of whoever starts them and
+has the claim; its name says which stage it is.
 """
 
 from __future__ import annotations

@@ -70,35 +70,38 @@ class Scored(Stage[Scores]):
         log(f"scored {self.task}")
         report(1, 2, loss=0.5)
         time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
-        row = Score(
-            task=self.task,
-            metric="acc",
-            filter=NO_FILTER,
-            group=None,
-            primary=True,
-            value=bits / 16,
-            stderr=0.01,
-            n=2,
-            higher_is_better=True,
-            aggregation="mean",
-            num_fewshot=0,
-            bos=False,
-            chat_template=False,
-            limit=None,
-            protocol="toy",
-            window=None,
-            tokenizer=None,
-            task_version="1",
-            lm_eval=None,
-            caveat="Toy rows.",
-        )
-        precision = Precision(
-            format="toy", bits=bits, group_size=0, bits_per_weight=float(bits), dtype=None
-        )
-        items = ItemScores(
-            task=self.task, metric="acc", filter=NO_FILTER, items=None, scores=[0.0, bits / 8]
-        )
-        return Scores([row], precision, [items])
+        return make_scores(self.task, [0.0, bits / 8], bits, float(bits))
+
+
+def make_scores(task: str, scores: list[float], bits: int, bits_per_weight: float) -> Scores:
+    """The mean of the scores of a toy's items."""
+    row = Score(
+        task=task,
+        metric="acc",
+        filter=NO_FILTER,
+        group=None,
+        primary=True,
+        value=sum(scores) / len(scores),
+        stderr=0.01,
+        n=len(scores),
+        higher_is_better=True,
+        aggregation="mean",
+        num_fewshot=0,
+        bos=False,
+        chat_template=False,
+        limit=None,
+        protocol="toy",
+        window=None,
+        tokenizer=None,
+        task_version="1",
+        lm_eval=None,
+        caveat="Toy rows.",
+    )
+    precision = Precision(
+        format="toy", bits=bits, group_size=0, bits_per_weight=bits_per_weight, dtype=None
+    )
+    items = ItemScores(task=task, metric="acc", filter=NO_FILTER, items=None, scores=scores)
+    return Scores([row], precision, [items])
 
 
 def toy_grid(

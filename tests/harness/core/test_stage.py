@@ -16,7 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.core.errors import BitgridError
+from harness.core import execution
+from harness.core.errors import BitgridError, SettingError
 from harness.core.execution import execute
 from harness.core.stage import (
     Input,
@@ -222,6 +223,45 @@ def test_execute_binds_values_and_starts_from_a_clean_state(tmp_path: Path) -> N
     random.random(), torch.rand(3), numpy.random.rand(2)
     assert execute(Noise(5), {}, tmp_path) == drawn
     assert execute(Noise(6), {}, tmp_path) != drawn
+
+
+@pytest.mark.parametrize(("error", "checked"), [(ValueError, True), (KeyboardInterrupt, False)])
+def test_what_ends_the_process_waits_for_no_check(
+    error: type[BaseException], checked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[object] = []
+    monkeypatch.setattr(execution, "fingerprint", lambda given: looked.append(given) or {})
+    monkeypatch.setattr(execution, "recall_fingerprint", lambda given: {})
+
+    @dataclass(frozen=True)
+    class Ends(Stage[float]):
+        kind: ClassVar[str] = f"test-ends-{error.__name__}"
+        above: Input[float]
+
+        def run(self, work: Path) -> float:
+            raise error
+
+    source = Source(1.0)
+    with pytest.raises(error):
+        execute(Ends(source), {source.key: 1.0}, tmp_path)  # type: ignore[arg-type]
+    assert bool(looked) == checked
+
+
+def test_a_value_that_is_not_sound_keeps_its_error_and_says_whose_it_is(tmp_path: Path) -> None:
+    class Unsound:
+        def check(self) -> None:
+            raise SettingError("five levels at two bits", "format.bits")
+
+    @dataclass(frozen=True)
+    class Makes(Stage[Unsound]):
+        kind: ClassVar[str] = "test-makes-unsound"
+
+        def run(self, work: Path) -> Unsound:
+            return Unsound()
+
+    with pytest.raises(SettingError, match="its result is not sound: five levels") as caught:
+        execute(Makes(), {}, tmp_path)
+    assert caught.value.path == "format.bits"
 
 
 def test_the_state_is_clean_even_after_a_careless_stage(tmp_path: Path) -> None:

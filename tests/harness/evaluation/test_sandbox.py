@@ -159,13 +159,7 @@ def test_long_tests_are_run_and_longer_ones_are_said_to_be(right: bool) -> None:
 
 
 WRONG, TESTS = "def double(x):\n    return 0\n", "assert double(2) == 4"
-CHEATS = {  # what stands before a wrong program's tests
-    "exec": "import builtins\nbuiltins.exec = lambda *_: None",
-    "compile": "import builtins\nbuiltins.compile = lambda *_, **__: ''",
-    "os.read": "import os\nos.read = lambda *_: b''",
-    "os.write": "import os\nos.write = lambda *_: 0",
-    "leaving at exit": "import atexit, os\natexit.register(os._exit, 0)",
-    "exit status": "import os\nos._exit(0)",
+REPLACED = {  # what stands before a wrong program's tests, which pass where nobody looks
     "len": "import builtins\nbuiltins.len = lambda _: 4\ndouble = lambda _: len([])",
     "abs": "import builtins\nbuiltins.abs = lambda _: 4\ndouble = lambda _: abs(1)",
     "all": "import builtins\nbuiltins.all = lambda _: 4\ndouble = lambda _: all([])",
@@ -174,11 +168,36 @@ CHEATS = {  # what stands before a wrong program's tests
     "unittest": "import unittest\nunittest.TestCase.assertEqual = lambda *_: 1\n"
     "double = lambda _: 4",
 }
+DODGED = {  # these reached the end of the checker without the end of the tests
+    "leaving": "import os, sys\nos._exit = lambda _: None\nsys.exit()",
+    "verdict": "import os\nos._exit, tell = lambda _: None, os.write\n"
+    "os.write = lambda file, said: said.startswith(b'raised') or tell(file, said)",
+    "at exit": "import atexit, os\natexit.register(os._exit, 0)",
+    "exit status": "import os\nos._exit(0)",
+}
+OPEN = {  # what passes, and is told in docs/faults.md; whoever closes one moves it up
+    "equal to all": "class Any:\n    __eq__ = lambda *_: True\ndouble = lambda _: Any()",
+    "own verdict": "import os, sys\nsecret = os.read(0, 4096)[-32:]\n"
+    "os.write(int(sys.argv[1]), b'end ' + secret)\nos._exit(0)",
+    "put back": "import builtins\nkept, builtins.abs = builtins.abs, lambda _: 4\n"
+    "def double(x):\n    four, builtins.abs = abs(1), kept\n    return four",
+}
 
 
-@pytest.mark.parametrize("cheat", CHEATS)
-def test_a_cheat_fails(cheat: str) -> None:
-    assert not execute(f"{WRONG}{CHEATS[cheat]}", tests=TESTS).passed
+@pytest.mark.parametrize("cheat", REPLACED)
+def test_a_program_that_replaced_what_tests_rest_on_fails(cheat: str) -> None:
+    outcome = execute(f"{WRONG}{REPLACED[cheat]}", tests=TESTS)
+    assert outcome.reason == "PermissionError: the program changed what its tests rest on"
+
+
+@pytest.mark.parametrize("cheat", DODGED)
+def test_a_program_that_dodges_its_tests_fails(cheat: str) -> None:
+    assert not execute(f"{WRONG}{DODGED[cheat]}", tests=TESTS).passed
+
+
+@pytest.mark.parametrize("cheat", OPEN)
+def test_what_cannot_be_seen_is_known(cheat: str) -> None:
+    assert execute(f"{WRONG}{OPEN[cheat]}", tests=TESTS).passed
 
 
 def test_what_right_programs_replace_does_not_count_as_cheating() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.core.claims import Claims
-from harness.core.errors import StoreError
+from harness.core.errors import Damaged, StoreError
 from harness.core.store import Store
 from harness.run import states
 from harness.run.plan import Plan
@@ -156,3 +156,24 @@ def test_a_stage_that_cannot_be_claimed_fails_alone(
     assert outcome.failed == [made]
     assert len(outcome.computed) == len(plan.stored()) - 3
     assert "failed claims: No space left on device" in watcher.ended
+
+
+def test_what_another_runner_has_healed_is_not_thrown_away(
+    store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have read the damage; the other has put a new value there before this one acts."""
+    run(plan, store, Silent())
+    made, score, load, seen = _find_made(plan), plan.cells[0].scores[0], Store.load, []
+
+    def load_late(self: Store, stage: Any, **options: Any) -> Any:
+        if stage.key == made and not seen:
+            seen.append(made)
+            raise Damaged("as it was a moment ago", made)
+        return load(self, stage, **options)
+
+    shutil.rmtree(store.path(score))
+    monkeypatch.setattr(Store, "load", load_late)
+    outcome = run(plan, Store(store.root), Silent())
+    assert seen == [made]
+    assert (outcome.computed, outcome.failed) == ([score], [])
+    assert not (store.root / "trash").exists()
