@@ -1,6 +1,6 @@
 """What reports cost of many rows: `bitgrid report` as a whole process, its time and peak memory.
 
-    python -m benchmarks.size --out benchmarks/size.csv
+    python -m benchmarks.size --rows 1000 3000 --formats markdown csv --out benchmarks/size.csv
 
 Rows are made up: as many methods as fill them, at five seeds, with eight tasks of 50 items each,
 perplexities among them. Plots are drawn apart from the table: `--html` draws them.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -54,27 +54,22 @@ def make_grid(folder: Path, count: int) -> Path:
 def measure(command: list[str]) -> tuple[float, float, int]:
     """Seconds, peak MiB and exit status of a process."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = _wait(process)
-    return time.perf_counter() - began, usage.ru_maxrss / 1024, status
-
-
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, resource.struct_rusage]:
-    import os
-
-    pid, status, usage = os.wait4(process.pid, 0)
-    return pid, os.waitstatus_to_exitcode(status), usage
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # what it complains of is seen
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    return seconds, usage.ru_maxrss / 1024, os.waitstatus_to_exitcode(status)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", type=int, default=SIZES)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, options.out.open("w") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["command", "rows", "seconds", "peak_mib", "status"])
-        for count in SIZES:
+        for count in options.rows:
             folder = make_grid(Path(name) / str(count), count)
             for each in options.formats:
                 command = [sys.executable, "-m", "harness.cli", "report", str(folder)]

@@ -27,6 +27,16 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _open_store(arguments: argparse.Namespace) -> Store:
+    """A store that is there: of one that is not, nothing is to be said. Raises StoreError."""
+    store = open_store(arguments)
+    if not store.root.exists():
+        raise StoreError(
+            f"there is no store at {store.root}: name it with --store, or set BITGRID_STORE"
+        )
+    return store
+
+
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     _add_grid(parser)
     parser.add_argument(
@@ -38,7 +48,7 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     """Read every byte, and compare it with what was written."""
-    store = open_store(arguments)
+    store = _open_store(arguments)
     known = [find_plan(arguments, store)] if arguments.grid else list(_read_plans(store))
     keys = [key for key in known[0].stored() if _is_there(store, key)] if arguments.grid else None
     keys = _list_keys(store) if keys is None else keys
@@ -120,7 +130,7 @@ VERIFY = Verb(
 
 def _keep(arguments: argparse.Namespace) -> int:
     """Touch what scratch file systems remove by age."""
-    store = open_store(arguments)
+    store = _open_store(arguments)
     values = store.root / "values"
     roots = [store.root]
     if arguments.grid:

@@ -76,3 +76,12 @@ def test_keep_touches_what_a_purge_would_take_and_no_claim(
     assert len(kept) > 24
     assert all(path.stat().st_mtime > old + 1000 for path in kept if path.parent.name != "values")
     assert claim.stat().st_mtime < old + 1000
+
+
+@pytest.mark.parametrize("verb", ["verify", "keep"])
+def test_of_a_store_that_is_not_there_nothing_is_said(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "--store", str(tmp_path / "typo")]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and f"there is no store at {tmp_path / 'typo'}" in told.err
