@@ -324,7 +324,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(
         command = ("run", place / "quick.yaml", *words)
         said = _bitgrid(*command, cwd=tmp_path, code=2).stderr
         assert re.fullmatch(rf"bitgrid: [^\n]*{words[-1]} cannot be {problem}: [^\n]*\n", said)
-    assert not (tmp_path / "new/values").exists()
+    assert not list((tmp_path / "new/values").glob("*"))
     said = _bitgrid("status", place / "quick.yaml", "--store", "file", cwd=tmp_path, code=2).stderr
     assert said.endswith("/file cannot be read: Not a directory\n")
 

@@ -446,7 +446,7 @@ def test_nothing_to_do_is_the_base_itself() -> None:
 
 @pytest.mark.parametrize("change", [{"grid": 0}, {"tokens": 0}, {"sequences": -1}])
 def test_senseless_parameters_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(BitgridError, match="should be more than 0"):
+    with pytest.raises(BitgridError, match="should be at least 1"):
         AWQ(**change)
 
 

@@ -143,9 +143,10 @@ class Place:
 
     def step(self, key: str) -> int:
         """The step that a training stage last wrote, 0 before the first."""
-        path = self.store.root / "work" / key / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return int(json.loads(lines[-1])["step"]) if lines else 0
+        for path in (self.store.root / "work" / key).glob("*/metrics.jsonl"):
+            if lines := path.read_text().splitlines():
+                return int(json.loads(lines[-1])["step"])
+        return 0
 
 
 def until(ready: Callable[[], object], seconds: float, words: Callable[[], str] = str) -> None:
