@@ -59,7 +59,7 @@ from ._rounding import round_all
 class Plugged(Method):
     bits: int = 2
 
-    def apply(self, model, calibration):
+    def apply(self, model, calibration, work):
         return round_all(model, self.bits)
 
 register("plugged", Plugged(), title="Plugged", about="a plug-in with a helper module")

@@ -7,7 +7,7 @@ A new method is one file in `methods/` (or any package with an entry point in th
     class MyMethod(Method):
         format: Format = IntAsym(bits=2)
 
-        def apply(self, model: Model, calibration: Tokens | None) -> Model:
+        def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
             ...
 
     register("my-method", MyMethod(), title="My method", about="what it does (paper)")
@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from harness.config.settings import list_settings
 from harness.core.component import Component
@@ -51,14 +52,26 @@ class Method(Component, family="method"):
 
     A class's `name`, where it declares none, is the first that it is registered under. `changes`:
     patterns of names of parameters that `apply` changes beside the matrices of the blocks, which is
-    all that a method changes unless it says so.
+    all that a method changes unless it says so. `seeded`: whether `apply` draws random numbers; one
+    that does not gives one model whatever the seed, which is computed once. `needs`: packages
+    beside Bitgrid's own, as pip calls them; their versions are part of what `apply` computes.
     """
 
     changes: ClassVar[tuple[str, ...]] = ()
+    seeded: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
-        """The graph from `base` to the quantised model. By default one stage that calls `apply`."""
-        return Apply(self, base, self.calibration(base), seed)
+        """The graph from `base` to the quantised model. By default one stage that calls `apply`.
+
+        Raises BitgridError where a package that it needs is not installed.
+        """
+        packages = tuple(find_package(self, name) for name in self.needs)
+        return Apply(self, base, self.calibration(base), seed if self.seeded else None, packages)
+
+    def resources(self, base: Stage[Model]) -> Resources:
+        """What a job that calls `apply` asks for."""
+        return Resources(gpus=1, memory_gib=host_gib(base, 32.0), hours=2.0)
 
     def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
         """Raise a BitgridError where a layer, given as (O, I) by name, cannot be quantised so."""
@@ -72,10 +85,11 @@ class Method(Component, family="method"):
         """The tokens that `apply` wants to see; None for methods that need no data."""
         return None
 
-    def apply(self, model: Model, calibration: Tokens | None) -> Model:
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
         """The quantised model, made on `model` or a fork of it, by giving layers new weights.
 
-        Written in place, a tensor changes for all that share it, and the method fails.
+        Written in place, a tensor changes for all that share it, and the method fails. `work` is a
+        folder that survives a kill: what stands there, the next attempt finds.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither `build` nor `apply`")
 
@@ -90,31 +104,50 @@ class Method(Component, family="method"):
 
 @dataclass(frozen=True)
 class Apply(Stage[Model]):
-    """A method that is one step."""
+    """A method that is one step. `seed`: of methods that draw random numbers; `packages`: what it
+    needs beside Bitgrid's own, each with its version."""
 
     kind: ClassVar[str] = "apply"
     method: Method
     model: Input[Model]
-    calibration: Input[Tokens] | None
-    seed: int
+    calibration: Input[Tokens] | None = None
+    seed: int | None = None
+    packages: tuple[str, ...] = ()
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, memory_gib=host_gib(self.model, 32.0), hours=2.0)
+        return self.method.resources(cast(Stage[Model], self.model))
 
     @property
     def subject(self) -> str:
         return f"method {self.method.name}"
 
+    def preflight(self) -> None:
+        for package in self.packages:  # planned elsewhere, it may have been with another version
+            here = find_package(self.method, package.split()[0])
+            if here != package:
+                raise BitgridError(f"{self.subject} was planned with {package}; here is {here}")
+
     def run(self, work: Path) -> Model:
         calibration = None if self.calibration is None else value(self.calibration)
         given = value(self.model)
-        result = self.method.apply(given.fork(), calibration)
+        result = self.method.apply(given.fork(), calibration, work)
         try:
             check_applied(given, result, self.method.changes)
         except ModelError as error:
             raise ModelError(f"method {self.method.name}: {error}") from None
         return result
+
+
+def find_package(method: Method, name: str) -> str:
+    """An installed package with its version: "hqq 0.2.8". Raises BitgridError where it is not."""
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        raise BitgridError(
+            f"method {method.name!r} needs the package {name}, which is not installed: "
+            f"pip install {name}"
+        ) from None
 
 
 @dataclass(frozen=True)

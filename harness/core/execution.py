@@ -33,7 +33,7 @@ def execute(stage: Stage[T], values: Mapping[str, Any], work: Path) -> T:
     itself is checked (`check`, where it has one) before anybody else sees it.
     """
     bound = cast(Stage[T], _bind(stage, values))
-    seed = getattr(stage, "seed", 0)
+    seed = getattr(stage, "seed", None) or 0
     with clean_state(int(seed)), _unchanged(stage, values):
         result = bound.run(work)
     if hasattr(result, "check"):

@@ -69,6 +69,7 @@ class Stage(Generic[T]):
     ]  # the stage's name in keys, plans, profiles: never changed, never used twice
     version: ClassVar[int] = 1  # bump by hand when the result changes
     stored: ClassVar[bool] = True  # False: cheap, rebuilt in memory, never written
+    on_host: ClassVar[bool] = False  # True: `run` moves what it needs of its inputs to the device
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

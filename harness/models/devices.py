@@ -13,6 +13,7 @@ import torch
 from harness.core.errors import ModelError, first_line
 
 _chosen: ContextVar[str | None] = ContextVar("device", default=None)
+_on_host: ContextVar[bool] = ContextVar("on_host", default=False)
 
 
 def device() -> torch.device:
@@ -34,6 +35,21 @@ def computing_on(name: str) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+
+
+@contextmanager
+def keeping_on_host(on_host: bool = True) -> Iterator[None]:
+    """Inside, models that are read stay on the host: a stage takes of them what it needs."""
+    token = _on_host.set(on_host)
+    try:
+        yield
+    finally:
+        _on_host.reset(token)
+
+
+def is_kept_on_host() -> bool:
+    """Whether a model that is read now stays on the host while `device()` is another."""
+    return _on_host.get() and device().type != "cpu"
 
 
 @cache

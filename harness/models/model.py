@@ -25,7 +25,7 @@ from transformers import (
 
 from harness.core.errors import ModelError
 from harness.core.fingerprint import Fingerprint
-from harness.models.devices import device
+from harness.models.devices import device, is_kept_on_host
 from harness.models.integrity import check_kept, check_rounded, fingerprint_model
 from harness.models.layers import Quantized, survey
 from harness.models.parts import count_vocabulary, find_blocks, read_context
@@ -153,7 +153,8 @@ def read_model(
     options.pop("attn_implementation", None)
     tokenizer = read_tokenizer(where, where, **options)
     network.requires_grad_(False)
-    stays = on_host or torch.distributed.is_initialized()  # then each takes its part of it
+    # Where several processes share it, each takes its part of it.
+    stays = on_host or is_kept_on_host() or torch.distributed.is_initialized()
     place = torch.device("cpu") if stays else device()
     return Model(network.to(place).eval(), tokenizer)
 

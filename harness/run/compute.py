@@ -21,6 +21,7 @@ from harness.core.scratch import Scratch
 from harness.core.stage import Stage, find_code
 from harness.core.store import Store
 from harness.models import device
+from harness.models.devices import is_kept_on_host, keeping_on_host
 
 
 class Failed(BitgridError):
@@ -43,6 +44,7 @@ class Values:
     store: Store
     users: dict[str, dict[str, Stage[Any]]] = field(default_factory=dict)
     held: dict[str, Any] = field(default_factory=dict)
+    on_host: set[str] = field(default_factory=set)  # of those at hand, what a GPU does not have
     check: bool = True  # files against their digests: see `Store.load`
 
     def count(self, stages: Iterable[Stage[Any]]) -> None:
@@ -54,15 +56,16 @@ class Values:
 
     def of(self, stage: Stage[Any]) -> Any:
         """Raises Failed where it had to be rebuilt and could not."""
-        if stage.key in self.held:
+        if stage.key in self.held and (is_kept_on_host() or stage.key not in self.on_host):
             return self.held[stage.key]
         result = self.store.load(stage, check=self.check) if stage.stored else self._rebuilt(stage)
-        self.hold(stage, result)
+        self.hold(stage, result, is_kept_on_host())
         return result
 
-    def hold(self, stage: Stage[Any], result: Any) -> None:
+    def hold(self, stage: Stage[Any], result: Any, on_host: bool = False) -> None:
         """Have a value at hand, if somebody will take it."""
         self.held[stage.key] = result
+        (self.on_host.add if on_host else self.on_host.discard)(stage.key)
         self._tidy()
 
     def release(self, stage: Stage[Any]) -> None:
@@ -83,7 +86,9 @@ class Values:
         )
 
     def inputs(self, stage: Stage[Any]) -> dict[str, Any]:
-        return {above.key: self.of(above) for above in stage.inputs}
+        """A stage that takes what it needs to the device finds them on the host."""
+        with keeping_on_host(stage.on_host or is_kept_on_host()):
+            return {above.key: self.of(above) for above in stage.inputs}
 
     def drop(self) -> None:
         """Let go of all that is at hand: values share tensors, and one of them was changed."""

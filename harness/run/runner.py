@@ -22,6 +22,7 @@ from harness.core.errors import Damaged, StoreError
 from harness.core.scratch import Scratch
 from harness.core.stage import Stage, closure, listening
 from harness.core.store import Store
+from harness.models import device
 from harness.run import processes
 from harness.run.compute import Failed, Values, compute, describe_error, fail
 from harness.run.plan import Plan
@@ -234,7 +235,7 @@ class _Runner:
                 self._note(notice)
         with listening(step):
             result = compute(stage, self.values, scratch)
-        self.values.hold(stage, result)
+        self.values.hold(stage, result, stage.on_host and device().type != "cpu")
 
     def _record(self, error: Exception, stage: Stage[Any]) -> bool:
         """A failure: kept where it can be, said, and in the way of what needs the value."""

@@ -33,13 +33,14 @@ from torch import Tensor, nn
 
 from harness.core.checked import Count
 from harness.core.errors import ModelError
-from harness.core.stage import Input, Resources, Stage, report, value
+from harness.core.stage import Input, Resources, Stage, value
 from harness.data import Tokens, calibration
 from harness.models import Matrix, Model, blocks, host_gib, matrices
 from methods.quantization import clip
 from methods.quantization.formats import Format, Grouped
-from methods.quantization.inits import Clip, Init
+from methods.quantization.inits import Clip, Init, read_errors
 from methods.quantization.observing import observe
+from methods.quantization.walking import Block, sequentially
 
 # What models call the layers of a gated feed-forward module: down(f(gate(x)) * up(x)).
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
@@ -113,6 +114,7 @@ class ScaleSearch(Stage[Scales]):
     """
 
     kind: ClassVar[str] = "scale-search"
+    on_host: ClassVar[bool] = True
     model: Input[Model]
     calibration: Input[Tokens]
     format: Grouped
@@ -133,23 +135,38 @@ class ScaleSearch(Stage[Scales]):
                 raise ModelError(f"layer {name}: its weight has NaN or Inf")
         # One group a row, whatever the format's: channels of all groups add up to an output.
         rows = dataclasses.replace(self.format, group_size=0)
-        first = {group[0]: layers[group[0]] for group in readers.values()}
-        observed = {
-            seen.layers[0]: seen
-            for seen in observe(model, first, value(self.calibration), rows, self.tokens)
-        }
-        searched = Scales(readers, {}, {}, {})
-        for writer, group in readers.items():
-            seen, weights = observed[group[0]], [layers[name].weight for name in group]
+        found: dict[str, Tensor] = {}
+        tokens = value(self.calibration)
+        for block in sequentially(model, tokens, work, quantized_inputs=False):
+            search_block = partial(self._search, rows, readers, layers)
+            found |= block.once("scales", search_block)
+        exponents = {writer: float(found[f"{writer}.exponent"]) for writer in readers}
+        scales = {writer: found[f"{writer}.scales"] for writer in readers}
+        errors = {writer: read_errors(found[f"{writer}.errors"]) for writer in readers}
+        return Scales(readers, scales, exponents, errors)
+
+    def _search(
+        self,
+        rows: Grouped,
+        readers: Mapping[str, Sequence[str]],
+        layers: Mapping[str, Matrix],
+        block: Block,
+    ) -> dict[str, Tensor]:
+        """The scales of what a block's layers read: `<writer>.scales` and so on."""
+        here = {group[0]: writer for writer, group in readers.items() if group[0] in block.layers}
+        tensors = {}
+        for seen in observe(block, {name: layers[name] for name in here}, rows, self.tokens):
+            writer = here[seen.layers[0]]
+            weights = [layers[name].weight for name in readers[writer]]
             (root,) = seen.roots()
             sizes = seen.sizes / max(1, seen.seen)
             exponent, before, after = search(weights, sizes, root[0], self.format, self.grid)
             if not math.isfinite(before):
-                raise ModelError(f"layer {group[0]}: its output error on the text overflows")
-            searched.exponents[writer], searched.errors[writer] = exponent, (before, after)
-            searched.scales[writer] = balance_scales(sizes, exponent)
-            report(len(searched.scales), len(readers), error=after / before if before else 1.0)
-        return searched
+                raise ModelError(f"layer {seen.layers[0]}: its output error on the text overflows")
+            tensors[f"{writer}.scales"] = balance_scales(sizes, exponent)
+            tensors[f"{writer}.exponent"] = torch.tensor(exponent, dtype=torch.float64)
+            tensors[f"{writer}.errors"] = torch.tensor([before, after], dtype=torch.float64)
+        return tensors
 
 
 @dataclass(frozen=True)

@@ -120,10 +120,6 @@ class Grouped(Format):
         if self.bits not in self.widths:
             choices = ", ".join(map(str, self.widths))
             raise FormatError(f"{self.name} has no {self.bits}-bit form; bits: {choices}")
-        if self.group_size < 0:
-            raise FormatError(
-                f"group size {self.group_size} is negative; 0 stands for one group a row"
-            )
 
     @abstractmethod
     def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:

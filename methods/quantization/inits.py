@@ -15,6 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -26,12 +27,13 @@ from torch import Tensor
 from harness.core.checked import Count
 from harness.core.component import Component
 from harness.core.errors import ModelError
-from harness.core.stage import Input, Resources, Stage, report, value
+from harness.core.stage import Input, Resources, Stage, value
 from harness.data import Tokens, calibration
 from harness.models import Matrix, Model, host_gib, matrices
 from methods.quantization import clip
 from methods.quantization.formats import Format, Grouped
 from methods.quantization.observing import observe
+from methods.quantization.walking import Block, sequentially
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class ClipSearch(Stage[Ranges]):
     """
 
     kind: ClassVar[str] = "clip-search"
+    on_host: ClassVar[bool] = True
     model: Input[Model]
     calibration: Input[Tokens]
     format: Grouped
@@ -137,13 +140,26 @@ class ClipSearch(Stage[Ranges]):
             self.format.check(name, matrix.in_features)
             if not bool(matrix.stored.isfinite().all()):
                 raise ModelError(f"layer {name}: its weight has NaN or Inf")
+        found: dict[str, Tensor] = {}
+        tokens = value(self.calibration)
+        for block in sequentially(model, tokens, work, quantized_inputs=False):
+            found |= block.once("ranges", partial(self._search, layers))
+        return Ranges(
+            {name: found[f"{name}.low"] for name in layers},
+            {name: found[f"{name}.high"] for name in layers},
+            {name: read_errors(found[f"{name}.errors"]) for name in layers},
+        )
+
+    def _search(self, searched: Mapping[str, Matrix], block: Block) -> dict[str, Tensor]:
+        """The ranges of a block's layers, and the sum of their errors: `<layer>.low` and so on."""
+        layers = {name: searched[name] for name in block.layers if name in searched}
         found: dict[str, dict[int, tuple[Tensor, Tensor, float, float]]] = {}
-        for group in observe(model, layers, value(self.calibration), self.format, self.tokens):
-            roots = group.roots()
-            for name in group.layers:
+        for seen in observe(block, layers, self.format, self.tokens):
+            roots = seen.roots()
+            for name in seen.layers:
                 weight = layers[name].weight
                 best = clip.search(
-                    weight if group.expert is None else weight[group.expert],
+                    weight if seen.expert is None else weight[seen.expert],
                     roots,
                     self.format,
                     self.grid,
@@ -151,25 +167,22 @@ class ClipSearch(Stage[Ranges]):
                 )
                 if not math.isfinite(best[2]):
                     raise ModelError(f"layer {name}: its output error on the text overflows")
-                found.setdefault(name, {})[group.expert or 0] = best
-                report(len(found), len(layers), error=best[3] / best[2] if best[2] else 1.0)
-        return _join(found, layers)
+                found.setdefault(name, {})[seen.expert or 0] = best
+        tensors = {}
+        for name, parts in found.items():
+            lows, highs, before, after = zip(*(parts[e] for e in sorted(parts)), strict=True)
+            stacked = layers[name].experts > 0
+            tensors[f"{name}.low"] = torch.stack(lows) if stacked else lows[0]
+            tensors[f"{name}.high"] = torch.stack(highs) if stacked else highs[0]
+            errors = [math.fsum(before), math.fsum(after)]
+            tensors[f"{name}.errors"] = torch.tensor(errors, dtype=torch.float64)
+        return tensors
 
 
-def _join(
-    found: Mapping[str, Mapping[int, tuple[Tensor, Tensor, float, float]]],
-    layers: Mapping[str, Matrix],
-) -> Ranges:
-    """The ranges of each layer, of experts one after the other, and the sum of their errors."""
-    ranges = Ranges({}, {}, {})
-    for name, parts in found.items():
-        inorder = [parts[expert] for expert in sorted(parts)]
-        lows, highs, before, after = zip(*inorder, strict=True)
-        stacked = layers[name].experts > 0
-        ranges.low[name] = (torch.stack(lows) if stacked else lows[0]).cpu()
-        ranges.high[name] = (torch.stack(highs) if stacked else highs[0]).cpu()
-        ranges.errors[name] = (math.fsum(before), math.fsum(after))
-    return ranges
+def read_errors(pair: Tensor) -> tuple[float, float]:
+    """The error before and after, as a search keeps them: (2,) float64."""
+    before, after = pair.tolist()
+    return before, after
 
 
 @dataclass(frozen=True)

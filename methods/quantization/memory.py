@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from harness.core.stage import Input, Stage, closure
 from harness.data import Tokens
 from harness.models import Matrix, Model, Pretrained, matrices, pretrained_of
 from harness.models.dry_run import (
+    Live,
     Memory,
     OwnWeights,
     dry_run,
@@ -26,13 +28,15 @@ from harness.models.dry_run import (
     find_own_weights,
     load_weightless,
     renew_matrices,
+    replaced,
 )
 from harness.models.tensors import replace_parameters
-from methods.quantization import clip, observing
+from methods.quantization import clip, observing, walking
 from methods.quantization.awq import ScaleSearch
 from methods.quantization.formats import Format, Grouped
 from methods.quantization.inits import ClipSearch
 from methods.quantization.rounding import Round, quantize_model
+from methods.quantization.walking import Block
 
 _SEARCHED = 8  # float32 tensors of the weights that a search tries together
 
@@ -54,17 +58,37 @@ def _of_search(
     layers: Callable[[Model], dict[str, Matrix]],
     device: str,
 ) -> Memory:
-    """What the layers see is gathered on the host: a GPU does not hold it."""
-    length = find_length(stage.calibration)
+    """What the layers see is gathered on the host, where the model lies: a GPU holds neither."""
+    observed = 0
+
+    def observe(block: Block) -> None:
+        nonlocal observed
+        here = {name: each for name, each in searched_layers.items() if name in block.layers}
+        seen = observing.observe(block, here, format, stage.tokens)
+        observed = max(observed, sum(each.nbytes for each in seen))
+
     with dry_run() as live:
-        model = load_weightless(live, pretrained_of(stage.model))
-        ids = make_ids(max(1, observing.TOKENS_AT_ONCE // length), length)
-        tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
-        observed = observing.observe(model, layers(model), tokens, format, stage.tokens)
+        model = load_weightless(live, pretrained_of(stage.model), "host")
+        searched_layers = layers(model)
+        walk_weightless(live, model, find_length(stage.calibration), observe)
     peak = live.peak()
-    on_host = 0 if device == "cpu" else sum(each.nbytes for each in observed)
+    on_host = 0 if device == "cpu" else observed
     searched = _SEARCHED * 4 * clip.at_once(device)
     return dataclasses.replace(peak, other=max(peak.other - on_host, searched))
+
+
+def walk_weightless(live: Live, model: Model, length: int, work: Callable[[Block], object]) -> None:
+    """A walk over one batch of sequences of `length` tokens, with `work` done at each block."""
+
+    def place(old: nn.Parameter, where: torch.device) -> nn.Parameter:
+        with live.part("parameters"):  # as where the model lies on the host and the block does not
+            return nn.Parameter(torch.empty_like(old), requires_grad=False)
+
+    ids = make_ids(max(1, walking.TOKENS_AT_ONCE // length), length)
+    tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+    with replaced(walking, "_place", place):
+        for block in walking.sequentially(model, tokens, Path(), quantized_inputs=False):
+            work(block)
 
 
 @estimate_memory.register

@@ -1,4 +1,4 @@
-"""Tried before a model is read: whether AWQ's scales can be folded into it.
+"""Tried before a model is read: whether its blocks can be walked, and AWQ's scales folded into it.
 
 Not here: the twins on which that is tried (`harness.models.rehearsal`).
 """
@@ -10,13 +10,29 @@ from functools import cache
 from harness.models import Pretrained, find_pretrained
 from harness.models.rehearsal import find_twin, rehearse
 from methods.quantization.awq import ScaleSearch, find_foldable
+from methods.quantization.inits import ClipSearch
+from methods.quantization.walking import check_walk
+
+
+@rehearse.register
+def of_clip_search(stage: ClipSearch) -> None:
+    """Raises ModelError where the model's blocks cannot be run one after the other."""
+    if (base := find_pretrained(stage.model)) is not None:
+        _check_walkable(base)
 
 
 @rehearse.register
 def of_scale_search(stage: ScaleSearch) -> None:
     """Raises ModelError, naming the class, where `find_foldable` does."""
     if (base := find_pretrained(stage.model)) is not None:
+        _check_walkable(base)
         _check_foldable(base)
+
+
+@cache
+def _check_walkable(base: Pretrained) -> None:
+    if (twin := find_twin(base)) is not None:
+        check_walk(twin)
 
 
 @cache

@@ -10,14 +10,11 @@ all of whose steps are in the log, which is cut back to it. Not here: when to wr
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,15 +22,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from harness.core.errors import Outbid, TrainingError
+from harness.core.errors import Outbid
+from methods.tensor_files import is_whole, write_checked
 from methods.training.divergence import LossHistory
 from methods.training.optimizer import MOMENTS, restore, to_plain
 from methods.training.shards import Shards, find_rows
 
 KEPT = 2  # checkpoints, the last ones
-_DIGEST = "sha256"  # the last tensor of a file: of all bytes before it
-_DIGEST_BYTES = hashlib.sha256().digest_size
-_TYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 
 
 @dataclass(frozen=True)
@@ -151,69 +146,6 @@ class Checkpoints:
                 if f"step/{name}" in stored_names:
                     restore(optimizer, weight, "step", file.get_tensor(f"step/{name}"), None)
         return dict(facts)
-
-
-def write_checked(
-    path: Path,
-    specs: Mapping[str, tuple[torch.dtype, torch.Size]],
-    tensors: Iterable[Tensor | None],
-    facts: Mapping[str, Any] | None = None,
-) -> None:
-    """A safetensors file with a digest, whole or not at all. Raises OSError.
-
-    `specs`: type and shape of each of `tensors`, which are written one at a time; the library's own
-    writer would want all at once.
-    """
-    header: dict[str, Any] = {"__metadata__": {"facts": json.dumps(facts or {})}}
-    end = 0
-    for name, (dtype, shape) in {
-        **specs,
-        _DIGEST: (torch.uint8, torch.Size([_DIGEST_BYTES])),
-    }.items():
-        start, end = end, end + dtype.itemsize * shape.numel()
-        header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    draft, digest = path.with_suffix(".draft"), hashlib.sha256()
-    try:
-        with draft.open("wb") as file:
-            head = [len(text).to_bytes(8, "little"), text]
-            for part in chain(head, _read_bytes(specs, tensors)):
-                digest.update(part)
-                file.write(part)
-            file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
-
-
-def _read_bytes(
-    specs: Mapping[str, tuple[torch.dtype, torch.Size]], tensors: Iterable[Tensor | None]
-) -> Iterator[bytes | memoryview]:
-    for (name, (dtype, shape)), tensor in zip(specs.items(), tensors, strict=True):
-        # The offsets count on it, and a file that breaks them reads as other weights.
-        if tensor is None or tensor.shape != shape or tensor.dtype != dtype:
-            stored_type = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
-            raise TrainingError(f"checkpoint: {name} is {stored_type}, not {dtype} {tuple(shape)}")
-        yield tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a file of `write_checked` is there and has the bytes that were written."""
-    try:
-        left = path.stat().st_size - _DIGEST_BYTES
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while left > 0 and (part := file.read(min(left, 2**20))):
-                digest.update(part)
-                left -= len(part)
-            return left == 0 and file.read() == digest.digest()
-    except OSError:
-        return False
 
 
 def _exhaust(tensors: Iterable[object]) -> None:

@@ -12,7 +12,6 @@ training (`train`).
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from typing import Annotated, ClassVar, TypeAlias
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -33,8 +31,8 @@ from harness.core.errors import SettingError, TextError
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Documents, Tokens, gives_whole_prompts, packed, texts
 from harness.models import Model, Pretrained, host_gib, run_finite
+from methods.tensor_files import keep_tensors, read_kept
 from methods.training import generation
-from methods.training.checkpoint import is_whole, write_checked
 
 Prompt: TypeAlias = list[int]  # token ids
 Temperature: TypeAlias = Annotated[float, Field(ge=0, le=100)]
@@ -202,9 +200,7 @@ class Generate(Stage[Tokens]):
         at_once = generation.rows_at_once(teacher, self.length, teacher.device.type)
         for rows in generation.split_rows(teacher, begins, at_once):
             part = work / f"part-{done}-{done + len(rows)}.safetensors"
-            if is_whole(part):
-                written_part = load_file(part)
-            else:
+            if (written_part := read_kept(part)) is None:
                 write = partial(
                     generation.write,
                     teacher,
@@ -217,7 +213,7 @@ class Generate(Stage[Tokens]):
                 )
                 written, lengths = run_finite(teacher, write)
                 written_part = {"ids": written, "ends": lengths}
-                _keep(part, written_part)
+                keep_tensors(part, written_part, "what was generated so far")
             ids[rows, : written_part["ids"].shape[1]] = written_part["ids"]
             ends[rows] = written_part["ends"]
             done += len(rows)
@@ -271,15 +267,6 @@ class Generate(Stage[Tokens]):
                 yield prompt
         if not fits:
             raise TextError(f"every prompt fills the whole length of {self.length} tokens")
-
-
-def _keep(path: Path, part: dict[str, Tensor]) -> None:
-    """Write a part for whoever goes on; where the disk fails, generation does all the same."""
-    specs = {name: (tensor.dtype, tensor.shape) for name, tensor in part.items()}
-    try:
-        write_checked(path, specs, part.values())
-    except OSError as error:
-        warnings.warn(f"what was generated so far is not kept: {error}", stacklevel=1)
 
 
 @cache

@@ -43,7 +43,7 @@ class Faulty(Method):
     name = "faulty"
     fault: str = ""
 
-    def apply(self, model: Model, calibration: Tokens | None) -> Model:
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
         before, after = FAULTS[self.fault]
         before(model)
         result = _round(model)
@@ -68,7 +68,7 @@ def _name(before: Change = lambda model: None, after: Change = lambda model: Tru
 
 
 def _apply(base: Pretrained, **faults: Change) -> Apply:
-    return Apply(Faulty(_name(**faults)), base, None, 0)
+    return Apply(Faulty(_name(**faults)), base)
 
 
 def _run(base: Pretrained, work: Path, **faults: Change) -> Model:
@@ -357,7 +357,7 @@ def test_what_a_class_declares_may_change(base: Pretrained, tmp_path: Path) -> N
 
     def run(parameter: str) -> Model:
         fault = _name(after=lambda m: _replace(m, parameter, lambda w: w + 1))
-        stage = Apply(Declaring(fault), base, None, 0)
+        stage = Apply(Declaring(fault), base)
         result: Model = execute(stage, {base.key: given}, tmp_path)
         return result
 
@@ -390,7 +390,7 @@ def test_a_rebuilt_value_that_changes_its_input_fails_too(base: Pretrained, tmp_
     values = Values(Store(tmp_path / "store"))
 
     fault = _name(before=lambda m: _layer(m).weight.data.zero_())
-    stage = Unstored(Faulty(fault), base, None, 0)
+    stage = Unstored(Faulty(fault), base)
     with pytest.raises(Failed, match="changed model"):
         values.of(stage)
     assert values.held == {}

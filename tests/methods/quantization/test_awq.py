@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.cli.main import main
 from harness.core.errors import BitgridError, FormatError, ModelError
-from harness.core.execution import execute
 from harness.core.stage import Stage, closure, listening
 from harness.data import Tokens
 from harness.grid.expand import load
@@ -35,6 +34,7 @@ from methods.quantization.formats import (
 from methods.quantization.inits import Clipped, ClipSearch, Init
 from methods.quantization.observing import Observed
 from methods.quantization.rounding import quantize_model
+from tests.support.stages import execute_alone
 
 GRID = 20
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 40}
@@ -86,8 +86,8 @@ def _run(model: Model, format: Grouped = INT3, tokens: int = 64) -> tuple[Scales
     values: dict[str, Any] = {_Base().key: model}
     assert isinstance(search.calibration, Stage)
     values[search.calibration.key] = _tokens()
-    values[search.key] = execute(search, values, Path())
-    return values[search.key], execute(scaled, values, Path())
+    values[search.key] = execute_alone(search, values)
+    return values[search.key], execute_alone(scaled, values)
 
 
 # --- where scales are folded ----------------------------------------------------------------------
@@ -379,11 +379,11 @@ def test_scales_survive_the_disk(tmp_path: Path) -> None:
     assert all(torch.equal(back.scales[name], scales.scales[name]) for name in back.scales)
 
 
-def test_progress_is_said_per_input() -> None:
+def test_progress_is_said_per_block() -> None:
     said: list[tuple[int, int]] = []
     with listening(lambda done, total, metrics: said.append((done, total))):
         _run(_model())
-    assert said == [(done, 8) for done in range(1, 9)]
+    assert said == [(1, 2), (2, 2)]
 
 
 def test_a_bad_weight_or_a_misfit_names_its_layer() -> None:
@@ -428,7 +428,7 @@ def test_clipping_comes_after_scaling_and_shares_its_search() -> None:
     values: dict[str, Any] = {}
     for stage in stages:
         of_tokens = stage.kind in ("documents", "packed")
-        values[stage.key] = _tokens() if of_tokens else execute(stage, values, Path())
+        values[stage.key] = _tokens() if of_tokens else execute_alone(stage, values)
     both, scaled = values[clipped.key], values[plain.key]
     reference = _logits(values[_Base().key])
     errors = [

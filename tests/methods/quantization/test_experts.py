@@ -15,11 +15,11 @@ from methods.quantization import clip
 from methods.quantization.awq import find_foldable
 from methods.quantization.formats import IntAsym
 from methods.quantization.inits import Clipped, ClipSearch
-from methods.quantization.observing import observe
 from methods.quantization.rounding import quantize_model
 from methods.training.masters import Masters
 from methods.training.shards import ALONE
 from tests.support import architectures
+from tests.support.stages import observe_all
 from tests.support.tokenizers import make_tokenizer
 
 FORMAT = IntAsym(2, 32)
@@ -84,7 +84,7 @@ def test_experts_see_the_tokens_that_are_sent_to_them(name: str) -> None:
     """The sum of |x| of each expert, against a loop over experts in the model's own code."""
     model, tokens = _model(name), _tokens()
     fused = {n: m for n, m in matrices(model.network).items() if m.experts}
-    seen = observe(model, fused, tokens, FORMAT, count=64)
+    seen = observe_all(model, fused, tokens, FORMAT, count=64)
     heard: dict[tuple[str, int], Tensor] = {}
     linear, product = torch.nn.functional.linear, Tensor.matmul
 
@@ -137,7 +137,7 @@ def test_clipping_experts_lessens_the_error_of_their_outputs(name: str, tmp_path
     clipped = Clipped(model, ranges, FORMAT).run(tmp_path)  # type: ignore[arg-type]
     observed = {
         (layer, each.expert): each
-        for each in observe(model, layers, tokens, FORMAT, 512)
+        for each in observe_all(model, layers, tokens, FORMAT, 512)
         for layer in each.layers
     }
     for layer in fused:
@@ -154,7 +154,7 @@ def test_an_expert_that_sees_nothing_keeps_its_range(tmp_path: object) -> None:
     model, tokens = _model("mixtral"), _tokens(1, 2)  # four tokens' choices for four experts
     ranges = ClipSearch(model, tokens, FORMAT, 20, 10, 512).run(tmp_path)  # type: ignore[arg-type]
     layers = clip.find_searchable(model)
-    seen = observe(model, layers, tokens, FORMAT, 512)
+    seen = observe_all(model, layers, tokens, FORMAT, 512)
     idle = [each for each in seen if each.seen == 0]
     assert idle
     for each in idle:

@@ -289,7 +289,6 @@ def test_two_scales_are_one_for_each_side() -> None:
     [
         (lambda: IntAsym(5), "int-asym has no 5-bit form; bits: 2, 3, 4, 8"),
         (lambda: NF(8), "nf has no 8-bit form; bits: 2, 3, 4"),
-        (lambda: IntSym(2, -1), "group size -1 is negative"),
     ],
 )
 def test_senseless_parameters_are_refused(make: object, said: str) -> None:

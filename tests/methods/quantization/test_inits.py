@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from harness.core.errors import BitgridError, FormatError, ModelError
-from harness.core.execution import execute
 from harness.core.stage import Stage, listening
 from harness.data import Tokens
 from harness.models import Model, matrices
-from methods.quantization import clip, observing
+from methods.quantization import clip, walking
 from methods.quantization.formats import NF, FullPrecision, Grouped, IntAsym, IntSym
 from methods.quantization.inits import Clip, Clipped, ClipSearch, Init, NoInit, Ranges
-from methods.quantization.observing import Observed, observe
+from methods.quantization.observing import Observed
 from methods.quantization.rounding import quantize_model
+from tests.support.stages import execute_alone, observe_all
 
 GRID, STEPS = 10, 5
 FORMATS: list[Grouped] = [
@@ -249,7 +249,7 @@ def _tokens(sequences: int = 6, length: int = 16) -> Tokens:
 
 def test_layers_with_one_input_are_observed_once() -> None:
     model = _llama()
-    observed = observe(model, clip.find_searchable(model), _tokens(), IntAsym(2, 16), 50)
+    observed = observe_all(model, clip.find_searchable(model), _tokens(), IntAsym(2, 16), 50)
     groups = [[name.removeprefix("model.layers.0.") for name in o.layers] for o in observed[:4]]
     assert groups == [
         ["self_attn.v_proj"],
@@ -264,7 +264,7 @@ def test_layers_with_one_input_are_observed_once() -> None:
 def test_evenly_spread_tokens_are_observed(
     count: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observing, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(walking, "TOKENS_AT_ONCE", at_once)
     model, tokens, format = _llama(), _tokens(), IntAsym(2, 16)
     layers = clip.find_searchable(model)
     down = "model.layers.1.mlp.down_proj"
@@ -272,7 +272,7 @@ def test_evenly_spread_tokens_are_observed(
     hook = layers[down].module.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
     model.network(tokens.ids)
     hook.remove()
-    (observed,) = [o for o in observe(model, layers, tokens, format, count) if down in o.layers]
+    (observed,) = [o for o in observe_all(model, layers, tokens, format, count) if down in o.layers]
     size = min(count, 96)
     seen = kept[0].reshape(96, -1)[[i * 96 // size for i in range(size)]]
     for span, root in zip(format.spans(48), observed.roots(), strict=True):
@@ -284,7 +284,7 @@ def test_evenly_spread_tokens_are_observed(
 def test_hooks_are_taken_off_again() -> None:
     model = _llama()
     layers = clip.find_searchable(model)
-    observe(model, layers, _tokens(), IntAsym(2, 16), 8)
+    observe_all(model, layers, _tokens(), IntAsym(2, 16), 8)
     assert not any(matrix.module._forward_pre_hooks for matrix in layers.values())
 
 
@@ -293,7 +293,7 @@ def test_a_layer_that_is_never_called_keeps_its_range() -> None:
     idle = nn.Linear(32, 32)
     model.network.model.layers[0].add_module("idle", idle)
     layers = clip.find_searchable(model)
-    observed = observe(model, layers, _tokens(), IntAsym(2, 16), 8)
+    observed = observe_all(model, layers, _tokens(), IntAsym(2, 16), 8)
     (alone,) = [o for o in observed if "model.layers.0.idle" in o.layers]
     low, _, before, after = clip.search(idle.weight, alone.roots(), IntAsym(2, 16), GRID, STEPS)
     assert torch.equal(low, idle.weight.view(32, 2, 16).amin(-1))
@@ -304,7 +304,7 @@ def test_an_input_with_nan_names_its_layer() -> None:
     model = _llama()
     model.network.model.layers[1].input_layernorm.weight[0] = torch.nan
     with pytest.raises(ModelError, match=r"layer model\.layers\.1\.self_attn\.v_proj: its input"):
-        observe(model, clip.find_searchable(model), _tokens(), IntAsym(2, 16), 8)
+        observe_all(model, clip.find_searchable(model), _tokens(), IntAsym(2, 16), 8)
 
 
 # --- the stages -----------------------------------------------------------------------------------
@@ -330,8 +330,8 @@ def _run(model: Model, format: Grouped, tokens: int = 64) -> tuple[Ranges, Model
     values: dict[str, Any] = {_Base().key: model}
     assert isinstance(search.calibration, Stage)
     values[search.calibration.key] = _tokens()
-    values[search.key] = execute(search, values, Path())
-    return values[search.key], execute(clipped, values, Path())
+    values[search.key] = execute_alone(search, values)
+    return values[search.key], execute_alone(clipped, values)
 
 
 @pytest.mark.parametrize("format", [IntAsym(2, 16), NF(3, 0), IntSym(3, 20, tail=True)], ids=str)
@@ -363,11 +363,11 @@ def test_ranges_survive_the_disk(tmp_path: Path) -> None:
         assert torch.equal(back.high[name], ranges.high[name])
 
 
-def test_progress_is_said_per_layer() -> None:
+def test_progress_is_said_per_block() -> None:
     said: list[tuple[int, int]] = []
     with listening(lambda done, total, metrics: said.append((done, total))):
         _run(_llama(), IntAsym(2, 16))
-    assert said == [(done, 10) for done in range(1, 11)]
+    assert said == [(1, 2), (2, 2)]
 
 
 def test_a_bad_weight_or_a_misfit_names_its_layer() -> None:

@@ -20,8 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from harness.core.errors import Outbid, TrainingError
-from methods.training.checkpoint import Checkpoints, find_last_step, is_whole, write_checked
+from harness.core.errors import BitgridError, Outbid
+from methods.tensor_files import is_whole, write_checked
+from methods.training.checkpoint import Checkpoints, find_last_step
 from methods.training.optimizer import make_adamw
 from methods.training.shards import Shards
 
@@ -188,7 +189,7 @@ def test_a_tensor_that_does_not_fit_its_place_is_an_error(tmp_path: Path) -> Non
             return part.double()
 
     weights, optimizer = trained()
-    with pytest.raises(TrainingError, match=r"weight/a\.weight is .*float64.*not .*float32 "):
+    with pytest.raises(BitgridError, match=r"weight/a\.weight is .*float64.*not .*float32 "):
         Checkpoints(tmp_path, Doubled(), weights).save(1, weights, optimizer, {})
     assert load_step(tmp_path) is None
 

@@ -1,0 +1,162 @@
+"""What the matrices of a network read while it runs, experts too: each tensor once.
+
+    with watch(network, layers, see) as watcher:        # see(reading, rows (n, I)) is called
+        network(ids)
+    watcher.list_readings()
+
+Experts that lie in one parameter are watched where the parameter is multiplied, whichever function
+of the library does that. Not here: what is made of the readings (`observing`, methods).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+from harness.models import Matrix
+
+
+@dataclass(eq=False)
+class Reading:
+    """An input that some layers share: gate and up; query, key and value.
+
+    expert: which of the layers' experts reads it; None: they have none.
+    """
+
+    layers: list[str]
+    expert: int | None = None
+
+
+See: TypeAlias = Callable[[Reading, Tensor], None]
+"""Called with a reading and what is read in one call of its layers: (n, I), in the model's dtype.
+
+In the first call the reading may not have all its layers yet.
+"""
+
+
+@contextmanager
+def watch(network: PreTrainedModel, layers: Mapping[str, Matrix], see: See) -> Iterator[Watcher]:
+    """Inside, `see` is called with whatever `layers` read."""
+    watcher = Watcher(layers, see)
+    with ExitStack() as hooks:
+        for name, matrix in layers.items():
+            if not matrix.experts:
+                hook = partial(watcher.see_module, name)
+                hooks.enter_context(matrix.module.register_forward_pre_hook(hook))
+        hooks.enter_context(_watched_experts(network, layers, watcher.see))
+        yield watcher
+
+
+class Watcher:
+    """Tells `see` of what layers read: a tensor that several of them read, once."""
+
+    def __init__(self, layers: Mapping[str, Matrix], see: See) -> None:
+        self._layers, self._tell = layers, see
+        self._readings: dict[tuple[str, int | None], Reading] = {}
+        self._last: tuple[Tensor, Reading] | None = None  # the tensor read last, and by whom
+
+    def see_module(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.see(name, None, inputs[0])
+
+    def see(self, name: str, expert: int | None, read: Tensor) -> None:
+        if self._last is not None and read is self._last[0] and self._last[1].expert == expert:
+            if name not in self._last[1].layers:
+                self._last[1].layers.append(name)
+            return
+        reading = self._get(name, expert)
+        self._last = (read, reading)
+        self._tell(reading, read.reshape(-1, read.shape[-1]))
+
+    def forget(self) -> None:
+        """Hold no tensor between two batches."""
+        self._last = None
+
+    def list_readings(self) -> list[Reading]:
+        """All of them; layers and experts that were never called read nothing."""
+        done = {(name, each.expert) for each in self._readings.values() for name in each.layers}
+        for name, matrix in self._layers.items():
+            for expert in range(matrix.experts) if matrix.experts else (None,):
+                if (name, expert) not in done:
+                    self._get(name, expert)
+        return list(self._readings.values())
+
+    def _get(self, name: str, expert: int | None) -> Reading:
+        if (name, expert) not in self._readings:
+            self._readings[name, expert] = Reading([name], expert)
+        return self._readings[name, expert]
+
+
+@contextmanager
+def _watched_experts(
+    network: PreTrainedModel,
+    layers: Mapping[str, Matrix],
+    see: Callable[[str, int, Tensor], None],
+) -> Iterator[None]:
+    """Inside, `see(layer, expert, read)` is called where experts in one parameter are multiplied.
+
+    Tensors without data are not told apart, so that of them nothing is seen.
+    """
+    fused = {name: matrix for name, matrix in layers.items() if matrix.experts}
+    if not fused or any(isinstance(each.stored, FakeTensor) for each in fused.values()):
+        yield
+        return
+    # One expert after the other, in plain products: grouped kernels hide which rows are whose.
+    configs = {id(m.config): m.config for m in network.modules() if hasattr(m, "is_transposed")}
+    before = {key: config._experts_implementation for key, config in configs.items()}
+    for config in configs.values():
+        config._experts_implementation = "eager"
+    try:
+        with _Products(fused, see):
+            yield
+    finally:
+        for key, config in configs.items():
+            config._experts_implementation = before[key]
+
+
+# Functions that multiply, and where their arguments have what is read and the weight.
+_PRODUCTS: dict[Any, tuple[int, int]] = {
+    **dict.fromkeys((nn.functional.linear, torch.matmul, torch.mm, torch.bmm), (0, 1)),
+    **dict.fromkeys((Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm), (0, 1)),
+    **dict.fromkeys((torch.baddbmm, torch.addmm), (1, 2)),
+}
+
+
+class _Products(TorchFunctionMode):
+    """Calls `see` for products with (a part of) a fused parameter, found by where its data lies."""
+
+    def __init__(
+        self, fused: Mapping[str, Matrix], see: Callable[[str, int, Tensor], None]
+    ) -> None:
+        super().__init__()
+        self._fused, self._see = fused, see
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        place = _PRODUCTS.get(func)
+        if place is not None and len(args) > place[1]:
+            self._note(args[place[0]], args[place[1]])
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, read: Tensor, weight: Tensor) -> None:
+        for name, matrix in self._fused.items():
+            stored = matrix.stored
+            offset = weight.data_ptr() - stored.data_ptr()
+            if not 0 <= offset < stored.nbytes:
+                continue
+            first = offset * matrix.experts // stored.nbytes
+            if weight.numel() < stored.numel():
+                self._see(name, first, read)
+                return
+            for expert, rows in enumerate(read):  # all at once: zeros where a token is not theirs
+                self._see(name, expert, rows[rows.any(-1)])
+            return
