@@ -145,10 +145,10 @@ def test_what_was_computed_is_not_computed_again(llama: Model, tmp_path: Path) -
             for name, weight in block.once("weights", work).items():
                 block.layers[name].replace(weight)
             if block.number == stop:
-                raise KeyboardInterrupt
+                raise InterruptedError
         return model
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         walk(stop=0)
     first = walk(stop=-1)
     assert calls == [0, 1]
@@ -166,7 +166,7 @@ def test_a_trained_block_keeps_its_gradients_to_itself(llama: Model, tmp_path: P
     """Parameters of a block may be trained against what the original gives."""
     model = llama.fork()
     for block in sequentially(model, _tokens(), tmp_path, originals=True):
-        (name, matrix), *_ = block.layers.items()
+        matrix = next(iter(block.layers.values()))
         weight = nn.Parameter(matrix.weight.clone() + 0.1)
         matrix.module.weight = weight
         losses = []
@@ -178,7 +178,7 @@ def test_a_trained_block_keeps_its_gradients_to_itself(llama: Model, tmp_path: P
             assert isinstance(loss, Tensor)
             (gradient,) = torch.autograd.grad(loss, [weight])
             weight.data -= 0.05 * gradient / gradient.norm()
-            losses.append(float(loss))
+            losses.append(loss.item())
         assert losses[-1] < losses[0]
     assert all(not tensor.requires_grad for tensor in llama.network.parameters())
 
