@@ -18,7 +18,7 @@ from harness.data.file_texts import SUFFIXES
 from harness.data.hub_texts import HUB
 from harness.data.sources import SPLITS
 from harness.evaluation.evaluations import EVALUATIONS
-from harness.evaluation.lm_eval import FEWSHOT, LmEvalOptions
+from harness.evaluation.lm_eval import FEWSHOT, LmEvalCodeOptions
 from harness.evaluation.perplexity import PerplexityOptions, PerplexityTask
 from harness.evaluation.task_files import Task, find_splits
 from harness.evaluation.weights import WeightsOptions
@@ -86,7 +86,7 @@ def test_every_key_of_a_grid_is_told_with_its_default(
 
 def test_every_option_of_a_task_is_told() -> None:
     told = {_names(row[0])[0] for row in _section("grids.md", "Options of a task")}
-    kinds = (LmEvalOptions, PerplexityOptions)
+    kinds = (LmEvalCodeOptions, PerplexityOptions)
     assert told == {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert [field.name for field in dataclasses.fields(WeightsOptions)] == ["layer"]
 

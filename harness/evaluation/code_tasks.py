@@ -23,7 +23,7 @@ class LmEvalCode(LmEval):
     """One lm-eval task whose answers are programs."""
 
     kind: ClassVar[str] = "lm-eval-code"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     accept_weak_sandbox: bool = incidental(False)
 
     @property

@@ -73,6 +73,12 @@ class LmEvalOptions(Checked):
     limit: Annotated[int, Field(gt=0, le=100_000_000)] | None = None  # items
     num_fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
     bos: bool | None = None  # before each prompt; default: no, as the papers do
+
+
+@dataclass(frozen=True)
+class LmEvalCodeOptions(LmEvalOptions):
+    """What it may say of a task that runs code."""
+
     accept_weak_sandbox: bool = False  # run code where the kernel grants no namespaces
 
 
@@ -90,7 +96,9 @@ class LmEvalTask(Evaluation):
     caveat: str | None = None
     package: str | None = None
 
-    options = LmEvalOptions
+    @property
+    def options(self) -> type[LmEvalOptions]:
+        return LmEvalCodeOptions if self.runs_code else LmEvalOptions
 
     @property
     def about(self) -> str:
@@ -128,8 +136,6 @@ class LmEvalTask(Evaluation):
         )
 
     def check(self, options: LmEvalOptions, base: Pretrained) -> None:
-        if options.accept_weak_sandbox and not self.runs_code:
-            raise GridError(f"accept_weak_sandbox: task {self.name!r} runs no code")
         check_model(self.task, bool(options.bos), base.tokenizer(), base.context())
 
     def stage(
@@ -137,6 +143,7 @@ class LmEvalTask(Evaluation):
     ) -> Stage[Scores]:
         access, shots = current(), options.num_fewshot
         shots = FEWSHOT.get(self.name) if shots is None else shots
+        is_weak_accepted = isinstance(options, LmEvalCodeOptions) and options.accept_weak_sandbox
         # By its declared name: code that runs programs is behind the tasks that do, and no others.
         kind = "lm-eval-code" if self.runs_code else LmEval.kind
         stage: type[Any] | None = kinds().get(kind)
@@ -154,7 +161,7 @@ class LmEvalTask(Evaluation):
             options.limit,
             mirror=None if access.folder is None else str(access.folder),
             caveat=join_caveats(self.caveat, base.caveat if base else None),
-            **({"accept_weak_sandbox": True} if options.accept_weak_sandbox else {}),
+            **({"accept_weak_sandbox": True} if is_weak_accepted else {}),
         )
         if self.folder is None and scored.has_data(access):
             scored.check_items(access)

@@ -1,4 +1,4 @@
-"""The child's half of the sandbox: confines itself, then runs a program as published checkers do.
+"""The child's half of the sandbox: confines itself, and judges a program that its own child runs.
 
 The functions' source is the child's program, so they use nothing of this module, and import what
 they need themselves. Not here: starting a child and judging what it says (`sandbox`).
@@ -10,10 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-def confine(
-    memory_mib: int, timeout_s: float, nobody: int, threads: int, libraries: list[str], harness: int
-) -> list[str]:
-    """Puts a grandchild of this process into every layer that the machine grants.
+def confine(wall_s: float, nobody: int, libraries: list[str], harness: int) -> list[str]:
+    """Goes on in a child that is in every layer which the machine grants: those it has.
 
     `libraries`: the folders that a program may import from.
     """
@@ -43,14 +41,17 @@ def confine(
                 pass
         if isolate_files(libc, libraries, root):
             layers.append("files")
-    # Twice: the first process of a namespace ignores the signal that ends a CPU limit.
-    for _ in range(2):
-        die_with_parent(libc, round(3 * timeout_s) + 2)
+    die_with_parent(libc, wall_s)
+    if "files" in layers:  # /proc shows other processes' environments, which may hold tokens
+        for kind in (b"proc", b"tmpfs"):  # its own, or where that is refused nothing
+            if libc.mount(kind, b"/proc", kind, ctypes.c_ulong(1), None) == 0:
+                break
     if drop_rights(libc, root, nobody, libraries):
         layers.append("user")
     libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, which a change of user takes away
     libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    return layers + limit_resources(memory_mib, timeout_s, threads)
+    libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: closed to programs of the same user
+    return layers
 
 
 def isolate_files(libc: Any, libraries: list[str], root: bool) -> bool:
@@ -93,28 +94,18 @@ def isolate_files(libc: Any, libraries: list[str], root: bool) -> bool:
     return True
 
 
-def die_with_parent(libc: Any, wall_s: int) -> None:
+def die_with_parent(libc: Any, wall_s: float) -> None:
     """Goes on in a child. This process waits for it, at most `wall_s`, and ends as it did.
 
     Where a parent dies its child is killed, and with the first process of a namespace all others.
     """
     import os
-    import signal
 
     parent, ready = os.pipe()
     child = os.fork()
     if child:
         os.close(parent)
-
-        def stop(*_: object) -> None:
-            os.kill(child, 9)
-            os._exit(137)
-
-        # A handler, since the first process of a namespace ignores signals that have none.
-        signal.signal(signal.SIGALRM, stop)
-        signal.alarm(wall_s)
-        _, status = os.waitpid(child, 0)
-        os._exit(os.waitstatus_to_exitcode(status) & 255)
+        os._exit(wait_for(child, wall_s) & 255)
     libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG
     os.close(ready)
     # Readable only if the parent has died already: the number of a parent outside is always 0.
@@ -124,6 +115,25 @@ def die_with_parent(libc: Any, wall_s: int) -> None:
         os._exit(137)
     except BlockingIOError:
         os.close(parent)
+
+
+def wait_for(child: int, wall_s: float) -> int:
+    """The exit status of a child, minus a signal's number; SIGALRM's if it took over `wall_s`."""
+    import os
+    import signal
+
+    late = []
+
+    def stop(*_: object) -> None:
+        late.append(True)
+        os.kill(child, signal.SIGKILL)
+
+    # A handler, since the first process of a namespace ignores signals that have none.
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, wall_s)
+    _, status = os.waitpid(child, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    return -signal.SIGALRM if late else os.waitstatus_to_exitcode(status)
 
 
 def drop_rights(libc: Any, root: bool, nobody: int, libraries: list[str]) -> bool:
@@ -153,26 +163,22 @@ def drop_rights(libc: Any, root: bool, nobody: int, libraries: list[str]) -> boo
     return changed
 
 
-def limit_resources(memory_mib: int, timeout_s: float, threads: int) -> list[str]:
-    """Limits of CPU time, memory, file size, processes and files; those that count as layers."""
+def limit_resources(memory_mib: int, timeout_s: float, threads: int) -> None:
+    """Limits of CPU time, memory, file size, processes and files."""
     import resource
 
-    layers = []
     seconds = max(1, round(timeout_s))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    for kind, limit in (
-        (resource.RLIMIT_AS, memory_mib << 20),
-        (resource.RLIMIT_FSIZE, 1 << 20),
-        (resource.RLIMIT_NPROC, threads),  # or processes, which the guard refuses
-        (resource.RLIMIT_NOFILE, 32),
-        (resource.RLIMIT_CORE, 0),
+    for kind, limit, grace in (
+        (resource.RLIMIT_CPU, seconds, 1),
+        (resource.RLIMIT_AS, memory_mib << 20, 0),
+        (resource.RLIMIT_FSIZE, 1 << 20, 0),
+        (resource.RLIMIT_NPROC, threads, 0),  # or processes, which the guard refuses
+        (resource.RLIMIT_NOFILE, 32, 0),
+        (resource.RLIMIT_CORE, 0, 0),
     ):
-        try:
-            resource.setrlimit(kind, (limit, limit))
-        except (ValueError, OSError):
-            continue
-        layers.append({resource.RLIMIT_AS: "memory", resource.RLIMIT_NPROC: "forks"}.get(kind, ""))
-    return [layer for layer in layers if layer]
+        _, most = resource.getrlimit(kind)
+        most = limit + grace if most == resource.RLIM_INFINITY else min(limit + grace, most)
+        resource.setrlimit(kind, (min(limit, most), most))
 
 
 def install_guard(libraries: list[str]) -> None:
@@ -209,6 +215,8 @@ def install_guard(libraries: list[str]) -> None:
     ]
     prefixes = tuple(name for name in refused if name.endswith("."))
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    changing = ("os.mkdir", "os.removexattr", "os.setxattr", "os.utime")
+    left = [1000]  # files and folders, as the temporary file system has
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event == "socket.__new__" and arguments[1] == 1:  # AF_UNIX: asyncio's pair of its own
@@ -222,8 +230,13 @@ def install_guard(libraries: list[str]) -> None:
             if not name.startswith(here if writes else readable):
                 done = "writing" if writes else "reading"
                 raise PermissionError(f"{done} outside the folder is refused in the sandbox")
-        if event == "os.mkdir" and not os.path.realpath(str(arguments[0])).startswith(here):
-            raise PermissionError("os.mkdir outside the folder is refused in the sandbox")
+            left[0] -= bool(writes)
+        if event in changing and not isinstance(arguments[0], int):
+            if not os.path.realpath(os.fsdecode(arguments[0])).startswith(here):  # type: ignore[arg-type]
+                raise PermissionError(f"{event} outside the folder is refused in the sandbox")
+            left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "more than 1000 files are refused in the sandbox")
 
     sys.addaudithook(hook)
 
@@ -283,37 +296,15 @@ def remember_originals() -> Callable[[], bool]:
     return is_genuine
 
 
-def run_child(nobody: int, threads: int) -> None:
-    """Confines itself, then reads the program, with its tests, and the secret."""
+def run_program(program: bytes, report: int) -> None:
+    """Runs a program with its tests and reports "end", or what it raised. Does not return."""
     import os
-    import sys
 
     # Bound before the program runs, which may replace them where they come from.
-    take, write, leave, count = os.read, os.write, os._exit, len
-
-    def read(size: int) -> bytes:
-        data = b""
-        while count(data) < size:
-            more = take(0, size - count(data))
-            if not more:
-                break
-            data += more
-        return data
-
-    report, harness, packages = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    memory, seconds, guard, program, secret = read(80).split()
-    libraries = [os.path.dirname(os.__file__), *packages]
-    layers = confine(int(memory), float(seconds), nobody, threads, libraries, harness)
-    sys.path += packages
-    if int(guard):
-        layers.append("guard")
-        install_guard(libraries)
-    os.write(report, (" ".join(layers) + "\n").encode())
-    imitate_checkers()
-    code = read(int(program))
+    write, leave = os.write, os._exit
     is_genuine = remember_originals()
     try:
-        exec(compile(code, "<string>", "exec", dont_inherit=True), {})
+        exec(compile(program, "<string>", "exec", dont_inherit=True), {})
     except SystemExit:
         leave(0)
     except BaseException as error:
@@ -321,7 +312,61 @@ def run_child(nobody: int, threads: int) -> None:
         write(report, verdict[:300].encode(errors="replace"))
         leave(0)
     if is_genuine():
-        write(report, b"end " + read(int(secret)))
+        write(report, b"end")
     else:
         write(report, b"raised PermissionError: the program changed what its tests rest on")
     leave(0)
+
+
+def run_child(nobody: int, threads: int) -> None:
+    """Confines itself, and tells the harness what became of the program, run in children."""
+    import ctypes
+    import os
+    import signal
+    import sys
+
+    report, harness, packages = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    with open(0, "rb", closefd=False) as file:
+        memory, seconds, guard = file.readline().split()
+        program = file.read()
+    libraries = [os.path.dirname(os.__file__), *packages]
+    wall_s = 3 * float(seconds) + 1  # for programs that wait
+    layers = [*confine(2 * wall_s + 2, nobody, libraries, harness), "memory", "forks"]
+    layers += ["guard"] * int(guard)
+    sys.path += packages
+    libc, here = ctypes.CDLL(None), os.getpid()
+
+    def run(text: bytes) -> bytes:
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if not child:
+            libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG
+            if os.getppid() != here:
+                os._exit(137)
+            os.close(ours)
+            os.dup2(1, report)  # nowhere: what the harness reads is out of the program's reach
+            limit_resources(int(memory), float(seconds), threads)
+            if int(guard):
+                install_guard(libraries)
+            imitate_checkers()
+            run_program(text, theirs)
+        os.close(theirs)
+        status = wait_for(child, wall_s)
+        os.set_blocking(ours, False)  # what the program started may still hold the other end
+        try:
+            verdict = os.read(ours, 400).replace(b"\n", b" ")
+        except BlockingIOError:
+            verdict = b""
+        os.close(ours)
+        if status in (-signal.SIGALRM, -signal.SIGXCPU):
+            return b"timeout"
+        if status:
+            return b"killed with status %d" % status
+        return verdict or b"ended before its tests did"
+
+    verdict = run(program)
+    # Nothing honest reaches the end of this. What does, said so without having run to its end.
+    if verdict == b"end" and run(program + b"\nraise AssertionError") == b"end":
+        verdict = b"raised PermissionError: the program reported its own end"
+    os.write(report, " ".join(layers).encode() + b"\n" + verdict)
+    os._exit(0)

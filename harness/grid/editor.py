@@ -20,7 +20,7 @@ from harness.core.records import DIAGNOSTICS, documentation
 from harness.core.report_options import ReportOptions
 from harness.evaluation.diagnostics import find_options
 from harness.evaluation.evaluations import EVALUATIONS
-from harness.evaluation.lm_eval import LmEvalOptions
+from harness.evaluation.lm_eval import LmEvalCodeOptions
 from harness.grid.schema import GridFile
 from harness.method import METHODS
 
@@ -38,7 +38,7 @@ def make_schema() -> Json:
     definitions["Method"] = _describe_method(settings)
     tasks = {name: evaluation.options for name, evaluation in EVALUATIONS.load().items()}
     diagnostics = {name: find_options(name) for name in DIAGNOSTICS}
-    options = dict.fromkeys([*tasks.values(), *diagnostics.values(), LmEvalOptions])
+    options = dict.fromkeys([*tasks.values(), *diagnostics.values(), LmEvalCodeOptions])
     definitions |= {each.__name__: _describe_options(each) for each in options}
     definitions["Published"] = {"anyOf": [_TEXT, definitions["Published"]]}  # a name alone will do
     axes = {path: _list_of(_refer("Settings", path)) for path in settings}
@@ -49,7 +49,7 @@ def make_schema() -> Json:
         "compare": _list_of(_refer("Method")),
         "defaults": _refer("Settings"),
         "vary": _mapping({**axes, "seed": seed, "model": _list_of(_TEXT)}),
-        "evaluate": _list_named(tasks, others=LmEvalOptions),
+        "evaluate": _list_named(tasks, others=LmEvalCodeOptions),
         "diagnose": _list_named(diagnostics),
     }
     required = {"anyOf": [{"required": ["base"]}, {"required": grid.pop("required")}]}

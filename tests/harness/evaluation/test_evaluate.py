@@ -272,7 +272,9 @@ def test_every_protocol_is_named() -> None:
 @pytest.mark.parametrize(
     ("task", "option", "known"),
     [
-        ("testbed_story", "window", "accept_weak_sandbox, bos, limit, num_fewshot"),
+        ("testbed_story", "window", "bos, limit, num_fewshot"),
+        ("testbed_story", "accept_weak_sandbox", "bos, limit, num_fewshot"),
+        ("testbed_code", "window", "accept_weak_sandbox, bos, limit, num_fewshot"),
         ("wikitext2", "num_fewshot", "bos, limit, window"),
         ("testbed-ppl", "bos", "limit, window"),
     ],

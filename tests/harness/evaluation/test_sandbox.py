@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.main import main
 from harness.core.errors import GridError
 from harness.core.records import Score
 from harness.evaluation import sandbox
 from harness.evaluation.code_tasks import LmEvalCode
 from harness.evaluation.lm_eval import LmEval
 from harness.evaluation.sandbox import Outcome, execute, execute_all
+from harness.evaluation.sandbox_child import wait_for
 from harness.evaluation.scores import Scores
+from harness.models import Pretrained
 
 ROW = Score(**{**{f.name: None for f in fields(Score)}, "protocol": "lm-eval"})  # type: ignore[arg-type]
 GOOD = "def double(x):\n    return 2 * x\n"
@@ -53,12 +57,43 @@ def test_leaving_early_is_not_passing(code: str) -> None:
     assert "before" in outcome.reason
 
 
-@pytest.mark.parametrize("code", ["while True: pass", "import time; time.sleep(60)", "10**10**9"])
+@pytest.mark.parametrize("code", ["while True: pass", "10**10**9"])
 def test_an_endless_program_is_stopped(code: str) -> None:
     began = time.monotonic()
     outcome = execute(code, timeout_s=1.0)
     assert outcome == Outcome(False, "timeout", outcome.layers)
     assert time.monotonic() - began < 8
+
+
+def test_a_program_that_waits_is_stopped_also_where_the_harness_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = sandbox._run
+    monkeypatch.setattr(sandbox, "_run", lambda payload, folder, _: run(payload, folder, 1000))
+    began = time.monotonic()
+    outcome = execute("import time; time.sleep(1000)", timeout_s=0.02)
+    assert outcome == Outcome(False, "timeout", outcome.layers)
+    assert 1 < time.monotonic() - began < 20
+    # And by the harness where what should stop it says nothing.
+    monkeypatch.setattr(sandbox, "_CHILD", "import time; time.sleep(1000)")
+    monkeypatch.setattr(sandbox, "_run", lambda payload, folder, _: run(payload, folder, 0.1))
+    assert execute("pass") == Outcome(False, "timeout")
+
+
+def test_a_child_is_waited_for_no_longer_than_it_may_take() -> None:
+    handler = signal.getsignal(signal.SIGALRM)
+    try:
+        for command, wall_s, status in (
+            ("sleep 1000", 0.05, -signal.SIGALRM),
+            ("exit 3", 60, 3),
+            ("kill -KILL $$", 60, -signal.SIGKILL),
+        ):
+            child = subprocess.Popen(["sh", "-c", f"exec 2>&-; {command}"])
+            assert wait_for(child.pid, wall_s) == status
+            child.returncode = status
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 @pytest.mark.parametrize("guard", [True, False])
@@ -175,10 +210,18 @@ DODGED = {  # these reached the end of the checker without the end of the tests
     "at exit": "import atexit, os\natexit.register(os._exit, 0)",
     "exit status": "import os\nos._exit(0)",
 }
+OWN_END = "os.write(sys._getframe(1).f_locals['report'], b'end')\nos._exit(0)\n"
+TOLD = {  # these tell the end of their tests themselves
+    "at once": f"import os, sys\n{OWN_END}",
+    "when called": f"import os, sys\ndef double(x):\n    frame = sys._getframe(2)\n"
+    f"    {OWN_END.replace('sys._getframe(1)', 'frame').replace(chr(10), chr(10) + '    ')}",
+    "to every descriptor": "import os\nfor file in range(3, 32):\n    try: os.write(file, b'end')\n"
+    "    except OSError: pass\nos._exit(0)",
+}
 OPEN = {  # what passes, and is told in docs/faults.md; whoever closes one moves it up
     "equal to all": "class Any:\n    __eq__ = lambda *_: True\ndouble = lambda _: Any()",
-    "own verdict": "import os, sys\nsecret = os.read(0, 4096)[-32:]\n"
-    "os.write(int(sys.argv[1]), b'end ' + secret)\nos._exit(0)",
+    "tells the runs apart": "import os, sys\nif not os.path.exists('told'):\n"
+    f"    open('told', 'w').close()\n    {OWN_END.replace(chr(10), '; ')}",
     "put back": "import builtins\nkept, builtins.abs = builtins.abs, lambda _: 4\n"
     "def double(x):\n    four, builtins.abs = abs(1), kept\n    return four",
 }
@@ -193,6 +236,18 @@ def test_a_program_that_replaced_what_tests_rest_on_fails(cheat: str) -> None:
 @pytest.mark.parametrize("cheat", DODGED)
 def test_a_program_that_dodges_its_tests_fails(cheat: str) -> None:
     assert not execute(f"{WRONG}{DODGED[cheat]}", tests=TESTS).passed
+
+
+@pytest.mark.parametrize("cheat", TOLD)
+def test_a_program_that_reports_its_own_end_fails(cheat: str) -> None:
+    outcome = execute(f"{WRONG}{TOLD[cheat]}", tests=TESTS)
+    assert outcome.reason == "PermissionError: the program reported its own end"
+
+
+def test_what_the_harness_reads_is_out_of_reach() -> None:
+    code = "import os, sys\nos.write(int(sys.argv[1]), b'all\\nend')\n"
+    assert execute(code + "os._exit(0)").reason == "ended before its tests did"
+    assert execute("import os\nassert os.read(0, 99) == b''").passed
 
 
 @pytest.mark.parametrize("cheat", OPEN)
@@ -271,3 +326,18 @@ def test_a_weak_sandbox_is_refused_unless_the_grid_accepts_it(
     assert row.protocol == "lm-eval; sandbox without network, files"
     monkeypatch.setattr(sandbox, "find_missing_layers", lambda: ())
     assert stage.run(Path()).rows == [ROW]
+
+
+def test_a_weak_sandbox_is_refused_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sandbox, "find_missing_layers", lambda: ("files",))
+    monkeypatch.setattr(Pretrained, "run", lambda *_: pytest.fail("a model was loaded"))
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "model: testbed-small\nmethod: rtn\nallow_code_execution: true\n"
+        "evaluate: [testbed-ppl, testbed_code]\n"
+    )
+    assert main(["run", str(path), "--store", str(tmp_path / "store")]) == 2
+    assert "no namespaces for files" in capsys.readouterr().err.splitlines()[-1]
+    assert not list((tmp_path / "store").rglob("manifest.json"))

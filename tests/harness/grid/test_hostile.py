@@ -23,7 +23,7 @@ from harness.cluster.profile import Profile
 from harness.core.checked import fields_adapter
 from harness.core.errors import BitgridError, GridError, ModelError, make_line
 from harness.evaluation.evaluations import EVALUATIONS, find_evaluation
-from harness.evaluation.lm_eval import LmEvalOptions
+from harness.evaluation.lm_eval import LmEvalCodeOptions
 from harness.grid.editor import list_places
 from harness.grid.expand import load
 from harness.grid.schema import GridFile
@@ -181,7 +181,7 @@ def test_every_number_of_a_setting_has_bounds() -> None:
         if cls.__module__.startswith("methods.")
     )
     schemas = {cls: fields_adapter(cls).json_schema() for cls in classes}
-    options = {each.options for each in EVALUATIONS.load().values()} | {LmEvalOptions}
+    options = {each.options for each in EVALUATIONS.load().values()} | {LmEvalCodeOptions}
     for kind in (*options, GridFile, Profile):
         schemas[kind] = pydantic.TypeAdapter(kind).json_schema()
     assert len(classes) > 10
