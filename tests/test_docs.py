@@ -18,7 +18,8 @@ from harness.data.file_texts import SUFFIXES
 from harness.data.hub_texts import HUB
 from harness.data.sources import SPLITS
 from harness.evaluation.evaluations import EVALUATIONS
-from harness.evaluation.lm_eval import FEWSHOT, LmEvalCodeOptions
+from harness.evaluation.lm_eval import FEWSHOT
+from harness.evaluation.lm_eval_options import LmEvalCodeOptions
 from harness.evaluation.perplexity import PerplexityOptions, PerplexityTask
 from harness.evaluation.task_files import Task, find_splits
 from harness.evaluation.weights import WeightsOptions

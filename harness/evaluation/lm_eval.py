@@ -12,11 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
-
-from harness.core.checked import Checked
 from harness.core.errors import GridError
 from harness.core.reads import LocalFiles, Read
 from harness.core.records import NO_FILTER, ItemScores, Score
@@ -30,6 +27,7 @@ from harness.evaluation.evaluations import (
     register_catalogue,
     register_evaluation,
 )
+from harness.evaluation.lm_eval_options import LmEvalCodeOptions, LmEvalOptions
 from harness.evaluation.lm_eval_run import check_task, run_task
 from harness.evaluation.scores import (
     EVALUATION_TOKENS,
@@ -64,22 +62,6 @@ PRIMARY = (
     "word_perplexity",
 )
 USUAL_TOKENS = 1024  # what few task items exceed, however long a model's context is
-
-
-@dataclass(frozen=True)
-class LmEvalOptions(Checked):
-    """What a grid may say of a task of lm-eval."""
-
-    limit: Annotated[int, Field(gt=0, le=100_000_000)] | None = None  # items
-    num_fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
-    bos: bool | None = None  # before each prompt; default: no, as the papers do
-
-
-@dataclass(frozen=True)
-class LmEvalCodeOptions(LmEvalOptions):
-    """What it may say of a task that runs code."""
-
-    accept_weak_sandbox: bool = False  # run code where the kernel grants no namespaces
 
 
 @dataclass(frozen=True)

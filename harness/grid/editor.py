@@ -20,7 +20,7 @@ from harness.core.records import DIAGNOSTICS, documentation
 from harness.core.report_options import ReportOptions
 from harness.evaluation.diagnostics import find_options
 from harness.evaluation.evaluations import EVALUATIONS
-from harness.evaluation.lm_eval import LmEvalCodeOptions
+from harness.evaluation.lm_eval_options import LmEvalCodeOptions
 from harness.grid.schema import GridFile
 from harness.method import METHODS
 

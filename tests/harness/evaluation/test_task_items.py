@@ -14,6 +14,7 @@ from harness.data.hub import find_access
 from harness.evaluation import lm_eval
 from harness.evaluation.evaluations import build_evaluation
 from harness.evaluation.lm_eval import LmEvalTask
+from harness.evaluation.lm_eval_options import LmEvalOptions
 from harness.grid import expand as grid
 from harness.models import pretrained
 from tests.support import mirror
@@ -138,7 +139,7 @@ def build(tiny_folder: Path, task: str, **options: Any) -> Any:
     model = pretrained(str(tiny_folder))
     evaluation = lm_eval.LmEvalCatalogue().find(task)
     assert evaluation is not None
-    return evaluation.stage(model, lm_eval.LmEvalOptions(**options), model)
+    return evaluation.stage(model, LmEvalOptions(**options), model)
 
 
 @pytest.mark.parametrize("task", DATA)
@@ -295,7 +296,7 @@ def test_what_a_task_makes_itself_is_looked_at_before_anything_runs(
     (tmp_path / "functions.py").write_text(FUNCTIONS.format(rights=rights))
     quiz = LmEvalTask("quiz", tmp_path, digest=f"quiz of {rights}")
     monkeypatch.setattr(lm_eval, "find_evaluation", lambda name: quiz)
-    stage: Any = quiz.stage(pretrained(str(tiny_folder)), lm_eval.LmEvalOptions(), None)
+    stage: Any = quiz.stage(pretrained(str(tiny_folder)), LmEvalOptions(), None)
     if words is None:
         stage.preflight()
     else:

@@ -23,7 +23,7 @@ from harness.cluster.profile import Profile
 from harness.core.checked import fields_adapter
 from harness.core.errors import BitgridError, GridError, ModelError, make_line
 from harness.evaluation.evaluations import EVALUATIONS, find_evaluation
-from harness.evaluation.lm_eval import LmEvalCodeOptions
+from harness.evaluation.lm_eval_options import LmEvalCodeOptions
 from harness.grid.editor import list_places
 from harness.grid.expand import load
 from harness.grid.schema import GridFile
