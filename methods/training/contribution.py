@@ -17,10 +17,17 @@ from torch import Tensor
 
 from harness.core.stage import Input, Resources, Stage, incidental, report, value
 from harness.data import Tokens
-from harness.models import Model, host_gib, run_finite, run_trunk
+from harness.models import Model, host_gib, run_finite
 from methods.training.confidence import CONFIDENCE_TOKENS, sample_rows
-from methods.training.forward import Labels, run_head, split_tokens, token_nll
-from methods.training.objectives import Objective, TokenLogits
+from methods.training.forward import Labels, run_head, run_watched, split_tokens, token_nll
+from methods.training.objectives import (
+    BlockStates,
+    Objective,
+    Seen,
+    Term,
+    TokenLogits,
+    weigh_tokens,
+)
 
 BINS = 20  # of equal width, from probability 0 to 1
 
@@ -39,7 +46,7 @@ class Contribution(Stage[dict[str, Any]]):
     student: Input[Model]
     tokens: Input[Tokens]
     objective: Objective
-    statistic: Input[float] | None
+    statistic: Input[Any] | None
     sequences: int = 64
     step: str = incidental("")  # what the method did before, as a figure calls it
 
@@ -48,53 +55,69 @@ class Contribution(Stage[dict[str, Any]]):
         return Resources(gpus=1, memory_gib=host_gib(self.student), hours=0.2)
 
     def run(self, work: Path) -> dict[str, Any]:
-        tokens = value(self.tokens)
+        tokens, terms = value(self.tokens), self._list_terms()
         rows = sample_rows(tokens, self.sequences)
-        counts, sums = torch.zeros(BINS, dtype=torch.int64), torch.zeros(BINS, dtype=torch.float64)
-        total, unbounded = 0.0, 0
+        counts = torch.zeros(BINS, dtype=torch.int64)
+        sums = torch.zeros(len(terms), BINS, dtype=torch.float64)
+        totals, unbounded = torch.zeros(len(terms), 1, dtype=torch.float64), 0
         for row_chunk in rows.split(max(1, CONFIDENCE_TOKENS // tokens.ids.shape[1])):
             measure = partial(self._measure, tokens.ids[row_chunk], tokens.mask[row_chunk])
             sure, losses, weights = run_finite(
                 value(self.teacher), partial(run_finite, value(self.student), measure)
             )
-            finite = losses.isfinite()
+            finite = losses.isfinite().all(0)
             unbounded += int((~finite).sum())
             bins = (sure[finite] * BINS).long().clamp(max=BINS - 1)
             counts += torch.bincount(bins, minlength=BINS)
-            part = (losses * weights)[finite].double()
-            sums += torch.bincount(bins, weights=part, minlength=BINS)
-            total += float(weights[finite].double().sum())
+            sums.index_add_(1, bins, (losses * weights)[:, finite].double())
+            totals += weights[:, finite].double().sum(1, keepdim=True)
             report(int(row_chunk[-1]) + 1, len(tokens))
+        factors = torch.tensor([[term.weight] for term in terms], dtype=torch.float64)
+        shares = factors * sums / totals.clamp(min=1e-300)
         return {
             "diagnostic": "confidence",
             "objective": self.objective.name,
             "tokens": counts.tolist(),
-            "loss": [float(f"{part:.6g}") for part in (sums / max(total, 1e-300)).tolist()],
+            "loss": [float(f"{part:.6g}") for part in shares.sum(0).tolist()],
             "unbounded": unbounded,
         }
 
+    def _list_terms(self) -> tuple[Term, ...]:
+        return self.objective.list_terms(None if self.statistic is None else value(self.statistic))
+
     @torch.no_grad()
     def _measure(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N,) each: the teacher's probability of the label, the token's loss, and its weight."""
+        """The teacher's probability of the label, (N,); each term's loss of the token, and the
+        token's weight in it, (terms, N)."""
         teacher, student = value(self.teacher), value(self.student)
-        statistic = None if self.statistic is None else value(self.statistic)
-        ids, mask = ids.to(student.device), mask.to(student.device)
+        ids, mask, terms = ids.to(student.device), mask.to(student.device), self._list_terms()
         labels = Labels.of(ids, mask)
-        teacher_states = labels.pick(run_trunk(teacher.network, ids))
-        states = labels.pick(run_trunk(student.network, ids))
+        losses = torch.zeros(len(terms), len(labels.ids), device=ids.device)
+        hidden: list[Tensor] = []
+
+        def add(seen: Seen, part: slice, share: float = 1.0) -> None:
+            for own, term in zip(losses, terms, strict=True):
+                if term.objective.sees == seen.kind:
+                    own[part] += share * term.compute_losses(seen).float()
+
+        def see(block: int, states: Tensor) -> None:
+            for part in split_tokens(len(states), states.shape[1], states.device):
+                target, count = hidden[block][part], len(hidden)
+                seen = BlockStates(states[part], target, labels.ids[part], None, block, count)
+                add(seen, part, 1 / count)
+
+        by_block = any(term.objective.sees == "blocks" for term in terms)
+        keep = (lambda _, states: hidden.append(states)) if by_block else None
+        teacher_states = run_watched(teacher.network, ids, labels, keep)
+        states = run_watched(student.network, ids, labels, see if by_block else None)
         nll = torch.zeros(len(states), device=states.device)
-        losses = torch.zeros_like(nll)
         for part in split_tokens(len(states), student.vocabulary, states.device):
             target = run_head(teacher.network, teacher_states[part])
             nll[part] = token_nll(target, labels.ids[part])
-            logits = TokenLogits(
-                run_head(student.network, states[part]),
-                target if self.objective.needs_teacher else None,
-                labels.ids[part],
-                statistic,
-            )
-            losses[part] = self.objective.compute_losses(logits).float()
-        weights = torch.ones_like(losses)
-        if self.objective.weighted:
-            weights = self.objective.compute_weights(labels.spread(nll), labels.where)[labels.where]
-        return nll.neg().exp().cpu(), losses.cpu(), weights.cpu()
+            logits = run_head(student.network, states[part])
+            add(TokenLogits(logits, target, labels.ids[part]), part)
+        weights = [
+            torch.ones_like(nll) if each is None else each
+            for each in weigh_tokens(terms, labels, lambda: nll)
+        ]
+        return nll.neg().exp().cpu(), losses.cpu(), torch.stack(weights).cpu()

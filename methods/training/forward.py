@@ -10,7 +10,7 @@ picked out, and the head runs over chunks of those. Not here: losses (`objective
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,6 +67,41 @@ def run_head(network: PreTrainedModel, states: Tensor) -> Tensor:
 
 
 @contextmanager
+def watch_blocks(network: PreTrainedModel, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Inside, `see(i, states (B, T, D))` is called whenever decoder block i has run.
+
+    Where blocks are run again for the backward pass (`recompute_blocks`), that is not seen.
+    """
+
+    def after(index: int, _: nn.Module, __: object, output: Any) -> None:
+        see(index, output if isinstance(output, Tensor) else output[0])
+
+    with ExitStack() as hooks:
+        for index, block in enumerate(blocks(network).values()):
+            hooks.enter_context(block.register_forward_hook(partial(after, index)))
+        yield
+
+
+def run_watched(
+    network: PreTrainedModel,
+    ids: Tensor,
+    labels: Labels,
+    see: Callable[[int, Tensor], None] | None,
+) -> Tensor:
+    """The trunk's last hidden states at the label positions: ids (B, T) int64 -> (N, D).
+
+    `see(i, states (N, D))` is told of those behind each block i as it has run, if there is one.
+    """
+
+    def pick(index: int, states: Tensor) -> None:
+        assert see is not None
+        see(index, labels.pick(states))
+
+    with nullcontext() if see is None else watch_blocks(network, pick):
+        return labels.pick(run_trunk(network, ids))
+
+
+@contextmanager
 def _standing_in(network: PreTrainedModel, states: Tensor) -> Iterator[None]:
     """Inside, the network's trunk gives these states (B, T, D), whatever it is called with."""
     name, trunk = find_trunk(network)
@@ -108,9 +143,10 @@ class _Output:
             raise AttributeError(name)
 
 
-def split_tokens(count: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cover `count` tokens, each small enough to hold its logits."""
-    size = max(1, _CHUNK.get(device.type, _CHUNK["cuda"]) // vocabulary)
+def split_tokens(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cover `count` tokens, each small enough to hold `width` numbers a token: its
+    logits, or its hidden states."""
+    size = max(1, _CHUNK.get(device.type, _CHUNK["cuda"]) // width)
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
@@ -141,9 +177,9 @@ def measure_states(
     return torch.cat(parts) if parts else states.new_zeros(0)
 
 
-def widen(logits: Tensor) -> Tensor:
-    """Logits as losses are computed from them: float64 where they are, else float32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+def widen(seen: Tensor) -> Tensor:
+    """Logits or states as losses are computed from them: float64 where they are, else float32."""
+    return seen if seen.dtype == torch.float64 else seen.float()
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

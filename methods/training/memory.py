@@ -150,7 +150,8 @@ def _step(
             masters = Masters.of(student, format, training.trained, dtype, shards)
         _watch(live, masters.network)
         plain = dataclasses.replace(training, optimizer="adamw")
-        step = TrainingStep(plain, objective, _STATISTIC, masters, teacher)
+        step = TrainingStep(plain, objective, None, masters, teacher)
+        step.terms = [dataclasses.replace(term, statistic=_STATISTIC) for term in step.terms]
         _run_update(live, step, training.optimizer)
         _run_gradients(live, step, shape, several)
     network, weights = masters.network, masters.weights

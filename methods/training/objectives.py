@@ -3,9 +3,10 @@
     losses = CAKLD(gamma=0.5).token_losses(TokenLogits(student, teacher, labels))    # (N,)
 
 An objective sees N label tokens at a time, never a batch: the training step hands it one chunk of
-logits after another and adds up `weight × loss`. The loss of a batch is the weighted mean over its
-label tokens, which `batch_loss` spells out for whole tensors. What an objective must know of the
-teacher before training (CAKLD's confidence) it asks for as a stage, which cells share.
+logits after another, or of one block's hidden states (`sees`), and adds up `weight × loss`. The
+loss of a batch is the weighted mean over its label tokens, which `batch_loss` spells out for whole
+logits. What an objective must know of the teacher before training (CAKLD's confidence) it asks for
+as a stage, which cells share.
 
 Notation: z student logits, q = softmax z; p = the teacher's probabilities; KL(a‖b) = Σ a (log a −
 log b). All in log space and in float32, or float64 where the logits are. A term with a = 0 is 0,
@@ -19,8 +20,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -35,20 +37,35 @@ from methods.training.confidence import Confidence, Meaning
 from methods.training.forward import Labels, log_probabilities, token_nll, widen
 
 Weight: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Sight: TypeAlias = Literal["logits", "blocks"]
 
 
 @dataclass(frozen=True)
-class TokenLogits:
+class Seen:
     """What an objective sees of N label tokens.
 
-    student, teacher: logits (N, V), teacher None for objectives without one; labels: (N,) int64;
+    student, teacher: (N, ...), teacher None for objectives without one; labels: (N,) int64;
     statistic: the value of the stage that `Objective.build_statistic` returned.
     """
 
+    kind: ClassVar[Sight]
     student: Tensor
     teacher: Tensor | None
     labels: Tensor
-    statistic: float | None = None
+    statistic: Any = None
+
+    def require_teacher(self) -> Tensor:
+        """The teacher's side, shaped as the student's. Raises BitgridError where there is none."""
+        if self.teacher is None:
+            raise BitgridError("this objective needs a teacher")
+        return self.teacher
+
+
+@dataclass(frozen=True)
+class TokenLogits(Seen):
+    """Of objectives that see logits: student and teacher are logits (N, V)."""
+
+    kind = "logits"
 
     @property
     def log_q(self) -> Tensor:
@@ -61,34 +78,51 @@ class TokenLogits:
         teacher."""
         return log_probabilities(self.require_teacher())
 
-    def require_teacher(self) -> Tensor:
-        """The teacher's logits: (N, V). Raises BitgridError where there is no teacher."""
-        if self.teacher is None:
-            raise BitgridError("this objective needs a teacher's logits")
-        return self.teacher
+
+@dataclass(frozen=True)
+class BlockStates(Seen):
+    """Of objectives that see blocks: student and teacher are hidden states (N, D), as they leave
+    block `block` of `blocks`, at the positions that predict the labels.
+
+    They come in the dtype of the computation: `widen` them first. Behind the last block the last
+    norm is still to come.
+    """
+
+    kind = "blocks"
+    block: int = 0
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
 class Objective(Component, family="objective"):
-    """A loss per label token, and how much each token counts."""
+    """A loss per label token, and how much each token counts.
 
+    What it `sees` decides with what, and how often, `token_losses` is called: once with
+    `TokenLogits`, or once a block with `BlockStates`; then a token's loss is the mean over blocks.
+    """
+
+    sees: ClassVar[Sight] = "logits"
     needs_teacher: ClassVar[bool] = True
     weighted: ClassVar[bool] = False  # whether tokens count unequally, by the teacher's losses
 
     @abstractmethod
-    def token_losses(self, logits: TokenLogits) -> Tensor:
-        """The loss of each token: (N,) float32, or float64 for float64 logits."""
+    def token_losses(self, seen: Any) -> Tensor:
+        """The loss of each token: (N,) float32, or float64 where what is seen is float64.
 
-    def compute_losses(self, logits: TokenLogits) -> Tensor:
-        """`token_losses`, if they are one floating-point number a token that gradients can pass.
+        seen: `TokenLogits` or `BlockStates`, as the objective `sees`.
+        """
+
+    def compute_losses(self, seen: Seen) -> Tensor:
+        """`token_losses`, if they are one number a token that gradients can pass, and no 16-bit
+        one.
 
         Raises BitgridError where they are not: a mean over tokens would train without a word.
         """
-        losses, count = self.token_losses(logits), len(logits.labels)
+        losses, count = self.token_losses(seen), len(seen.labels)
         given = f"{type(losses).__name__}"
         if isinstance(losses, Tensor):
-            if losses.shape == (count,) and losses.is_floating_point():
-                if losses.requires_grad or not logits.student.requires_grad:
+            if losses.shape == (count,) and losses.dtype in (torch.float32, torch.float64):
+                if losses.requires_grad or not seen.student.requires_grad:
                     return losses
                 raise BitgridError(
                     f"objective {self.name!r}: no gradient passes its losses; are they detached?"
@@ -96,8 +130,15 @@ class Objective(Component, family="objective"):
             given = f"shape {tuple(losses.shape)} in {losses.dtype}"
         raise BitgridError(
             f"objective {self.name!r}: `token_losses` should give one loss a token, shape "
-            f"({count},) in floating point, and gave {given}"
+            f"({count},) in float32 or float64, and gave {given}"
         )
+
+    def list_terms(self, statistic: Any = None) -> tuple[Term, ...]:
+        """The losses that add up to this one: itself alone, but for a sum.
+
+        statistic: the value of the stage that `build_statistic` returned.
+        """
+        return (Term(self, 1.0, statistic),)
 
     def token_weights(self, nll: Tensor, mask: Tensor) -> Tensor:
         """How much each token counts, where `weighted`: (B, T), zero where the mask is False.
@@ -117,8 +158,8 @@ class Objective(Component, family="objective"):
             )
         return weights
 
-    def build_statistic(self, teacher: Stage[Model], tokens: Stage[Tokens]) -> Stage[float] | None:
-        """The number that must be known before training, as a stage; None for most."""
+    def build_statistic(self, teacher: Stage[Model], tokens: Stage[Tokens]) -> Stage[Any] | None:
+        """What must be known before training, as a stage whose value is JSON; None for most."""
         return None
 
     def batch_loss(
@@ -127,9 +168,10 @@ class Objective(Component, family="objective"):
         teacher: Tensor | None,
         ids: Tensor,
         mask: Tensor,
-        statistic: float | None = None,
+        statistic: Any = None,
     ) -> Tensor:
-        """The loss of a batch, from whole logits (B, T, V): what chunked training computes.
+        """The loss of a batch, from whole logits (B, T, V): what chunked training computes of an
+        objective that sees logits.
 
         ids: (B, T) int64; mask: (B, T) bool, True at labels. A scalar; 0 where nothing is a label.
         """
@@ -142,6 +184,37 @@ class Objective(Component, family="objective"):
             nll = labels.spread(token_nll(logits.require_teacher(), labels.ids))
             weights = self.compute_weights(nll, labels.where)[labels.where]
         return (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One of the losses that add up to an objective: `weight` times the mean of its own."""
+
+    objective: Objective
+    weight: float = 1.0
+    statistic: Any = None
+
+    def compute_losses(self, seen: Seen) -> Tensor:
+        """The objective's loss of each token, (N,), its statistic known. Raises BitgridError."""
+        return self.objective.compute_losses(replace(seen, statistic=self.statistic))
+
+
+def weigh_tokens(
+    terms: Sequence[Term], labels: Labels, measure_teacher: Callable[[], Tensor]
+) -> list[Tensor | None]:
+    """How much each label token counts in each of the terms: (N,); None where all count alike.
+
+    measure_teacher: gives the teacher's loss on every label, (N,); called where a term asks for it.
+    """
+    if not any(term.objective.weighted for term in terms):
+        return [None] * len(terms)
+    nll = labels.spread(measure_teacher())
+    return [
+        term.objective.compute_weights(nll, labels.where)[labels.where]
+        if term.objective.weighted
+        else None
+        for term in terms
+    ]
 
 
 @dataclass(frozen=True)
@@ -271,6 +344,22 @@ class MSE(Objective):
         student, teacher = widen(logits.student), widen(logits.require_teacher())
         dead = torch.isneginf(student) & torch.isneginf(teacher)
         return (student - teacher).masked_fill(dead, 0).square().mean(-1)
+
+
+@dataclass(frozen=True)
+class BlockMSE(Objective):
+    """Squared difference of the hidden states behind each block, over the teacher's squared norm.
+
+    TinyBERT's loss on hidden states (arXiv 1909.10351, section 3), without its projection, since
+    here both are equally wide. Relative, because some tokens' states are a hundred times larger.
+    """
+
+    name = "block-mse"
+    sees = "blocks"
+
+    def token_losses(self, states: BlockStates) -> Tensor:
+        student, teacher = widen(states.student), widen(states.require_teacher())
+        return (student - teacher).square().sum(-1) / teacher.square().sum(-1)
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:

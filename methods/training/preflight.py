@@ -6,14 +6,18 @@ Not here: what the machine lacks (`optimizer.require`), what goes wrong later (`
 from __future__ import annotations
 
 import torch
+from transformers import PreTrainedConfig
 
 from harness.core.errors import ModelError, TextError
 from harness.data import Tokens
-from harness.models import Model, run_trunk
-from methods.training.forward import run_head
+from harness.models import Model, blocks, read_text_config, run_trunk
+from methods.training.forward import run_head, watch_blocks
+from methods.training.objectives import Objective
 
 
-def check_inputs(student: Model, teacher: Model | None, tokens: Tokens) -> None:
+def check_inputs(
+    student: Model, teacher: Model | None, tokens: Tokens, objective: Objective
+) -> None:
     """Raise TextError or ModelError for what can be known to be wrong before the first step."""
     if len(tokens) == 0 or not bool(tokens.mask[:, 1:].any()):
         raise TextError("the training data have no label tokens")
@@ -32,6 +36,11 @@ def check_inputs(student: Model, teacher: Model | None, tokens: Tokens) -> None:
             f"teacher and student differ in vocabulary: {teacher.vocabulary} and "
             f"{vocabulary} tokens"
         )
+    if name := find_block_objective(objective):
+        for model in models:
+            check_blocks(model, name)
+        if teacher is not None:
+            check_alike(student.network.config, teacher.network.config, name)
 
 
 @torch.no_grad()
@@ -47,3 +56,43 @@ def check_split(model: Model) -> None:
             f"{type(network).__name__} computes its logits from more than its last hidden states, "
             "so it cannot be trained: its head runs on a few tokens at a time"
         )
+
+
+def find_block_objective(objective: Objective) -> str | None:
+    """The name of the first part of an objective that sees blocks; None where none does."""
+    parts = (term.objective for term in objective.list_terms())
+    return next((part.name for part in parts if part.sees == "blocks"), None)
+
+
+@torch.no_grad()
+def check_blocks(model: Model, objective: str) -> None:
+    """Raise ModelError where not every block gives hidden states (B, T, D), once and in order."""
+    ids, order = torch.arange(4, device=model.device)[None] % model.vocabulary, list[int]()
+    shapes = set[torch.Size]()
+
+    def see(index: int, states: torch.Tensor) -> None:
+        order.append(index)
+        shapes.add(states.shape)
+
+    with watch_blocks(model.network, see):
+        run_trunk(model.network, ids)
+    regular = len(shapes) == 1 and all(s[:2] == ids.shape and len(s) == 3 for s in shapes)
+    if not regular or order != list(range(len(blocks(model.network)))):
+        raise ModelError(
+            f"objective {objective!r} sees the hidden states behind every block, and "
+            f"{type(model.network).__name__} does not give one of each token behind each; choose "
+            "one that sees logits"
+        )
+
+
+def check_alike(student: PreTrainedConfig, teacher: PreTrainedConfig, objective: str) -> None:
+    """Raise ModelError where student and teacher differ in depth or width, by configurations."""
+    one, other = read_text_config(student), read_text_config(teacher)
+    for what, unit in (("num_hidden_layers", "blocks"), ("hidden_size", "channels")):
+        ours, theirs = getattr(one, what, None), getattr(other, what, None)
+        if ours != theirs:
+            raise ModelError(
+                f"objective {objective!r} compares student and teacher block by block, and they "
+                f"have {ours} and {theirs} {unit}: choose a teacher of the student's shape, or an "
+                "objective that sees logits"
+            )

@@ -8,11 +8,16 @@ from __future__ import annotations
 from functools import cache
 
 from harness.core.errors import ModelError, first_line
-from harness.models import Pretrained, find_pretrained
+from harness.models import Pretrained, find_pretrained, meta_network
 from harness.models.rehearsal import find_twin, rehearse
 from methods.training.data import Generate
 from methods.training.generation import check_writing
-from methods.training.preflight import check_split
+from methods.training.preflight import (
+    check_alike,
+    check_blocks,
+    check_split,
+    find_block_objective,
+)
 from methods.training.train import Train
 
 
@@ -25,16 +30,30 @@ def of_generation(stage: Generate) -> None:
 
 @rehearse.register
 def of_training(stage: Train) -> None:
-    """Raises ModelError where student or teacher cannot be run as training runs them."""
-    for model in (stage.student, stage.teacher):
-        if model is not None and (base := find_pretrained(model)) is not None:
-            _check_split(base)
+    """Raises ModelError where student or teacher cannot be run as training runs them, or are too
+    unlike for the objective."""
+    models = (each for each in (stage.student, stage.teacher) if each is not None)
+    bases = [base for base in map(find_pretrained, models) if base is not None]
+    seen = find_block_objective(stage.objective)
+    for base in bases:
+        _check_split(base)
+        if seen is not None:
+            _check_blocks(base, seen)
+    if seen is not None and len(set(bases)) == 2:
+        student, teacher = (meta_network(b.source, b.trust_remote_code, b.digest) for b in bases)
+        check_alike(student.config, teacher.config, seen)
 
 
 @cache
 def _check_split(base: Pretrained) -> None:
     if (twin := find_twin(base)) is not None:
         check_split(twin)
+
+
+@cache
+def _check_blocks(base: Pretrained, objective: str) -> None:
+    if (twin := find_twin(base)) is not None:
+        check_blocks(twin, objective)
 
 
 @cache

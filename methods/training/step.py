@@ -7,9 +7,12 @@
 The masters are rounded once; for each micro-batch teacher and student trunks are run, then head and
 objective a chunk of label tokens at a time, each chunk's gradient going back to the hidden states
 at once, so that logits of a whole batch never exist; one backward through the trunk; then one AdamW
-step on the float32 masters. Gradients are sums over label tokens divided by the whole batch's
-weight, so micro-batches of unequal length add up to the big batch: down to rounding, which in
-bfloat16 is of each one's gradients to 8 bits and shows in the losses.
+step on the float32 masters. Objectives that see blocks have their losses as the student's block has
+run: of the teacher's states behind every block, and then of gradients in their place, the label
+positions are held in the computation's dtype, and float32 of a chunk only. Gradients are sums over
+label tokens divided by the whole batch's weight, so micro-batches of unequal length add up to the
+big batch: down to rounding, which in bfloat16 is of each one's gradients to 8 bits and shows in the
+losses.
 
 Not here: the weights (`masters`), what a loss is (`objectives`), which sequences a step sees
 (`batches`), when to take one, to write or to stop (`train`).
@@ -20,27 +23,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from harness.models import (
     Model,
     are_distributions,
+    blocks,
     count_vocabulary,
     find_first_broken,
-    run_trunk,
 )
 from methods.training.forward import (
     Labels,
     measure_states,
     recompute_blocks,
     run_head,
+    run_watched,
     split_tokens,
     token_nll,
 )
 from methods.training.masters import Masters
-from methods.training.objectives import Objective, TokenLogits
+from methods.training.objectives import (
+    BlockStates,
+    Objective,
+    Seen,
+    Sight,
+    Term,
+    TokenLogits,
+    weigh_tokens,
+)
 from methods.training.optimizer import make_adamw, set_rate
 from methods.training.settings import Training
 
@@ -52,12 +66,14 @@ class TrainingStep:
 
     training: Training
     objective: Objective
-    statistic: float | None
+    statistic: Any
     masters: Masters
     teacher: Model | None
+    terms: Sequence[Term] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
+        self.terms = self.objective.list_terms(self.statistic)
         if self.training.gradient_checkpointing:
             recompute_blocks(self.masters.network)
         self.optimizer = make_adamw(
@@ -77,49 +93,53 @@ class TrainingStep:
         its own, and all get the same two numbers.
         """
         self.masters.requantize()
+        factors = self._find_factors(micro_batches)
         sums = torch.zeros(2, device=self.masters.network.device)
         for ids, mask in micro_batches:
-            sums += self.run_micro_batch(ids, mask)
+            sums += self.run_micro_batch(ids, mask, factors)
             self.masters.accumulate_gradients()
         total, weight = self.masters.shards.all_reduce(sums).tolist()
         scale = 1 / weight if weight else 0.0
         return total * scale, float(self.masters.finish_gradients(scale))
 
-    def run_micro_batch(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Forward and backward: Σ weight·loss and Σ weight, (2,). The gradients of the first are
-        left in the network.
+    def run_micro_batch(
+        self, ids: Tensor, mask: Tensor, factors: Sequence[float] | None = None
+    ) -> Tensor:
+        """Forward and backward: Σ factor·weight·loss over tokens and terms, and the first term's
+        Σ weight, (2,). The gradients of the first are left in the network.
 
-        ids (B, T) int64, mask (B, T) bool.
+        ids (B, T) int64, mask (B, T) bool; factors: of each term, its own weight where None.
         """
         network, labels = self.masters.network, Labels.of(ids, mask)
-        teacher_states = weights = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher_states = labels.pick(run_trunk(self.teacher.network, ids))
-        if self.objective.weighted:
-            weights = self._token_weights(teacher_states, labels)
-        states = labels.pick(run_trunk(network, ids))
-        total = torch.zeros((), device=ids.device)
+        guide, hidden = self._run_teacher(ids, labels)
+        losses = _Losses(
+            labels,
+            self.terms,
+            factors or [term.weight for term in self.terms],
+            self._weigh_tokens(guide, labels),
+            hidden,
+            torch.zeros((), device=ids.device),
+        )
+        states = run_watched(
+            network, ids, labels, losses.add_block if self._sees("blocks") else None
+        )
         gradient = torch.zeros_like(states)
         for part in split_tokens(len(states), count_vocabulary(network), states.device):
+            if not self._sees("logits"):
+                break
             # A leaf of its own for each chunk, so that its logits are freed before the next one's.
             leaf = states[part].detach().requires_grad_()
             target = None
-            if self.teacher is not None and teacher_states is not None:
+            if self.teacher is not None and guide is not None:
                 with torch.no_grad():
-                    target = run_head(self.teacher.network, teacher_states[part])
+                    target = run_head(self.teacher.network, guide[part])
                     # An objective need not show it; without a test, which would stop a GPU.
-                    total = total.masked_fill(~are_distributions(target).all(), math.nan)
-            logits = TokenLogits(run_head(network, leaf), target, labels.ids[part], self.statistic)
-            losses = self.objective.compute_losses(logits)
-            weighted = (losses if weights is None else losses * weights[part]).sum()
-            weighted.backward()
-            total += weighted.detach()
+                    losses.spoil(~are_distributions(target).all())
+            losses.add(TokenLogits(run_head(network, leaf), target, labels.ids[part]), part)
             assert leaf.grad is not None
             gradient[part] = leaf.grad
-        states.backward(gradient)
-        weight = total.new_tensor(float(len(states))) if weights is None else weights.sum()
-        return torch.stack([total, weight])
+        losses.send_back(states, gradient)
+        return torch.stack([losses.total, losses.count_tokens()])
 
     def update(self, rate: float, norm: float) -> None:
         """Clip the masters' gradients, of this norm, to the one allowed; move the masters; let the
@@ -147,11 +167,112 @@ class TrainingStep:
         cause = self.masters.shards.find_first(cause)
         return cause or f"the objective {self.objective.name!r} itself, at a loss of {loss}"
 
-    def _token_weights(self, teacher_states: Tensor | None, labels: Labels) -> Tensor:
-        """(N,): the objective's token weights, from the teacher's loss on every label.
+    def _sees(self, kind: Sight) -> bool:
+        return any(term.objective.sees == kind for term in self.terms)
 
-        teacher_states (N, D): those of the label positions.
+    @torch.no_grad()
+    def _run_teacher(
+        self, ids: Tensor, labels: Labels
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The teacher's last states (N, D) at the labels, and those behind each block, where an
+        objective sees them; None, or None of each, without a teacher."""
+        hidden: list[Tensor | None] = [None] * len(blocks(self.masters.network))
+        if self.teacher is None:
+            return None, hidden
+        see = hidden.__setitem__ if self._sees("blocks") else None
+        return run_watched(self.teacher.network, ids, labels, see), hidden
+
+    def _weigh_tokens(self, guide: Tensor | None, labels: Labels) -> list[Tensor | None]:
+        """Of each term how much each label token counts, by the teacher's last states (N, D)."""
+
+        def measure() -> Tensor:
+            assert self.teacher is not None and guide is not None
+            return measure_states(self.teacher.network, guide, labels, token_nll)
+
+        return weigh_tokens(self.terms, labels, measure)
+
+    def _find_factors(self, micro_batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+        """What the sum of each term's weighted losses is multiplied with, so that divided by the
+        first term's token weights of the whole batch all of them add up to the objective.
+
+        Where terms weigh tokens differently, how much the batch has of each must be known before
+        its first gradient: the teacher is run once more.
         """
-        assert self.teacher is not None and teacher_states is not None
-        losses = measure_states(self.teacher.network, teacher_states, labels, token_nll)
-        return self.objective.compute_weights(labels.spread(losses), labels.where)[labels.where]
+        own = [term.weight for term in self.terms]
+        ways = {term.objective if term.objective.weighted else None for term in self.terms}
+        if len(ways) == 1:
+            return own
+        sums = torch.zeros(len(own), device=self.masters.network.device)
+        for ids, mask in micro_batches:
+            labels = Labels.of(ids, mask)
+            guide, _ = self._run_teacher(ids, labels)
+            sums += torch.stack([_add_up(w, labels) for w in self._weigh_tokens(guide, labels)])
+        first, *_ = totals = self.masters.shards.all_reduce(sums).tolist()
+        return [f * first / total if total else 0.0 for f, total in zip(own, totals, strict=True)]
+
+
+@dataclass
+class _Losses:
+    """The losses of a micro-batch, added up as they are computed, and the gradients that they pass
+    back."""
+
+    labels: Labels
+    terms: Sequence[Term]
+    factors: Sequence[float]  # of each term
+    weights: Sequence[Tensor | None]  # of each term's tokens, (N,); None: 1
+    hidden: list[
+        Tensor | None
+    ]  # the teacher's states behind each block, (N, D), until they are used
+    total: Tensor  # Σ factor·weight·loss, a scalar
+    edges: list[GradientEdge] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)  # for each of the edges
+
+    def add(self, seen: Seen, part: slice, share: float = 1.0) -> None:
+        """Add `share` of the losses of the tokens `part`, of the terms that see such things; their
+        gradient goes back to where `seen.student` was made from."""
+        sums = []
+        for term, factor, weights in zip(self.terms, self.factors, self.weights, strict=True):
+            if term.objective.sees == seen.kind:
+                losses = term.compute_losses(seen)
+                weighted = losses if weights is None else losses * weights[part]
+                sums.append(share * factor * weighted.sum())
+        added = torch.stack(sums).sum()
+        added.backward()
+        self.total = self.total + added.detach()
+
+    def add_block(self, block: int, states: Tensor) -> None:
+        """Add the losses behind one block, of the student's states (N, D)."""
+        target, self.hidden[block] = self.hidden[block], None
+        if target is not None:
+            self.spoil(~target.isfinite().all())  # as of the teacher's logits
+        gradient, count = torch.empty_like(states), len(self.hidden)
+        for part in split_tokens(len(states), states.shape[1], states.device):
+            leaf = states[part].detach().requires_grad_()
+            guide = None if target is None else target[part]
+            seen = BlockStates(leaf, guide, self.labels.ids[part], None, block, count)
+            self.add(seen, part, 1 / count)
+            assert leaf.grad is not None
+            gradient[part] = leaf.grad
+        if states.requires_grad:  # else nothing is trained up to here
+            self.edges.append(get_gradient_edge(states))  # which holds no copy of the states
+            self.gradients.append(gradient)
+
+    def spoil(self, broken: Tensor) -> None:
+        """The total is NaN where `broken` () bool is True."""
+        self.total = self.total.masked_fill(broken, math.nan)
+
+    def send_back(self, states: Tensor, gradient: Tensor) -> None:
+        """One backward pass through the trunk, from its last states (N, D) and from the blocks."""
+        edges = [get_gradient_edge(states), *self.edges]
+        torch.autograd.backward(edges, [gradient, *self.gradients])
+
+    def count_tokens(self) -> Tensor:
+        """The first term's Σ weight: a scalar."""
+        return _add_up(self.weights[0], self.labels)
+
+
+def _add_up(weights: Tensor | None, labels: Labels) -> Tensor:
+    """Σ weight over label tokens, a scalar, where None are as many ones."""
+    if weights is not None:
+        return weights.sum()
+    return torch.tensor(float(len(labels.ids)), device=labels.ids.device)

@@ -27,7 +27,7 @@ import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class Train(Stage[Model]):
     tokens: Input[Tokens]
     format: Format
     objective: Objective
-    statistic: Input[float] | None
+    statistic: Input[Any] | None
     training: Training
     seed: int = 0
 
@@ -96,7 +96,7 @@ class Train(Stage[Model]):
                 raise BitgridError(f"the objective {self.objective.name!r} needs a teacher")
             teacher = value(self.teacher)
         student, tokens = value(self.student), value(self.tokens)
-        check_inputs(student, teacher, tokens)
+        check_inputs(student, teacher, tokens, self.objective)
         dtype, shards = DTYPES[self.training.dtype], Shards.here()
         step = TrainingStep(
             self.training,

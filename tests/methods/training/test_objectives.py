@@ -300,7 +300,7 @@ def test_settings_are_checked() -> None:
 
 def test_every_objective_is_chosen_by_name() -> None:
     assert set(Objective.choices()) == {
-        "none", "ce", "kl", "reverse-kl", "cakld", "jsd", "tsld", "mse",
+        "none", "ce", "kl", "reverse-kl", "cakld", "jsd", "tsld", "mse", "block-mse",
     }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from methods.quantization.formats import Format, FullPrecision, IntAsym
 from methods.training.batches import order_rows, split_batch
 from methods.training.determinism import compute_deterministically
 from methods.training.masters import Masters
-from methods.training.objectives import CAKLD, CE, JSD, KL, MSE, TSLD, Objective
+from methods.training.objectives import CAKLD, CE, JSD, KL, MSE, TSLD, BlockMSE, Objective
 from methods.training.settings import Training
 from methods.training.shards import ALONE
 from methods.training.step import TrainingStep
@@ -439,7 +439,9 @@ class Operations(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("objective", [CE(), TSLD(), CAKLD(0.4), JSD(), MSE()], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [CE(), TSLD(), CAKLD(0.4), JSD(), MSE(), BlockMSE()], ids=repr
+)
 def test_a_step_needs_nothing_that_cuda_has_in_no_fixed_order(
     llama: Model, teacher: Model, tmp_path: Path, objective: Objective
 ) -> None:
