@@ -19,5 +19,5 @@ register(
     Recipe(init=Clip(), objective=CAKLD(), data=Generated(), train=Training()),
     title="BitDistiller",
     about="asymmetric clipping, then self-distillation by confidence-aware KL (arXiv 2402.10631)",
-    fixed=("init", "objective", "data", "teacher"),
+    fixed=("init", "rounding", "objective", "data", "teacher"),
 )

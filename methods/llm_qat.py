@@ -24,5 +24,5 @@ register(
     ),
     title="LLM-QAT",
     about="distilled by forward KL on data that the model generates alone (arXiv 2305.17888)",
-    fixed=("init", "objective", "data", "teacher"),
+    fixed=("init", "rounding", "objective", "data", "teacher"),
 )

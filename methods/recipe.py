@@ -1,8 +1,9 @@
-"""The space that most methods are points of: format × init × objective × data × training.
+"""The space that most methods are points of:
+format × init × rounding × objective × data × training.
 
     student = init(base)                 clamp, scale, or leave the weights
     student = train(student, teacher)    quantisation-aware, where the objective says how
-    model   = round(student, format)
+    model   = round(student, format)     to nearest, or block by block
 
 A method of this folder is a named point of the space, in a file of its own that registers it; every
 ablation of the BitDistiller paper varies one field of `Recipe`. Not here: the points (`rtn`, `awq`,
@@ -21,7 +22,7 @@ from harness.method import Method, Step
 from harness.models import Model, another, check_length
 from methods.quantization.formats import Format, FullPrecision, IntAsym
 from methods.quantization.inits import Init, NoInit
-from methods.quantization.rounding import Round
+from methods.quantization.rounding import Nearest, Rounding
 from methods.training.contribution import Contribution
 from methods.training.data import Data
 from methods.training.objectives import Objective, Untrained
@@ -39,6 +40,7 @@ class Recipe(Method):
     name = "recipe"
     format: Format = IntAsym(bits=2, group_size=128)
     init: Init = NoInit()
+    rounding: Rounding = Nearest()
     objective: Objective = Untrained()
     data: Data | None = None
     train: Training | None = None
@@ -50,12 +52,13 @@ class Recipe(Method):
         return all(isinstance(part, kind) for part, kind in parts)
 
     def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
+        self.rounding.check(self.format)
         for name, (_, in_features) in layers.items():
             self.format.check(name, in_features)
 
     def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
         student = self.init.build(base, self.format)
-        return Round(self._build_trained(student, base, seed), base, self.format)
+        return self._round(self._build_trained(student, base, seed), base)
 
     def steps(self, base: Stage[Model], seed: int) -> tuple[Step, ...]:
         if isinstance(self.format, FullPrecision):
@@ -66,7 +69,7 @@ class Recipe(Method):
         states.setdefault(start, (self.init.name, origin))
         states.setdefault(trained, (self.objective.name, origin))
         return tuple(
-            Step(name, whence, state, Round(state, base, self.format))
+            Step(name, whence, state, self._round(state, base))
             for state, (name, whence) in states.items()
         )
 
@@ -78,7 +81,7 @@ class Recipe(Method):
         stages = tuple(
             Contribution(
                 self._build_teacher(base),
-                Round(student, base, self.format),
+                self._round(student, base),
                 trained.tokens,
                 self.objective,
                 trained.statistic,
@@ -87,6 +90,9 @@ class Recipe(Method):
             for step, student in (("before training", start), ("after training", trained))
         )
         return {"confidence": stages}
+
+    def _round(self, model: Stage[Model], base: Stage[Model]) -> Stage[Model]:
+        return self.rounding.build(model, base, self.format)
 
     def _build_teacher(self, base: Stage[Model]) -> Stage[Model]:
         return base if self.teacher is None else another(base, self.teacher)

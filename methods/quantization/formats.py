@@ -154,6 +154,22 @@ class Grouped(Format):
         ]
         return [span for span in candidates if span.stop > span.start]
 
+    def groups(self, in_features: int) -> list[slice]:
+        """The input channels of each group of a row."""
+        return [
+            slice(start, start + span.width)
+            for span in self.spans(in_features)
+            for start in range(span.start, span.stop, span.width)
+        ]
+
+    def column_bounds(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The range of each weight's group: (O, I) -> low, high (O, I)."""
+        parts = [bounds(weight[:, group]) for group in self.groups(weight.shape[1])]
+        widths = [group.stop - group.start for group in self.groups(weight.shape[1])]
+        low, high = (torch.cat(ends, 1) for ends in zip(*parts, strict=True))
+        repeats = torch.tensor(widths, device=weight.device)
+        return low.repeat_interleave(repeats, 1), high.repeat_interleave(repeats, 1)
+
     def bits_per_weight(self, in_features: int) -> float:
         groups = sum(span.groups for span in self.spans(in_features))
         return self.bits + self.overhead() * groups / in_features

@@ -35,10 +35,12 @@ from methods.quantization import clip, observing, walking
 from methods.quantization.awq import ScaleSearch
 from methods.quantization.formats import Format, Grouped
 from methods.quantization.inits import ClipSearch
-from methods.quantization.rounding import Round, quantize_model
+from methods.quantization.rounding import Round, RoundBlocks, quantize_model
 from methods.quantization.walking import Block
 
 _SEARCHED = 8  # float32 tensors of the weights that a search tries together
+# Beside X'X and the weights of a layer, in float32: what a rounding like GPTQ's makes of them.
+_FACTORS, _ROUNDED = 4, 8
 
 
 @estimate_memory.register
@@ -75,6 +77,26 @@ def _of_search(
     on_host = 0 if device == "cpu" else observed
     searched = _SEARCHED * 4 * clip.at_once(device)
     return dataclasses.replace(peak, other=max(peak.other - on_host, searched))
+
+
+@estimate_memory.register
+def of_block_rounding(stage: RoundBlocks, gpus: int | None = None, device: str = "cuda") -> Memory:
+    """A block, X'X of what its layers read, and the largest layer at work; the rest lies on the
+    host."""
+    at_work = 0
+
+    def observe(block: Block) -> None:
+        nonlocal at_work
+        for reading, gram in observing.sum_grams(block, block.layers).items():
+            rows = sum(block.layers[name].out_features for name in reading.layers)
+            copies = _FACTORS * gram.numel() + _ROUNDED * rows * len(gram)
+            at_work = max(at_work, 4 * copies)
+
+    with dry_run() as live:
+        model = load_weightless(live, pretrained_of(stage.model), "host")
+        walk_weightless(live, model, find_length(stage.calibration), observe)
+    peak = live.peak()
+    return dataclasses.replace(peak, other=peak.other + at_work)
 
 
 def walk_weightless(live: Live, model: Model, length: int, work: Callable[[Block], object]) -> None:

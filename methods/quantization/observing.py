@@ -15,7 +15,7 @@ Not here: how layers are watched (`readings`), the blocks (`walking`), the searc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -143,3 +143,21 @@ def _count_sent(block: Block) -> int:
     config = read_text_config(block.network.config)
     counts = (getattr(config, name, None) for name in _SENT_TO)
     return next((count for count in counts if isinstance(count, int)), 1)
+
+
+def sum_grams(block: Block, layers: Iterable[str]) -> dict[Reading, Tensor]:
+    """X'X of what each reading of a block's `layers` sees: (I, I) float32, on the device.
+
+    Zero where nothing is seen: an expert to which no token is sent.
+    """
+    sums: dict[Reading, Tensor] = {}
+
+    def see(reading: Reading, rows: Tensor) -> None:
+        wide = rows.float()
+        product = wide.T @ wide
+        sums[reading] = sums[reading].add_(product) if reading in sums else product
+
+    for reading in block.observe(see, {name: block.layers[name] for name in layers}):
+        weight = block.layers[reading.layers[0]].weight
+        sums.setdefault(reading, weight.new_zeros(*[weight.shape[-1]] * 2, dtype=torch.float32))
+    return sums

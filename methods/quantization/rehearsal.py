@@ -11,11 +11,19 @@ from harness.models import Pretrained, find_pretrained
 from harness.models.rehearsal import find_twin, rehearse
 from methods.quantization.awq import ScaleSearch, find_foldable
 from methods.quantization.inits import ClipSearch
+from methods.quantization.rounding import RoundBlocks
 from methods.quantization.walking import check_walk
 
 
 @rehearse.register
 def of_clip_search(stage: ClipSearch) -> None:
+    """Raises ModelError where the model's blocks cannot be run one after the other."""
+    if (base := find_pretrained(stage.model)) is not None:
+        _check_walkable(base)
+
+
+@rehearse.register
+def of_block_rounding(stage: RoundBlocks) -> None:
     """Raises ModelError where the model's blocks cannot be run one after the other."""
     if (base := find_pretrained(stage.model)) is not None:
         _check_walkable(base)

@@ -1,23 +1,168 @@
 """A whole model rounded to a format: what is evaluated, never the weights that training moves.
 
-    model = quantize_model(model, NF(bits=3))
+    model = quantize_model(model, NF(bits=3))                       # to nearest
+    rounded = Nearest().build(trained, base, NF(bits=3))            # Stage[Model] -> Stage[Model]
 
-Not here: the formats (`formats`), and the rounding of a training step (`methods.training.masters`).
+How a model is rounded is a part of a recipe: each weight to the nearest level, or block by block so
+that a layer's output on calibration text stays what it was (`BlockRounding`).
+Not here: the formats (`formats`), roundings by blocks (`gptq`), the rounding of a training step
+(`methods.training.masters`).
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from harness.core.errors import ModelError
-from harness.core.stage import Input, Stage, value
-from harness.models import Model, matrices
+from harness.core.checked import Count
+from harness.core.component import Component
+from harness.core.errors import FormatError, ModelError
+from harness.core.stage import Input, Resources, Stage, value
+from harness.data import Tokens, calibration
+from harness.models import Model, host_gib, matrices
 from harness.models.tensors import move_buffers, replace_parameters
-from methods.quantization.formats import Format, FullPrecision
+from methods.quantization.formats import Format, FullPrecision, Grouped
+from methods.quantization.observing import sum_grams
+from methods.quantization.readings import Reading
+from methods.quantization.walking import Block, sequentially
+
+
+@dataclass(frozen=True)
+class Rounding(Component, family="rounding"):
+    """How the weights of a prepared or trained model become levels of a format."""
+
+    @abstractmethod
+    def build(self, model: Stage[Model], base: Stage[Model], format: Format) -> Stage[Model]:
+        """The rounded model, in the dtype of `base`."""
+
+    def check(self, format: Format) -> None:
+        """Raise FormatError for a format that it cannot round to."""
+
+
+@dataclass(frozen=True)
+class Nearest(Rounding):
+    """Each weight to the nearest level of its group's range."""
+
+    name = "nearest"
+
+    def build(self, model: Stage[Model], base: Stage[Model], format: Format) -> Stage[Model]:
+        return Round(model, base, format)
+
+
+@dataclass(frozen=True)
+class BlockRounding(Rounding):
+    """One that rounds block by block, on what the blocks before it give once they are rounded.
+
+    It sees `sequences` blocks of `length` tokens of `text`. `true_sequential`: within a block, too,
+    layers see what those before them give once they are rounded. A subclass is a frozen dataclass
+    with `round_weight`.
+    """
+
+    text: str = "c4"
+    sequences: Count = 128
+    length: Count = 2048
+    true_sequential: bool = False
+
+    @abstractmethod
+    def round_weight(self, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
+        """Values of `format` for a weight (O, I), given X'X (I, I) of what it reads; all float32.
+
+        A row for which they change the output more than the nearest ones would gets those. May
+        raise torch.linalg.LinAlgError where X'X has no full rank.
+        """
+
+    def build(self, model: Stage[Model], base: Stage[Model], format: Format) -> Stage[Model]:
+        assert isinstance(format, Grouped)
+        tokens = calibration(base, self.text, self.sequences, self.length)
+        return RoundBlocks(model, base, tokens, format, self)
+
+    def check(self, format: Format) -> None:
+        if not isinstance(format, Grouped):
+            raise FormatError(
+                f"rounding {self.name!r} needs a format with levels, and format {format.name!r} "
+                "rounds nothing; rounding: nearest"
+            )
+
+
+@dataclass(frozen=True)
+class RoundBlocks(Stage[Model]):
+    """A model rounded block by block, in the base's dtype; it goes on after a kill at the block
+    where it was."""
+
+    kind: ClassVar[str] = "round-blocks"
+    on_host: ClassVar[bool] = True
+    model: Input[Model]
+    base: Input[Model]
+    calibration: Input[Tokens]
+    format: Grouped
+    rounding: BlockRounding
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=1, memory_gib=host_gib(self.model, 16.0), hours=2.0)
+
+    def run(self, work: Path) -> Model:
+        """Raises FormatError, ModelError as `quantize_model`."""
+        model = value(self.model).fork(latent=False, quantized={})
+        layers = matrices(model.network)
+        for name, matrix in layers.items():
+            _check(name, matrix.stored)
+            self.format.check(name, matrix.in_features)
+        for block in sequentially(model, value(self.calibration), work):
+            for name, weight in block.once("weights", self._round_block).items():
+                block.layers[name].replace(weight)
+                model.quantized[name] = self.format.describe(weight.shape[-1])
+        dtype = value(self.base).network.dtype
+        replace_parameters(
+            model.network, lambda _, old: nn.Parameter(old.detach().to(dtype), requires_grad=False)
+        )
+        return model
+
+    def _round_block(self, block: Block) -> dict[str, Tensor]:
+        """The rounded weight of each layer of the block: (O, I), or (E, O, I)."""
+        turns = [list(block.layers)]
+        if self.rounding.true_sequential:
+            readings = block.observe(lambda reading, rows: None)
+            turns = [list(names) for names in dict.fromkeys(tuple(r.layers) for r in readings)]
+        for layers in turns:
+            rounded = {name: block.layers[name].weight.clone() for name in layers}
+            for reading, gram in sum_grams(block, layers).items():
+                # Layers that read the same are one with more rows.
+                parts = [
+                    rounded[name] if reading.expert is None else rounded[name][reading.expert]
+                    for name in reading.layers
+                ]
+                values = self._round_weight(reading, torch.cat(parts).float(), gram)
+                for part, new in zip(parts, values.split([*map(len, parts)]), strict=True):
+                    part.copy_(new)
+            for name, weight in rounded.items():
+                block.layers[name].replace(weight)
+        return {name: matrix.weight for name, matrix in block.layers.items()}
+
+    @torch.no_grad()
+    def _round_weight(self, reading: Reading, weight: Tensor, gram: Tensor) -> Tensor:
+        name = reading.layers[0]
+        if not bool(gram.isfinite().all()):
+            raise ModelError(
+                f"layer {name}: what it reads on the text has NaN or Inf, or overflows"
+            )
+        try:
+            values = self.rounding.round_weight(weight, gram, self.format)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ModelError(f"layer {name}: rounding {self.rounding.name!r}: {error}") from error
+        nearest = self.format.quantize(weight)
+        worse = _measure(values - weight, gram) > _measure(nearest - weight, gram)
+        return torch.where(worse[:, None], nearest, values)
+
+
+def _measure(change: Tensor, gram: Tensor) -> Tensor:
+    """How much a change of each row moves its output, |change X'|^2: (O, I), (I, I) -> (O,)."""
+    return ((change @ gram) * change).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -43,27 +188,34 @@ def quantize_model(model: Model, format: Format, like: Model | None = None) -> M
     device of `like`, where one is given.
 
     The result is no longer latent: its weights are what the format can hold. Full precision holds
-    any weight, so it rounds none. One tensor is worked on at a time: where `model` lies on the
-    host, the device never has more of it than that. Raises FormatError where a layer does not fit,
-    before any work, and ModelError where a layer has NaN or Inf.
+    any weight, so it rounds none. Layers that hold the format already stay as they are: a method
+    chose their values, and the nearest ones of the range that they span are others. One tensor is
+    worked on at a time: where `model` lies on the host, the device never has more of it than that.
+    Raises FormatError where a layer does not fit, before any work, and ModelError where a layer has
+    NaN or Inf.
     """
     like, result = like or model, model.fork(latent=False)
     layers = {} if isinstance(format, FullPrecision) else matrices(result.network)
-    for name, matrix in layers.items():
+    for name, matrix in list(layers.items()):
         format.check(name, matrix.in_features)
-        result.quantized[name] = format.describe(matrix.in_features)
+        holds = format.describe(matrix.in_features)
+        if result.quantized.get(name) == holds and not model.latent:
+            del layers[name]
+        result.quantized[name] = holds
     rounds = {matrix.parameter_name: matrix for matrix in layers.values()}
 
     def make(name: str, old: nn.Parameter) -> nn.Parameter:
         tensor = old.detach().to(like.device)
         if matrix := rounds.get(name):
-            if not bool(tensor.isfinite().all()):
-                raise ModelError(
-                    f"layer {matrix.name}: its weight has NaN or Inf and cannot be quantised"
-                )
+            _check(matrix.name, tensor)
             tensor = matrix.map(format.quantize, tensor)
         return nn.Parameter(tensor.to(like.network.dtype), requires_grad=False)
 
     replace_parameters(result.network, make)
     move_buffers(result.network, like.device)
     return result
+
+
+def _check(name: str, weight: Tensor) -> None:
+    if not bool(weight.isfinite().all()):
+        raise ModelError(f"layer {name}: its weight has NaN or Inf and cannot be quantised")

@@ -19,8 +19,9 @@ from harness.models import (
 )
 from harness.models.dry_run import estimate_memory
 from methods.quantization.awq import ScaleSearch
+from methods.quantization.gptq import GPTQ
 from methods.quantization.inits import ClipSearch
-from methods.quantization.rounding import Round
+from methods.quantization.rounding import Round, RoundBlocks
 from tests.support import architectures
 from tests.support.memory import (
     FORMAT,
@@ -50,6 +51,7 @@ def test_searches_hold_a_block_and_what_it_observes(base: Pretrained, model: Mod
     calibrated = Packed([], base, 64, 128)
     search = ClipSearch(base, calibrated, FORMAT, 20, 10, 512)
     stages: list[Stage[Any]] = [search, ScaleSearch(base, calibrated, FORMAT, 20, 512)]
+    stages.append(RoundBlocks(base, base, calibrated, FORMAT, GPTQ()))
     for each in stages:
         memory = estimate_memory(each)
         assert memory is not None and memory.parameters == _measure_block(model.network)

@@ -1,0 +1,62 @@
+"""GPTQ: weights are rounded column by column, and those still to come make up for the error.
+
+    Recipe(rounding=GPTQ(), format=IntAsym(bits=3))
+
+With H = X'X of what a layer reads, rounding column j by e_j moves the later ones by e_j times row j
+of the upper Cholesky factor of H^-1, over its diagonal (Frantar et al. 2022, arXiv 2210.17323,
+section 3.3, algorithm 1). Not here: what H is summed over, and the blocks (`rounding`, `walking`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from methods.quantization.formats import Grouped, bounds
+from methods.quantization.rounding import BlockRounding
+
+_COLUMNS = 128  # rounded before the rest of the row is moved
+
+
+@dataclass(frozen=True)
+class GPTQ(BlockRounding):
+    """GPTQ. `damping` is added to the Hessian's diagonal, as a share of its mean.
+
+    act_order: columns that read the most go first, on ranges of the weights as they were (static
+    groups); otherwise a group's range is that of its weights as its turn comes.
+    """
+
+    name = "gptq"
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    act_order: bool = False
+
+    def round_weight(self, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
+        damped = gram + torch.diag((gram.diagonal() == 0).float())  # unused channels: alone
+        damped.diagonal().add_(self.damping * damped.diagonal().mean())
+        low, high = format.column_bounds(weight)
+        order = torch.arange(weight.shape[1], device=weight.device)
+        if self.act_order:
+            order = gram.diagonal().argsort(descending=True, stable=True)
+            low, high, damped = low[:, order], high[:, order], damped[order][:, order]
+        left, values = weight[:, order].clone(), torch.empty_like(weight)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        factor = torch.linalg.cholesky(inverse, upper=True)
+        groups = {group.start: group for group in format.groups(weight.shape[1])}
+        edges = sorted({*groups, *range(0, weight.shape[1], _COLUMNS), weight.shape[1]})
+        for start, stop in pairwise(edges):
+            if start in groups and not self.act_order:
+                low[:, groups[start]], high[:, groups[start]] = bounds(left[:, groups[start]])
+            moved = torch.empty_like(left[:, start:stop])
+            for i in range(start, stop):
+                now, one = left[:, i : i + 1], slice(i, i + 1)
+                chosen = format.quantize_dequantize(now, low[:, one], high[:, one])
+                error = (now - chosen) / factor[i, i]
+                left[:, i + 1 : stop] -= error * factor[i, i + 1 : stop]
+                moved[:, i - start : i - start + 1], values[:, order[i]] = error, chosen[:, 0]
+            left[:, stop:] -= moved @ factor[start:stop, stop:]
+        return values
