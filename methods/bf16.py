@@ -14,5 +14,5 @@ register(
     Recipe(format=FullPrecision()),
     title="Full precision",
     about="the full-precision model itself: the reference",
-    fixed=("format", "init", "rounding", "objective", "data", "train", "teacher"),
+    fixed=("format", "init", "rounding", "objective", "data", "train", "teacher", "attach"),
 )

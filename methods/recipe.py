@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from harness.core.errors import BitgridError
 from harness.core.stage import Stage
 from harness.method import Method, Step
-from harness.models import Model, another, check_length
+from harness.models import Attach, Attachment, Model, another, check_length
 from methods.quantization.formats import Format, FullPrecision, IntAsym
 from methods.quantization.inits import Init, NoInit
 from methods.quantization.rounding import Nearest, Rounding
@@ -34,7 +34,8 @@ from methods.training.train import Train
 class Recipe(Method):
     """A point of the space. Without `data` and `train` the objective must be `none`.
 
-    `teacher` names a model as a grid does; without one the base teaches itself.
+    `teacher` names a model as a grid does; without one the base teaches itself. `attach`: what the
+    model does as it runs, while it is trained too; a teacher never does.
     """
 
     name = "recipe"
@@ -45,11 +46,12 @@ class Recipe(Method):
     data: Data | None = None
     train: Training | None = None
     teacher: str | None = None
+    attach: tuple[Attachment, ...] = ()
 
     @property
     def is_reference(self) -> bool:
         parts = (self.format, FullPrecision), (self.init, NoInit), (self.objective, Untrained)
-        return all(isinstance(part, kind) for part, kind in parts)
+        return not self.attach and all(isinstance(part, kind) for part, kind in parts)
 
     def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
         self.rounding.check(self.format)
@@ -57,15 +59,15 @@ class Recipe(Method):
             self.format.check(name, in_features)
 
     def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
-        student = self.init.build(base, self.format)
+        student = self._build_start(base)
         return self._round(self._build_trained(student, base, seed), base)
 
     def steps(self, base: Stage[Model], seed: int) -> tuple[Step, ...]:
         if isinstance(self.format, FullPrecision):
             return ()
-        origin, start = self.init.origin(base, self.format), self.init.build(base, self.format)
-        trained = self._build_trained(start, base, seed)
-        states = {base: ("full precision", base)}
+        origin, start = self._attach(self.init.origin(base, self.format)), self._build_start(base)
+        trained, unchanged = self._build_trained(start, base, seed), self._attach(base)
+        states = {unchanged: ("full precision", unchanged)}
         states.setdefault(start, (self.init.name, origin))
         states.setdefault(trained, (self.objective.name, origin))
         return tuple(
@@ -74,7 +76,7 @@ class Recipe(Method):
         )
 
     def diagnostics(self, base: Stage[Model], seed: int) -> dict[str, tuple[Stage[dict], ...]]:
-        start = self.init.build(base, self.format)
+        start = self._build_start(base)
         trained = self._build_trained(start, base, seed)
         if not isinstance(trained, Train):
             return {}
@@ -96,6 +98,20 @@ class Recipe(Method):
 
     def _build_teacher(self, base: Stage[Model]) -> Stage[Model]:
         return base if self.teacher is None else another(base, self.teacher)
+
+    def _build_start(self, base: Stage[Model]) -> Stage[Model]:
+        """What is trained, or rounded where nothing is."""
+        if not isinstance(self.init, NoInit):
+            for each in self.attach:
+                if each.folds:
+                    raise BitgridError(
+                        f"attachment {each.name!r} changes weights, and init {self.init.name!r} "
+                        "finds its values for those before; use it with init: none"
+                    )
+        return self._attach(self.init.build(base, self.format))
+
+    def _attach(self, model: Stage[Model]) -> Stage[Model]:
+        return Attach(model, self.attach) if self.attach else model
 
     def _build_trained(self, student: Stage[Model], base: Stage[Model], seed: int) -> Stage[Model]:
         if isinstance(self.objective, Untrained):

@@ -61,7 +61,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """What the weights of an evaluated model were rounded to."""
+    """What the weights of an evaluated model were rounded to, and what it does while it runs."""
 
     format: Annotated[str | None, "number format of the weights; `none` for the reference"]
     bits: Annotated[float, "nominal bits of a weight; 16 for the reference"]
@@ -80,6 +80,11 @@ class Precision:
         float | None, "share of the weights of the blocks that was rounded; null: none, or unknown"
     ] = None
     kept: Annotated[str | None, "the weights of the blocks that were not rounded, by kind"] = None
+    attachments: Annotated[
+        str | None,
+        "what the model does while it runs, in order: `A8KV4` rounds activations to 8 bits and its "
+        "cache to 4; null: nothing beside what its weights say",
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

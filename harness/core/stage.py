@@ -206,6 +206,14 @@ def identify(thing: object, whole: bool = False) -> Any:
     )
 
 
+def read_component(described: Mapping[str, Any]) -> Any:
+    """The component that `identify(…, whole=True)` gave; its module must have been imported.
+
+    Raises BitgridError where this code does not know its name or a field.
+    """
+    return _field_value(Any, described, {})
+
+
 def find_declared_name(cls: type) -> str | None:
     """`family/name` of a component or method; None for a dataclass that its field's type tells."""
     return cls.identity_name() if issubclass(cls, Component) else None

@@ -15,7 +15,14 @@ from harness.core.stage import Input, Stage
 from harness.evaluation.lm_eval import LmEval, task_batch
 from harness.evaluation.perplexity import Perplexity
 from harness.evaluation.scores import EVALUATION_TOKENS
-from harness.models import Model, Pretrained, find_trunk, pretrained_of
+from harness.models import (
+    Attachment,
+    Model,
+    Pretrained,
+    find_attachments,
+    find_trunk,
+    pretrained_of,
+)
 from harness.models.dry_run import (
     Memory,
     OwnWeights,
@@ -46,22 +53,30 @@ def _of_scoring(model: Input[Model], shape: Callable[[int], tuple[int, int]]) ->
     """A model that reads batches of the (rows, length) that `shape` gives for its context; or what
     it takes to rebuild the model, where that is more."""
     base = pretrained_of(model)
-    scored = _of_forward(base, find_own_weights(model), *shape(base.context() or _LONGEST))
+    rows, length = shape(base.context() or _LONGEST)
+    attached = find_attachments(model)
+    scored = _of_forward(base, find_own_weights(model), attached, rows, length)
     rebuilt = filter(None, map(estimate_memory, _list_rebuilt(model)))
     return max([scored, *rebuilt], key=lambda estimate: estimate.total)
 
 
 @cache
-def _of_forward(base: Pretrained, own: OwnWeights, rows: int, length: int) -> Memory:
+def _of_forward(
+    base: Pretrained,
+    own: OwnWeights,
+    attachments: tuple[Attachment, ...],
+    rows: int,
+    length: int,
+) -> Memory:
     """The base and the model made from it, of which one reads `rows` of `length` tokens."""
     with dry_run() as live:
         held = load_weightless(live, base)
-        model = held.fork()
+        model = load_weightless(live, base) if own == "all" else held.fork()
+        for each in attachments:
+            each.attach(model.network)
         if own == "linears":
             with live.part("parameters"):
                 renew_matrices(model)
-        elif own == "all":
-            model = load_weightless(live, base)
         live.inside("activations", find_trunk(model.network)[1])
         with torch.no_grad():
             ids = torch.zeros(rows, length, dtype=torch.int64)

@@ -58,7 +58,8 @@ def check_evaluable(model: Model) -> Model:
 
 
 def describe_precision(model: Model) -> Precision:
-    """What the weights of a model were rounded to, the coarsest where layers differ."""
+    """What the weights of a model were rounded to, the coarsest where layers differ, and what it
+    does while it runs."""
     kinds = sorted({(q.format, q.bits, q.group_size) for q in model.quantized.values()})
     formats = [format for format, _, _ in kinds] or ["none"]
     return Precision(
@@ -72,6 +73,7 @@ def describe_precision(model: Model) -> Precision:
         dtype=str(model.network.dtype).removeprefix("torch."),
         rounded=model.rounded_share() if kinds else None,
         kept=", ".join(model.list_kept()) or None if kinds else None,
+        attachments="".join(each.label for each in model.attachments) or None,
     )
 
 

@@ -3,6 +3,8 @@
 What authors of methods and of models use is imported from here, which imports torch.
 """
 
+from harness.models.attaching import Attach, find_attachments
+from harness.models.attachments import Attachment, change_caches, change_inputs
 from harness.models.devices import device
 from harness.models.finite import are_distributions, find_first_broken, run_finite
 from harness.models.footprint import PROCESS_GIB, host_gib, weights_gib
@@ -35,6 +37,8 @@ from harness.models.stage import (
 __all__ = [
     "DTYPES",
     "PROCESS_GIB",
+    "Attach",
+    "Attachment",
     "FolderModel",
     "Matrix",
     "Model",
@@ -46,10 +50,13 @@ __all__ = [
     "are_distributions",
     "blocks",
     "carries_states",
+    "change_caches",
+    "change_inputs",
     "check_applied",
     "check_length",
     "count_vocabulary",
     "device",
+    "find_attachments",
     "find_cache_name",
     "find_first_broken",
     "find_pretrained",

@@ -1,12 +1,13 @@
 """Whether a model is what it is said to be: its parts by name, and what its files would not keep.
 
     fingerprint_model(model)            # part -> digest: see `harness.core.fingerprint`
-    check_kept(network)                 # it would come back the same from configuration and weights
+    check_kept(network, attachments)    # it would come back the same from what its files hold
     check_rounded(model)                # finite, and no more levels a group than it says
 
-A value is stored as a configuration and tensors, so whatever else a network computes with (a hook,
-another class of module, a changed attribute) would be scored once and be gone the next time. Not
-here: when this is asked (`harness.core.execution`, `harness.core.store`), what a method may change
+A value is stored as a configuration, tensors and attachments, so whatever else a network computes
+with (a hook, another class of module, a changed attribute) would be scored once and be gone the
+next time, and an attachment that was lost on the way would be scored as if it acted. Not here: when
+this is asked (`harness.core.execution`, `harness.core.store`), what a method may change
 (`harness.method`).
 """
 
@@ -26,6 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from harness.core.errors import ModelError
 from harness.core.fingerprint import Fingerprint, digest_tensor
+from harness.models.attachments import Attachment, describe_attached, is_of_attachment
 from harness.models.layers import Quantized, survey
 from harness.models.reading import find_class
 
@@ -37,6 +39,7 @@ class Holder(Protocol):
     tokenizer: PreTrainedTokenizerBase
     quantized: dict[str, Quantized]
     latent: bool
+    attachments: tuple[Attachment, ...]
 
 
 _HOOKS = {
@@ -69,11 +72,13 @@ def fingerprint_model(model: Holder) -> Fingerprint:
             digests[id(tensor)] = digest_tensor(tensor)
         parts[name] = digests[id(tensor)]
     for name, module in network.named_modules():
-        parts[f"module {name}"] = (type(module).__qualname__, *_describe_extras(module))
+        acting = describe_attached(module)
+        parts[f"module {name}"] = (type(module).__qualname__, *_describe_extras(module), *acting)
     parts["its configuration"] = describe_config(network.config)
     if tokenizer is not None:
         parts["its tokenizer"] = _digest_tokenizer(tokenizer)
     parts["what it says was quantised"] = (dict(model.quantized), model.latent)
+    parts["its attachments"] = model.attachments
     return parts
 
 
@@ -104,14 +109,15 @@ def describe_config(config: PreTrainedConfig) -> str:
     return json.dumps(clean(config.to_dict()), default=str)
 
 
-def check_kept(network: PreTrainedModel) -> None:
+def check_kept(network: PreTrainedModel, attachments: tuple[Attachment, ...] = ()) -> None:
     """Raise ModelError, naming the module, where a network computes with something that neither
-    its configuration nor its weights would bring back."""
+    its configuration nor its weights would bring back, and where other attachments act than these.
+    """
     known = find_class(network.config)._model_mapping
     if type(network.config) in known and type(network) is not known[type(network.config)]:
         right = known[type(network.config)].__name__
         raise ModelError(f"the network is a {type(network).__name__}, not a {right}; {_KEPT}")
-    expected = _find_expected(network)
+    expected = _find_expected(network, attachments)
     for name, module in network.named_modules():
         where = f"layer {name}" if name else "the network"
         if extras := _describe_extras(module):
@@ -127,6 +133,12 @@ def check_kept(network: PreTrainedModel) -> None:
                     f"{c.__module__}.{c.__qualname__}" for c in (type(module), wanted[0])
                 )
             raise ModelError(f"{where} is a {kind} in place of a {right}; {_KEPT}")
+        if (acting := describe_attached(module)) != expected.acting[name]:
+            found, declared = map(_list_acting, (acting, expected.acting[name]))
+            raise ModelError(
+                f"{where}: what acts on it while it runs is {found}; by the attachments that the "
+                f"model declares it would be {declared}; only `Model.attach` gives a model any"
+            )
         for key, value in wanted[1].items():
             given = vars(module).get(key)
             if given != value and not _are_nan(given, value):
@@ -211,6 +223,11 @@ def check_applied(given: Holder, result: object, changes: Sequence[str]) -> None
     made = cast(Holder, result)
     if made.latent:
         raise ModelError("`apply` returned latent weights, which are not evaluated: round them")
+    if lost := [each for each in given.attachments if each not in made.attachments]:
+        raise ModelError(
+            f"`apply` lost the attachment {lost[0].name!r} of the model that it was given; make "
+            "the result by `model.fork()`"
+        )
     before, after = (dict(each.network.named_parameters()) for each in (given, made))
     if other := sorted(before.keys() ^ after.keys()):
         what = "lacks" if other[0] in before else "has a new"
@@ -240,9 +257,12 @@ def _describe(thing: object) -> str:
 
 class _Expected:
     """What a configuration says of a network: classes and plain attributes of its modules by name,
-    shapes of its tensors."""
+    shapes of its tensors; and what of attachments acts on each module."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: PreTrainedModel, attachments: tuple[Attachment, ...]) -> None:
+        for each in attachments:
+            each.attach(network)
+        self.acting = {name: describe_attached(each) for name, each in network.named_modules()}
         self.modules = {
             name: (type(module), dict(_list_attributes(module)))
             for name, module in network.named_modules()
@@ -250,17 +270,18 @@ class _Expected:
         self.tensors = {name: tuple(tensor.shape) for name, tensor in _list_tensors(network)}
 
 
-_expected: dict[tuple[type, str], _Expected] = {}  # by class and configuration
+_Key = tuple[type, str, tuple[Attachment, ...]]
+_expected: dict[_Key, _Expected] = {}  # by class, configuration and attachments
 
 
-def _find_expected(network: PreTrainedModel) -> _Expected:
-    key = type(network), describe_config(network.config)
+def _find_expected(network: PreTrainedModel, attachments: tuple[Attachment, ...]) -> _Expected:
+    key = type(network), describe_config(network.config), attachments
     if key not in _expected:
         config = copy.deepcopy(network.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # of a file that was unpacked
         with torch.device("meta"):
-            _expected[key] = _Expected(type(network)(config))
+            _expected[key] = _Expected(type(network)(config), attachments)
     return _expected[key]
 
 
@@ -277,13 +298,21 @@ def _list_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _describe_extras(module: nn.Module) -> list[str]:
     """What was hung onto a module and runs with it, in words."""
-    extras = [words for name, words in _HOOKS.items() if getattr(module, name, None)]
+    extras = [
+        words
+        for name, words in _HOOKS.items()
+        if not all(map(is_of_attachment, getattr(module, name, {}).values()))
+    ]
     for key in vars(module):  # an instance's own before its class's
         if callable(vars(module)[key]) and callable(getattr(type(module), key, None)):
             extras.append(f"a `{key}` of its own")
     if "parametrizations" in module._modules:
         extras.append("a parametrization")
     return extras
+
+
+def _list_acting(acting: Sequence[tuple[str, Attachment | None]]) -> str:
+    return ", ".join(f"{each} ({place})" if each else place for place, each in acting) or "nothing"
 
 
 def _is_finite(tensor: Tensor) -> bool:

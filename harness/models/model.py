@@ -25,6 +25,8 @@ from transformers import (
 
 from harness.core.errors import ModelError
 from harness.core.fingerprint import Fingerprint
+from harness.core.stage import identify, read_component
+from harness.models.attachments import Attachment
 from harness.models.devices import device, is_kept_on_host
 from harness.models.integrity import check_kept, check_rounded, fingerprint_model
 from harness.models.layers import Quantized, survey
@@ -37,7 +39,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class Model:
-    """A causal language model with its tokenizer, and what was done to its weights.
+    """A causal language model with its tokenizer, what was done to its weights, and what it does
+    beside as it runs.
 
     `latent` marks weights that training moves but that no format can represent: such a model is
     never evaluated. Trained or loaded it lies on the host, since only rounding reads it.
@@ -47,6 +50,7 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     quantized: dict[str, Quantized] = field(default_factory=dict)
     latent: bool = False
+    attachments: tuple[Attachment, ...] = ()
 
     def fork(self, **changes: Any) -> Model:
         """The same model with a module tree of its own; tensors are shared until replaced."""
@@ -56,6 +60,17 @@ class Model:
         network = copy.deepcopy(self.network, shared)
         forked = dataclasses.replace(self, network=network, quantized=dict(self.quantized))
         return dataclasses.replace(forked, **changes)
+
+    def attach(self, *attachments: Attachment) -> Model:
+        """A fork that does this too while it runs, after what it does already.
+
+        Raises ModelError where an attachment cannot act on such a network.
+        """
+        result = self.fork(attachments=(*self.attachments, *attachments))
+        for each in attachments:
+            each.fold(result.network)
+            each.attach(result.network)
+        return result
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +121,7 @@ class Model:
 
     def check(self) -> None:
         """Raise ModelError where it is not what it says, or would not come back from its files."""
-        check_kept(self.network)
+        check_kept(self.network, self.attachments)
         check_rounded(self)
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -119,6 +134,7 @@ class Model:
             "attention": self.network.config._attn_implementation,
             "dtype": str(self.network.dtype).removeprefix("torch."),
             "quantized": {name: dataclasses.asdict(q) for name, q in self.quantized.items()},
+            "attachments": identify(self.attachments, whole=True),
         }
 
     @classmethod
@@ -134,6 +150,10 @@ class Model:
         )
         model.latent = latent
         model.quantized = {name: Quantized(**q) for name, q in facts["quantized"].items()}
+        # Values that were kept before there were attachments have none.
+        model.attachments = tuple(map(read_component, facts.get("attachments", ())))
+        for each in model.attachments:
+            each.attach(model.network)
         return model
 
 

@@ -27,11 +27,13 @@ from transformers.utils import logging
 from harness.core.errors import ModelError
 from harness.core.stage import Stage
 from harness.models import sources
+from harness.models.attaching import Attach, find_attachments
+from harness.models.attachments import Attachment
 from harness.models.model import Model
 from harness.models.parts import find_blocks, read_text_config
 from harness.models.reading import cause, find_class
 from harness.models.sizes import bounded
-from harness.models.stage import Pretrained
+from harness.models.stage import Pretrained, find_pretrained, meta_network
 from harness.models.tensors import replace_parameters
 
 # How a twin is shrunk, tried in turn: so many times narrower, and whether it has fewer blocks.
@@ -65,6 +67,24 @@ def rehearse_all(stages: Iterable[Stage[Any]]) -> None:
 @rehearse.register
 def _of_pretrained(stage: Pretrained) -> None:
     find_twin(stage)
+
+
+@rehearse.register
+def _of_attach(stage: Attach) -> None:
+    if (base := find_pretrained(stage)) is not None:
+        _check_attached(base, find_attachments(stage))
+
+
+@cache
+def _check_attached(base: Pretrained, attachments: tuple[Attachment, ...]) -> None:
+    """Raise ModelError where attachments cannot act on a model: at its full size by its structure,
+    and on its twin as it runs."""
+    network = meta_network(base.source, base.trust_remote_code, base.digest)
+    for each in attachments:
+        each.attach(network)
+    if (twin := find_twin(base)) is not None:
+        with torch.no_grad():
+            twin.attach(*attachments).network(input_ids=make_ids(twin), use_cache=False)
 
 
 @cache

@@ -20,7 +20,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.models import DTYPES, Model, Pretrained, blocks, find_trunk, pretrained_of, run_trunk
+from harness.models import (
+    DTYPES,
+    Attachment,
+    Model,
+    Pretrained,
+    blocks,
+    find_attachments,
+    find_trunk,
+    pretrained_of,
+    run_trunk,
+)
 from harness.models.dry_run import (
     Live,
     Memory,
@@ -58,6 +68,7 @@ def of_training(stage: Train, gpus: int | None = None, device: str = "cuda") -> 
         pretrained_of(stage.student),
         pretrained_of(stage.teacher) if stage.teacher is not None else None,
         not isinstance(stage.student, Pretrained),
+        find_attachments(stage.student),
         stage.format,
         stage.objective,
         _decisive(training),
@@ -116,6 +127,7 @@ def _step(
     base: Pretrained,
     teacher_base: Pretrained | None,
     changed: bool,
+    attachments: tuple[Attachment, ...],
     format: Format,
     objective: Objective,
     training: Training,
@@ -126,8 +138,9 @@ def _step(
 ) -> _Step:
     """A step of the loop that comes after others.
 
-    changed: the student's linear weights are not the base's; shape: (B, T) of a micro-batch;
-    several: others come before it in the step; alone: one process has the model to itself.
+    changed: the student's linear weights are not the base's; attachments: the student's; shape:
+    (B, T) of a micro-batch; several: others come before it in the step; alone: one process has the
+    model to itself.
     """
     dtype = DTYPES[training.dtype]
     # Several processes load a model on the host and take what they need of it from there.
@@ -138,14 +151,11 @@ def _step(
             full = load_weightless(live, teacher_base, place or "teacher")
             with live.part("teacher"):
                 teacher = shards.split(full, dtype)
-        if full is None or teacher_base != base:
+        student = full
+        if student is None or teacher_base != base:
             student = load_weightless(live, base, place or "parameters")
-        else:
-            student = full
         if changed:
-            student = student.fork()
-            with live.part(place or "parameters"):
-                renew_matrices(student)
+            student = _change(live, student, place or "parameters", attachments)
         with live.part("parameters"):
             masters = Masters.of(student, format, training.trained, dtype, shards)
         _watch(live, masters.network)
@@ -171,6 +181,16 @@ def _step(
         # Weights of the block at work and of the next; gradients of one, and those in float32.
         max(sizes) * (3 * dtype.itemsize + 4),
     )
+
+
+def _change(live: Live, base: Model, part: str, attachments: tuple[Attachment, ...]) -> Model:
+    """A student as it is given to training: what it does as it runs, and matrices of its own."""
+    student = base.fork()
+    for each in attachments:
+        each.attach(student.network)
+    with live.part(part):
+        renew_matrices(student)
+    return student
 
 
 def _watch(live: Live, network: PreTrainedModel) -> None:

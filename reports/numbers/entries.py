@@ -25,7 +25,7 @@ from reports.numbers.columns import (
     get_protocol,
     get_quantity,
 )
-from reports.numbers.naming import format_setting
+from reports.numbers.naming import format_setting, name_method
 from reports.numbers.variance import Models, average_models, have_same_items
 from reports.reading.items import ItemIndex, Items
 
@@ -61,10 +61,16 @@ class Row:
     models: int
     entries: tuple[Entry | None, ...]
     facts: tuple[float | None, ...] = ()  # of its models, mean over them: see `model_columns`
+    attachments: str | None = None  # what its models do as they run
 
     @property
     def reference(self) -> bool:
-        return self.bits >= REFERENCE_BITS
+        return self.bits >= REFERENCE_BITS and self.attachments is None
+
+    @property
+    def method(self) -> str:
+        """Its method without what tells it from others of that label."""
+        return name_method(self.label, self.bits, self.attachments)
 
     @property
     def width(self) -> str:
@@ -135,6 +141,7 @@ def make_rows(
                 bits_per_weight=None if pd.isna(weight) else float(weight),
                 models=len(models_of),
                 entries=tuple(entries),
+                attachments=_find_attachments(models_of),
             )
         )
     return table
@@ -170,6 +177,11 @@ def _distinct(rows: Iterable[_Record]) -> list[_Record]:
     for record in rows:
         first.setdefault(record["model_key"], record)
     return list(first.values())
+
+
+def _find_attachments(models: Sequence[_Record]) -> str | None:
+    """What the models of a row do as they run; names tell those that do not do the same apart."""
+    return next((each for m in models if isinstance(each := m.get("attachments"), str)), None)
 
 
 def _count_seeds(rows: Iterable[_Record]) -> int:

@@ -1,4 +1,5 @@
-"""What a row is called: its label, and `key=value` for what tells it from others of that label.
+"""What a row is called: its label, W2A8KV4 where its models do something as they run, and
+`key=value` for what tells it from others of that label.
 
 Two cells have one name only when they differ in nothing but the axis that is averaged over.
 """
@@ -24,6 +25,11 @@ def format_setting(value: object, path: str = "") -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
+def name_method(label: str, bits: float, attachments: object) -> str:
+    """A label, with the bits of weights and of what else is rounded where anything is."""
+    return f"{label} W{bits:g}{attachments}" if isinstance(attachments, str) else label
+
+
 def name_cells(frames: Sequence[pd.DataFrame], options: ReportOptions) -> dict[str, str]:
     """Cell -> name of its row: the label and, where it needs them, `key=value`."""
     cells: dict[str, dict[Any, Any]] = {}
@@ -39,14 +45,18 @@ def name_cells(frames: Sequence[pd.DataFrame], options: ReportOptions) -> dict[s
     }
     over = {cell: each.pop(options.over, None) for cell, each in settings.items() if options.over}
 
+    methods = {
+        cell: name_method(record["label"], record["bits"], record.get("attachments"))
+        for cell, record in cells.items()
+    }
     telling: dict[str, list[str]] = {}
-    for group in _groups(cells, lambda c: (cells[c]["label"], cells[c]["bits"])):
+    for group in _groups(cells, lambda c: (methods[c], cells[c]["bits"])):
         keys = telling.setdefault(cells[group[0]]["label"], [])
         keys += [key for key in _varying(group, settings) if key not in keys]
     names = {}
     for cell, record in cells.items():
         keys = [*(key for key in options.row_names if key != "label"), *telling[record["label"]]]
-        names[cell] = _named(record["label"], settings[cell], keys)
+        names[cell] = _named(methods[cell], settings[cell], keys)
 
     # What the settings do not tell apart and would be averaged as if it were another seed.
     def same(cell: str) -> tuple[Any, ...]:

@@ -52,6 +52,7 @@ FACTS = {
     "format": "Number format",
     "group_size": "Group size",
     "bits_per_weight": "Bits per weight",
+    "attachments": "While it runs",
     "model": "Model",
     "revision": "Model revision",
     "total": "Wall time of all stages behind it",

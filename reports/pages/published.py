@@ -110,7 +110,7 @@ def _compare_models(summary: Summary) -> str:
 
 def _list_unmeasured(summary: Summary) -> str:
     """Printed methods that the grid has not."""
-    ours = {row.label.casefold() for row in summary.rows}
+    ours = {row.method.casefold() for row in summary.rows}
     has_reference = any(row.reference for row in summary.rows)
     theirs = dict.fromkeys(
         f["method"]
@@ -151,10 +151,11 @@ def _find_missing(summary: Summary, row: Row, column: Column | None) -> str:
 
 
 def _is_of_method(figure: Figure, row: Row) -> bool:
-    """The reference is a paper's 16-bit model, whatever types they were computed in."""
+    """The reference is a paper's 16-bit model, whatever types they were computed in. A row of
+    models that do something as they run is of no method that does not say so."""
     if row.reference:
         return float(figure["bits"]) >= REFERENCE_BITS
-    return figure["method"].casefold() == row.label.casefold()
+    return figure["method"].casefold() == row.method.casefold()
 
 
 def _is_of_width(figure: Figure, row: Row) -> bool:
@@ -173,7 +174,7 @@ def explain_silence(summary: Summary) -> str | None:
         for name in ("model", "task", "bits", "method")
     }
     widths = dict.fromkeys(format_bits(row.bits) for row in summary.rows)
-    methods = dict.fromkeys(row.label for row in summary.rows)
+    methods = dict.fromkeys(row.method for row in summary.rows)
     ours = [column.task for column in summary.columns if column.task is not None]
     return (
         f"None of these figures is of what was measured. Published: {', '.join(theirs['task'])} of "
@@ -232,9 +233,9 @@ def _of_row(summary: Summary, row: Row, cells: pd.DataFrame) -> Iterator[tuple[i
 
 def _rename(figure: Figure, row: Row) -> str:
     """That the reference is computed in another type than theirs."""
-    if row.label.casefold() == figure["method"].casefold():
+    if row.method.casefold() == figure["method"].casefold():
         return ""
-    return f"ours is {row.label}, theirs {figure['method']}"
+    return f"ours is {row.method}, theirs {figure['method']}"
 
 
 def _stands_for(summary: Summary, task: str) -> str:

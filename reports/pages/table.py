@@ -127,6 +127,8 @@ def list_explanations(summary: Summary, terminal: bool = False) -> list[str]:
         sentences.append("Scores in percent.")
     sentences += _explain_best(summary, terminal)
     sentences.append("bpw: bits per weight, scales and zero points counted.")
+    if any(row.attachments for row in summary.rows):
+        sentences.append(_ATTACHMENTS)
     sentences += [each.description for each in summary.model_facts]
     average = next((column for column in summary.columns if column.task is None), None)
     scores = [column for column in summary.columns if column.higher and column.task is not None]
@@ -138,6 +140,12 @@ def list_explanations(summary: Summary, terminal: bool = False) -> list[str]:
     if any(None in row.entries for row in summary.rows):
         sentences.append("– is not measured; an average needs every task.")
     return sentences
+
+
+_ATTACHMENTS = (
+    "In a name, what follows the bits of the weights (W) is done as the model runs: A8 rounds what "
+    "layers read to 8 bits, KV4 keys and values to 4, H rotates what some layers read."
+)
 
 
 def _explain_best(summary: Summary, terminal: bool) -> list[str]:

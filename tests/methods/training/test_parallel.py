@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from harness.run.runner import Outcome, run
 
 ROOT = Path(__file__).parents[3]
 STEPS = 32
+DOING = "hadamard", "activations", "kv-cache"
 GRID: dict[str, Any] = {
     "dtype": "float32",
     "method": {"name": "bitdistiller", "init": "none", "objective": "kl", "data": "ground-truth"},
@@ -94,13 +95,14 @@ class Place:
         model: Path,
         objective: str = "kl",
         text: str = "testbed",
+        attach: Sequence[str] = (),
         **train: Any,
     ) -> None:
         folder.mkdir()
         self.file, self.store = folder / "parallel.yaml", Store(folder / "store")
         settings = GRID["defaults"] | {f"train.{name}": given for name, given in train.items()}
         settings["data.text"] = text
-        method = GRID["method"] | {"objective": objective}
+        method = GRID["method"] | {"objective": objective, "attach": [*attach]}
         content = {"model": str(model), **GRID, "method": method, "defaults": settings}
         self.file.write_text("# Do two train as one?\n" + yaml.safe_dump(content))
         grid = grids.load(self.file)
@@ -183,8 +185,9 @@ def test_two_processes_train_everything_by_a_weighted_objective_as_one_does(
     A few steps: where rounding of sums puts a weight on the other side of the middle between two
     levels, two trainings part, as those of one process with other micro-batches do.
 
-    The text is shorter than asked. The model is computed with in another dtype than its files', so
-    that they cannot be mapped, and both processes read a copy.
+    The student rotates and rounds as it runs. The text is shorter than asked. The model is computed
+    with in another dtype than its files', so that they cannot be mapped, and both processes read a
+    copy.
     """
     half = tmp_path / "half"
     shutil.copytree(tiny_folder, half)
@@ -193,9 +196,8 @@ def test_two_processes_train_everything_by_a_weighted_objective_as_one_does(
     text.write_text("a few words and a few more " * 14)
     places, notes, mapped = [], [], []
     for gpus in (1, 2):
-        place = Place(
-            tmp_path / str(gpus), half, "tsld", f"file:{text}", trained="all", steps=8, gpus=gpus
-        )
+        trained = {"trained": "all", "steps": 8, "gpus": gpus}
+        place = Place(tmp_path / str(gpus), half, "tsld", f"file:{text}", DOING, **trained)
         seen, copies, watcher = [0], f"{place.work.parent}/", Watcher()
         monkeypatch.setattr(
             watcher, "step", lambda *_, seen=seen, copies=copies: seen.append(mapping(copies))
@@ -206,6 +208,8 @@ def test_two_processes_train_everything_by_a_weighted_objective_as_one_does(
         mapped.append(max(seen))
     same(*places, steps=8, within=1e-5)
     assert mapped == [0, 2]
+    for place in places:
+        assert tuple(each.name for each in place.store.load(place.stage).attachments) == DOING
     assert notes[0] == notes[1] and len(notes[0]) == 1
     assert "short.txt, train: " in notes[0][0] and "where 13 were asked for" in notes[0][0]
     assert places[0].losses() == pytest.approx(places[1].losses(), abs=1e-6)

@@ -18,6 +18,7 @@ from reports.numbers.columns import format_number
 from reports.numbers.entries import Entry
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
+from reports.pages.table import list_explanations
 from tests.support.synthetic_grids import TASKS, ppl, row, summary_of, write
 
 PUBLISHED = Path(__file__).parents[3] / "harness/published/bitdistiller-2402.10631.csv"
@@ -292,3 +293,26 @@ def test_a_filter_is_part_of_what_a_column_measures(tmp_path: Path) -> None:
     assert column.name == "gsm8k.exact_match,flexible-extract"
     assert column.title == "GSM8K"
     assert [entry.mean for each in summary.rows for entry in each.entries if entry] == [0.3, 0.1]
+
+
+def test_models_that_do_something_as_they_run_have_rows_of_their_own(tmp_path: Path) -> None:
+    rows = [row(label="RTN", bits=2, cell="plain")]
+    for attachments in ("A8KV4", "A8"):
+        rows.append(row(label="RTN", bits=2, cell=attachments, attachments=attachments))
+    rows += [row(label="BF16", bits=16, cell="base")]
+    rows += [row(label="BF16", bits=16, cell="run", attachments="A4")]
+    summary = summary_of(write(tmp_path, rows))
+    assert names(summary) == ["BF16", "BF16 W16A4", "RTN", "RTN W2A8KV4", "RTN W2A8"]
+    assert [each.reference for each in summary.rows] == [True, False, False, False, False]
+    assert any("KV4 keys and values to 4" in each for each in list_explanations(summary))
+    plain = summary_of(write(tmp_path / "plain", rows[:1]))
+    assert not any("KV4" in each for each in list_explanations(plain))
+
+
+def test_an_axis_over_them_names_its_rows_once(tmp_path: Path) -> None:
+    chosen: list[Any] = [[], [{"name": "activations"}]]
+    rows = [
+        row(label="RTN", bits=2, cell=str(n), settings={"attach": chosen[n]}, attachments=known)
+        for n, known in enumerate((None, "A8"))
+    ]
+    assert names(summary_of(write(tmp_path, rows))) == ["RTN", "RTN W2A8"]

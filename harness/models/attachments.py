@@ -1,0 +1,210 @@
+"""Attachments: what a model does while it runs, beside what its weights say.
+
+    @dataclass(frozen=True)
+    class Activations(Attachment):
+        name = "activations"
+        bits: int = 8
+
+        @property
+        def label(self) -> str:
+            return f"A{self.bits}"
+
+        def attach(self, network: PreTrainedModel) -> None:
+            change_inputs(self, network, matrices(network).values())
+
+        def change_input(self, read: Tensor) -> Tensor:
+            ...
+
+An attachment acts in two places: on what a matrix reads, and on keys and values as attention reads
+them. Keys stand after position embeddings there, as a cache holds them, and they are the same with
+a cache and without. Where a place of a network is not passed as it runs, it stops with the name of
+the place: nothing is skipped. Not here: who holds attachments (`model`), their stage (`attaching`),
+whether those declared are those that act (`integrity`), any attachment (`methods`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from harness.core.component import Component
+from harness.core.errors import ModelError
+from harness.models.compat import pass_attention_through
+from harness.models.layers import Matrix
+from harness.models.parts import blocks, find_cache_name, find_trunk
+
+
+@dataclass(frozen=True)
+class Attachment(Component, family="attachment"):
+    """What a model does while it runs. Subclasses are frozen dataclasses of JSON fields."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What tables call it behind the bits of the weights: A8, KV4. It tells its fields."""
+
+    @abstractmethod
+    def attach(self, network: PreTrainedModel) -> None:
+        """Say where it acts, by `change_inputs` and `change_caches`; weights stay as they are.
+
+        Raises ModelError where it cannot act on such a network.
+        """
+
+    def fold(self, network: PreTrainedModel) -> None:
+        """Change the weights that it needs changed, by `Matrix.replace`: once, as a model is given
+        it, and not when that is loaded again."""
+
+    def change_input(self, read: Tensor) -> Tensor:
+        """What a matrix is given in place of what it reads: (..., I), of one shape and dtype."""
+        return read
+
+    def change_cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What attention is given in place of keys and values, (B, H, T, D) each.
+
+        Each token is changed by itself: others come and go with the length of the text.
+        """
+        return keys, values
+
+    @property
+    def folds(self) -> bool:
+        """Whether it changes weights."""
+        return type(self).fold is not Attachment.fold
+
+
+def change_inputs(
+    attachment: Attachment, network: PreTrainedModel, matrices: Iterable[Matrix]
+) -> None:
+    """`attachment.change_input` acts on what each of the matrices reads.
+
+    Raises ModelError for experts that lie in one parameter: what they read passes no module.
+    """
+    passes = _find_passes(network)
+    for matrix in matrices:
+        if matrix.experts or matrix.leaf != "weight":
+            kind = type(matrix.module).__name__
+            raise ModelError(
+                f"attachment {attachment.name!r}: what {matrix.name} reads cannot be changed: "
+                f"{kind} multiplies inside itself, by a parameter that is no layer's weight"
+            )
+        if "expert" not in matrix.name:  # which may have no token
+            passes.expected.add(f"layer {matrix.name}")
+        hook = _Input(attachment, f"layer {matrix.name}", passes)
+        matrix.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def change_caches(attachment: Attachment, network: PreTrainedModel) -> None:
+    """`attachment.change_cached` acts on the keys and values of every block that has them.
+
+    Raises ModelError where none has.
+    """
+    pass_attention_through(_attend)
+    found = DynamicCache(config=network.config).layers if find_cache_name(network) else []
+    holding = {at for at, layer in enumerate(found) if isinstance(layer, DynamicLayer)}
+    if not holding:
+        raise ModelError(
+            f"attachment {attachment.name!r}: {type(network).__name__} has no keys and values"
+        )
+    passes = _find_passes(network)
+    for at, (name, block) in enumerate(blocks(network).items()):
+        place = f"the attention of {name}"
+        if at in holding:
+            passes.expected.add(place)
+        for module in block.modules():
+            held = vars(module).get(_CACHED)
+            others = held.attachments if held else ()
+            setattr(module, _CACHED, _Cached((*others, attachment), place, passes))
+
+
+def describe_attached(module: nn.Module) -> tuple[tuple[str, Attachment | None], ...]:
+    """What of attachments acts on a module itself, in the order in which it does."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    acting = [("input", hook.attachment) for hook in hooks if isinstance(hook, _Input)]
+    watching = [("a watch over attachments", None) for hook in hooks if isinstance(hook, _Passes)]
+    held = vars(module).get(_CACHED)
+    return (*acting, *watching, *(("cache", each) for each in (held.attachments if held else ())))
+
+
+def is_of_attachment(hook: object) -> bool:
+    """Whether a hook of a module was hung there for an attachment."""
+    return isinstance(hook, _Input | _Passes)
+
+
+_CACHED, _PASSES = "_cached_of_attachments", "_passes_of_attachments"
+
+
+@dataclass
+class _Passes:
+    """Which places of a network are to be passed as it runs, and which were: a hook of its trunk,
+    before it runs and after."""
+
+    expected: set[str] = field(default_factory=set)
+    passed: set[str] = field(default_factory=set)
+
+    def __call__(self, trunk: nn.Module, arguments: Any, output: Any = None) -> None:
+        if output is None:
+            self.passed.clear()
+        elif lacking := sorted(self.expected - self.passed):
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise ModelError(
+                f"{type(trunk).__name__} runs {lacking[0]}{more} in a way that attachments do not "
+                "reach; the model would have run without them"
+            )
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A hook before a matrix."""
+
+    attachment: Attachment
+    place: str
+    passes: _Passes = field(compare=False)
+
+    def __call__(self, module: nn.Module, arguments: Any, named: Any) -> tuple[Any, Any]:
+        self.passes.passed.add(self.place)
+        if arguments:
+            return (self.attachment.change_input(arguments[0]), *arguments[1:]), named
+        (first, read), *others = named.items()
+        return (), {first: self.attachment.change_input(read), **dict(others)}
+
+
+@dataclass(frozen=True)
+class _Cached:
+    """What acts on the keys and values of a block, held by its modules."""
+
+    attachments: tuple[Attachment, ...]
+    place: str
+    passes: _Passes = field(compare=False)
+
+
+def _attend(
+    attention: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *arguments: Any,
+    **options: Any,
+) -> Any:
+    held: _Cached | None = vars(module).get(_CACHED)
+    if held is not None:
+        held.passes.passed.add(held.place)
+        for attachment in held.attachments:
+            key, value = attachment.change_cached(key, value)
+    return attention(module, query, key, value, *arguments, **options)
+
+
+def _find_passes(network: PreTrainedModel) -> _Passes:
+    _, trunk = find_trunk(network)
+    held: _Passes | None = vars(trunk).get(_PASSES)
+    if held is None:
+        held = _Passes()
+        setattr(trunk, _PASSES, held)
+        trunk.register_forward_pre_hook(held)
+        trunk.register_forward_hook(held)
+    return held
