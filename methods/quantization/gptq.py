@@ -44,8 +44,11 @@ class GPTQ(BlockRounding):
             order = gram.diagonal().argsort(descending=True, stable=True)
             low, high, damped = low[:, order], high[:, order], damped[order][:, order]
         left, values = weight[:, order].clone(), torch.empty_like(weight)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        factor = torch.linalg.cholesky(inverse, upper=True)
+        # One name: no more than two of these stand at once, and of 28,672 channels each is 3 GiB.
+        factor = torch.linalg.cholesky(damped)
+        del damped
+        factor = torch.cholesky_inverse(factor)
+        factor = torch.linalg.cholesky(factor, upper=True)
         groups = {group.start: group for group in format.groups(weight.shape[1])}
         edges = sorted({*groups, *range(0, weight.shape[1], _COLUMNS), weight.shape[1]})
         for start, stop in pairwise(edges):

@@ -40,7 +40,7 @@ from methods.quantization.walking import Block
 
 _SEARCHED = 8  # float32 tensors of the weights that a search tries together
 # Beside X'X and the weights of a layer, in float32: what a rounding like GPTQ's makes of them.
-_FACTORS, _ROUNDED = 4, 8
+_FACTORS, _ROUNDED = 3, 6
 
 
 @estimate_memory.register

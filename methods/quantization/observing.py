@@ -154,8 +154,10 @@ def sum_grams(block: Block, layers: Iterable[str]) -> dict[Reading, Tensor]:
 
     def see(reading: Reading, rows: Tensor) -> None:
         wide = rows.float()
-        product = wide.T @ wide
-        sums[reading] = sums[reading].add_(product) if reading in sums else product
+        if reading in sums:
+            sums[reading].addmm_(wide.T, wide)
+        else:
+            sums[reading] = wide.T @ wide
 
     for reading in block.observe(see, {name: block.layers[name] for name in layers}):
         weight = block.layers[reading.layers[0]].weight

@@ -59,6 +59,20 @@ def test_searches_hold_a_block_and_what_it_observes(base: Pretrained, model: Mod
     assert pretrained_of(search) == base
 
 
+@pytest.mark.parametrize("rounds", [False, True])
+def test_a_model_of_70b_is_walked_on_a_gpu_of_24_gib(tmp_path: Path, rounds: bool) -> None:
+    """Two blocks of its size: the others lie on the host."""
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 2}
+    LlamaConfig(num_attention_heads=64, num_key_value_heads=8, **sizes).save_pretrained(tmp_path)
+    huge = Pretrained(str(tmp_path), "of no weights", "bfloat16")
+    tokens = Packed([], huge, 2048, 128)
+    stage: Stage[Any] = ClipSearch(huge, tokens, FORMAT, 20, 10, 512)
+    if rounds:
+        stage = RoundBlocks(huge, huge, tokens, FORMAT, GPTQ())
+    memory = estimate_memory(stage)
+    assert memory is not None and 1.5 * 2**30 < memory.total < 24 * 2**30
+
+
 @pytest.mark.parametrize("name", ["mixtral", "gpt2"])
 def test_experts_are_estimated_too(name: str, tmp_path: Path) -> None:
     """Of a mixture training and searching take what its weights say, whatever is sent where."""
