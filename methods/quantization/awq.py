@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,11 +34,12 @@ from harness.core.checked import Count
 from harness.core.errors import ModelError
 from harness.core.stage import Input, Resources, Stage, value
 from harness.data import Tokens, calibration
-from harness.models import Matrix, Model, blocks, host_gib, matrices
+from harness.models import Matrix, Model, host_gib, matrices
 from methods.quantization import clip
 from methods.quantization.formats import Format, Grouped
 from methods.quantization.inits import Clip, Init, read_errors
 from methods.quantization.observing import observe
+from methods.quantization.readings import find_norms, read_logits
 from methods.quantization.walking import Block, sequentially
 
 # What models call the layers of a gated feed-forward module: down(f(gate(x)) * up(x)).
@@ -265,7 +265,8 @@ def find_foldable(model: Model) -> dict[str, list[str]]:
     expert = next((name for name in layers if "expert" in name or layers[name].experts), None)
     if expert is not None:  # called AWQ, they would be rounded to nearest
         raise ModelError(f"{kind}: awq cannot scale what its experts read ({expert})")
-    readers = _normed(model, layers)
+    modules = {name: matrix.module for name, matrix in layers.items()}
+    readers = {n: names for n, names in find_norms(model.network, modules).items() if names}
     taken = {name for group in readers.values() for name in group}
     for writer, reader in _written(layers):
         if reader not in taken and layers[writer].out_features == layers[reader].in_features:
@@ -291,33 +292,6 @@ def _written(layers: Mapping[str, Matrix]) -> Iterator[tuple[str, str]]:
                 yield children[up], children[down]
 
 
-@torch.no_grad()
-def _normed(model: Model, layers: Mapping[str, Matrix]) -> dict[str, list[str]]:
-    """The norms inside the blocks, and the linear layers that read what they write."""
-    written: dict[int, tuple[str, Tensor]] = {}  # by id; held, so that no id is used twice
-    readers: dict[str, list[str]] = {}
-
-    def write(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            written[id(output)] = name, output
-
-    def read(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and id(inputs[0]) in written:
-            readers.setdefault(written[id(inputs[0])][0], []).append(name)
-
-    with ExitStack() as hooks:
-        for prefix, block in blocks(model.network).items():
-            for name, module in block.named_modules():
-                weight = getattr(module, "weight", None)
-                if isinstance(weight, Tensor) and weight.dim() == 1:
-                    hook = module.register_forward_hook(partial(write, f"{prefix}.{name}"))
-                    hooks.enter_context(hook)
-        for name, matrix in layers.items():
-            hooks.enter_context(matrix.module.register_forward_pre_hook(partial(read, name)))
-        _logits(model)
-    return readers
-
-
 def _preserved(model: Model, layers: Mapping[str, Sequence[str]]) -> bool:
     """Whether the model computes the same with scales folded in.
 
@@ -329,14 +303,6 @@ def _preserved(model: Model, layers: Mapping[str, Sequence[str]]) -> bool:
         writer: 2.0 ** torch.randint(-2, 3, (layer[names[0]].in_features,), generator=generator)
         for writer, names in layers.items()
     }
-    plain, scaled = _logits(model), _logits(fold(model, layers, scales))
+    plain, scaled = read_logits(model), read_logits(fold(model, layers, scales))
     tolerance = 1e-3 * float(plain.abs().max())
     return torch.allclose(scaled, plain, rtol=0, atol=tolerance, equal_nan=True)
-
-
-@torch.no_grad()
-def _logits(model: Model) -> Tensor:
-    """The logits of a few tokens: (1, T, V) float32."""
-    ids = torch.arange(8, device=model.device)[None] % model.vocabulary
-    logits: Tensor = model.network(input_ids=ids, use_cache=False).logits
-    return logits.float()

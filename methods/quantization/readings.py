@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from harness.models import Matrix
+from harness.models import Matrix, Model, count_vocabulary
 
 
 @dataclass(eq=False)
@@ -160,3 +160,43 @@ class _Products(TorchFunctionMode):
             for expert, rows in enumerate(read):  # all at once: zeros where a token is not theirs
                 self._see(name, expert, rows[rows.any(-1)])
             return
+
+
+@torch.no_grad()
+def find_norms(network: PreTrainedModel, readers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """The norms of a network in the order of their calls, each with those of `readers` that read
+    the very tensor that it wrote; by name."""
+    written: dict[int, tuple[str, Tensor]] = {}  # by id; held, so that no id is used twice
+    norms: dict[str, list[str]] = {}
+
+    def write(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            norms.setdefault(name, [])
+            written[id(output)] = name, output
+
+    def read(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and id(inputs[0]) in written:
+            norms[written[id(inputs[0])][0]].append(name)
+
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.dim() == 1:
+                hooks.enter_context(module.register_forward_hook(partial(write, name)))
+        for name, module in readers.items():
+            hooks.enter_context(module.register_forward_pre_hook(partial(read, name)))
+        _run_few(network)
+    return norms
+
+
+@torch.no_grad()
+def read_logits(model: Model) -> Tensor:
+    """The logits of a few tokens: (1, T, V) float32."""
+    return _run_few(model.network).float()
+
+
+def _run_few(network: PreTrainedModel) -> Tensor:
+    place = network.get_input_embeddings().weight.device
+    ids = torch.arange(8, device=place)[None] % count_vocabulary(network)
+    logits: Tensor = network(input_ids=ids, use_cache=False).logits
+    return logits

@@ -11,6 +11,7 @@ from harness.models import Pretrained, find_pretrained
 from harness.models.rehearsal import find_twin, rehearse
 from methods.quantization.awq import ScaleSearch, find_foldable
 from methods.quantization.inits import ClipSearch
+from methods.quantization.rotation import Rotated, make_rotation, rotate
 from methods.quantization.rounding import RoundBlocks
 from methods.quantization.walking import check_walk
 
@@ -35,6 +36,20 @@ def of_scale_search(stage: ScaleSearch) -> None:
     if (base := find_pretrained(stage.model)) is not None:
         _check_walkable(base)
         _check_foldable(base)
+
+
+@rehearse.register
+def of_rotation(stage: Rotated) -> None:
+    """Raises ModelError where a rotation cannot be folded into the model."""
+    if (base := find_pretrained(stage.model)) is not None:
+        _check_rotatable(base)
+
+
+@cache
+def _check_rotatable(base: Pretrained) -> None:
+    if (twin := find_twin(base)) is not None:
+        width = twin.network.get_input_embeddings().weight.shape[1]
+        rotate(twin, make_rotation(width, 0))
 
 
 @cache

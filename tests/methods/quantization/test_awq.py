@@ -456,7 +456,7 @@ def test_senseless_parameters_are_refused(change: dict[str, Any]) -> None:
 def test_a_method_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
     main(["methods", "bitdistiller"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  init ")]
-    assert "of awq, clip, none" in line
+    assert "of awq, clip, hadamard, none" in line
 
 
 def test_a_grid_chooses_it(tmp_path: Path, tiny_folder: Path) -> None:
