@@ -89,7 +89,7 @@ def _go_offline(path: Path) -> None:
 
 def open_store(arguments: argparse.Namespace) -> Store:
     """The store that is meant; it need not exist yet. Raises StoreError if it cannot be read."""
-    store = Store(arguments.store.absolute()) if arguments.store else Store.default()
+    store = Store.at(str(arguments.store)) if arguments.store else Store.default()
     try:
         os.scandir(store.root).close()
     except FileNotFoundError:

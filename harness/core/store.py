@@ -38,6 +38,7 @@ from harness.core.files import (
     read_json,
     write_json,
 )
+from harness.core.paths import read_path
 from harness.core.scratch import Scratch, read_progress, take_over
 from harness.core.trash import Trash
 from harness.core.values import check_written, find_value_type
@@ -73,7 +74,12 @@ class Store:
     @classmethod
     def default(cls) -> Store:
         """BITGRID_STORE, else `.bitgrid` in the current folder."""
-        return cls(Path(os.environ.get("BITGRID_STORE", ".bitgrid")).absolute())
+        return cls.at(os.environ.get("BITGRID_STORE", ".bitgrid"))
+
+    @classmethod
+    def at(cls, path: str) -> Store:
+        """The one at a path as a user writes it. Raises StoreError where there can be none."""
+        return cls(read_path(path, StoreError).absolute())
 
     def check(self) -> None:
         """Raise StoreError where nothing can be kept here, or what is kept cannot be read."""

@@ -197,6 +197,7 @@ def install_guard(libraries: list[str]) -> None:
         "os.exec",
         "os.fork",
         "os.kill",
+        "os.killpg",
         "os.link",
         "os.posix_spawn",
         "os.remove",
@@ -235,10 +236,30 @@ def install_guard(libraries: list[str]) -> None:
             if not os.path.realpath(os.fsdecode(arguments[0])).startswith(here):  # type: ignore[arg-type]
                 raise PermissionError(f"{event} outside the folder is refused in the sandbox")
             left[0] -= 1
+        if event == "sqlite3.connect":
+            name = os.fsdecode(arguments[0])  # type: ignore[arg-type]
+            is_inside = name[:5] != "file:" and os.path.realpath(name).startswith(here)
+            if name not in ("", ":memory:") and not is_inside:
+                raise PermissionError("a database outside the folder is refused in the sandbox")
+        if event == "sqlite3.connect/handle":  # nor by a statement: SQLITE_LIMIT_ATTACHED
+            arguments[0].setlimit(7, 0)  # type: ignore[attr-defined]
         if left[0] < 0:
             raise OSError(28, "more than 1000 files are refused in the sandbox")
 
     sys.addaudithook(hook)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("this function is refused in the sandbox")
+
+    # Where no event is raised.
+    silent = {
+        *("mkfifo", "mknod", "nice", "pidfd_open", "pidfd_send_signal"),
+        *("sched_setaffinity", "sched_setparam", "sched_setscheduler", "setpriority"),
+    }
+    for name in ("os", "posix", "signal", "_signal"):
+        module = __import__(name)
+        for function in silent & vars(module).keys():
+            setattr(module, function, refuse)
 
 
 def imitate_checkers() -> None:
