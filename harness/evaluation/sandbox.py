@@ -54,6 +54,7 @@ from harness.evaluation.sandbox_child import (
     install_guard,
     isolate_files,
     limit_resources,
+    refuse_silent_functions,
     remember_originals,
     run_child,
     run_program,
@@ -247,7 +248,14 @@ def _judge(report: bytes, status: int | None) -> Outcome:
 
 _PARTS = (
     *(confine, isolate_files, die_with_parent, wait_for, drop_rights, limit_resources),
-    *(install_guard, imitate_checkers, remember_originals, run_program, run_child),
+    *(
+        install_guard,
+        refuse_silent_functions,
+        imitate_checkers,
+        remember_originals,
+        run_program,
+        run_child,
+    ),
 )
 _SOURCES = ["from __future__ import annotations", *(inspect.getsource(part) for part in _PARTS)]
 _CHILD = "\n".join(_SOURCES) + f"\nrun_child({_NOBODY}, {_THREADS})\n"

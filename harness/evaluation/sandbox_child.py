@@ -188,33 +188,21 @@ def install_guard(libraries: list[str]) -> None:
 
     here = os.getcwd() + os.sep
     readable = (here, *(os.path.realpath(library) + os.sep for library in libraries))
-    refused = [
+    functions = (
+        "chflags chmod chown exec fork kill killpg link posix_spawn remove "
+        "rename rmdir startfile symlink system truncate"
+    )
+    refused = {f"os.{name}" for name in functions.split()}
+    prefixes = (
         "ctypes.",
         "fcntl.",
-        "os.chflags",
-        "os.chmod",
-        "os.chown",
-        "os.exec",
-        "os.fork",
-        "os.kill",
-        "os.killpg",
-        "os.link",
-        "os.posix_spawn",
-        "os.remove",
-        "os.rename",
-        "os.rmdir",
-        "os.startfile",
-        "os.symlink",
-        "os.system",
-        "os.truncate",
         "pty.",
         "shutil.",
         "signal.",
         "socket.",
         "subprocess.",
         "syslog.",
-    ]
-    prefixes = tuple(name for name in refused if name.endswith("."))
+    )
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     changing = ("os.mkdir", "os.removexattr", "os.setxattr", "os.utime")
     left = [1000]  # files and folders, as the temporary file system has
@@ -248,10 +236,13 @@ def install_guard(libraries: list[str]) -> None:
 
     sys.addaudithook(hook)
 
+
+def refuse_silent_functions() -> None:
+    """Refuses what no solution needs and of which the interpreter raises no event."""
+
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("this function is refused in the sandbox")
 
-    # Where no event is raised.
     silent = {
         *("mkfifo", "mknod", "nice", "pidfd_open", "pidfd_send_signal"),
         *("sched_setaffinity", "sched_setparam", "sched_setscheduler", "setpriority"),
@@ -369,6 +360,7 @@ def run_child(nobody: int, threads: int) -> None:
             limit_resources(int(memory), float(seconds), threads)
             if int(guard):
                 install_guard(libraries)
+                refuse_silent_functions()
             imitate_checkers()
             run_program(text, theirs)
         os.close(theirs)
