@@ -10,6 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from harness.core.errors import TextError, first_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
+_UNPACKED, _EXPANSION = 16 * 2**20, 100  # bytes of any gzip file; times its size of a larger one
 
 
 def read_dataset(file: Path) -> Any:
@@ -38,13 +40,45 @@ def json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Lines are those of bytes: a text may hold other line ends, U+2028, as they are.
     """
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
-            lines = io.BufferedReader(opened, 2**20)
+        with _open(file) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, _row(f"{file}: line {number}", line)
     except (OSError, EOFError, zlib.error) as error:
         raise TextError(f"{file} cannot be read: {error}") from error
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[io.BufferedReader]:
+    """What a file holds, in bytes; a gzip file's is read as it is unpacked."""
+    with file.open("rb") as packed:
+        if file.suffix != ".gz":
+            yield io.BufferedReader(packed, 2**20)
+            return
+        most = max(_UNPACKED, _EXPANSION * file.stat().st_size)
+        with gzip.GzipFile(fileobj=packed) as unpacked:
+            yield io.BufferedReader(_Bounded(unpacked, file, most), 2**20)
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that raises TextError once it has given more than `most` bytes."""
+
+    def __init__(self, stream: gzip.GzipFile, file: Path, most: int) -> None:
+        self.stream, self.file, self.most, self.count = stream, file, most, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self.stream.read(len(buffer))
+        self.count += len(part)
+        if self.count > self.most:
+            raise TextError(
+                f"{self.file} cannot be read: it unpacks to more than {_EXPANSION} times its size, "
+                "as no text does"
+            )
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def _row(where: str, line: bytes) -> dict[str, Any]:
@@ -75,8 +109,8 @@ def read_text(file: Path) -> str:
 def read_bytes(file: Path) -> bytes:
     """The bytes of a file, of a gzip file what it holds. Raises TextError where that is broken."""
     try:
-        raw = file.read_bytes()
-        return gzip.decompress(raw) if file.suffix == ".gz" else raw
+        with _open(file) as opened:
+            return opened.read()
     except (OSError, EOFError, zlib.error) as error:
         raise TextError(f"{file} cannot be read: {error}") from error
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from harness.core.errors import ModelError
 from harness.core.reads import LocalFiles, Read
+from harness.models.gguf_header import check_header
 from harness.models.registry import MODELS, ModelSource, Pin
+from harness.models.sizes import check_side_files
 from harness.models.storage import Storage, read_gguf, read_safetensors
 
 SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".py", ".jinja")
@@ -45,11 +47,13 @@ class FolderModel(ModelSource):
 
     def _check(self, name: str) -> None:
         if self.path.is_file() and self.path.suffix == ".gguf":
+            check_header(self.path)
             return
         if not self.path.is_dir():
             raise ModelError(f"model {name!r}: no folder or .gguf file lies at {self.path}")
         if not (self.path / "config.json").is_file():
             raise ModelError(f"model {name!r}: {self.path} has no config.json")
+        check_side_files(self.path)
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -40,6 +40,7 @@ _NOT_COUNTS = re.compile(
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _MOST_MODULES = 100_000  # of a network; each takes some KiB without weights
 _LARGEST_FILE = 4 * 2**20  # bytes of a configuration
+_LARGEST_SIDE_FILE = 128 * 2**20  # of a tokenizer, an index; those of 256,000 tokens have 35 MiB
 _DEEPEST = 16
 
 
@@ -58,6 +59,15 @@ def read_facts(file: Path) -> Mapping[str, Any]:
     if not isinstance(facts, dict):
         raise ModelError(f"{file}: a configuration is a mapping")
     return facts
+
+
+def check_side_files(folder: Path) -> None:
+    """Raise ModelError where a JSON file beside a configuration is larger than any model has."""
+    for file in sorted(folder.glob("*.json")):
+        size = file.stat().st_size
+        if size > _LARGEST_SIDE_FILE:
+            most = f"more than the {_LARGEST_SIDE_FILE // 2**20} MiB that a model may have there"
+            raise ModelError(f"{file}: {size / 2**20:,.0f} MiB, {most}")
 
 
 def check_sizes(name: str, facts: Mapping[str, Any], tensors: int | None = None) -> None:

@@ -3,9 +3,11 @@ says."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
+import struct
 import sys
 import tempfile
 import time
@@ -22,6 +24,7 @@ from harness.cli.main import main
 from harness.cluster.profile import Profile
 from harness.core.checked import fields_adapter
 from harness.core.errors import BitgridError, GridError, ModelError, make_line
+from harness.data import jsonl
 from harness.evaluation.evaluations import EVALUATIONS, find_evaluation
 from harness.evaluation.lm_eval_options import LmEvalCodeOptions
 from harness.grid.editor import list_places
@@ -93,6 +96,7 @@ REFUSED = {
     "a bool for a number": (TWO, "defaults: {objective.gamma: false, ", 6, "false should be a num"),
     "a bool for a limit": ("limit: 20", "limit: true", 8, "true should be a whole number"),
     "no learning rate": ("train.lr: [1e-4]", "train.lr: [0]", 4, "should be more than 0"),
+    "no steps": ("train.steps: 4", "train.steps: 0", 7, "train.steps: 0 should be at least 1"),
     "one past sense": ("train.lr: [1e-4]", "train.lr: [1e308]", 4, "should be at most 10"),
     "one that is none": ("train.lr: [1e-4]", "train.lr: [.nan]", 4, ".nan should be a finite"),
     "examples past sense": (
@@ -150,6 +154,20 @@ def test_each_kind_is_named_with_its_line(warm: None, kind: str, tmp_path: Path)
     message = str(caught.value)
     assert message.startswith(f"{path}:{line}: ")
     assert words in message and message.isprintable() and len(message) < 1500
+
+
+@pytest.mark.parametrize("verb", ["run", "launch", "status", "report"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_every_verb_refuses_in_one_line(
+    warm: None, kind: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, line, words = REFUSED[kind]
+    path, store = tmp_path / "grid.yaml", tmp_path / "store"
+    path.write_text(BASE.replace(old, new))
+    assert main([verb, str(path), "--store", str(store)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"bitgrid: {path}:{line}: ") and words in said
+    assert not list(store.rglob("*.json"))
 
 
 def test_a_key_lifts_the_cap_of_points(warm: None, tmp_path: Path) -> None:
@@ -241,6 +259,61 @@ def test_a_configuration_that_is_none(warm: None, text: str, tmp_path: Path) -> 
         load(path)
 
 
+@pytest.mark.parametrize("name", ["bomb.txt.gz", "bomb.jsonl.gz"])
+def test_a_text_that_unpacks_past_sense(warm: None, name: str, tmp_path: Path) -> None:
+    row = json.dumps({"text": "x" * 2**20}) + "\n"
+    (tmp_path / name).write_bytes(gzip.compress(20 * row.encode()))
+    path = tmp_path / "grid.yaml"
+    path.write_text(BASE.replace("data.text: testbed", f"data.text: 'file:{tmp_path / name}'"))
+    with pytest.raises(GridError, match=f"{name} cannot be read: it unpacks to more than 100 time"):
+        load(path)
+    (tmp_path / name).write_bytes(gzip.compress(10 * row.encode()))  # small enough, whatever it is
+    assert jsonl.read_bytes(tmp_path / name) == 10 * row.encode()
+
+
+def test_files_of_a_model_past_sense(warm: None, tmp_path: Path) -> None:
+    (model := tmp_path / "model").mkdir()
+    (model / "config.json").write_text("{}")
+    with (model / "tokenizer.json").open("wb") as file:
+        file.truncate(10 * 2**30)
+    path = tmp_path / "grid.yaml"
+    path.write_text(BASE.replace("testbed-small", str(model)))
+    with pytest.raises(GridError, match=rf"{path}:2: .*tokenizer.json: 10,240 MiB, more than the"):
+        load(path)
+
+
+ENTRY = struct.pack("<Q1sI", 1, b"a", 9)  # a name, and the type of a list
+ABSURD = {
+    "tensors": (struct.pack("<QQ", 2**60, 1), "1,152,921,504,606,846,976 tensors are more than"),
+    "entries": (struct.pack("<QQ", 1, 2**60), "entries of metadata are more than 100,000"),
+    "items": (
+        struct.pack("<QQ", 1, 1) + ENTRY + struct.pack("<IQ", 8, 2**40),
+        "its lists have more than 4,000,000 items",
+    ),
+    "numbers": (
+        struct.pack("<QQ", 1, 1) + ENTRY + struct.pack("<IQ", 12, 10**6),
+        "8,000,000 bytes of metadata are more than it has",
+    ),
+    "a text": (struct.pack("<QQQ", 1, 1, 2**62), "bytes of metadata are more than it has"),
+    "a type": (struct.pack("<QQQ1sI", 1, 1, 1, b"a", 99), "a value of type 99"),
+    "lists in lists": (
+        struct.pack("<QQ", 1, 1) + ENTRY + struct.pack("<IQ", 9, 1) * 9,
+        "a value of type 9",
+    ),
+    "an end": (b"\1", "it ends within its metadata"),
+}
+
+
+@pytest.mark.parametrize("kind", ABSURD)
+def test_metadata_past_sense(warm: None, kind: str, tmp_path: Path) -> None:
+    content, words = ABSURD[kind]
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + struct.pack("<I", 3) + content)
+    path = tmp_path / "grid.yaml"
+    path.write_text(BASE.replace("testbed-small", str(tmp_path / "model.gguf")))
+    with pytest.raises(GridError, match=rf"{path}:2: .*model.gguf: .*{re.escape(words)}"):
+        load(path)
+
+
 def test_any_text_is_shown_as_one_line() -> None:
     assert make_line("a\n  b\x00\u202e\ud800") == "a b\\x00\\u202e\\ud800"
     long = make_line(f"grid.yaml:3: 'b{'x' * 10**6}z' is unknown; did you mean 'kl'?")
@@ -258,6 +331,10 @@ def test_the_command_line_says_one_line(
         assert len(capsys.readouterr().err.splitlines()) == 1
     path = tmp_path / "grid.yaml"
     path.write_text(BASE)
+    for store in ("~nosuchuser/s", "s" * 5000):
+        monkeypatch.setenv("BITGRID_STORE", store)
+        assert main(["plan", str(path)]) == main(["plan", str(path), "--store", store]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 2
     for variable in ("~nosuchuser/m", "m" * 5000, "/dev/null"):
         monkeypatch.setenv("BITGRID_MIRROR", variable)
         assert main(["plan", str(path), "--store", str(tmp_path / "s")]) == 2
