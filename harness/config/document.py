@@ -112,7 +112,10 @@ class Document:
         own, places = self.data, self.places
         self.data, self.places = {}, {("base",): places[("base",)]}
         for name in names if isinstance(names, list) else [names]:
-            base = Document(self._find_base(name, above), merged, above, self._total)
+            try:
+                base = Document(self._find_base(name, above), merged, above, self._total)
+            except _Unreadable as error:
+                raise self.error(("base",), f"base: {error}") from None
             if not isinstance(base.data, dict):
                 raise self.error(("base",), f"base: {name!r} should be a mapping")
             self._lay(base.data, base.places, merged)
@@ -179,23 +182,27 @@ class Document:
             )
 
 
+class _Unreadable(GridError):
+    """No text can be had from a file; who names it as a base says where."""
+
+
 def _read_text(file: Path) -> str:
-    """The text of a file. Raises GridError where there is none, or more than is read."""
-    path = read_path(file, GridError)
+    """The text of a file. Raises _Unreadable where there is none, or more than is read."""
+    path = read_path(file, _Unreadable)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
             what = "it is a folder" if path.is_dir() else "it is not a plain file"
-            raise GridError(f"{file}: cannot be read: {what}")
+            raise _Unreadable(f"{file}: cannot be read: {what}")
         with path.open("rb") as opened:
             content = opened.read(4 * MOST_CHARACTERS + 1)
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
-        raise GridError(f"{file}: cannot be read: {error.strerror}") from None
+        raise _Unreadable(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         if len(content) > 4 * MOST_CHARACTERS:  # cut within a character
-            raise GridError(f"{file}:1: more than {MOST_CHARACTERS} characters") from None
+            raise _Unreadable(f"{file}:1: more than {MOST_CHARACTERS} characters") from None
         line = content.count(b"\n", 0, error.start) + 1
-        raise GridError(f"{file}:{line}: cannot be read: it is not text in UTF-8") from None
+        raise _Unreadable(f"{file}:{line}: cannot be read: it is not text in UTF-8") from None
 
 
 def _explain(error: Exception, text: str, loader: yaml.SafeLoader | None) -> tuple[int, str]:

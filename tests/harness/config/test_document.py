@@ -105,3 +105,11 @@ def test_a_base_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "back.yaml").write_text("base: grid.yaml\n")
     with pytest.raises(GridError, match=words):
         _document(tmp_path, text)
+
+
+def test_a_base_that_cannot_be_read_is_said_where_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_bytes(b"\xff\xfe")
+    path = tmp_path / "grid.yaml"
+    path.write_text("model: x\nbase: base.yaml\n")
+    with pytest.raises(GridError, match=rf"^{path}:2: base: .*base.yaml:1: cannot be read"):
+        Document(path)
