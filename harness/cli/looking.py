@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 from harness.cli.terminal import print_table
 from harness.cli.verb import Verb, add_grid_argument, find_plan, load_grid, open_store
@@ -130,7 +131,7 @@ def _add_methods_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> int:
-    from harness.config.settings import list_settings
+    from harness.config.settings import describe_setting, find_families, list_settings
     from harness.core.component import Component
     from harness.method import METHODS
 
@@ -144,15 +145,17 @@ def _methods(arguments: argparse.Namespace) -> int:
     entry = METHODS.find(arguments.name)
     print(f"{entry.name} ({entry.title}): {entry.about}")
     print(f"source: {os.path.relpath(entry.source)}")
-    settings = []
+    settings, families = [], find_families(type(entry.method))
     for path, value in list_settings(entry.method):
         remarks = []
-        if isinstance(value, Component):
-            remarks.append(f"of {', '.join(sorted(value.siblings()))}")
+        if path in families:
+            remarks.append(f"of {', '.join(sorted(families[path].siblings()))}")
         if path in entry.fixed:
             remarks.append("fixed where only compared against")
-        plain = "" if hasattr(value, "__dataclass_fields__") else value
-        settings.append((path, str(getattr(value, "name", plain)), "; ".join(remarks)))
+        has_names = isinstance(value, Component | tuple | Mapping)
+        plain = "" if hasattr(value, "__dataclass_fields__") else str(value)
+        shown = describe_setting(value) if has_names else plain
+        settings.append((path, shown, "; ".join(remarks)))
     print_table(settings, words=3, indent=2)
     return 0
 

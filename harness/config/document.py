@@ -108,6 +108,18 @@ class Document:
             where = where[:-1]
         return self.places.get(where, (self.file, 1))
 
+    def descend(self, where: Where, path: str) -> Where:
+        """The place that a dotted path names inside of the value at `where`, or the last above it.
+
+        Keys may have dots of their own: of those that fit, the longest.
+        """
+        below = [place for place in self.places if place[:-1] == where and place != where]
+        fitting = [place for place in below if f"{path}.".startswith(f"{place[-1]}.")]
+        if not fitting:
+            return where
+        nearest_place = max(fitting, key=lambda place: len(str(place[-1])))
+        return self.descend(nearest_place, path.removeprefix(str(nearest_place[-1]))[1:])
+
     def _build_on(self, names: object, merged: tuple[str, ...], above: tuple[Path, ...]) -> None:
         own, places = self.data, self.places
         self.data, self.places = {}, {("base",): places[("base",)]}

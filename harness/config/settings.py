@@ -2,6 +2,9 @@
 
     configure(method, {"objective": "cakld", "objective.gamma": 0.5, "format.bits": 3})
 
+A path goes on into a component, and into a list of them, where it is about every member that has
+such a field. A mapping is given as a whole, and so is a list whose members are to be others.
+
 Here the paths are laid over what is set already; whether the outcome fits is pydantic's to say, by
 the types of the fields (`harness.core.checked`). Not here: the methods and who names them
 (`harness.method`), the file that the settings stand in (`harness.grid`).
@@ -11,14 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from harness.core.checked import Checked, field_types, fit_field, fit_fields
 from harness.core.component import Component
 from harness.core.errors import BitgridError, SettingError, nearest
+from harness.core.frozen import FrozenMapping
+from harness.core.hints import find_items, find_values, list_choices
 from harness.core.misfit import show
 
 C = TypeVar("C", bound=Checked)
@@ -26,22 +29,73 @@ _KEEP = object()  # no value: the field stays as it is
 
 
 def list_settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Every dotted path that a grid may set, with its present value: `format.bits`, …"""
+    """Every dotted path that a grid may set, with its present value: `format.bits`, …
+
+    Of a list of components, a path has the value of the first that has such a field.
+    """
     assert dataclasses.is_dataclass(thing)
     for field in dataclasses.fields(thing):
         held = getattr(thing, field.name)
         yield prefix + field.name, held
-        if dataclasses.is_dataclass(held) and not isinstance(held, type):
-            yield from list_settings(held, f"{prefix}{field.name}.")
+        inside: dict[str, object] = {}
+        for part in held if isinstance(held, tuple) else (held,):
+            if dataclasses.is_dataclass(part) and not isinstance(part, type):
+                inside = dict(list_settings(part, f"{prefix}{field.name}.")) | inside
+        yield from inside.items()
 
 
-def list_possible(thing: object, prefix: str = "") -> Iterator[str]:
-    """Every dotted path that a grid may set, on any choice of the components."""
-    for name, hint in field_types(thing if isinstance(thing, type) else type(thing)).items():
-        yield prefix + name
-        for kind in list_classes(hint):
-            for choice in kind.choices().values() if _is_component(kind) else [kind]:
-                yield from list_possible(choice, f"{prefix}{name}.")
+def describe_setting(held: object, is_inside: bool = False) -> str:
+    """A value of a setting as messages and help show it: `nf`, `[hadamard, clip]`, `0.5`.
+
+    Of a component that is `is_inside` another value, what is not as its class has it too.
+    """
+    if isinstance(held, Component):
+        defaults = _list_defaults(type(held))
+        fields = {name: getattr(held, name) for name in defaults} if is_inside else {}
+        own = [
+            f"{name}={describe_setting(value, True)}"
+            for name, value in fields.items()
+            if value != _make_default(type(held), name)
+        ]
+        return " ".join([type(held).name, *own])
+    if isinstance(held, FrozenMapping):
+        parts = (f"{key}: {describe_setting(part, True)}" for key, part in held.items())
+        return f"{{{', '.join(parts)}}}"
+    if isinstance(held, tuple) and any(isinstance(each, Component) for each in held):
+        return f"[{', '.join(describe_setting(each, True) for each in held)}]"
+    return show(held)
+
+
+def list_places(
+    cls: Any, prefix: str = "", above: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, Any, str]]:
+    """Every dotted path that a grid may set on a `cls`, on any choice of the components, with the
+    class and field that it sets.
+
+    A class that is part of itself is listed once on a path: of a format whose field is a format,
+    those of the formats below it, but not of one of its own kind there.
+    """
+    for name, hint in field_types(cls).items():
+        yield prefix + name, cls, name
+        for choice in _list_below(hint):
+            if choice not in (*above, cls):
+                yield from list_places(choice, f"{prefix}{name}.", (*above, cls))
+
+
+def find_families(cls: Any) -> dict[str, type[Component]]:
+    """By dotted path, the family whose members a field may hold: one, a list, a mapping of them."""
+    families: dict[str, type[Component]] = {}
+    for path, owner, name in list_places(cls):
+        hint = field_types(owner)[name]
+        kinds = [*list_classes(hint), *list_classes(find_values(hint))]
+        for family in filter(_is_component, kinds):
+            families.setdefault(path, family)
+    return families
+
+
+def is_possible(cls: Any, path: str) -> bool:
+    """Whether a grid may set a dotted path on a `cls`, however deep."""
+    return next(_list_owners(cls, path), None) is not None
 
 
 def check_possible(cls: Any, path: str, value: object) -> None:
@@ -66,21 +120,33 @@ def _list_owners(cls: Any, path: str) -> Iterator[tuple[Any, str]]:
     hints = field_types(cls)
     if head in hints and not rest:
         yield cls, head
-    for kind in list_classes(hints[head]) if head in hints and rest else ():
-        for choice in kind.choices().values() if _is_component(kind) else [kind]:
-            yield from _list_owners(choice, rest)
+    for choice in _list_below(hints[head]) if head in hints and rest else ():
+        yield from _list_owners(choice, rest)
+
+
+def _list_below(hint: Any) -> Iterator[Any]:
+    """The classes whose fields a path may name behind a field of type `hint`."""
+    for kind in list_classes(hint):
+        yield from kind.choices().values() if _is_component(kind) else [kind]
 
 
 def _check_field(owner: Any, name: str, value: object, prefix: str) -> None:
-    kind = next(list_classes(field_types(owner)[name]), None)
+    hint = field_types(owner)[name]
+    kind: Any = next(list_classes(hint), None)
+    values = [value]
+    if (inner := next(list_classes(find_values(hint)), None)) is not None:
+        kind, values = inner, [*value.values()] if isinstance(value, Mapping) else []
+    elif next(list_classes(find_items(hint)), None) is not None and isinstance(value, list):
+        values = value
     if kind is None:
         fit_field(owner, name, value, prefix)
-    elif _is_component(kind) and (chosen := _read_name(value)) is not None:
-        try:
-            kind.find(chosen)
-        except SettingError as error:
-            where = f"{prefix}.{name}" if prefix else name
-            raise SettingError(f"{where}: {error}", where) from None
+    for chosen in map(_read_name, values if _is_component(kind) else ()):
+        if chosen is not None:
+            try:
+                kind.find(chosen)
+            except SettingError as error:
+                where = f"{prefix}.{name}" if prefix else name
+                raise SettingError(f"{where}: {error}", where) from None
 
 
 def _read_name(value: object) -> object:
@@ -120,14 +186,23 @@ def _lay(held: object, cls: Any, settings: Mapping[str, Any], prefix: str = "") 
         else:
             wholes[head] = value
     for head in {**wholes, **parts}:
+        before = data.get(head, _make_default(cls, head))
         whole, part = wholes.get(head, _KEEP), parts.get(head, {})
-        data[head] = _lay_field(hints[head], data.get(head), whole, part, prefix + head)
+        data[head] = _lay_field(hints[head], before, whole, part, prefix + head)
     return data
 
 
 def _lay_field(hint: Any, held: object, whole: Any, parts: dict[str, Any], where: str) -> object:
     """Data for a field of type `hint`, which holds `held` and was given a whole and parts of it."""
-    kind = next(list_classes(hint), None)
+    of_items, of_values = find_items(hint), find_values(hint)
+    if next(list_classes(of_items), None) is not None and (parts or _is_written(whole)):
+        return _lay_items(of_items, held, whole, parts, where)
+    if of_values is not None and isinstance(whole, Mapping) and not parts:
+        return {
+            key: _lay_field(of_values, None, part, {}, f"{where}.{key}")
+            for key, part in whole.items()
+        }
+    kind = next((each for each in list_choices(hint) if _is_class(each)), None)
     is_component = _is_component(kind)
     if kind is not None and isinstance(whole, Mapping):
         whole, parts = _KEEP, {**whole, **parts}
@@ -142,6 +217,50 @@ def _lay_field(hint: Any, held: object, whole: Any, parts: dict[str, Any], where
         name = parts.pop("name", _KEEP) if whole is _KEEP else whole
         return _lay_component(kind, held, name, parts, where)
     return _lay(held, kind, parts, f"{where}.")
+
+
+def _is_written(whole: object) -> bool:
+    """Whether a list of components is given: as a list, or as one member in its place."""
+    return isinstance(whole, list | tuple | Mapping | str)
+
+
+def _lay_items(hint: Any, held: object, whole: Any, parts: dict[str, Any], where: str) -> object:
+    """Data for a list of components: its members, with `parts` in each that has such fields.
+
+    A member keeps what the held one of its class has: the first of a class that of the first.
+    """
+    kind = next(list_classes(hint))
+    before = list(held) if isinstance(held, tuple) else []
+    if whole is _KEEP:
+        members = [(type(each), each, _KEEP) for each in before]
+    else:
+        written = whole if isinstance(whole, list | tuple) else [whole]
+        classes = [_find_class(kind, each) for each in written]
+        members = [
+            (cls, _take(before, cls), each) for cls, each in zip(classes, written, strict=True)
+        ]
+    lacked, data = dict(parts), []
+    for cls, base, each in members:
+        own = {path: part for path, part in parts.items() if is_possible(cls, path)}
+        lacked = {path: part for path, part in lacked.items() if path not in own}
+        data.append(_lay_field(hint, base, each, own, where))
+    for path in lacked:
+        near = nearest(path, [each for cls, *_ in members for each, *_ in list_places(cls)])
+        message = f"{where}: no member of the list has {path!r}; {near}"
+        raise SettingError(message, f"{where}.{path}")
+    return data
+
+
+def _find_class(kind: Any, written: object) -> Any:
+    """The class of a member of a list as a grid writes it; its family where that has no such."""
+    name = _read_name(written)
+    return kind.choices().get(name, kind) if _is_component(kind) and type(name) is str else kind
+
+
+def _take(held: list[object], cls: Any) -> object:
+    """The first of a class, which is taken out; None where there is none."""
+    found = next((number for number, each in enumerate(held) if type(each) is cls), None)
+    return None if found is None else held.pop(found)
 
 
 def _lay_component(
@@ -168,15 +287,13 @@ def _check_size(number: object, where: str) -> None:
 
 
 def list_classes(hint: Any) -> Iterator[Any]:
-    """The families and dataclasses that a field of type `hint` may hold."""
-    origin = typing.get_origin(hint)
-    if origin is typing.Annotated:
-        yield from list_classes(typing.get_args(hint)[0])
-    elif origin in (typing.Union, types.UnionType):
-        for choice in typing.get_args(hint):
-            yield from list_classes(choice)
-    elif _is_component(hint) or dataclasses.is_dataclass(hint):
-        yield hint
+    """The families and dataclasses that a field of type `hint` may hold, alone or in a list."""
+    yield from filter(_is_class, list_choices(hint))
+    yield from filter(_is_class, list_choices(find_items(hint)))
+
+
+def _is_class(hint: Any) -> bool:
+    return _is_component(hint) or (inspect.isclass(hint) and dataclasses.is_dataclass(hint))
 
 
 def _is_component(hint: Any) -> bool:
@@ -193,7 +310,16 @@ def is_redefined(thing: object, path: str, before: object) -> bool:
     """
     *above, name = path.split(".")
     held, other = (dict(list_settings(each)).get(".".join(above)) for each in (thing, before))
-    if not isinstance(held, Component):
+    others = other if isinstance(other, tuple) else (other,)
+    return any(
+        all(_differs(each, instead, name) for instead in others or (None,))
+        for each in (held if isinstance(held, tuple) else (held,))
+    )
+
+
+def _differs(held: object, other: object, name: str) -> bool:
+    """Whether a default of `held` is its own, rather than its bases' or that of `other`."""
+    if not isinstance(held, Component) or name not in _list_defaults(type(held)):
         return False
     bases = [base for base in type(held).__mro__[1:] if dataclasses.is_dataclass(base)]
     same = (dataclasses.MISSING, _find_default(type(held), name))
@@ -218,6 +344,15 @@ def _is_shared(held: object, cls: type, name: str) -> bool:
         return False
     ours, theirs = _list_defaults(cls), _list_defaults(type(held))
     return name in theirs and (isinstance(held, cls) or ours[name] == theirs[name])
+
+
+def _make_default(cls: Any, name: str) -> object:
+    """What a field holds where nothing is said of it; None where it has no default."""
+    default = _find_default(cls, name)
+    if default is dataclasses.MISSING:
+        return None
+    is_made = cls.__dataclass_fields__[name].default_factory is not dataclasses.MISSING
+    return default() if is_made and callable(default) else default
 
 
 def _list_defaults(cls: Any) -> dict[str, object]:

@@ -26,6 +26,7 @@ import typing_extensions
 from pydantic_core import core_schema
 
 from harness.core.errors import SettingError
+from harness.core.frozen import freeze
 from harness.core.misfit import explain
 from harness.core.scalars import fit_scalars
 
@@ -46,7 +47,10 @@ class AsWritten:
 
 
 class Checked(AsWritten):
-    """Base of such dataclasses. A value is of its field's type afterwards: 1 is 1.0 in a float."""
+    """Base of such dataclasses. A value is of its field's type afterwards: 1 is 1.0 in a float.
+
+    A mapping is one that keeps its order and has a hash (`harness.core.frozen`).
+    """
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(
         extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
@@ -57,7 +61,7 @@ class Checked(AsWritten):
         cls: Any = type(self)
         values = {name: getattr(self, name) for name in field_types(cls)}
         for name, value in fit_fields(cls, values).items():
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, freeze(value))
 
 
 def make_adapter(kind: Any) -> pydantic.TypeAdapter[Any]:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import sys
 from abc import ABC
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from contextvars import ContextVar
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar
 
 import pydantic
 from pydantic_core import core_schema
@@ -27,7 +28,9 @@ from harness.core.errors import BitgridError, CollisionError, SettingError, near
 from harness.core.scalars import fit_scalars
 
 _members: dict[str, dict[str, type[Component]]] = {}  # by family and name
-_chosen: set[type[Component]] = set()  # whose schema is being made as one of several
+# Whose schema is being made: as one of several, and as a choice of several.
+_choice: ContextVar[type[Component] | None] = ContextVar("choice", default=None)
+_choosing: ContextVar[tuple[type[Component], ...]] = ContextVar("choosing", default=())
 
 
 class Component(Checked, ABC):
@@ -125,35 +128,54 @@ class Component(Checked, ABC):
     def __get_pydantic_core_schema__(
         cls, source: Any, handler: pydantic.GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """A member, or a mapping of its fields, and of its name where there is a choice."""
-        is_choice = cls in _chosen  # one of those below, whose name is known by then
-        _chosen.discard(cls)
-        if is_choice or not cls.is_chosen_by_name():
-            return fit_scalars(handler(source), handler)
-        fields = {}
-        for name, member in cls.choices().items():
-            if member is cls:
-                schema = fit_scalars(handler(source), handler)
-            else:
-                _chosen.add(member)
-                schema = handler.generate_schema(member)
-            fields[name] = _without_name(schema)
+        """A member, or a mapping of its fields, and of its name where there is a choice.
+
+        A choice inside of itself, as of a format whose field is a format, is a reference to it.
+        """
+        if _choice.get() is cls or not cls.is_chosen_by_name():
+            token = _choice.set(None)
+            try:
+                return fit_scalars(handler(source), handler)
+            finally:
+                _choice.reset(token)
+        reference = f"{cls.__module__}.{cls.__qualname__}Choice:{id(cls)}"
+        if cls in _choosing.get():
+            return core_schema.definition_reference_schema(reference)
+        token_above = _choosing.set((*_choosing.get(), cls))
+        try:
+            fields = {
+                name: _without_name(cls._make_member_schema(member, source, handler))
+                for name, member in cls.choices().items()
+            }
+        finally:
+            _choosing.reset(token_above)
         if not fields:
             return core_schema.is_instance_schema(cls)
         union = core_schema.tagged_union_schema(fields, discriminator="name")
-        return core_schema.no_info_wrap_validator_function(cls._choose, union)
+        return core_schema.no_info_wrap_validator_function(cls._choose, union, ref=reference)
+
+    @classmethod
+    def _make_member_schema(
+        cls, member: type[Component], source: Any, handler: pydantic.GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        token = _choice.set(None if member is cls else member)
+        try:
+            if member is cls:  # asked for by its name, it would be a choice again
+                return fit_scalars(handler(source), handler)
+            return handler.generate_schema(member)
+        finally:
+            _choice.reset(token)
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: core_schema.CoreSchema, handler: pydantic.GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """For editors, what a grid may say: a name, or a mapping which may leave out the name."""
-        written = handler(schema)
-        if cls.is_chosen_by_name():
-            names = sorted(cls.choices())
-            return {"anyOf": [{"enum": names}, *written.get("oneOf", [])]}
-        properties = handler.resolve_ref_schema(written).setdefault("properties", {})
-        properties["name"] = {"const": cls.own_name()}
+        written = handler.resolve_ref_schema(handler(schema))
+        if "oneOf" in written:
+            return {"anyOf": [{"enum": sorted(cls.choices())}, *written["oneOf"]]}
+        if "properties" in written:
+            written["properties"]["name"] = {"const": cls.own_name()}
         return written
 
     @classmethod
@@ -169,6 +191,30 @@ class Component(Checked, ABC):
             return validate(data)
         except BitgridError as error:  # of several fields that do not fit each other
             raise ValueError(str(error)) from error
+
+
+C = TypeVar("C")
+
+
+class _OneOrMore:
+    """One thing stands for a list of one."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: pydantic.GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: value if isinstance(value, list | tuple) else (value,), handler(source)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: pydantic.GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        several = handler(schema)
+        return {"anyOf": [several["items"], several]}
+
+
+Several: TypeAlias = Annotated[tuple[C, ...], _OneOrMore()]
+"""A field of a list of components, of which a grid may give one alone: `init: clip`."""
 
 
 def _without_name(schema: core_schema.CoreSchema) -> core_schema.CoreSchema:

@@ -19,6 +19,7 @@ from harness.core.fingerprint import (
     forget_fingerprint,
     recall_fingerprint,
 )
+from harness.core.frozen import FrozenMapping
 from harness.core.stage import Stage
 
 T = TypeVar("T")
@@ -93,6 +94,8 @@ def _bind(thing: Any, values: Mapping[str, Any], top: bool = True) -> Any:
         return values[thing.key]
     if isinstance(thing, tuple | list):
         return type(thing)(_bind(item, values, top=False) for item in thing)
+    if isinstance(thing, FrozenMapping):
+        return FrozenMapping({key: _bind(part, values, top=False) for key, part in thing.items()})
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         parts = {
             f.name: _bind(getattr(thing, f.name), values, top=False)

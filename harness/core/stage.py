@@ -39,6 +39,8 @@ from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
 from harness.core.component import Component
 from harness.core.errors import BitgridError, CollisionError
+from harness.core.frozen import FrozenMapping
+from harness.core.hints import find_items, find_values, list_choices
 from harness.core.reads import Read
 
 T = TypeVar("T")
@@ -57,9 +59,10 @@ class Resources:
 class Stage(Generic[T]):
     """A pure computation; its fields are its identity, its Stage fields its inputs.
 
-    A field holds JSON scalars, tuples, frozen dataclasses (components) or other stages. A field
-    named `seed` seeds the run (0 without one); it is never derived from the key, so that data order
-    is paired between cells that share a seed. Fields that are `incidental` stay out of the key.
+    A field holds JSON scalars, tuples, frozen mappings, frozen dataclasses (components) or other
+    stages. A field named `seed` seeds the run (0 without one); it is never derived from the key, so
+    that data order is paired between cells that share a seed. Fields that are `incidental` stay out
+    of the key.
 
     A subclass declares its `kind`; BitgridError where it does not, or where another class has it.
     """
@@ -196,6 +199,8 @@ def identify(thing: object, whole: bool = False) -> Any:
         return thing
     if isinstance(thing, tuple | list):
         return [identify(item, whole) for item in thing]
+    if isinstance(thing, FrozenMapping):  # in its order, which a JSON object would lose
+        return {"mapping": [[name, identify(item, whole)] for name, item in thing.items()]}
     if isinstance(thing, Mapping):
         return {str(name): identify(item, whole) for name, item in thing.items()}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
@@ -336,18 +341,17 @@ def _remade(cls: type, fields: Mapping[str, Any], inputs: Mapping[str, Stage[Any
 def _field_value(hint: Any, held: Any, inputs: Mapping[str, Stage[Any]]) -> Any:
     """A field of type `hint` from its JSON: what `identity` made of it, undone."""
     if isinstance(held, list):
-        inner = [part for part in typing.get_args(hint) if part is not Ellipsis]
-        parts = [
-            _field_value(inner[min(i, len(inner) - 1)] if inner else Any, each, inputs)
-            for i, each in enumerate(held)
-        ]
+        parts = [_field_value(find_items(hint, i), each, inputs) for i, each in enumerate(held)]
         return parts if typing.get_origin(hint) is list else tuple(parts)
-    choices = [hint, *typing.get_args(hint)]
+    choices = list(list_choices(hint))
     if not isinstance(held, dict):
         enums = [each for each in choices if isinstance(each, type) and issubclass(each, Enum)]
         return enums[0](held) if enums and held is not None else held
     if set(held) == {"stage"}:
         return inputs[held["stage"]]
+    if set(held) == {"mapping"}:
+        kind, entries = find_values(hint), held["mapping"]
+        return FrozenMapping((key, _field_value(kind, part, inputs)) for key, part in entries)
     if "component" in held:
         named = {key: part for key, part in held.items() if key != "component"}
         return _remade(Component.called(held["component"]), named, inputs)
@@ -369,6 +373,8 @@ def _type_hints(cls: type) -> dict[str, Any]:
 def _children(thing: object) -> Iterator[object]:
     if isinstance(thing, tuple | list):
         yield from thing
+    elif isinstance(thing, FrozenMapping):
+        yield from thing.values()
     elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         yield from (getattr(thing, f.name) for f in dataclasses.fields(thing))
 

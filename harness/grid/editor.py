@@ -8,14 +8,13 @@ a schema cannot say, such as whether an axis suits the method (`expand`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import pydantic
 
-from harness.config.settings import list_classes
-from harness.core.checked import field_types, fields_adapter
-from harness.core.component import Component
+from harness.config.settings import list_places
+from harness.core.checked import fields_adapter
 from harness.core.records import DIAGNOSTICS, documentation
 from harness.core.report_options import ReportOptions
 from harness.evaluation.diagnostics import find_options
@@ -60,7 +59,7 @@ def make_schema() -> Json:
 def _describe_settings() -> tuple[Json, Json]:
     """The schema of each dotted path over all methods and components, and what these refer to."""
     methods = dict.fromkeys(type(entry.method) for entry in METHODS.load().values())
-    places = [place for method in methods for place in list_places(method, "")]
+    places = [place for method in methods for place in list_places(method)]
     adapters = {cls: fields_adapter(cls) for _, cls, _ in places}
     written, whole = pydantic.TypeAdapter.json_schemas(
         [(cls, "validation", adapter) for cls, adapter in adapters.items()]
@@ -76,15 +75,6 @@ def _describe_settings() -> tuple[Json, Json]:
     for path, cls, field in places:
         choices.setdefault(path, []).append(_tidy(fields[cls][field]))
     return {path: _any_of(schemas) for path, schemas in sorted(choices.items())}, definitions
-
-
-def list_places(cls: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
-    """Every dotted path that a grid may set on a `cls`, with the class and field that it sets."""
-    for name, hint in field_types(cls).items():
-        yield prefix + name, cls, name
-        for kind in list_classes(hint):
-            for choice in kind.choices().values() if issubclass(kind, Component) else [kind]:
-                yield from list_places(choice, f"{prefix}{name}.")
 
 
 def _describe_method(settings: Iterable[str]) -> Json:

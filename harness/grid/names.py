@@ -11,10 +11,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from harness.config.document import Document
-from harness.config.settings import list_settings
-from harness.core.component import Component
+from harness.config.settings import describe_setting, list_settings
 from harness.core.errors import GridError, nearest
-from harness.core.misfit import Misfit, Where, show
+from harness.core.misfit import Misfit, Where
 from harness.core.model_names import may_be_called
 from harness.core.paths import read_path
 from harness.core.records import AVERAGE, COLUMNS
@@ -134,14 +133,13 @@ def _list_differences(first: Point, second: Point) -> str:
         is_same_class = dataclasses.is_dataclass(pair[0]) and type(pair[0]) is type(pair[1])
         if pair[0] != pair[1] and not is_inside and not is_same_class:
             unlike.append(path)
-    pairs = {path: (_say(one.get(path)), _say(other.get(path))) for path in unlike}
+    pairs = {
+        path: (describe_setting(one.get(path)), describe_setting(other.get(path)))
+        for path in unlike
+    }
     if entries[0].name != entries[1].name:
         pairs = {"method": (entries[0].name, entries[1].name), **pairs}
     return ", ".join(f"{path} ({theirs}, here {ours})" for path, (theirs, ours) in pairs.items())
-
-
-def _say(setting: object) -> str:
-    return setting.own_name() if isinstance(setting, Component) else show(setting)
 
 
 def _list_misnamed(

@@ -16,11 +16,13 @@ from harness.config.document import Document
 from harness.config.settings import (
     check_possible,
     configure,
+    describe_setting,
+    is_possible,
     is_redefined,
-    list_possible,
+    list_places,
     list_settings,
 )
-from harness.core.checked import field_types
+from harness.core.component import Component
 from harness.core.errors import GridError, SettingError, nearest
 from harness.core.misfit import Where, show
 from harness.core.scalars import forget_text
@@ -79,10 +81,10 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
     contenders = _list_contenders(document, file)
     # A default may be for a component that this grid does not choose, since bases share defaults.
     methods = dict.fromkeys(type(each.entry.method) for each in contenders)
-    known = {path for method in methods for path in list_possible(method)}
+    known = {path for method in methods for path, *_ in list_places(method)}
     for section, paths in (("vary", {*file.vary} - {"seed", "model"}), ("defaults", file.defaults)):
         for path in paths:
-            if path not in known:
+            if not any(is_possible(method, path) for method in methods):
                 message = f"{path!r} is not a setting of any method here; {nearest(path, known)}"
                 raise document.error((section, path), message)
     _check_number(document, file, axes, len(contenders))
@@ -141,7 +143,9 @@ def _check_default(points: Sequence[Point], path: str, value: Any) -> None:
     entries = {point.contender.entry.name: point.contender.entry.method for point in points}
     for point in points:
         before = entries[point.contender.entry.name]
-        if not _has(point.method, path) or is_redefined(point.method, path, before):
+        if path not in dict(list_settings(point.method)) or is_redefined(
+            point.method, path, before
+        ):
             continue
         try:
             configure(point.method, {path: value})
@@ -156,17 +160,6 @@ def _check_default(points: Sequence[Point], path: str, value: Any) -> None:
             fault = fault or error
     if fault is not None:
         raise fault
-
-
-def _has(method: Method, path: str) -> bool:
-    """Whether a method, with the components that it has, has a setting."""
-    held: Any = method
-    for name in path.split("."):
-        cls: Any = type(held)
-        if not hasattr(cls, "__dataclass_fields__") or name not in field_types(cls):
-            return False
-        held = getattr(held, name)
-    return True
 
 
 def _find_mapping(axes: Mapping[str, list[Any]], path: str) -> str | None:
@@ -258,12 +251,35 @@ def _configure(
         try:
             method = configure(method, {path: settings[path]})
         except SettingError as error:
-            raise document.error(where, str(error)) from None
+            inside = error.path.removeprefix(path).removeprefix(".")
+            raise document.error(document.descend(where, inside), str(error)) from None
         if path in varied:
             shown[path] = _show(settings[path], dict(list_settings(method))[path])
+    method = _lay_lists_again(document, method, settings, axis_of, kept)
     in_order = {path: shown[path] for path in varied if path in shown}
     taken = {path for path in defaults if ("defaults", path) not in kept}
     return Configured(method, in_order, {axis_of[path] for path in shown}, taken, kept)
+
+
+def _lay_lists_again(
+    document: Document,
+    method: Method,
+    settings: Mapping[str, Any],
+    axis_of: Mapping[str, str],
+    kept: Mapping[tuple[str, str], str],
+) -> Method:
+    """The method, where what a list says of a member wins over what is said of all members."""
+    passed_over = {path for _, path in kept}
+    for above, value in settings.items():
+        has_parts = isinstance(value, list) and any(isinstance(each, Mapping) for each in value)
+        if not has_parts or above in passed_over or above not in dict(list_settings(method)):
+            continue
+        method = configure(method, {above: value})
+        for path in (path for path in axis_of if path.startswith(f"{above}.")):
+            if configure(method, {path: settings[path]}) != method:
+                message = f"{path!r} is said by a member of the list {above!r} itself"
+                raise document.error(("vary", axis_of[path]), message)
+    return method
 
 
 def _find_origin(
@@ -286,7 +302,7 @@ def _say_own(method: Method, path: str, value: Any) -> str:
     """That a component keeps its own value of a setting, and how to give it another."""
     held = dict(list_settings(method))
     above, _, field = path.rpartition(".")
-    name = held[above].own_name()  # type: ignore[attr-defined]
+    name = describe_setting(held[above])
     return (
         f"{path}: {show(value)} is not for {name!r}, whose own is {show(held[path])}; "
         f"'{above}: {{name: {name}, {field}: {show(value)}}}' would say it of that one"
@@ -345,6 +361,19 @@ def _show(value: Any, held: object) -> Any:
     bits=3`. Text is what it was in the file, a number what it is worth."""
     if isinstance(value, Mapping):
         name = [str(value["name"])] if "name" in value else []
-        parts = {k: _show(v, getattr(held, k, None)) for k, v in value.items() if k != "name"}
+        parts = {k: _show_part(v, _find_part(held, k)) for k, v in value.items() if k != "name"}
         return " ".join(name + [f"{k}={part}" for k, part in parts.items()])
+    members = held if isinstance(held, tuple) else ()
+    if isinstance(value, list) and any(isinstance(each, Component) for each in members):
+        return " + ".join(map(str, map(_show, value, members)))
     return " ".join(held.split()) if isinstance(held, str) else forget_text(value)
+
+
+def _show_part(value: Any, held: object) -> Any:
+    """A value inside of another one: what has parts of its own is in parentheses."""
+    shown = _show(value, held)
+    return f"({shown})" if isinstance(value, Mapping) or " + " in str(shown) else shown
+
+
+def _find_part(held: object, name: str) -> object:
+    return held.get(name) if isinstance(held, Mapping) else getattr(held, name, None)

@@ -265,7 +265,7 @@ def test_a_method_is_checked_when_it_is_made() -> None:
         ({"square": "round"}, "square: 'round' is unknown; choices: square"),
         ({"again.size": 10}, "again: size 10 is more than 9"),
         ({"shapes": ["square", "sqare"]}, "shapes: 'sqare' is unknown; did you mean 'square'"),
-        ({"shapes": [{"name": "round", "sise": 3}]}, "key 'sise' is unknown"),
+        ({"shapes": [{"name": "round", "sise": 3}]}, "did you mean .shapes.size.?"),
     ],
 )
 def test_the_same_types_check_what_a_grid_says(given: dict[str, object], words: str) -> None:

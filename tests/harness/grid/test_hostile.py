@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 
 from harness.cli.main import main
 from harness.cluster.profile import Profile
+from harness.config.settings import list_places
 from harness.core.checked import fields_adapter
 from harness.core.errors import BitgridError, GridError, ModelError, make_line
 from harness.data import jsonl
 from harness.evaluation.evaluations import EVALUATIONS, find_evaluation
 from harness.evaluation.lm_eval_options import LmEvalCodeOptions
-from harness.grid.editor import list_places
 from harness.grid.expand import load
 from harness.grid.schema import GridFile
 from harness.method import METHODS
@@ -195,7 +195,7 @@ def test_every_number_of_a_setting_has_bounds() -> None:
     classes = dict.fromkeys(
         cls
         for entry in METHODS.load().values()
-        for _, cls, _ in list_places(type(entry.method), "")
+        for _, cls, _ in list_places(type(entry.method))
         if cls.__module__.startswith("methods.")
     )
     schemas = {cls: fields_adapter(cls).json_schema() for cls in classes}
