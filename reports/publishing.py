@@ -56,4 +56,4 @@ def copy_records(folder: Path, target: Path) -> Path:
 
 def shown_pictures(report: str) -> list[str]:
     """The files that a report in Markdown shows, relative to it."""
-    return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", report)
+    return re.findall(r"^!\[.*\]\((plots/[\w-]+\.png)\)$", report, re.M)

@@ -11,6 +11,8 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 
+from harness.core.errors import show_text
+
 UNLIMITED = 10_000  # columns of a file or a pipe
 LEAST = 20  # columns that words which wrap have, whatever the terminal's width
 
@@ -32,7 +34,8 @@ def format_table(
     from rich.table import Table
     from rich.text import Text
 
-    rows = [tuple(row) for row in rows]
+    head = list(map(show_text, head))
+    rows = [tuple(map(show_text, row)) for row in rows]
     lines = [head, *rows] if head else rows
     columns = max(map(len, lines), default=0)
     table = Table(box=None, show_header=bool(head), pad_edge=False, padding=(0, 2, 0, 0))

@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterable
 
 # What would not show as one line of what was written: control characters, other ends of lines,
-# halves of surrogate pairs, and marks that turn the direction of the text around them.
+# halves of surrogate pairs, marks that turn the direction of the text around them, and what has no
+# width at all.
 UNSHOWABLE = (
     "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+    "\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f"
 )
 _LONGEST_WORD, _LONGEST_LINE = 240, 2000  # characters of a message
 
@@ -89,10 +91,23 @@ class ReportError(BitgridError):
 
 def make_line(text: str) -> str:
     """Any text as one line of what can be seen, without the middle of what is too long."""
-    line = re.sub(r"\s*[\r\n]\s*", " ", text.strip())
-    line = re.sub(f"[{UNSHOWABLE}]", lambda match: ascii(match[0])[1:-1], line)
+    line = show_text(text).strip()
     line = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda match: _cut(match[0], _LONGEST_WORD), line)
     return _cut(line, _LONGEST_LINE)
+
+
+def show_text(text: str) -> str:
+    """Any text as one line of what can be seen; nothing is cut.
+
+    White space that is more than spaces is one space; what does not show is its number: `\\x1b`.
+    """
+    line = re.sub(r"\s+", lambda match: " " if match[0].strip(" ") else match[0], text)
+    return re.sub(f"[{UNSHOWABLE}]", lambda match: ascii(match[0])[1:-1], line)
+
+
+def show_lines(text: str) -> str:
+    """`show_text` of each line of a text that was broken into lines on purpose."""
+    return "\n".join(map(show_text, text.split("\n")))
 
 
 def _cut(text: str, most: int) -> str:

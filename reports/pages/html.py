@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 
+from harness.core.errors import show_text
 from reports.numbers.columns import Column, format_number, get_quantity
 from reports.numbers.entries import Entry, Row
 from reports.numbers.summary import Summary
@@ -100,11 +101,17 @@ def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
+        finalize=_show,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def _show(value: object) -> object:
+    """Text of others as one line of what can be seen; what the template made stays."""
+    return show_text(value) if type(value) is str else value
 
 
 def _asset(name: str) -> str:

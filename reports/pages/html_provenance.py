@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.core.errors import show_lines
 from harness.core.records import StageRecord
 from reports.numbers.columns import (
     Column,
@@ -124,10 +125,21 @@ def summarise_stages(stages: Stages) -> dict[str, str]:
 
 def embed_json(content: object) -> str:
     """JSON that may stand inside a script element, whatever the strings in it."""
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_show(content), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _show(content: Any) -> Any:
+    """The same with each line of its strings as what can be seen; keys, which join, stay."""
+    if isinstance(content, str):
+        return show_lines(content)
+    if isinstance(content, dict):
+        return {key: _show(part) for key, part in content.items()}
+    if isinstance(content, list | tuple):
+        return [_show(part) for part in content]
+    return content
 
 
 def format_duration(seconds: float) -> str:

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+from reports.pages.escape import escape_latex
 from reports.pages.sheet import Cell, Sheet, label
 
 _WIDE = 9  # columns that fit a page of two text columns in small type
+_MARKS = {True: "✓", False: "✗"}
 _COLOURS = {True: "green!40!black", False: "red!70!black"}
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "–": "--",
-    "—": "---",
-    "−": r"$-$",
-    "…": r"\ldots{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "†": r"$\dagger$",
-    "Δ": r"$\Delta$",
-    "α": r"$\alpha$",
-    "β": r"$\beta$",
-    "γ": r"$\gamma$",
-    "λ": r"$\lambda$",
-    **{character: "\\" + character for character in "&%$#_{}"},
-}
 
 
 def write_latex(sheet: Sheet) -> str:
@@ -66,11 +44,6 @@ def write_latex(sheet: Sheet) -> str:
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
-def escape_latex(text: str) -> str:
-    """Text that LaTeX sets as it stands."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
-
-
 def _cell(cell: Cell, number: bool) -> str:
     shown = _number(cell.text) if number else escape_latex(cell.text)
     shown = rf"\textbf{{{shown}}}" if cell.best else shown
@@ -78,13 +51,12 @@ def _cell(cell: Cell, number: bool) -> str:
     if cell.after:
         shown += rf" {{\scriptsize {' '.join(map(_number, cell.after.split()))}}}"
     if cell.near is not None:
-        shown = rf"\textcolor{{{_COLOURS[cell.near]}}}{{{shown}}}"
+        shown = rf"\textcolor{{{_COLOURS[cell.near]}}}{{{shown} {escape_latex(_MARKS[cell.near])}}}"
     marks = rf"\textsuperscript{{{escape_latex(','.join(cell.marks))}}}" if cell.marks else ""
     return shown + marks
 
 
 def _number(shown: str) -> str:
-    mantissa, _, exponent = shown.partition("e")
-    if exponent.isdigit() and mantissa[-1:].isdigit():
-        return rf"${mantissa} \times 10^{{{exponent}}}$"
+    if power := re.fullmatch(r"(-?[0-9.]+)e\+?(-?[0-9]+)", shown):
+        return rf"${power[1]} \times 10^{{{power[2]}}}$"
     return {"inf": r"$\infty$", "-inf": r"$-\infty$"}.get(shown, escape_latex(shown))

@@ -6,7 +6,6 @@ Not here: HTML (`html`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from harness.core.records import NOT_RUN
@@ -15,8 +14,9 @@ from reports.numbers.effects import Effect
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
 from reports.pages import effects, printed, published
+from reports.pages.escape import escape_markdown, write_code
 from reports.pages.pictures import Picture
-from reports.pages.sheet import Sheet, escape_markdown, markdown, plain, wrap
+from reports.pages.sheet import Sheet, markdown, plain, wrap
 from reports.pages.table import list_explanations, make_ranks, make_sheet
 
 AS_PUBLISHED = "As published"
@@ -50,11 +50,11 @@ def write_page(
     if grid.question:
         parts.append(escape_markdown(grid.question))
     parts += [f"> **{escape_markdown(caveat)}.**" for caveat in summary.caveats]
-    parts.append(f"Model: `{grid.model}`. {describe_progress(summary)}")
+    parts.append(f"Model: {write_code(grid.model)}. {describe_progress(summary)}")
     if options.caption:
         parts.append(escape_markdown(options.caption))
     parts.append(markdown(make_sheet(summary)).rstrip())
-    parts.append(" ".join(list_explanations(summary)))
+    parts.append(escape_markdown(" ".join(list_explanations(summary))))
     parts += [f"{each.heading}: {escape_markdown(each.text)}" for each in summary.remarks]
     parts.append(
         "`bitgrid report` writes this table as LaTeX, HTML and, unrounded, as CSV too, and the "
@@ -70,8 +70,7 @@ def write_page(
         parts += [escape_markdown(table.caption), markdown(table).rstrip()]
     for picture in pictures:
         title = escape_markdown(picture.title)
-        alternative = re.sub(r"[\[\]\\]", "", picture.title)
-        parts += [f"## {title}", f"![{alternative}](plots/{picture.name}.png)"]
+        parts += [f"## {title}", f"![{title}](plots/{picture.name}.png)"]
         parts += [escape_markdown(picture.words)] if picture.words else []
     parts += ["## How each column was measured", _protocols(summary)]
     if grid.holes:

@@ -5,8 +5,6 @@ Not here: beside what was measured (`published`).
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +12,9 @@ from dataclasses import replace
 from harness.core.errors import ReportError
 from harness.core.records import AVERAGE
 from reports.numbers.columns import name_task
+from reports.pages.escape import escape_markdown, write_csv
 from reports.pages.latex import write_latex
-from reports.pages.sheet import MISSING, Cell, Sheet, escape_markdown, html, markdown, plain, wrap
+from reports.pages.sheet import MISSING, Cell, Sheet, html, markdown, plain, wrap
 
 Figure = dict[str, str]
 BEST = "Best of each group in bold, second underlined."
@@ -59,11 +58,7 @@ def _markdown(sheet: Sheet) -> str:
 
 
 def _csv(sheet: Sheet) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(sheet.head)
-    writer.writerows([[cell.text for cell in row] for row in sheet.rows])
-    return out.getvalue()
+    return write_csv([sheet.head, *([cell.text for cell in row] for row in sheet.rows)])
 
 
 FORMS = {"text": _text, "markdown": _markdown, "latex": write_latex, "html": html, "csv": _csv}

@@ -5,13 +5,15 @@ LaTeX is in `latex`. Not here: which numbers (`table`, `published`, `effects`).
 
 from __future__ import annotations
 
-import html as escaping
 import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
+
+from harness.core.errors import show_text
+from reports.pages.escape import escape_html, escape_markdown
 
 MISSING = "–"
 
@@ -56,12 +58,14 @@ def markdown(sheet: Sheet) -> str:
         shown = f"**{shown}**" if cell.best else f"<u>{shown}</u>" if cell.second else shown
         shown += f" {escape_markdown(cell.after)}" if cell.after else ""
         shown += "" if cell.near is None else " ✓" if cell.near else " ✗"
-        return shown + (f" <sup>{','.join(cell.marks)}</sup>" if cell.marks else "")
+        marks = escape_markdown(",".join(cell.marks))
+        return shown + (f" <sup>{marks}</sup>" if marks else "")
 
     head = [escape_markdown(title) for title in sheet.head]
     rule = [":--"] * sheet.left + ["--:"] * (len(head) - sheet.left)
     lines = [head, rule, *([write(cell) for cell in row] for row in sheet.rows)]
-    notes = [f"<sup>{mark}</sup> {escape_markdown(note)}  " for mark, note in sheet.notes]
+    pairs = [tuple(map(escape_markdown, pair)) for pair in sheet.notes]
+    notes = [f"<sup>{mark}</sup> {note}  " for mark, note in pairs]
     table = ["| " + " | ".join(cells) + " |" for cells in lines]
     return "\n".join([*table, *(["", *notes] if notes else [])]) + "\n"
 
@@ -71,31 +75,32 @@ def html(sheet: Sheet) -> str:
     colours = {True: ' style="color: #00695c"', False: ' style="color: #b23c00"', None: ""}
 
     def write(cell: Cell, word: bool) -> str:
-        shown = _text(cell.text)
+        shown = escape_html(cell.text)
         shown = f"<strong>{shown}</strong>" if cell.best else shown
         shown = f"<u>{shown}</u>" if cell.second else shown
-        shown += f" <small>{_text(cell.after)}</small>" if cell.after else ""
+        shown += f" <small>{escape_html(cell.after)}</small>" if cell.after else ""
         shown += "" if cell.near is None else " ✓" if cell.near else " ✗"
-        shown += f"<sup>{_text(','.join(cell.marks))}</sup>" if cell.marks else ""
+        shown += f"<sup>{escape_html(','.join(cell.marks))}</sup>" if cell.marks else ""
         tag = 'th scope="row"' if word else "td"
         return f"<{tag}{colours[cell.near]}>{shown}</{tag[:2]}>"
 
-    lines = [f'<table class="bitgrid" id="{_text(label(sheet.name))}">']
-    lines += [f"<caption>{_text(sheet.caption)}</caption>", "<thead>"]
-    lines += ["<tr>" + "".join(f'<th scope="col">{_text(t)}</th>' for t in sheet.head) + "</tr>"]
-    lines += ["</thead>"]
+    lines = [f'<table class="bitgrid" id="{escape_html(label(sheet.name))}">']
+    lines += [f"<caption>{escape_html(sheet.caption)}</caption>", "<thead>"]
+    titles = [f'<th scope="col">{escape_html(title)}</th>' for title in sheet.head]
+    lines += [f"<tr>{''.join(titles)}</tr>", "</thead>"]
     for group in sheet.groups:
         cells = ["".join(write(c, i < sheet.left) for i, c in enumerate(row)) for row in group]
         lines += ["<tbody>", *(f"<tr>{row}</tr>" for row in cells), "</tbody>"]
     if sheet.notes:
-        words = "<br>".join(f"<sup>{_text(m)}</sup> {_text(said)}" for m, said in sheet.notes)
+        pairs = [tuple(map(escape_html, pair)) for pair in sheet.notes]
+        words = "<br>".join(f"<sup>{mark}</sup> {note}" for mark, note in pairs)
         lines += [f'<tfoot><tr><td colspan="{len(sheet.head)}">{words}</td></tr></tfoot>']
     return "\n".join([*lines, "</table>"]) + "\n"
 
 
 def plain(sheet: Sheet, width: int) -> str:
     """For a terminal of `width` columns: what does not fit goes on in a further block."""
-    head = list(sheet.head)
+    head = list(map(show_text, sheet.head))
     groups = [
         [[_plain(cell, i < sheet.left) for i, cell in enumerate(row)] for row in group]
         for group in sheet.groups
@@ -105,7 +110,7 @@ def plain(sheet: Sheet, width: int) -> str:
             cells[0] = ""
     body = [cells for group in groups for cells in group]
     widths = [max(cell_len(cells[i]) for cells in [head, *body]) for i in range(len(head))]
-    widths[1] = min(widths[1], max(16, width // 2))
+    widths[1] = max(1, min(widths[1], max(16, width // 2)))
     gap = 1 if len(_blocks(widths, width, 2)) > len(_blocks(widths, width, 1)) == 1 else 2
     lines: list[str] = []
     for block in _blocks(widths, width, gap):
@@ -124,25 +129,16 @@ def label(name: str) -> str:
     return "tab:" + re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")
 
 
-def escape_markdown(text: str) -> str:
-    """Text that stays text within a pipe table."""
-    text = " ".join(text.split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
-
-
 def wrap(text: str, width: int) -> list[str]:
+    """Text as lines of a terminal; long words are never cut."""
+    text = show_text(text)
     return textwrap.wrap(text, max(20, width), break_long_words=False, break_on_hyphens=False)
-
-
-def _text(text: str) -> str:
-    return escaping.escape(" ".join(text.split()))
 
 
 def _plain(cell: Cell, word: bool) -> str:
     if word:
-        return cell.text
-    shown = f"{cell.text} {cell.after}" if cell.after else cell.text
+        return show_text(cell.text)
+    shown = show_text(f"{cell.text} {cell.after}" if cell.after else cell.text)
     marks = f" [{','.join(cell.marks)}]" if cell.marks else ""
     far = " ✗" if cell.near is False else ""
     return shown + far + marks + ("*" if cell.best else " ")

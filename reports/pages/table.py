@@ -6,13 +6,12 @@ which numbers (`summary`), how a sheet is written (`sheet`, `latex`).
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 
 from reports.numbers.columns import format_bits, format_number, name_task
 from reports.numbers.entries import Entry, Row
 from reports.numbers.summary import Summary
+from reports.pages.escape import write_csv as write_rows
 from reports.pages.published import Theirs
 from reports.pages.sheet import MISSING, Cell, Sheet
 
@@ -74,10 +73,9 @@ def write_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None 
     Of each column the number; `.sd` over models, `.se` over items, `.low` and `.high` of the 95 %
     interval over items, `.n` models, `.rank_low` and `.rank_high` in the group, `.p` the smallest
     against a better number of the group, corrected, `.untested` why there is no rank, and `.note`;
-    where a paper prints figures `.published` and `.difference`, in the printed unit.
+    where a paper prints figures `.published` and `.difference`, in the printed unit. Text has an
+    apostrophe before what a spreadsheet would run as a formula (`escape.escape_formula`).
     """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     head = ["bits", "method", "label", "bits_per_weight", "models"]
     head += [each.column.name for each in summary.model_facts]
     note_texts = dict(summary.notes)
@@ -86,10 +84,10 @@ def write_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None 
         name = column.name
         head += [name, *(f"{name}.{part}" for part in parts)]
         head += [f"{name}.published", f"{name}.difference"] if theirs else []
-    writer.writerow(head)
+    lines: list[list[object]] = [[*head]]
     for at, row in enumerate(summary.rows):
-        name, label = " ".join(row.name.split()), " ".join(row.label.split())
-        cells = [format_bits(row.bits), name, label, row.bits_per_weight, row.models]
+        cells: list[object] = [format_bits(row.bits), row.name, row.label]
+        cells += [row.bits_per_weight, row.models]
         cells += [_exact(value) for value in row.facts]
         for place, entry in enumerate(row.entries):
             if entry is None:
@@ -107,8 +105,8 @@ def write_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None 
             if theirs:
                 printed = theirs.get((at, place))
                 cells += [printed.printed, _exact(printed.difference)] if printed else ["", ""]
-        writer.writerow(cells)
-    return out.getvalue()
+        lines.append(cells)
+    return write_rows(lines)
 
 
 def make_caption(summary: Summary) -> str:

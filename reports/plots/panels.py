@@ -12,8 +12,17 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.text import Text
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+)
 
+from harness.core.errors import show_lines
 from harness.core.report_options import ReportOptions
 from reports.numbers.columns import Column
 from reports.numbers.entries import REFERENCE_BITS, Entry
@@ -194,6 +203,7 @@ def _taller(figure: Figure, inches: float) -> None:
 
 def encode_figure(figure: Figure) -> dict[str, bytes]:
     """Without date or program version, so that they are equal whenever the picture is."""
+    _show_texts(figure)
     metadata = {"png": ["Software"], "pdf": ["CreationDate", "Creator", "Producer"]}
     contents = {}
     for suffix, keys in metadata.items():
@@ -201,3 +211,14 @@ def encode_figure(figure: Figure) -> dict[str, bytes]:
         figure.savefig(out, format=suffix, metadata=dict.fromkeys(keys))
         contents[suffix] = out.getvalue()
     return contents
+
+
+def _show_texts(figure: Figure) -> None:
+    """Every text of a figure as what can be seen, whatever names it was made of."""
+    for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
+        ticks = [label.get_text() for label in axis.get_majorticklabels()]
+        if ticks != (shown := list(map(show_lines, ticks))):  # else they would be formatted anew
+            axis.set_major_formatter(FixedFormatter(shown))
+    for artist in figure.findobj(Text):
+        if isinstance(artist, Text) and (text := artist.get_text()) != show_lines(text):
+            artist.set_text(show_lines(text))
