@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 from benchmarks.faults.trial import Ground, Result, Trial, join
@@ -20,16 +21,19 @@ EVENTS = {"os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir", "os.utime
 Blow = Callable[[], object]
 
 
-def strike(root: Path, number: int, blow: Blow, *, again: bool = False) -> None:
+def strike(root: Path, number: int, blow: Blow, name: str = "", *, again: bool = False) -> None:
     """Have the n-th call below `root` that changes something meet `blow`, in this process.
 
-    `again`: all after it too.
+    `name`: only calls with this in their path count. `again`: all after it too.
     """
     seen = 0
 
     def count(path: object) -> None:
         nonlocal seen
-        if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(str(root)):
+        if not isinstance(path, str | os.PathLike):
+            return
+        where = os.fspath(path)
+        if not where.startswith(str(root)) or name not in where:
             return
         seen += 1
         if seen == number or (again and seen > number):
@@ -64,8 +68,9 @@ def fail_with(code: int) -> Blow:
     return blow
 
 
-def count_calls(ground: Ground) -> int:
-    """How many calls change the store in an undisturbed run into an empty one."""
+def count_calls(ground: Ground, name: str = "") -> int:
+    """How many calls change the store in an undisturbed run into an empty one, with `name` in their
+    path."""
     with ground.trial(empty=True) as trial:
         tally = trial.folder / "tally"
         tally.touch()
@@ -74,37 +79,60 @@ def count_calls(ground: Ground) -> int:
             with tally.open("a") as file:
                 file.write(".")
 
-        spoken = trial.run(before=lambda: strike(trial.store.root, 1, blow, again=True))
+        spoken = trial.run(before=lambda: strike(trial.store.root, 1, blow, name, again=True))
         assert spoken.status == 0, spoken.text
         return tally.stat().st_size
 
 
-def try_kills(ground: Ground, numbers: range | None = None) -> Iterator[Result]:
+def try_kills(ground: Ground) -> Iterator[Result]:
     """kill -9 at each call, then a run."""
     results = []
-    for number in numbers or range(1, count_calls(ground) + 1):
+    for number in range(1, count_calls(ground) + 1):
         with ground.trial(empty=True) as trial:
             trial.run(before=lambda: strike(trial.store.root, number, die))  # noqa: B023
             results.append(_go_on(trial, "kill -9 at every system call that changes the store"))
     yield join(results)
 
 
-def try_errors(ground: Ground, numbers: range | None = None) -> Iterator[Result]:
-    """Each call fails, once or from there on, then a run."""
-    total = count_calls(ground)
-    for code in (errno.ENOSPC, errno.EIO, errno.ESTALE):
-        for again in (False, True):
-            often = "from every call on" if again else "at every call, once"
-            fault = f"{errno.errorcode[code]} {often}"
-            results = []
-            for number in numbers or range(1, total + 1):
-                with ground.trial(empty=True) as trial:
-                    blow = fail_with(code)
-                    trial.run(
-                        before=lambda: strike(trial.store.root, number, blow, again=again)  # noqa: B023
-                    )
-                    results.append(_go_on(trial, fault))
-            yield join(results)
+CODES = (errno.ENOSPC, errno.EIO, errno.ESTALE)
+
+
+def try_errors(ground: Ground) -> Iterator[Result]:
+    """A call fails, once or all after it too, then a run.
+
+    Each way to fail has its share of the calls, all ways together have each call once.
+    """
+    total, ways = count_calls(ground), list(product(CODES, (False, True)))
+    for place, (code, again) in enumerate(ways):
+        often = "from a system call on" if again else "at a system call, once"
+        results = []
+        for number in range(1 + place, total + 1, len(ways)):
+            with ground.trial(empty=True) as trial:
+                blow = fail_with(code)
+                trial.run(
+                    before=lambda: strike(trial.store.root, number, blow, again=again)  # noqa: B023
+                )
+                results.append(_go_on(trial, f"{errno.errorcode[code]} {often}"))
+        yield join(results)
+
+
+def try_unrecorded(ground: Ground) -> Iterator[Result]:
+    """A stage fails while its record cannot be written; then a run that may write."""
+    for code in (errno.ENOSPC, errno.EROFS, errno.EIO):
+        with ground.trial(empty=True) as trial:
+
+            def before(code: int = code) -> None:
+                os.environ["FAULTS_FAIL"] = "0"
+                strike(trial.store.root, 1, fail_with(code), "failures", again=True)
+
+            first = trial.run(before=before)
+            kept = len(trial.reference) - len(trial.wrong())
+            times = first.text.count("failures cannot be recorded")
+            result = _go_on(trial, f"{errno.errorcode[code]} when a failure is recorded")
+            if times != 1 or kept != 3 or first.status != 1:  # the other cell's
+                why = f"said {times} times, {kept} values of the other cell, {first.status}"
+                result = result._replace(outcome="stuck", said=why)
+            yield result
 
 
 def _go_on(trial: Trial, fault: str) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import shutil
 import time
 import zlib
@@ -223,6 +224,45 @@ def try_records(ground: Ground) -> Iterator[Result]:
             trial.run()
             hit = [] if name is None else [ground.world.names()[name]]
             yield trial.judge(fault, hit)
+
+
+def try_verify(ground: Ground, each: int = 40) -> Iterator[Result]:
+    """A bit or a digit anywhere in a value: `bitgrid verify` names the value and its cells."""
+    chance = random.Random(0)
+
+    def flip(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(content)
+
+    def change_digit(path: Path) -> None:
+        text = path.read_text()
+        place = chance.choice([n for n, letter in enumerate(text) if letter.isdigit()])
+        digit = chance.choice([other for other in "0123456789" if other != text[place]])
+        path.write_text(text[:place] + digit + text[place + 1 :])
+
+    with ground.trial() as trial:
+        manifests = sorted(trial.store.root.glob("values/*/manifest.json"))
+        files = sorted(set(trial.store.root.glob("values/*/*")) - set(manifests))
+        for fault, paths, damage in (
+            ("a bit anywhere in a file of a value: verify alone", files, flip),
+            ("a digit anywhere in a manifest: verify alone", manifests, change_digit),
+        ):
+            yield join(_verify(trial, fault, chance.choice(paths), damage) for _ in range(each))
+
+
+def _verify(trial: Trial, fault: str, path: Path, damage: Callable[[Path], None]) -> Result:
+    """Damages a file, looks, and puts the file back."""
+    whole, times = path.read_bytes(), path.stat()
+    damage(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    spoken = trial.say("verify", str(trial.world.path))
+    path.write_bytes(whole)
+    lines = [line for line in spoken.text.splitlines() if path.parent.name in line]
+    named = len(lines) == 1 and "it touches faults: A seed=" in lines[0]
+    outcome = "found" if named and spoken.status == 1 else "silent"
+    said = lines[0].replace(str(trial.store.root), "STORE") if lines else spoken.text
+    return Result(fault, 1, outcome, 1, 0, 0, said[:200])
 
 
 def try_purge(ground: Ground) -> Iterator[Result]:

@@ -63,20 +63,23 @@ def wait_until_paused(process: Process, limit_s: float = 60.0) -> bool:
     return False
 
 
-def try_pauses(ground: Ground, every: int = 3) -> Iterator[Result]:
+PAUSES = (
+    "owner paused, outbid, back when the other had ended",
+    "owner paused, outbid, back while the other went on",
+    "owner paused, outbid, back and one of the two killed",
+)
+
+
+def try_pauses(ground: Ground, every: int = 9) -> Iterator[Result]:
     """An owner pauses at a call that changes the store, is outbid, and comes back.
 
     Once after the other has ended, once while it goes on, and once it is killed then, in the middle
-    of what it writes.
+    of what it writes. Each has another part of every ninth call.
     """
-    numbers = range(1, count_calls(ground) + 1, every)
-    for fault in (
-        "owner paused, outbid, back when the other had ended",
-        "owner paused, outbid, back while the other went on",
-        "owner paused, outbid, back and one of the two killed",
-    ):
+    total = count_calls(ground)
+    for place, fault in enumerate(PAUSES):
         results = []
-        for number in numbers:
+        for number in range(1 + place * every // len(PAUSES), total + 1, every):
             with ground.trial(empty=True) as trial:
                 results.append(_pause(trial, number, fault))
         yield join(results)

@@ -13,9 +13,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.faults.trial import Ground, Result, Skipped, Trial, join, start
+from benchmarks.faults.trial import LIMIT_S, Ground, Result, Skipped, Trial, join, start
 
 NOBODY = 65534
+BESIDE = ("plans", "grids", "claims", "failures", "work", "launches", "trash")
 NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 
 
@@ -44,6 +45,17 @@ def _require_root() -> None:
         raise Skipped("it needs root, for other users and mounts")
 
 
+def _make(name: str) -> Callable[[Trial], Path]:
+    """A folder of the store, which is made where it is not there."""
+
+    def find(trial: Trial) -> Path:
+        path = trial.store.root / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    return find
+
+
 def try_users(ground: Ground) -> Iterator[Result]:
     """Folders and files that whoever runs a verb may not read or write."""
     _require_root()
@@ -60,8 +72,7 @@ def try_users(ground: Ground) -> Iterator[Result]:
             close(lambda t: t.store.path(values["train 0"]) / "model.safetensors"),
             set(),
         ),
-        "plans unreadable": (close(lambda t: t.store.root / "plans"), set()),
-        "claims unreadable": (close(lambda t: t.store.root / "claims"), set()),
+        **{f"{name} unreadable": (close(_make(name)), set()) for name in BESIDE},
         "values unreadable": (close(lambda t: t.store.root / "values"), set(values.values())),
         "the store unreadable": (close(lambda t: t.store.root), set(values.values())),
     }
@@ -97,8 +108,8 @@ def _try_read_only(ground: Ground) -> Iterator[Result]:
                 for words in ("status", "report", "gc", "run"):
                     grid = () if words == "gc" else (str(trial.world.path),)
                     trial.say(words, *grid, before=act)
-                what = "finished" if finished else "unfinished"
-                result = trial.judge(f"a {what} store, {place}")
+                what = "a finished" if finished else "an unfinished"
+                result = trial.judge(f"{what} store, {place}")
                 yield result
 
 
@@ -149,7 +160,7 @@ def _fill(trial: Trial, kib: int) -> Result:
         shutil.copytree(root, kept)
         texts.write_text(f"{first.status}\n{first.text}")
 
-    spoken = start(act, trial.folder / "outer.txt").wait()
+    spoken = start(act, trial.folder / "outer.txt").wait(2 * LIMIT_S)
     if spoken.status != 0:
         raise RuntimeError(spoken.text)
     trial.store.root.rmdir()

@@ -7,6 +7,7 @@ second. Not here: the faults (a module for each kind), the grid (`benchmarks.fau
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -22,12 +23,12 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.faults.world import JOURNAL, World, digest_values
-from harness.cli import reporting, running, verb
+from harness.cli import running, verb
 from harness.cli.main import VERBS, main
-from harness.core.execution import execute
 from harness.core.store import Store
+from reports import plots
 
-LIMIT_S = 90.0
+LIMIT_S = 90.0  # for a verb
 
 
 class Result(NamedTuple):
@@ -145,9 +146,7 @@ class Trial:
             os.environ[JOURNAL] = str(self.journal)
             os.chdir(self.folder)
             before()
-            for module in (running, verb, reporting):
-                if hasattr(module, "load_grid"):
-                    module.load_grid = lambda *_: self.world.grid()  # type: ignore[attr-defined]
+            use(self.world)
             return main([*words, "--store", str(self.store.root)])
 
         return start(act, self.folder / f"{len(self.spoken)}-{os.urandom(3).hex()}.txt")
@@ -222,6 +221,7 @@ class Trial:
 
     def _shorten(self, line: str) -> str:
         line = line.strip().replace(str(self.store.root), "STORE")
+        line = re.sub(r"^\S+\.py:\d+: \w*Warning: ", "warning: ", line)
         line = re.sub(r"\b([0-9a-f]{4})[0-9a-f]{20}\b", r"\1…", line)
         return line.replace(str(self.folder), "…")[:200]
 
@@ -276,24 +276,29 @@ class Ground:
         return list(self.reference)
 
 
+def use(world: World) -> None:
+    """Have the verbs of this process take a world for the grid, and draw nothing.
+
+    Drawing is most of a run's time, and reads nothing more of a store than tables do.
+    """
+    for module in (running, verb):
+        module.load_grid = lambda *_: world.grid()  # type: ignore[attr-defined]
+    plots.encode_figure = lambda figure: {"png": b""}
+
+
 def warm_up(world: World, folder: Path) -> None:
-    """Import and try all that a run needs, so that forked processes need not."""
-    import matplotlib.figure  # noqa: F401
-
-    import reports.pages  # noqa: F401
-    from harness.run.plan import rebuild_stages
-
-    plan = world.plan()
-    rebuild_stages({key: node.stage for key, node in plan.nodes.items()})
-    training = world.training(0)
-    values = {}
-    for above in training.inputs:
-        values[above.key] = execute(above, {}, folder)
-    scratch = folder / "warm"
-    scratch.mkdir(exist_ok=True)
-    model = execute(training, values, scratch)
-    execute(world.grid().cells[0].scores[0], {training.key: model}, scratch)
-    shutil.rmtree(scratch)
+    """Do once, in this process, what verbs do: forked ones find it imported and compiled."""
+    here = Path.cwd()
+    world.grid()  # its file is there
+    (folder / "warm").mkdir()
+    os.chdir(folder / "warm")
+    try:
+        use(world)
+        for words in (["run", str(world.path)], ["status", str(world.path)], ["gc"]):
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert main([*words, "--store", "store"]) == 0
+    finally:
+        os.chdir(here)
 
 
 def join(results: Iterable[Result], fault: str | None = None) -> Result:

@@ -71,8 +71,12 @@ def _compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
     from harness.run.runner import run
 
     models.device()  # this and the folders: before anything is computed
-    store.check()
-    plan = remembering.remember(plans.build(grid), store, required=True)
+    plan = plans.build(grid)
+    states.check_scores(plan, store)
+    computes = bool(states.needed(plan, store))
+    if computes:  # a finished store need only be read
+        store.check()
+    plan = remembering.remember(plan, store, required=computes)
     export.check(arguments.out or RUNS / plan.name)
     missing = [key for key in states.needed(plan, store) if plan.nodes[key].stored]
     if not missing:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,12 +30,19 @@ _ADVICE = {
 def explained(path: Path) -> Iterator[None]:
     """Turns an OSError into a StoreError of one line: the path, what failed, what to do.
 
-    `path` stands in where the error itself names none.
+    `path` stands in where the error itself names none. Libraries in Rust (safetensors, tokenizers)
+    have a class of their own for it, and the number in their message.
     """
     try:
         yield
     except OSError as error:
         raise StoreError(describe(error, path)) from error
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise StoreError(describe(OSError(code, os.strerror(code)), path)) from error
 
 
 def describe(error: OSError, path: Path) -> str:

@@ -156,8 +156,8 @@ def _exhaust(tensors: Iterable[object]) -> None:
 def find_last_step(log: Path) -> int:
     """Up to which step a log has all lines, from 1; 0 where it is not there."""
     try:
-        steps = {row["step"] for row in map(_parsed, log.read_text().splitlines()) if row}
-    except (OSError, ValueError):
+        steps = {row["step"] for row in _read_rows(log)}
+    except OSError:
         return 0
     last = 0
     while last + 1 in steps:
@@ -178,10 +178,8 @@ class Metrics:
         self._file: TextIO | None = None
         if not writes:
             return
-        lines = path.read_text().splitlines() if path.exists() else []
-        earlier_rows = [
-            row for row in map(_parsed, lines) if row is not None and row["step"] <= step
-        ]
+        rows = _read_rows(path) if path.exists() else []
+        earlier_rows = [row for row in rows if row["step"] <= step]
         self.last = earlier_rows[-1] if earlier_rows else None
         self.history, seen = LossHistory(), 0
         for row in earlier_rows:
@@ -207,9 +205,14 @@ class Metrics:
             self._file.close()
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _read_rows(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log that can be read. Raises OSError."""
+    return [row for line in log.read_bytes().splitlines() if (row := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+from harness.cli import running, verb
 from harness.cli.main import main
 from harness.core.store import Store
 from harness.run import remembering
 from harness.run.plan import Plan
 from harness.run.runner import run
 from tests.harness.run.test_healing import Silent
-from tests.support.toys import toy_plan
+from tests.support.toys import toy_grid, toy_plan
 
 
 @pytest.fixture
@@ -85,3 +87,36 @@ def test_of_a_store_that_is_not_there_nothing_is_said(
     assert main([verb, "--store", str(tmp_path / "typo")]) == 2
     told = capsys.readouterr()
     assert told.out == "" and f"there is no store at {tmp_path / 'typo'}" in told.err
+
+
+def test_a_finished_store_whose_plans_cannot_be_read_is_read(
+    store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plan is made in memory; only what is to be computed needs one that is kept."""
+    grid, where = Path(plan.path), ["--store", str(store.root)]
+    monkeypatch.chdir(grid.parent)
+    for module in (running, verb):
+        monkeypatch.setattr(module, "load_grid", lambda *_: toy_grid(grid))
+    monkeypatch.setattr(running, "show_report", lambda folder: None)  # which takes its time
+    shutil.rmtree(store.root / "plans")
+    (store.root / "plans").write_text("no folder")
+    for name in ("status", "run", "verify"):
+        assert main([name, str(grid), *where]) == 0, capsys.readouterr().err
+    assert main(["gc", *where]) == 2
+    assert "plans cannot be read (Not a directory), so what it needs" in capsys.readouterr().err
+    shutil.rmtree(store.path(plan.cells[0].scores[0]))
+    assert main(["run", str(grid), *where]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bitgrid: the store {store.root} cannot be written: ")
+
+
+def test_one_broken_plan_costs_verify_nothing_and_gc_one_line(
+    store: Store, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = store.root / "plans" / "another-12345678.json"
+    broken.write_text('{"schema": 6, "cells": 3')
+    assert main(["verify", "--store", str(store.root)]) == 0
+    capsys.readouterr()
+    assert main(["gc", "--store", str(store.root)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bitgrid: {broken} cannot be read (")

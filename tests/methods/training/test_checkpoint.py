@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import BitgridError, Outbid
 from methods.tensor_files import is_whole, write_checked
-from methods.training.checkpoint import Checkpoints, find_last_step
+from methods.training.checkpoint import Checkpoints, Metrics, find_last_step
 from methods.training.optimizer import make_adamw
 from methods.training.shards import Shards
 
@@ -149,6 +149,16 @@ def test_the_log_is_whole_up_to_its_first_gap(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step}) for step in (1, 2, 3, 5)]
     log.write_text("\n".join(lines) + '\n{"st')
     assert find_last_step(log) == 3
+    log.write_bytes(b'{"step": 1}\n{"step": "2"}\n[3]\n{"step": 4, "\xff": 0}\n')
+    assert find_last_step(log) == 1
+
+
+def test_a_log_that_is_not_utf_8_is_cut_back_to_what_can_be_read(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    first = json.dumps({"step": 1, "loss": 2.5, "tokens": 8})
+    log.write_bytes(first.encode() + b'\n{"step": 2, "loss": \xff\xfe}\n')
+    Metrics(log, 2).close()
+    assert log.read_text() == first + "\n"
 
 
 def test_a_full_disk_keeps_the_one_before_and_takes_all_rows(
