@@ -14,7 +14,8 @@ Not here: tokens (`reports.plots.data`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +49,26 @@ def find_objective(key: str, stages: Stages) -> str:
     """What a model was trained on last: `CAKLD confidence=label`; empty where it is not known."""
     for each in _chain(key, stages):
         objective = each.stage.get("objective", each.stage.get("fields", {}).get("objective"))
-        if isinstance(objective, dict) and "class" in objective:
-            name = str(objective["class"]).rpartition(".")[2]
-            settings = {k: v for k, v in objective.items() if k != "class" and v is not None}
-            return " ".join([name, *(f"{k}={format_setting(v, k)}" for k, v in settings.items())])
+        if isinstance(objective, dict) and (words := _name_component(objective)):
+            return words
     return ""
+
+
+def _name_component(told: Mapping[str, Any]) -> str:
+    """A component of a description, with its settings: `sum parts=(kl + ce) weights=[1, 0.1]`.
+
+    Empty where it has no name; older records have a class in its place.
+    """
+    identity = str(told.get("component") or told.get("class") or "")
+    settings = {k: v for k, v in told.items() if k not in ("component", "class") and v is not None}
+    shown = (f"{name}={_show_setting(value, name)}" for name, value in settings.items())
+    return " ".join([re.split("[./]", identity)[-1], *shown]) if identity else ""
+
+
+def _show_setting(value: Any, name: str) -> str:
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        return f"({' + '.join(map(_name_component, value))})"
+    return format_setting(value, name)
 
 
 def list_devices(export: Export) -> list[str]:

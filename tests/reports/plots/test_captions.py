@@ -156,8 +156,11 @@ def test_an_effect_that_was_not_tested_is_hollow(tmp_path: Path) -> None:
 
 
 def stage(key: str, objective: str) -> dict[str, Any]:
-    told = {"class": "methods.training.train.Train", "objective": {"class": f"o.{objective}"}}
-    return {"schema": 2, "key": key, "stage": told}
+    named = {"class": f"o.{objective}"}
+    if objective == "sum":
+        parts = [{"component": "objective/KL", "gamma": 0.5}, {"component": "objective/CE"}]
+        named = {"component": "objective/sum", "parts": parts, "weights": [1.0, 0.1]}
+    return {"schema": 2, "key": key, "stage": {"kind": "train", "objective": named}}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +168,7 @@ def stage(key: str, objective: str) -> dict[str, Any]:
     [
         (["KL", "KL", "KL"], None, "compare"),
         (["KL", "KL", "CE"], "KL: A, B; CE: C", "heights"),
+        (["CE", "CE", "sum"], "sum parts=(KL gamma=0.5 + CE) weights=[1.0, 0.1]: C", "heights"),
         (["KL", "CE", "MSE"], "each curve has an objective of its own", "may"),
         (["KL", "KL", None], "objectives may differ", "own"),
     ],
