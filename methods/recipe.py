@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import methods.training.sums  # noqa: F401 (an objective of several, which a grid may name)
 from harness.core.errors import BitgridError
 from harness.core.stage import Stage
 from harness.method import Method, Step

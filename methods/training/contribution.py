@@ -76,7 +76,7 @@ class Contribution(Stage[dict[str, Any]]):
         shares = factors * sums / totals.clamp(min=1e-300)
         return {
             "diagnostic": "confidence",
-            "objective": self.objective.name,
+            "objective": self.objective.title,
             "tokens": counts.tolist(),
             "loss": [float(f"{part:.6g}") for part in shares.sum(0).tolist()],
             "unbounded": unbounded,

@@ -118,6 +118,8 @@ class Objective(Component, family="objective"):
 
         Raises BitgridError where they are not: a mean over tokens would train without a word.
         """
+        if seen.kind != self.sees:
+            raise BitgridError(f"objective {self.name!r} sees {self.sees}, not {seen.kind}")
         losses, count = self.token_losses(seen), len(seen.labels)
         given = f"{type(losses).__name__}"
         if isinstance(losses, Tensor):
@@ -132,6 +134,11 @@ class Objective(Component, family="objective"):
             f"objective {self.name!r}: `token_losses` should give one loss a token, shape "
             f"({count},) in float32 or float64, and gave {given}"
         )
+
+    @property
+    def title(self) -> str:
+        """What figures call it."""
+        return self.name
 
     def list_terms(self, statistic: Any = None) -> tuple[Term, ...]:
         """The losses that add up to this one: itself alone, but for a sum.
@@ -177,13 +184,20 @@ class Objective(Component, family="objective"):
         """
         labels = Labels.of(ids, mask)
         target = None if teacher is None else labels.pick(teacher)
-        logits = TokenLogits(labels.pick(student), target, labels.ids, statistic)
-        losses = self.compute_losses(logits)
-        weights = torch.ones_like(losses)
-        if self.weighted:
-            nll = labels.spread(token_nll(logits.require_teacher(), labels.ids))
-            weights = self.compute_weights(nll, labels.where)[labels.where]
-        return (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
+        logits, terms = (
+            TokenLogits(labels.pick(student), target, labels.ids),
+            self.list_terms(statistic),
+        )
+        weighed = weigh_tokens(
+            terms, labels, lambda: token_nll(logits.require_teacher(), labels.ids)
+        )
+        total = logits.student.new_zeros(())
+        for term, counts in zip(terms, weighed, strict=True):
+            losses = term.compute_losses(logits)
+            weights = torch.ones_like(losses) if counts is None else counts
+            least = torch.finfo(losses.dtype).tiny
+            total = total + term.weight * (losses * weights).sum() / weights.sum().clamp(min=least)
+        return total
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class TrainingStep:
             gradients=math.isfinite(loss),
         )
         cause = self.masters.shards.find_first(cause)
-        return cause or f"the objective {self.objective.name!r} itself, at a loss of {loss}"
+        return cause or f"the objective {self.objective.title!r} itself, at a loss of {loss}"
 
     def _sees(self, kind: Sight) -> bool:
         return any(term.objective.sees == kind for term in self.terms)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp, rel_entr, softmax
 from torch import Tensor
 
+import methods.training.sums  # noqa: F401 (defines one)
 from harness.core.errors import BitgridError, TextError
 from harness.core.execution import execute
 from harness.data import Documents, Tokens
@@ -300,7 +301,7 @@ def test_settings_are_checked() -> None:
 
 def test_every_objective_is_chosen_by_name() -> None:
     assert set(Objective.choices()) == {
-        "none", "ce", "kl", "reverse-kl", "cakld", "jsd", "tsld", "mse", "block-mse",
+        "none", "ce", "kl", "reverse-kl", "cakld", "jsd", "tsld", "mse", "block-mse", "sum",
     }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ class Place:
         self,
         folder: Path,
         model: Path,
-        objective: str = "kl",
+        objective: Any = "kl",
         text: str = "testbed",
         attach: Sequence[str] = (),
         **train: Any,
@@ -177,10 +177,11 @@ def test_two_processes_train_as_one_does(alone: Place, tiny_folder: Path, tmp_pa
     assert not two.work.exists()
 
 
-def test_two_processes_train_everything_by_a_weighted_objective_as_one_does(
+def test_two_processes_train_everything_by_objectives_that_add_up_as_one_does(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Embeddings and head lie whole in each process, and weights differ from token to token.
+    """Embeddings and head lie whole in each process, weights differ from token to token for one
+    part of the sum, and the other sees what is behind sharded blocks.
 
     A few steps: where rounding of sums puts a weight on the other side of the middle between two
     levels, two trainings part, as those of one process with other micro-batches do.
@@ -195,9 +196,10 @@ def test_two_processes_train_everything_by_a_weighted_objective_as_one_does(
     text = tmp_path / "short.txt"
     text.write_text("a few words and a few more " * 14)
     places, notes, mapped = [], [], []
+    both = {"name": "sum", "parts": ["tsld", "block-mse"], "weights": [1, 10]}
     for gpus in (1, 2):
         trained = {"trained": "all", "steps": 8, "gpus": gpus}
-        place = Place(tmp_path / str(gpus), half, "tsld", f"file:{text}", DOING, **trained)
+        place = Place(tmp_path / str(gpus), half, both, f"file:{text}", DOING, **trained)
         seen, copies, watcher = [0], f"{place.work.parent}/", Watcher()
         monkeypatch.setattr(
             watcher, "step", lambda *_, seen=seen, copies=copies: seen.append(mapping(copies))
