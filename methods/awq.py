@@ -16,5 +16,5 @@ register(
     Recipe(init=AWQ(clip=True)),
     title="AWQ",
     about="activation-aware scaling, then the clip search, then round (arXiv 2306.00978)",
-    fixed=("init", "rounding", "objective", "data", "train", "teacher"),
+    fixed=("format.gradient", "init", "rounding", "objective", "data", "train", "teacher"),
 )

@@ -15,5 +15,5 @@ register(
     Recipe(init=Clip()),
     title="AWQ-clip",
     about="asymmetric clip search on calibration activations, then round (BitDistiller sec. 3.1)",
-    fixed=("init", "rounding", "objective", "data", "train", "teacher"),
+    fixed=("format.gradient", "init", "rounding", "objective", "data", "train", "teacher"),
 )

@@ -15,5 +15,5 @@ register(
     Recipe(rounding=GPTQ()),
     title="GPTQ",
     about="rounds column by column; what is left makes up for the error (arXiv 2210.17323)",
-    fixed=("init", "rounding", "objective", "data", "train", "teacher"),
+    fixed=("format.gradient", "init", "rounding", "objective", "data", "train", "teacher"),
 )

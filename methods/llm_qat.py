@@ -2,7 +2,8 @@
 
 LLM-QAT: Data-Free Quantization Aware Training for Large Language Models (Liu et al. 2023, arXiv
 2305.17888): symmetric integers (section 2.2), self-generated data (section 2.1). Weights only: the
-paper's quantised activations and key-value cache are not part of the space.
+paper's quantised activations and key-value cache are not part of the space. Gradients pass the
+rounding unchanged, as in the published code, which takes the scale for a constant.
 """
 
 from __future__ import annotations
@@ -24,5 +25,5 @@ register(
     ),
     title="LLM-QAT",
     about="distilled by forward KL on data that the model generates alone (arXiv 2305.17888)",
-    fixed=("init", "rounding", "objective", "data", "teacher"),
+    fixed=("format.gradient", "init", "rounding", "objective", "data", "teacher"),
 )

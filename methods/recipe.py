@@ -66,7 +66,7 @@ class Recipe(Method):
     def steps(self, base: Stage[Model], seed: int) -> tuple[Step, ...]:
         if isinstance(self.format, FullPrecision):
             return ()
-        origin, start = self._attach(self.init.origin(base, self.format)), self._build_start(base)
+        origin, start = self._attach(self.init.origin(base, self._levels)), self._build_start(base)
         trained, unchanged = self._build_trained(start, base, seed), self._attach(base)
         states = {unchanged: ("full precision", unchanged)}
         states.setdefault(start, (self.init.name, origin))
@@ -95,7 +95,12 @@ class Recipe(Method):
         return {"confidence": stages}
 
     def _round(self, model: Stage[Model], base: Stage[Model]) -> Stage[Model]:
-        return self.rounding.build(model, base, self.format)
+        return self.rounding.build(model, base, self._levels)
+
+    @property
+    def _levels(self) -> Format:
+        """The format for stages that do not train, which cells of all gradients then share."""
+        return self.format.for_rounding()
 
     def _build_teacher(self, base: Stage[Model]) -> Stage[Model]:
         return base if self.teacher is None else another(base, self.teacher)
@@ -109,7 +114,7 @@ class Recipe(Method):
                         f"attachment {each.name!r} changes weights, and init {self.init.name!r} "
                         "finds its values for those before; use it with init: none"
                     )
-        return self._attach(self.init.build(base, self.format))
+        return self._attach(self.init.build(base, self._levels))
 
     def _attach(self, model: Stage[Model]) -> Stage[Model]:
         return Attach(model, self.attach) if self.attach else model

@@ -14,5 +14,5 @@ register(
     Recipe(),
     title="RTN",
     about="round to nearest, asymmetric, no data",
-    fixed=("init", "rounding", "objective", "data", "train", "teacher"),
+    fixed=("format.gradient", "init", "rounding", "objective", "data", "train", "teacher"),
 )

@@ -25,7 +25,7 @@ TESTBED = [p for p in GRIDS if p.stem.endswith("-testbed")] + [FOLDER / "quickst
 REAL = [p for p in GRIDS if p not in TESTBED]
 ABLATIONS = {
     *("objective", "confidence", "format", "init", "clip-threshold", "data", "teacher"),
-    *("group-size", "cost", "domains"),
+    *("group-size", "cost", "domains", "gradient"),
 }
 
 
@@ -33,6 +33,7 @@ def test_all_that_the_paper_asks_is_there() -> None:
     paper = {
         *("paper-general-llama2-7b", "paper-general-llama2-13b"),
         *("paper-code-wizardcoder", "paper-math-metamath", "smollm2"),
+        "gradient-smollm2",
     }
     assert {path.stem for path in REAL} == ABLATIONS | paper
     twins = {f"{name}-testbed" for name in ABLATIONS}

@@ -62,14 +62,13 @@ class Stage(Generic[T]):
     A field holds JSON scalars, tuples, frozen mappings, frozen dataclasses (components) or other
     stages. A field named `seed` seeds the run (0 without one); it is never derived from the key, so
     that data order is paired between cells that share a seed. Fields that are `incidental` stay out
-    of the key.
+    of the key, and those that are `added` as long as they have their default.
 
     A subclass declares its `kind`; BitgridError where it does not, or where another class has it.
     """
 
-    kind: ClassVar[
-        str
-    ]  # the stage's name in keys, plans, profiles: never changed, never used twice
+    # The stage's name in keys, plans, profiles: never changed, never used twice.
+    kind: ClassVar[str]
     version: ClassVar[int] = 1  # bump by hand when the result changes
     stored: ClassVar[bool] = True  # False: cheap, rebuilt in memory, never written
     on_host: ClassVar[bool] = False  # True: `run` moves what it needs of its inputs to the device
@@ -158,7 +157,13 @@ def incidental(default: Any) -> Any:
 
     For what changes memory or speed, and the value by float rounding at most: micro-batch, devices.
     """
-    return dataclasses.field(default=default, metadata={"incidental": True})
+    return dataclasses.field(default=default, metadata={"keyed": lambda held: False})
+
+
+def added(default: Any) -> Any:
+    """A dataclass field that came later than values of its class: no part of a key at `default`,
+    which stands for what the code did before. Never change it: a key would mean two things."""
+    return dataclasses.field(default=default, metadata={"keyed": lambda held: held != default})
 
 
 Input: TypeAlias = Stage[T] | T
@@ -182,7 +187,7 @@ def describe_fields(thing: Any, whole: bool = False) -> dict[str, Any]:
     return {
         f.name: identify(getattr(thing, f.name), whole)
         for f in dataclasses.fields(thing)
-        if whole or not f.metadata.get("incidental")
+        if whole or "keyed" not in f.metadata or f.metadata["keyed"](getattr(thing, f.name))
     }
 
 

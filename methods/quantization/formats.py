@@ -4,23 +4,22 @@
 
 A format cuts each row of a weight into groups, finds each group's range and rounds to the levels
 that the range spans. `quantize` takes the range from the weights; `quantize_dequantize` takes a
-given one, which is what a search for better ranges needs. Training (`straight_through`) and
+given one, which is what a search for better ranges needs. Training (`quantize_with_gradient`) and
 evaluation (`rounding.quantize_model`) both go through it, so they round alike: to nearest, halves
 to even.
 
 Scales are 16-bit floats and zero points integers, so every value is one that could be stored; the
 tensors themselves hold the values, not the codes. Not here: a whole model (`rounding`), the search
-for ranges (`clip`), training, packing into bytes.
+for ranges (`clip`), what formats share of the backward pass (`gradients`), training, packing into
+bytes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
-from statistics import NormalDist
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Annotated, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from pydantic import Field
@@ -28,11 +27,15 @@ from torch import Tensor
 
 from harness.core.component import Component
 from harness.core.errors import FormatError
+from harness.core.stage import added
 from harness.models import Quantized
+from methods.quantization.gradients import Gradient, Quantize, pull_codes, pull_larger, share_out
+from methods.quantization.levels import climb, normal_levels
 
 Bits: TypeAlias = Annotated[int, Field(ge=1, le=16)]
 _SMALLEST = 2.0**-24  # of a 16-bit float; a scale of 0 would divide by zero
 _LARGEST = 65504.0
+_AT_ONCE = 2**18  # weights whose gradients are worked on together
 
 
 class Span(NamedTuple):
@@ -76,10 +79,19 @@ class Format(Component, family="format"):
     def check(self, layer: str, in_features: int) -> None:
         """Raise FormatError, naming the layer and what would fit it, where the groups do not."""
 
-    def straight_through(self, weight: Tensor) -> Tensor:
-        """`quantize(weight)` exactly, whose gradient is passed on to `weight` unchanged."""
-        result: Tensor = _StraightThrough.apply(weight, self)
+    def quantize_with_gradient(self, weight: Tensor) -> Tensor:
+        """`quantize(weight)` exactly, through which gradients pass as `pull_back` says."""
+        result: Tensor = Quantize.apply(weight, self)
         return result
+
+    def pull_back(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of the weights, given that of their values: (O, I) each. Unchanged here."""
+        return gradient
+
+    def for_rounding(self) -> Format:
+        """The format without what only training looks at: of stages that do not train, whose keys
+        it would be in otherwise."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -106,12 +118,14 @@ class Grouped(Format):
     """A format with one range a group of consecutive weights of a row.
 
     Subclasses are dataclasses with the fields `bits`, `group_size` (0: one group a row, called per
-    channel) and `tail` (True: a last group may be shorter).
+    channel), `tail` (True: a last group may be shorter) and `gradient`, by which training passes
+    the rounding (`gradients`).
     """
 
     bits: Bits
     group_size: Annotated[int, Field(ge=0, le=2**24)] = 128
     tail: bool = False
+    gradient: Gradient = added("identity")
 
     widths: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
 
@@ -120,6 +134,11 @@ class Grouped(Format):
         if self.bits not in self.widths:
             choices = ", ".join(map(str, self.widths))
             raise FormatError(f"{self.name} has no {self.bits}-bit form; bits: {choices}")
+        if self.gradient != "identity" and type(self).pull_range is Grouped.pull_range:
+            raise FormatError(
+                f"{self.name} does not say how a gradient passes through its range; "
+                "gradient: identity"
+            )
 
     @abstractmethod
     def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -128,6 +147,16 @@ class Grouped(Format):
         groups (..., g), low <= 0 and high >= 0 (..., 1), all float32; returns (..., g), a new
         tensor. Never NaN for finite input, whatever the range, empty included.
         """
+
+    def pull_range(
+        self, groups: Tensor, low: Tensor, high: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Backward through `quantize_dequantize`: the gradients of groups, low and high.
+
+        gradient: that of the values, (..., g); all float32, in the shapes of `quantize_dequantize`.
+        Codes move as their weights do; zero points do not move.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def overhead(self) -> int:
@@ -141,6 +170,32 @@ class Grouped(Format):
             parts.append(self.quantize_dequantize(groups, *bounds(groups)).flatten(-2))
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return joined.to(weight.dtype)
+
+    @torch.no_grad()
+    def pull_back(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of the weights, given that of their values: (O, I) each.
+
+        Through the range: max and min of a group are the weights that have them, which share what
+        the range gets. Some rows at a time, so that what is worked on stays in a CPU's cache and
+        takes little memory.
+        """
+        if self.gradient == "identity":
+            return gradient
+        total = torch.empty_like(gradient, dtype=torch.float32)
+        rows = max(1, _AT_ONCE // weight.shape[-1])
+        for span in self.spans(weight.shape[-1]):
+            cut = (span.cut(each).split(rows) for each in (weight, gradient, total))
+            for groups, values, result in zip(*cut, strict=True):
+                groups = groups.float()
+                low, high = bounds(groups)
+                passed, to_low, to_high = self.pull_range(groups, low, high, values.float())
+                share_out(passed, groups, low, to_low)
+                share_out(passed, groups, high, to_high)
+                result.copy_(passed)
+        return total.to(gradient.dtype)
+
+    def for_rounding(self) -> Grouped:
+        return dataclasses.replace(self, gradient="identity")
 
     def spans(self, in_features: int) -> list[Span]:
         """A row cut into equal groups and, where the format allows it, a shorter last one."""
@@ -207,15 +262,28 @@ class IntAsym(Grouped):
         return 16 + self.bits
 
     def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        scale, first, last = self._find_codes(low, high)
+        return _code(groups, scale, first, last).mul_(scale)
+
+    def pull_range(
+        self, groups: Tensor, low: Tensor, high: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        passed, slope = pull_codes(groups, *self._find_codes(low, high), gradient)
+        top = 2**self.bits - 1
+        slope = _pull_stored((high - low) / top, slope) / top
+        return passed, -slope, slope
+
+    def _find_codes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The scale, and the first and last code less the zero point, of each range."""
         top = 2**self.bits - 1
         scale = _stored((high - low) / top)
         zero = (-low / scale).round().clamp(0, top)
-        # Codes less the zero point. Rounding is monotone, so clamping the codes of the weights
-        # equals rounding the clamped weights and saves a pass; the inner clamp keeps a range whose
-        # scale was rounded to 16 bits from reaching past its last code.
+        # Rounding is monotone, so clamping the codes of the weights equals rounding the clamped
+        # weights and saves a pass; the inner clamp keeps a range whose scale was rounded to 16 bits
+        # from reaching past its last code.
         first = torch.maximum((low / scale).round(), -zero)
         last = torch.minimum((high / scale).round(), top - zero)
-        return _code(groups, scale, first, last).mul_(scale)
+        return scale, first, last
 
 
 @dataclass(frozen=True)
@@ -233,11 +301,23 @@ class IntSym(Grouped):
         return 16
 
     def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        scale, first, last = self._find_codes(low, high)
+        return _code(groups, scale, first, last).mul_(scale)
+
+    def pull_range(
+        self, groups: Tensor, low: Tensor, high: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        passed, slope = pull_codes(groups, *self._find_codes(low, high), gradient)
+        top = 2 ** (self.bits - 1) - 1
+        slope = _pull_stored(torch.maximum(high, -low) / top, slope) / top
+        return passed, *pull_larger(low, high, slope)
+
+    def _find_codes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The scale, and the first and last code, of each range."""
         top = 2 ** (self.bits - 1) - 1
         scale = _stored(torch.maximum(high, -low) / top)
-        first = (low / scale).round().clamp(min=-top)
-        last = (high / scale).round().clamp(max=top)
-        return _code(groups, scale, first, last).mul_(scale)
+        first, last = (low / scale).round().clamp(min=-top), (high / scale).round().clamp(max=top)
+        return scale, first, last
 
 
 @dataclass(frozen=True)
@@ -259,18 +339,39 @@ class NF(Grouped):
         return 32 if self.asymmetric else 16
 
     def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        if self.asymmetric:
-            below, above = _stored(-low), _stored(high)
-        else:
-            below = above = _stored(torch.maximum(high, -low))
+        below, above = map(_stored, self._find_sizes(low, high))
         # As float32 holds the levels, so that steps between them end exactly on them.
         levels: list[float] = torch.tensor(normal_levels(self.bits)).tolist()
         up = (groups / above).clamp_max_(high / above)
         down = (groups / -below).clamp_max_(-low / below)
-        values = _climb(up, [level for level in levels if level >= 0]).mul_(above)
+        values = climb(up, [level for level in levels if level >= 0]).mul_(above)
         return values.sub_(
-            _climb(down, [-level for level in levels[::-1] if level <= 0]).mul_(below)
+            climb(down, [-level for level in levels[::-1] if level <= 0]).mul_(below)
         )
+
+    def pull_range(
+        self, groups: Tensor, low: Tensor, high: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sizes = self._find_sizes(low, high)
+        # dv/ds = level - w/s = (v - w)/s on either side of 0; a weight beyond a given range is
+        # clamped, so that its value is all that s moves.
+        values = self.quantize_dequantize(groups, low, high).mul_(gradient)
+        passed = groups.clamp_min(low).clamp_max_(high).eq_(groups).mul_(gradient)
+        slopes = values.sub_(groups * passed)
+        up = torch.gt(groups, 0, out=torch.empty_like(groups)).mul_(slopes)
+        sums = slopes.sub_(up).sum(-1, keepdim=True), up.sum(-1, keepdim=True)
+        to_below, to_above = (
+            _pull_stored(size, total / _stored(size))
+            for size, total in zip(sizes, sums, strict=True)
+        )
+        if self.asymmetric:
+            return passed, -to_below, to_above
+        return passed, *pull_larger(low, high, to_below + to_above)
+
+    def _find_sizes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """What the levels below and above 0 are multiplied with, before it is stored."""
+        most = torch.maximum(high, -low)
+        return (-low, high) if self.asymmetric else (most, most)
 
 
 def bounds(groups: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,38 +381,10 @@ def bounds(groups: Tensor) -> tuple[Tensor, Tensor]:
     return low.clamp(max=0), high.clamp(min=0)
 
 
-@cache
-def normal_levels(bits: int) -> tuple[float, ...]:
-    """The 2^bits levels of a normal float, ascending, from -1 to 1, 0 among them.
-
-    2^(bits-1) levels above 0 and one fewer below, at equally spaced quantiles from 1/2 to an offset
-    short of 1, divided by the largest (QLoRA section 3; 4 bits give its NF4).
-    """
-    above = 2 ** (bits - 1)
-    offset = 1 - 0.5 * (1 / (4 * above) + 1 / (4 * above - 2))
-
-    def side(count: int) -> list[float]:
-        quantiles = [0.5 + (offset - 0.5) * step / count for step in range(1, count + 1)]
-        values = [NormalDist().inv_cdf(quantile) for quantile in quantiles]
-        return [value / values[-1] for value in values]
-
-    return (*(-level for level in reversed(side(above - 1))), 0.0, *side(above))
-
-
 def _code(groups: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """Rounded multiples of `scale`, from `first` to `last`: (..., g), a new tensor."""
     # Not clamp_(first, last): with tensors for bounds 9 times slower on a CPU than these two.
     return (groups / scale).round_().clamp_min_(first).clamp_max_(last)
-
-
-def _climb(ratios: Tensor, levels: list[float]) -> Tensor:
-    """The nearest of `levels` (ascending from 0) to each ratio; ratios below 0 give 0."""
-    # Step by step: ten times faster on a CPU than searching for the code and looking its level up.
-    values, passed = torch.zeros_like(ratios), torch.empty_like(ratios)
-    for lower, upper in pairwise(levels):
-        torch.gt(ratios, (lower + upper) / 2, out=passed)
-        values.add_(passed, alpha=upper - lower)
-    return values
 
 
 def _stored(scale: Tensor) -> Tensor:
@@ -319,13 +392,6 @@ def _stored(scale: Tensor) -> Tensor:
     return scale.clamp(_SMALLEST, _LARGEST).half().float()
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Rounding forward, identity backward (Bengio et al. 2013), exact in both."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, format: Format) -> Tensor:
-        return format.quantize(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None]:
-        return gradients[0], None
+def _pull_stored(scale: Tensor, gradient: Tensor) -> Tensor:
+    """Backward through `_stored`: nothing where the scale was clamped."""
+    return torch.where((scale >= _SMALLEST) & (scale <= _LARGEST), gradient, 0.0)

@@ -94,7 +94,7 @@ class Masters:
         for name, place in self.places.items():
             rounded: Tensor = self.weights[name]
             if name in self.quantized and not isinstance(self.format, FullPrecision):
-                rounded = self.quantized[name].map(self.format.straight_through, rounded)
+                rounded = self.quantized[name].map(self.format.quantize_with_gradient, rounded)
                 self._edges[name] = get_gradient_edge(rounded)
             with torch.no_grad():
                 local_part(place).copy_(rounded)

@@ -22,6 +22,7 @@ from harness.core.execution import execute
 from harness.core.stage import (
     Input,
     Stage,
+    added,
     closure,
     find_code,
     identify,
@@ -77,6 +78,25 @@ def test_the_key_chains_class_version_fields_and_inputs() -> None:
         Sum((Source(1.0), Source(2.0, seed=1))),
     ]
     assert len({base.key, *(stage.key for stage in different)}) == 5
+
+
+def test_an_added_field_leaves_the_keys_of_before() -> None:
+    def make(**fields: Any) -> type[Stage[float]]:
+        body = {"kind": "test-grown", "__annotations__": {"start": float}}
+        for name, default in fields.items():
+            body["__annotations__"] |= {name: str}
+            body[name] = default
+        body["__module__"] = __name__
+        return dataclass(frozen=True)(type("Grown", (Stage,), body))
+
+    before, always = make()(1.0), make(way="old")(1.0)
+    now = make(way=added("old"))  # the last that claims the kind is the one of descriptions
+    assert now(1.0).key == now(1.0, "old").key == before.key
+    assert len({before.key, now(1.0, "new").key, always.key}) == 3
+    told = now(1.0, "old").description()
+    assert told["way"] == "old"  # said to a reader all the same
+    assert Stage.from_description(told, {}).key == before.key
+    assert Stage.from_description(before.description(), {}).key == before.key
 
 
 def test_a_bumped_version_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ from methods.quantization.formats import (
     IntAsym,
     IntSym,
     bounds,
-    normal_levels,
 )
+from methods.quantization.levels import normal_levels
 from methods.quantization.rounding import quantize_model
 from methods.training.shards import ALONE
 
@@ -172,7 +172,7 @@ def test_halves_go_to_even() -> None:
 def test_straight_through_rounds_forward_and_not_backward(format: Format) -> None:
     weight = torch.randn(4, 32, requires_grad=True)
     slope = torch.randn(4, 32)
-    forward = format.straight_through(weight)
+    forward = format.quantize_with_gradient(weight)
     assert torch.equal(forward, format.quantize(weight))
     (forward * slope).sum().backward()
     assert weight.grad is not None
@@ -337,7 +337,7 @@ def test_a_model_is_quantised_and_its_source_is_not(model: Model) -> None:
         expected = before[name]
         if name in inside:
             # What training computed with is what is evaluated.
-            expected = format.straight_through(expected.requires_grad_()).detach()
+            expected = format.quantize_with_gradient(expected.requires_grad_()).detach()
         assert torch.equal(tensor, expected), name
         assert torch.equal(model.network.state_dict()[name], before[name].detach()), name
 
