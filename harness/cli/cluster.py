@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cli.terminal import print_table
+from harness.cli.terminal import print_line, print_table
 from harness.cli.verb import (
     Verb,
     add_computing_arguments,
@@ -73,7 +73,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     with launches.alone(store):
         view = watch.look(plan, store)
         for line in view.trouble:
-            print(f"bitgrid: {line}", file=sys.stderr)
+            print_line(f"bitgrid: {line}", file=sys.stderr)
         keys, left_out = choose_stages(view, store, arguments.retry == "failed")
         halvings, large = meet_memory(plan, store, view, keys, arguments.halve_micro_batch)
         given_up = {stage.key for stage in view.of("failed", "blocked")}
@@ -82,7 +82,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         if left_out and not arguments.retry:
             why = "stages failed before, or need one that did: --retry failed runs them again"
             summary.append(("left out", f"{left_out} {why}"))
-        print(f"{plan.name}: {plan.question}")
+        print_line(f"{plan.name}: {plan.question}")
         print_table(summary, words=2, indent=2)
         if arguments.dry:
             for number, text in enumerate(submit.dry(prepared, grid, store, profile)):
@@ -174,7 +174,7 @@ def _find_launches(store: Store, path: Path) -> list[Launch]:
     """All launches of a grid file; says which launches cannot be read."""
     found, broken = launches.of_grid(store, path)
     for line in broken:
-        print(f"bitgrid: {line}", file=sys.stderr)
+        print_line(f"bitgrid: {line}", file=sys.stderr)
     return found
 
 

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-from harness.cli.terminal import print_table
+from harness.cli.terminal import print_line, print_table
 from harness.cli.verb import Verb, add_grid_argument, find_plan, load_grid, open_store
 from harness.cluster import status as watch
 from harness.run import states
@@ -47,7 +47,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     for cell in plan.cells:
         users.update({key for root in cell.roots for key in plan.upstream(root)})
     stored = plan.stored()
-    print(f"{plan.name}: {plan.question}")
+    print_line(f"{plan.name}: {plan.question}")
     shared = sum(users[key] > 1 for key in stored)
     kinds = Counter(plan.nodes[key].kind for key in stored if key in missing)
     facts = [
@@ -59,11 +59,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     ]
     print_table(facts, words=2, indent=2)
     for line in states.list_damaged(plan, store):
-        print(f"  damaged, to be computed again: {line}")
+        print_line(f"  damaged, to be computed again: {line}")
     for line in states.list_new(plan, store):
-        print(f"  new: {line}")
+        print_line(f"  new: {line}")
     for line in states.list_stale(plan, store):
-        print(f"  stale: {line}")
+        print_line(f"  stale: {line}")
     if arguments.memory:
         print(_memory(arguments))
     if arguments.cells:
@@ -108,9 +108,9 @@ def _status(arguments: argparse.Namespace) -> int:
         head, rows = watch.count_states(view)
         print_table(rows, head, words=head.index("") + 1)
         for line in watch.details(view, store):
-            print(line)
+            print_line(line)
         for line in view.trouble:
-            print(f"bitgrid: {line}", file=sys.stderr)
+            print_line(f"bitgrid: {line}", file=sys.stderr)
         if not arguments.watch or not view.count("running", "queued"):
             return 0
         sys.stdout.flush()

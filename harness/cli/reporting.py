@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.cli.verb import RUNS, Verb, add_grid_argument, find_plan, open_store
 from harness.core.errors import ReportError
+from harness.core.paths import check_file_name
 from harness.grid import published
 
 _SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
@@ -78,7 +79,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 
     folder = _gather_records(arguments, None)
     name = json.loads((folder / "grid.json").read_text())["name"]
-    for path in reports.publish(folder, arguments.to / name):
+    for path in reports.publish(folder, arguments.to / check_file_name(name, ReportError)):
         print(os.path.relpath(path))
     return 0
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from harness.cli.reporting import show_report
+from harness.cli.terminal import print_line
 from harness.cli.verb import (
     RUNS,
     Verb,
@@ -44,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
     for line in states.list_stale(plan, store):
-        print(f"stale: {line}", file=sys.stderr)
+        print_line(f"stale: {line}", file=sys.stderr)
     folder = arguments.out or RUNS / plan.name
     from harness.run import export
 
@@ -54,10 +55,11 @@ def _run(arguments: argparse.Namespace) -> int:
     except ReportError as error:
         if not failed:
             raise
-        print(f"bitgrid: {error}", file=sys.stderr)  # as where every cell failed
+        print_line(f"bitgrid: {error}", file=sys.stderr)  # as where every cell failed
     if failed:
         print(f"bitgrid: {failed} stages failed or lack an input:", file=sys.stderr)
-        print("\n".join(watch.failures(plan, store)), file=sys.stderr)
+        for line in watch.failures(plan, store):
+            print_line(line, file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -116,7 +118,7 @@ def _prefetch(arguments: argparse.Namespace) -> int:
     for line in prefetch(grid):
         print(line, flush=True)
     for obstacle in find_obstacles(grid):
-        print(f"bitgrid: {obstacle}", file=sys.stderr)
+        print_line(f"bitgrid: {obstacle}", file=sys.stderr)
     print(f"mirror: {grid.access.folder}")
     if not (os.environ.get("BITGRID_MIRROR") or grid.file.mirror):
         print("to read it: BITGRID_MIRROR, or 'mirror:' in the grid")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from harness.cli.terminal import print_line
 from harness.cli.verb import Verb, open_store
 from harness.cluster import garbage
 from harness.core.errors import StoreError
@@ -60,7 +61,7 @@ def _collect_garbage(arguments: argparse.Namespace) -> int:
     for place in outcome.restored:
         print(f"put back from the trash, since it is needed: {place.relative_to(store.root)}")
     for line in outcome.trouble:
-        print(f"bitgrid: {line}", file=sys.stderr)
+        print_line(f"bitgrid: {line}", file=sys.stderr)
     moved = sum(sizes[place] for place in outcome.moved)
     print(f"{moved / MIB:10.2f} MiB in {len(outcome.moved)} entries moved to the trash")
     freed = sum(sizes[each.path.relative_to(store.root)] for each in outcome.removed)
@@ -71,7 +72,7 @@ def _collect_garbage(arguments: argparse.Namespace) -> int:
 def _list(store: Store, view: garbage.View, days: float) -> int:
     """What --yes would do."""
     for line in view.trouble:
-        print(f"bitgrid: {line}", file=sys.stderr)
+        print_line(f"bitgrid: {line}", file=sys.stderr)
     waste = [*garbage.list_forgotten(store, view), *garbage.list_waste(store, view)]
     total = _show_all(store, waste)
     print(

@@ -10,8 +10,10 @@ import io
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from harness.core.errors import show_text
+from harness.core.secrets import hide_secrets
 
 UNLIMITED = 10_000  # columns of a file or a pipe
 LEAST = 20  # columns that words which wrap have, whatever the terminal's width
@@ -65,6 +67,11 @@ def print_table(
     """`format_table`, printed; nothing where there are no rows."""
     if text := format_table(rows, head, words, indent):
         print(text)
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Text of others as one line; to `file`, or to standard output."""
+    print(hide_secrets(show_text(text)), file=file)
 
 
 def _terminal_width() -> int:

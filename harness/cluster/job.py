@@ -18,7 +18,8 @@ from pathlib import Path
 
 from harness.cluster import launches
 from harness.cluster.launches import Placed
-from harness.core.errors import BitgridError
+from harness.core.errors import BitgridError, show_text
+from harness.core.secrets import hide_secrets
 from harness.core.store import Store
 from harness.run import plan as plans
 from harness.run.plan import Plan
@@ -133,4 +134,4 @@ class Log:
 
 
 def _say(text: str) -> None:
-    print(time.strftime("%H:%M:%S"), text, flush=True, file=sys.stdout)
+    print(time.strftime("%H:%M:%S"), hide_secrets(show_text(text)), flush=True, file=sys.stdout)

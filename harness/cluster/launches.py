@@ -233,7 +233,8 @@ def alone(store: Store) -> Iterator[None]:
 
 def ids_in(jobs: Iterable[tuple[str, int]]) -> set[str]:
     """Ids of the launches that have jobs in the queue; jobs of other origin have other names."""
-    return {name.rsplit(":", 2)[1] for name, _ in jobs if name.count(":") >= 2}
+    named = (re.search(r":([\w-]+):[^:]*$", name) for name, _ in jobs)
+    return {found[1] for found in named if found}
 
 
 def slurm(*command: str) -> str:

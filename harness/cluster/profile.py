@@ -16,17 +16,18 @@ Not here: which stages share a job (`waves`), how jobs are submitted (`launch`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from harness.config.document import Document
 from harness.core.checked import AsWritten
-from harness.core.errors import ClusterError, nearest
-from harness.core.misfit import explain
+from harness.core.errors import UNSHOWABLE, ClusterError, nearest
+from harness.core.misfit import explain, show
 from harness.core.paths import read_path
 from harness.run.plan import Node
 
@@ -43,6 +44,25 @@ def _refuse_clock(value: object) -> object:
     return value
 
 
+def _check_line(text: str) -> str:
+    """Raise ValueError for text that would be more than one line of a batch script."""
+    if found := re.search(f"[{UNSHOWABLE}]", text):
+        raise ValueError(
+            f"{show(text)} has the character U+{ord(found[0]):04X}, and should be one line of what "
+            "can be seen; of 'setup', a line is an item of the list"
+        )
+    return text
+
+
+def _check_option(name: str) -> str:
+    """Raise ValueError for what is no long name of a parameter of sbatch."""
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name):
+        raise ValueError(f"{show(name)} should be a long name of sbatch's, as mail-type")
+    return name
+
+
+Line = Annotated[str, AfterValidator(_check_line)]
+Option = Annotated[str, AfterValidator(_check_option)]
 Hours = Annotated[float, Field(gt=0, le=10_000), BeforeValidator(_refuse_clock)]
 Many = Annotated[int, Field(gt=0, le=10_000_000)]
 
@@ -54,14 +74,14 @@ class Request(AsWritten, pydantic.BaseModel):
     hours: Hours | None = None
     memory_gib: Annotated[float, Field(gt=0, le=1e6)] | None = None
     cpus: Annotated[int, Field(gt=0, le=100_000)] | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    gpu: str | None = None
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    gpu: Line | None = None
     # Further parameters of sbatch by their long names: text as it is written, true for a flag
     # alone, false or null to leave one out.
-    sbatch: dict[str, str | bool | None] = {}
+    sbatch: dict[Option, Line | bool | None] = {}
 
     def over(self, other: Request) -> Request:
         """This request where it says something, `other` elsewhere."""
@@ -83,7 +103,7 @@ class Profile(Request):
     # Between the warning and the end of a job, and how late a host may see another one's files.
     signal_delay_s: Annotated[int, Field(ge=5, le=86_400)] = 90
     visible_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
-    setup: list[str] = []
+    setup: list[Line] = []
 
     def request(self, kind: str, node: Node, large: bool = False) -> Request:
         """What a stage of `kind` asks for, with nothing left open but what SLURM decides."""

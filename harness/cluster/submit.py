@@ -35,7 +35,7 @@ from harness.cluster.launches import Launch, Placed
 from harness.cluster.profile import Profile, Request
 from harness.cluster.snapshots import check_snapshot, take_snapshot
 from harness.config.document import write_yaml
-from harness.core.errors import BitgridError, ClusterError
+from harness.core.errors import UNSHOWABLE, BitgridError, ClusterError, show_text
 from harness.core.store import Store
 from harness.grid.expand import Grid
 from harness.run import plan as plans
@@ -179,7 +179,7 @@ def _write_grid(grid: Grid, path: Path) -> None:
     keys = grid.file.model_dump(exclude_none=True)
     if grid.access.folder is not None:
         keys["mirror"] = str(grid.access.folder)
-    path.write_text(f"# {grid.question}\n" + write_yaml(keys))
+    path.write_text(f"# {show_text(grid.question)}\n" + write_yaml(keys))
 
 
 def _submit(record: Launch, number: int, array: waves.Array, profile: Profile) -> None:
@@ -201,6 +201,11 @@ def _submit(record: Launch, number: int, array: waves.Array, profile: Profile) -
 
 
 def _executor(folder: Path, profile: Profile) -> submitit.AutoExecutor:
+    if profile.cluster == "slurm" and (found := re.search(rf"[%\\{UNSHOWABLE}]", str(folder))):
+        raise ClusterError(
+            f"{str(folder)!r} has the character U+{ord(found[0]):04X}, which names another file to "
+            "SLURM: have the store elsewhere (--store)"
+        )
     options = {"slurm_max_num_timeout": profile.requeues} if profile.cluster == "slurm" else {}
     try:
         return submitit.AutoExecutor(folder, cluster=profile.cluster, **options)

@@ -9,6 +9,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from harness.core.secrets import hide_secrets
+
 # What would not show as one line of what was written: control characters, other ends of lines,
 # halves of surrogate pairs, marks that turn the direction of the text around them, and what has no
 # width at all.
@@ -91,7 +93,7 @@ class ReportError(BitgridError):
 
 def make_line(text: str) -> str:
     """Any text as one line of what can be seen, without the middle of what is too long."""
-    line = show_text(text).strip()
+    line = hide_secrets(show_text(text).strip())
     line = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda match: _cut(match[0], _LONGEST_WORD), line)
     return _cut(line, _LONGEST_LINE)
 

@@ -89,7 +89,7 @@ def explain(
     is_key = kind == "invalid_key" or "[key]" in first["loc"]
     is_missing = kind == "missing" and isinstance(place[-1], str)
     start = _begin(prefix, place[:-1] if is_key or is_missing else place)
-    if is_key:
+    if is_key and kind != _OURS:
         return Misfit(place, f"{start}key {show(first['input'])} should be text")
     if is_missing:
         return Misfit(place, f"{start}key {place[-1]!r} is missing")

@@ -1,6 +1,7 @@
 """Paths as users write them: in grids, in variables, on the command line.
 
     read_path("~/models/mine", ModelError)        # the path; ModelError where there can be none
+    check_file_name("quickstart", GridError)       # the same; GridError where it leads elsewhere
 
 Not here: what should lie there (whoever asks).
 """
@@ -8,9 +9,10 @@ Not here: what should lie there (whoever asks).
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
-from harness.core.errors import BitgridError
+from harness.core.errors import UNSHOWABLE, BitgridError
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
@@ -32,3 +34,16 @@ def read_path(text: str | Path, error: type[BitgridError], folder: Path | None =
         reason = "it has characters that no path has" if isinstance(fault, ValueError) else fault
         raise error(f"path {str(text)!r} cannot be looked at: {reason}") from None
     return path
+
+
+def check_file_name(name: str, error: type[BitgridError]) -> str:
+    """A name that files, folders and jobs are called by.
+
+    Raises `error` for what would be another place, an option of a command, or more than one line.
+    """
+    fault = re.match(rf".*?([/{UNSHOWABLE}])|(-|\.{{0,2}}$)", name, re.S)
+    if fault is None:
+        return name
+    what = f"the character U+{ord(fault[1]):04X}" if fault[1] else "'-' first"
+    reason = f"has {what}" if fault[1] or fault[2] == "-" else "is no name of its own"
+    raise error(f"{name!r} {reason}: nothing can be called so")

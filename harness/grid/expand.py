@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.document import Document
-from harness.core.errors import BitgridError, TextError, nearest
+from harness.core.errors import BitgridError, GridError, TextError, nearest
 from harness.core.misfit import Where
-from harness.core.paths import read_path
+from harness.core.paths import check_file_name, read_path
 from harness.core.stage import Stage, closure
 from harness.data import hub
 from harness.evaluation.diagnostics import DIAGNOSTICS, Facts, build_diagnostics, find_options
@@ -82,6 +82,10 @@ def load(path: Path, allow_code_execution: bool = False, fill: Path | None = Non
 
     Raises GridError in one line: file, line, what was given, the nearest valid name.
     """
+    try:
+        name = check_file_name(path.stem, GridError)
+    except GridError as error:
+        raise GridError(f"{path}: {error}; rename the file") from None
     document, file = read_grid(path)
     if file.trust_remote_code:  # said before a model's configuration runs it
         print(f"{path}: trust_remote_code: code that comes with models is run", file=sys.stderr)
@@ -100,7 +104,7 @@ def load(path: Path, allow_code_execution: bool = False, fill: Path | None = Non
     check_names(document, file, dict.fromkeys(axis for cell in cells for axis in cell.axes), tasks)
     check_report(document, file, tasks)
     files = tuple(document.files)
-    return Grid(path.stem, path, files, document.comment, file, cells, access)
+    return Grid(name, path, files, document.comment, file, cells, access)
 
 
 def _find_access(document: Document, file: GridFile, fill: Path | None) -> hub.Access:

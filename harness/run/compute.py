@@ -15,9 +15,10 @@ from typing import Any
 
 from harness.core import provenance
 from harness.core.definitions import reach
-from harness.core.errors import BitgridError, StoreError, ValueChanged
+from harness.core.errors import BitgridError, StoreError, ValueChanged, show_text
 from harness.core.execution import execute
 from harness.core.scratch import Scratch
+from harness.core.secrets import hide_secrets
 from harness.core.stage import Stage, find_code
 from harness.core.store import Store
 from harness.models import device
@@ -138,7 +139,7 @@ def fail(stage: Stage[Any], error: Exception, store: Store) -> str | None:
         "exception": type(error).__name__,
         "message": describe_error(error),
         "hint": _hint(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "traceback": hide_secrets("".join(traceback.format_exception(error))),
         "when": round(time.time(), 3),
         **provenance.describe_machine(device()),
     }
@@ -152,11 +153,9 @@ def fail(stage: Stage[Any], error: Exception, store: Store) -> str | None:
 def describe_error(error: Exception) -> str:
     """An error in one line; one of the project's own needs no class before it."""
     text = str(error).strip() or type(error).__name__
-    return (
-        text
-        if isinstance(error, BitgridError)
-        else f"{type(error).__name__}: {text.splitlines()[0]}"
-    )
+    if not isinstance(error, BitgridError):
+        text = f"{type(error).__name__}: {text.splitlines()[0]}"
+    return hide_secrets(show_text(text))
 
 
 def _hint(error: Exception) -> str | None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from harness.core.errors import show_text
 from harness.core.store import Store
 from harness.run.plan import Plan
 
@@ -97,7 +98,7 @@ class Bar:
         )
 
     def _line(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.progress.console.print(show_text(text), markup=False, highlight=False, soft_wrap=True)
 
     def _left(self, fraction: float) -> str:
         """Time left: each stage to come costs the mean of its kind, the present one its rest."""

@@ -30,6 +30,7 @@ import torch.distributed as dist
 
 from harness.core.errors import Outbid
 from harness.core.scratch import Scratch
+from harness.core.secrets import hide_secrets
 from harness.core.stage import Stage, listening
 from harness.core.store import Store
 from harness.models import device
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         own = scratch.stands and store.failure(stage.key) is None
         if own and (unkept := fail(stage, error, store)):
             print(unkept, file=sys.stderr)
-        traceback.print_exc()
+        print(hide_secrets(traceback.format_exc()), file=sys.stderr)
         return 1
     dist.destroy_process_group()
     return 0

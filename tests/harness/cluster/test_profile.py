@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+import pydantic
 import pytest
+from hypothesis import given, settings
+from submitit.slurm.slurm import _make_sbatch_string
 
 from harness.cluster import profile as cluster
 from harness.cluster.profile import Profile, Request
 from harness.core.errors import BitgridError, ClusterError
 from harness.run.plan import Node
+from tests.support.hostile_texts import hostile
 
 KINDS = ("train", "lm-eval", "perplexity")
 NODE = Node("train", "t", True, (), "code", {}, gpus=8, memory_gib=23.0, hours=6.0)
@@ -113,6 +118,24 @@ def test_a_profile_may_build_on_another(tmp_path: Path) -> None:
         ("cluster: slrum\n", 1, "cluster: 'slrum' should be 'slurm', 'local' or 'debug'"),
         ("setup: module load cuda\n", 1, "setup: 'module load cuda' should be a list"),
         ("stages: {train: 3}\n", 1, "stages.train: 3 should be a mapping"),
+        (
+            'partition: "gpu\\nscancel"\n',
+            1,
+            "partition: 'gpu\\nscancel' has the character U+000A",
+        ),
+        (
+            'stages:\n  train: {qos: "a\\tb"}\n',
+            2,
+            "stages.train.qos: 'a\\tb' has the character U+0009",
+        ),
+        (
+            "setup:\n- module load a\n- |\n  one\n  two\n",
+            3,
+            "one line of what can be seen; of 'setup'",
+        ),
+        ('sbatch: {comment: "a\\n#SBATCH --x"}\n', 1, "sbatch.comment: "),
+        ('sbatch: {"mail-type=ALL\\n#SBATCH --x": a}\n', 1, "should be a long name of sbatch's"),
+        ("sbatch: {-x y: a}\n", 1, "'-x y' should be a long name of sbatch's, as mail-type"),
         ("- partition\n", 1, "a cluster profile is a mapping"),
         ("partition: [gpu\n", 2, "not YAML"),
         ("hours: 1\nhours: 2\n", 2, "key 'hours' is given twice"),
@@ -126,6 +149,25 @@ def test_errors_name_file_line_and_the_nearest_key(
     assert str(caught.value).startswith(f"{tmp_path / 'c.yaml'}:{line}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@given(hostile, hostile)
+@settings(max_examples=60, deadline=None)
+def test_what_is_taken_is_one_line_of_the_script_and_stays_what_it_is(one: str, two: str) -> None:
+    try:
+        taken = Profile(partition=one, setup=[two], sbatch={"comment": two})
+    except pydantic.ValidationError:
+        return
+    extra = {"comment": taken.sbatch["comment"]}
+    text = _make_sbatch_string(
+        "run", "/logs", partition=taken.partition, setup=taken.setup, additional_parameters=extra
+    )
+    plain = _make_sbatch_string(
+        "run", "/logs", partition="p", setup=["s"], additional_parameters={"comment": "c"}
+    )
+    assert len(text.splitlines()) == len(plain.splitlines())
+    options = [shlex.split(line)[1] for line in text.split("\n") if line.startswith("#SBATCH ")]
+    assert f"--partition={one}" in options and f"--comment={two}" in options
 
 
 def test_a_profile_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
