@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from harness.evaluation.lm_eval_model import CheckedLM
 from harness.evaluation.scores import describe_precision
 from harness.method import METHODS
 from harness.models import Attach, Attachment, Model, pretrained, run_trunk
+from harness.models.dry_run import estimate_memory
 from methods.quantization.activations import Activations, KVCache
 from methods.quantization.formats import FullPrecision, IntAsym
 from methods.quantization.inits import Clip
@@ -35,6 +36,7 @@ from methods.training.objectives import CE
 from methods.training.settings import Training
 from methods.training.step import TrainingStep
 from tests.methods.conftest import make_llama
+from tests.support.memory import build_scoring, build_training
 
 IDS = torch.arange(20).view(2, 10) * 4 + 5
 
@@ -262,3 +264,21 @@ def test_a_recipe_gives_them_to_its_student_alone(tiny_folder: Path) -> None:
         assert all(map(_attached, (step.origin, step.before, step.after)))
     with pytest.raises(BitgridError, match="'hadamard' changes weights, and init 'clip'"):
         Recipe(init=Clip(text="testbed"), attach=(Hadamard(),)).build(base, 0)
+
+
+@dataclass(frozen=True)
+class Hungry(Activations):
+    """Takes, for a moment, the memory of 4096 inputs: more than the model and all that it does."""
+
+    name = "test-hungry"
+
+    def change_input(self, read: Tensor) -> Tensor:
+        return read.repeat(4096, 1, 1)[: len(read)] * 1
+
+
+def test_estimates_of_memory_count_what_they_take(tiny_folder: Path) -> None:
+    base, small = pretrained(str(tiny_folder), "float32"), Training(micro_batch=2, batch_size=2)
+    hungry = Attach(base, (Hungry(),))
+    for stage in (build_training(base, small, 2, student=hungry), build_scoring(hungry)):
+        estimate = estimate_memory(stage)
+        assert estimate is not None and estimate.total > 4096 * 4 * 64 * 4  # inputs of 64 channels
