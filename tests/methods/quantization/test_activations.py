@@ -253,11 +253,12 @@ def test_a_recipe_gives_them_to_its_student_alone(tiny_folder: Path) -> None:
     assert not _attached(plain.build(base, 0))
     assert Recipe(format=FullPrecision()).is_reference
     assert not Recipe(format=FullPrecision(), attach=both).is_reference
-    told = {"data.length": 64, "data.text": "testbed", "attach": both}
+    told = {"data.length": 64, "data.text": "testbed", "attach": ["activations", "kv-cache"]}
     told |= {"init": {"name": "clip", "text": "testbed"}}
     root = configure(METHODS.find("bitdistiller").method, told).build(base, 0)
     train = next(stage for stage in closure([root]) if stage.kind == "train")
     (given,) = _attached(root)
+    assert given.attachments == both  # type: ignore[attr-defined]
     assert train.student is given and given.model.kind == "clipped"  # type: ignore[attr-defined]
     assert not _attached(train.teacher) and not _attached(train.tokens)  # type: ignore[attr-defined]
     for step in replace(plain, attach=both).steps(base, 0):
