@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy import special
 
 from reports.numbers import stats
 from reports.numbers.columns import Column, format_number
@@ -42,6 +42,8 @@ from reports.numbers.variance import (
 from reports.reading.items import Items
 
 ALPHA = 0.05
+MOST = 100  # numbers of a group that are tested against each other: with 4,950 tests a column
+_PAIRS_AT_ONCE = 2000
 MCNEMAR = "McNemar's exact test over items"
 SIGN_FLIP = "a sign-flip test over items"
 SEEDS = "a t-test over seeds and items"
@@ -145,6 +147,8 @@ def _place_by_digits(
         best = len(group) > 1 and shown[place] == order[0]
         second = len(group) > 2 and alone and shown[place] == order[1]
         why = _explain(entry) if len(group) > 1 else "alone in its group"
+        if len(group) > MOST:
+            why = f"more than {MOST} in its group"
         yield place, replace(entry, best=best, second=second, untested=why)
 
 
@@ -153,48 +157,78 @@ def _explain(entry: Entry) -> str:
 
 
 def _test_pairs(group: _Group, column: Column) -> Iterator[_Test]:
-    """Each two numbers that have the same items."""
+    """Each two numbers that have the same items; none where they are too many."""
+    if len(group) > MOST:
+        return
     means = {place: _compute_means(entry.items) for place, entry in group.items()}
     squares = sum(float(((m - m.mean()) ** 2).sum()) for m in means.values() if len(m))
     df = sum(max(len(each) - 1, 0) for each in means.values())
     seeds = squares / df if df else 0.0
-    for left, right in combinations(group, 2):
-        ours, theirs = group[left], group[right]
-        if not have_same_items([ours.items, theirs.items]) or not ours.items or not theirs.items:
+    for places in _split_by_items(group):
+        pairs = np.array(list(combinations(range(len(places)), 2)))
+        if not len(pairs):
             continue
-        ahead = means[left].mean() - means[right].mean()
-        better, worse = (left, right) if (ahead > 0) == column.higher else (right, left)
-        part = seeds * sum(1 / len(e.items) for e in (ours, theirs) if not e.fixed)
-        p, name = _test(ours.items, theirs.items, part, df)
-        one_seed = not df and not (ours.fixed and theirs.fixed)
-        yield _Test(better, worse, p, name, one_seed)
+        entries = [group[place] for place in places]
+        scores = np.array([means[place].mean() for place in places])
+        over_seeds = np.array([0.0 if e.fixed else seeds / len(e.items) for e in entries])
+        parts = over_seeds[pairs].sum(1)
+        for (left, right), (p, name) in zip(pairs, _test(entries, pairs, parts, df), strict=True):
+            is_first_better = (scores[left] - scores[right] > 0) == column.higher
+            better, worse = (left, right) if is_first_better else (right, left)
+            one_seed = not df and not (entries[left].fixed and entries[right].fixed)
+            yield _Test(places[better], places[worse], p, name, one_seed)
 
 
-def _test(ours: Models, theirs: Models, seeds: float, df: int) -> tuple[float, str]:
-    """p of equal expected scores, and the name of the test; `seeds`: the variance over seeds.
+def _split_by_items(group: _Group) -> list[list[_Place]]:
+    """The numbers whose items are known, those with the same ones together."""
+    parts: list[list[_Place]] = []
+    for place, entry in group.items():
+        if entry.items:
+            for part in parts:
+                if have_same_items([group[part[0]].items, entry.items]):
+                    part.append(place)
+                    break
+            else:
+                parts.append([place])
+    return parts
 
-    With seeds, never below the p over items alone.
+
+def _test(
+    entries: Sequence[Entry], pairs: np.ndarray, seeds: np.ndarray, df: int
+) -> list[tuple[float, str]]:
+    """p of equal expected scores of each of `pairs` (P, 2), and the name of the test.
+
+    The entries have the same items. seeds: (P,) the variance of the difference over seeds; with
+    it never below the p over items alone.
     """
-    pairs = list(zip(average_models(ours), average_models(theirs), strict=True))
-    differences = [
-        mine.weight / len(mine.scores) * (mine.scores - other.scores) for mine, other in pairs
-    ]
-    over_items = stats.sign_flip(np.concatenate(differences))
-    if seeds == 0:
-        binary = len(pairs) == 1 and all(np.isin(i.scores, (0, 1)).all() for i in pairs[0])
-        return over_items, MCNEMAR if binary else SIGN_FLIP
-    items = compute_item_variance([ours, theirs], paired=False)
-    contrast = np.array([1.0, -1.0])
-    combined = combine(
-        items=float(contrast @ items.total @ contrast),
-        item_df=float(items.df[0, 1]),
-        shared=float(contrast @ items.shared @ contrast),
-        seeds=seeds,
-        seed_df=df,
+    averages = [average_models(entry.items) for entry in entries]
+    scores = [np.array([each[b].scores for each in averages]) for b in range(len(averages[0]))]
+    weighed = np.concatenate(
+        [b.weight / len(b.scores) * s for b, s in zip(averages[0], scores, strict=True)], axis=1
     )
-    difference = math.fsum(float(each.sum()) for each in differences)
-    over_both = 2 * float(scipy_stats.t.sf(abs(difference) / combined.error, combined.df))
-    return max(over_items, over_both), SEEDS
+    binary = [len(each) == 1 and bool(np.isin(each[0].scores, (0, 1)).all()) for each in averages]
+    items = compute_item_variance([entry.items for entry in entries], paired=False)
+    tests = []
+    for first in range(0, len(pairs), _PAIRS_AT_ONCE):
+        part = pairs[first : first + _PAIRS_AT_ONCE]
+        differences = weighed[part[:, 0]] - weighed[part[:, 1]]
+        over_items = stats.sign_flips(differences)
+        for (i, j), p, own, difference in zip(
+            part, over_items, seeds[first:], differences.sum(1), strict=False
+        ):
+            if own == 0:
+                tests.append((float(p), MCNEMAR if binary[i] and binary[j] else SIGN_FLIP))
+                continue
+            combined = combine(
+                items=float(items.total[i, i] + items.total[j, j] - 2 * items.total[i, j]),
+                item_df=float(items.df[i, j]),
+                shared=float(items.shared[i, i] + items.shared[j, j]),
+                seeds=float(own),
+                seed_df=df,
+            )
+            over_both = 2 * float(special.stdtr(combined.df, -abs(difference) / combined.error))
+            tests.append((max(float(p), over_both), SEEDS))
+    return tests
 
 
 def _compute_means(models: Models) -> np.ndarray:

@@ -79,7 +79,8 @@ def make_index(lines: Iterable[tuple[str, RowItems]], rows: pd.DataFrame) -> Ite
     Raises ReportError for items that do not give the value of their row.
     """
     by_row: dict[Key, Items] = {}
-    values = {get_key(row): row for row in rows.to_dict("records")}
+    told = rows[[*ITEM_KEY, "aggregation", "value"]]  # few columns: there may be 10,000 rows
+    values = {get_key(row): row for row in told.to_dict("records")}
     for where, line in lines:
         scores = np.asarray(line.scores, np.float64)
         numbers = np.arange(len(scores)) if line.items is None else np.asarray(line.items, np.int64)

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
 from reports.numbers.entries import Entry
-from reports.numbers.ranking import MCNEMAR, SEEDS, SIGN_FLIP
+from reports.numbers.ranking import MCNEMAR, MOST, SEEDS, SIGN_FLIP
 from reports.numbers.summary import Summary
 from reports.numbers.variance import average_models
 from tests.support.synthetic_grids import TASKS, measured, row, summary_of, write
@@ -209,3 +209,16 @@ def test_a_median_is_not_compared(tmp_path: Path) -> None:
     median = found(summary, "M")
     assert median.mean == pytest.approx(np.mean(worse(9)))
     assert (median.sd, median.p, summary.comparisons) == (None, None, 0)
+
+
+def test_of_very_many_none_is_tested_and_each_says_so(tmp_path: Path) -> None:
+    """With a pair for each two, 250 methods would take 31,125 tests a column."""
+    rows, items = [], []
+    for number in range(MOST + 1):
+        made, line = measured([1.0, 0.0] * 5, label=f"m{number}", task="task_0")
+        rows.append(made)
+        items.append(line)
+    table = summary_of(write(tmp_path, rows, items=items))
+    entries = [entry for each in table.rows for entry in each.entries if entry]
+    assert {entry.untested for entry in entries} == {f"more than {MOST} in its group"}
+    assert all(entry.rank is None for entry in entries)

@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import optimize
 from scipy import stats as scipy_stats
 from statsmodels.stats.weightstats import DescrStatsW
 
@@ -14,6 +15,7 @@ from reports.numbers.stats import (
     bootstrap,
     holm,
     sign_flip,
+    sign_flips,
     standard_error,
     t_interval,
     task_interval,
@@ -135,3 +137,36 @@ def test_holm_by_hand() -> None:
     with_nan = holm([0.01, math.nan, 0.04])
     assert with_nan[::2] == pytest.approx((0.02, 0.04)) and math.isnan(with_nan[1])
     assert holm([]) == () and math.isnan(holm([math.nan])[0])
+
+
+def test_intervals_of_seeds_are_scipys() -> None:
+    values = np.random.default_rng(3).normal(0.3, 1, 7)
+    theirs = scipy_stats.ttest_1samp(values, 0.0)
+    low, high = theirs.confidence_interval(0.95)
+    found = t_interval(values)
+    assert (found.low, found.high, found.p) == pytest.approx((low, high, theirs.pvalue), rel=1e-9)
+    assert standard_error(values) == pytest.approx(scipy_stats.sem(values))
+    assert math.isnan(t_interval([0.0, 1e-200]).low)  # whose squares are 0
+
+
+def test_many_sums_are_flipped_at_once_as_one_by_one() -> None:
+    """Against the tilt by scipy's root finder, row by row."""
+    generator = np.random.default_rng(4)
+    rows = generator.normal(generator.normal(0, 0.4, (40, 1)), 1, (40, 60))
+    rows[:, 50:] = 0
+    found = sign_flips(rows)
+    for row, p in zip(rows, found, strict=True):
+        sizes = np.abs(row[row != 0]) / np.abs(row).max()
+        total = abs(row.sum()) / np.abs(row).max() - sizes.min()
+        if total <= 0:
+            assert p == 1
+            continue
+        tilt = optimize.brentq(lambda t, s=sizes, x=total: (s * np.tanh(t * s)).sum() - x, 0, 1e6)
+        cumulant = np.log(np.cosh(tilt * sizes)).sum()
+        root = math.sqrt(2 * (tilt * total - cumulant))
+        scale = tilt * math.sqrt((sizes**2 / np.cosh(tilt * sizes) ** 2).sum())
+        tail = 2 * scipy_stats.norm.sf(root + math.log(scale / root) / root)
+        assert p == pytest.approx(min(1.0, tail), rel=1e-6)
+    every = np.array([[1.0, 2, 3], [1, 1, 1], [0, 0, 0], [1, math.nan, 2]])
+    assert list(sign_flips(every)[:3]) == [sign_flip(row) for row in every[:3]]
+    assert math.isnan(sign_flips(every)[3])
