@@ -148,7 +148,8 @@ def folders(store: Store) -> list[Path]:
         return []
     except OSError as error:
         raise StoreError(f"{store.root / 'launches'} cannot be read: {error.strerror}") from None
-    return [store.root / "launches" / name for name in names if not name.startswith(".")]
+    paths = [store.root / "launches" / name for name in names if not name.startswith(".")]
+    return [path for path in paths if not os.path.isfile(path)]  # which is somebody's note
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import StoreError
-from harness.core.files import explained, read_json, write_json
+from harness.core.files import describe, explained, read_json, write_json
 from harness.core.scratch import Scratch
 
 HEARTBEAT_S = 10.0
@@ -125,13 +125,13 @@ class Claims:
         """The file system's clock. Raises StoreError where nothing can be written."""
         probe = self.folder / f".now.{secrets.token_hex(4)}"
         try:
-            with explained(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                probe.touch()
-                return probe.stat().st_mtime
-        except StoreError as error:
-            root = self.folder.parent
-            raise StoreError(f"the store {root} cannot be written: {error}") from error
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            return probe.stat().st_mtime
+        except OSError as error:
+            # Of the folder: nobody knows the probe.
+            why = describe(OSError(error.errno, error.strerror), self.folder)
+            raise StoreError(f"the store {self.folder.parent} cannot be written: {why}") from error
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink()

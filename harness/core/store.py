@@ -170,20 +170,23 @@ class Store:
         folder, facts = self.path(stage.key), manifest["value"]
         return kind.load(folder, facts) if hasattr(kind, "load") else facts
 
-    def check_files(self, key: str, manifest: Mapping[str, Any] | None = None) -> None:
-        """Raise Damaged where a file of a value is not the one that was written; from then on the
-        value is not there."""
-        manifest = self.manifest(key) if manifest is None else manifest
+    def check_files(
+        self, key: str, manifest: Mapping[str, Any] | None = None, only: str | None = None
+    ) -> None:
+        """Raise Damaged where a file of a value (all, or one) is not the one that was written; from
+        then on the value is not there."""
         try:
-            self._check_files(key, manifest)
+            self._check_files(key, manifest or self.manifest(key), only)
         except Damaged as error:
             if (found := self._read(key)) is not None:
                 self._found[key] = replace(found, fault=str(error))
             raise
 
-    def _check_files(self, key: str, manifest: Mapping[str, Any]) -> None:
+    def _check_files(self, key: str, manifest: Mapping[str, Any], only: str | None) -> None:
         digests = manifest.get("sha256", {})
         for name, size in manifest.get("files", {}).items():
+            if only not in (None, name):
+                continue
             path = self.path(key) / name
             if (fault := _find_fault(path, size)) is not None:
                 raise Damaged(fault, key)

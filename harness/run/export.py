@@ -14,6 +14,7 @@ import contextlib
 import gzip
 import json
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.definitions import ROOT
-from harness.core.errors import ReportError
+from harness.core.errors import ReportError, StoreError
 from harness.core.records import (
     NOT_RUN,
     SCHEMA,
@@ -39,6 +40,7 @@ from harness.grid import published
 from harness.run.plan import CellInfo, Plan
 from harness.run.states import check_scores, explain_staleness, find_states, standing_failure
 
+CURVE = "metrics.jsonl"
 _CURVE_FIELDS = {each.name for each in fields(CurvePoint)}
 
 
@@ -174,13 +176,27 @@ def _curves(plan: Plan, store: Store) -> Iterator[CurvePoint]:
         if bits is None:
             continue
         for key in plan.upstream(cell.model):
-            metrics = store.path(key) / "metrics.jsonl"
-            if key in exported_keys or not metrics.exists():
+            if key in exported_keys or not (store.path(key) / CURVE).exists():
                 continue
             exported_keys.add(key)
-            for line in metrics.read_text().splitlines():
-                step = {n: fact for n, fact in json.loads(line).items() if n in _CURVE_FIELDS}
-                yield CurvePoint(**asdict(_facts(cell)), bits=bits, **step)
+            try:
+                steps = _read_curve(store, key)
+            except StoreError as error:
+                warnings.warn(f"no curve of {cell.id}: {error}", stacklevel=1)
+                continue
+            for step in steps:
+                known = {name: fact for name, fact in step.items() if name in _CURVE_FIELDS}
+                yield CurvePoint(**asdict(_facts(cell)), bits=bits, **known)
+
+
+def _read_curve(store: Store, key: str) -> list[dict[str, Any]]:
+    """The log of a training, a line a step. Raises StoreError where it is not what was written."""
+    path = store.path(key) / CURVE
+    store.check_files(key, only=CURVE)
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from None
 
 
 def _diagnostics(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from harness.core.claims import Claims
 from harness.core.errors import Damaged, StoreError
 from harness.core.store import Store
-from harness.run import states
+from harness.run import export, states
 from harness.run.plan import Plan
 from harness.run.runner import run
 from tests.support.toys import toy_plan
@@ -177,3 +178,19 @@ def test_what_another_runner_has_healed_is_not_thrown_away(
     assert seen == [made]
     assert (outcome.computed, outcome.failed) == ([score], [])
     assert not (store.root / "trash").exists()
+
+
+def test_a_damaged_log_costs_its_curve_and_no_row(
+    store: Store, plan: Plan, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    run(plan, store, Silent())
+    log = store.path(_find_made(plan)) / "metrics.jsonl"
+    times, content = log.stat(), log.read_bytes()
+    log.write_bytes(content.replace(b"2.5", b"7.5"))  # JSON all the same
+    os.utime(log, ns=(times.st_atime_ns, times.st_mtime_ns))
+    export.export(plan, Store(store.root), tmp_path / "out")
+    curves = (tmp_path / "out" / "curves.jsonl").read_text()
+    assert (curves.count('"loss": 2.5'), curves.count("7.5")) == (3, 0)
+    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 8
+    (warning,) = recwarn
+    assert f"no curve of {plan.cells[0].id}: {log} is not what was written" in str(warning.message)
