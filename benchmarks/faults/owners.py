@@ -20,7 +20,8 @@ from pathlib import Path
 from benchmarks.faults.calls import count_calls, strike
 from benchmarks.faults.trial import Ground, Process, Result, Trial, join
 
-DEAD = {"host": "elsewhere", "place": "elsewhere", "pid": 1, "started": 1.0, "token": "0badcafe"}
+TOKEN = "0badcafe"
+DEAD = {"host": "elsewhere", "place": "elsewhere", "pid": 1, "started": 1.0, "token": TOKEN}
 
 
 def estrange(store: Path, pid: int | None = None, age_s: float = 1000.0) -> int:
@@ -122,9 +123,10 @@ def _leave_dead(trial: Trial) -> None:
     shutil.rmtree(trial.store.path(names["score one 0"]))
     here = json.dumps({**DEAD, "host": os.uname().nodename})
     for number, key in enumerate(names.values()):
-        for folder in (trial.store.root / "work" / key, trial.store.root / "drafts" / f"{key}.ab"):
-            folder.mkdir(parents=True)
-            (folder / "model.draft").write_bytes(b"half")
+        draft = trial.store.root / "work" / key / TOKEN / "value.draft"
+        draft.mkdir(parents=True)
+        (draft / "model.safetensors").write_bytes(b"half")
+        draft.with_name("checkpoint-2.draft").write_bytes(b"half")
         (trial.store.root / "claims").mkdir(exist_ok=True)
         claim = trial.store.root / "claims" / f"{key}.{number}"
         claim.write_text(here if number % 2 else json.dumps(DEAD))
@@ -133,7 +135,7 @@ def _leave_dead(trial: Trial) -> None:
 
 def count_left(store: Path) -> dict[str, int]:
     """What is neither a value nor a plan, by folder."""
-    kinds = ("claims", "drafts", "work", "failures")
+    kinds = ("claims", "work", "failures")
     return {kind: len(list((store / kind).glob("*"))) for kind in kinds}
 
 
