@@ -90,10 +90,11 @@ def _go_offline(path: Path) -> None:
 def open_store(arguments: argparse.Namespace) -> Store:
     """The store that is meant; it need not exist yet. Raises StoreError if it cannot be read."""
     store = Store.at(str(arguments.store)) if arguments.store else Store.default()
-    try:
-        os.scandir(store.root).close()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise StoreError(f"the store {store.root} cannot be read: {error.strerror}") from error
+    for folder in (store.root, store.root / "values"):  # else each value has a line of its own
+        try:
+            os.scandir(folder).close()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StoreError(f"the store {folder} cannot be read: {error.strerror}") from error
     return store

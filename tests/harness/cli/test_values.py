@@ -120,3 +120,16 @@ def test_one_broken_plan_costs_verify_nothing_and_gc_one_line(
     assert main(["gc", "--store", str(store.root)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bitgrid: {broken} cannot be read (")
+
+
+@pytest.mark.parametrize("name", ["status", "run", "report", "verify", "gc"])
+def test_a_store_whose_values_cannot_be_read_is_one_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, grid = tmp_path / "store", tmp_path / "toy.yaml"
+    grid.write_text("# Do toys work?\n")
+    store.mkdir()
+    (store / "values").write_text("no folder")
+    assert main([name, *([] if name == "gc" else [str(grid)]), "--store", str(store)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"bitgrid: the store {store / 'values'} cannot be read: Not a directory"
