@@ -57,7 +57,7 @@ class Recipe(Method):
     def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
         self.rounding.check(self.format)
         for name, (_, in_features) in layers.items():
-            self.format.check(name, in_features)
+            self.format.of(name).check(name, in_features)
 
     def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
         student = self._build_start(base)

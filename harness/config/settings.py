@@ -34,14 +34,26 @@ def list_settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object
     Of a list of components, a path has the value of the first that has such a field.
     """
     assert dataclasses.is_dataclass(thing)
+    own = set()
     for field in dataclasses.fields(thing):
         held = getattr(thing, field.name)
         yield prefix + field.name, held
+        own.add(prefix + field.name)
         inside: dict[str, object] = {}
         for part in held if isinstance(held, tuple) else (held,):
             if dataclasses.is_dataclass(part) and not isinstance(part, type):
                 inside = dict(list_settings(part, f"{prefix}{field.name}.")) | inside
         yield from inside.items()
+    if (stand_in := _find_stand_in(thing)) is not None:
+        for path, held in list_settings(stand_in, prefix):
+            if path not in own:
+                yield path, held
+
+
+def _find_stand_in(held: object) -> object:
+    """The component inside of `held` of which is said what `held` lacks; None where none is."""
+    name = held.stands_in if isinstance(held, Component) else None
+    return None if name is None else getattr(held, name)
 
 
 def describe_setting(held: object, is_inside: bool = False) -> str:
@@ -120,6 +132,10 @@ def _list_owners(cls: Any, path: str) -> Iterator[tuple[Any, str]]:
     hints = field_types(cls)
     if head in hints and not rest:
         yield cls, head
+    if head not in hints and _is_component(cls) and cls.stands_in is not None:
+        for choice in _list_below(hints[cls.stands_in]):
+            if choice is not cls:
+                yield from _list_owners(choice, path)
     for choice in _list_below(hints[head]) if head in hints and rest else ():
         yield from _list_owners(choice, rest)
 
@@ -174,10 +190,15 @@ def _lay(held: object, cls: Any, settings: Mapping[str, Any], prefix: str = "") 
     """Data for a `cls`: what it has in common with `held`, and `settings` over that."""
     hints = field_types(cls)
     data = {name: getattr(held, name) for name in hints if _is_shared(held, cls, name)}
+    stands_in = cls.stands_in if _is_component(cls) else None
+    if stands_in is not None and stands_in not in data and isinstance(held, Component):
+        data[stands_in] = held
     wholes: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
     for path, value in settings.items():
         head, _, rest = str(path).partition(".")
+        if head not in hints and stands_in is not None:
+            head, rest = stands_in, str(path)
         if head not in hints:
             hint = nearest(head, hints, prefix)
             raise SettingError(f"{f'{prefix}{path}'!r} is unknown; {hint}", f"{prefix}{path}")
@@ -273,7 +294,9 @@ def _lay_component(
         cls: Any = type(held) if name is _KEEP else family.find(name)
     except SettingError as error:
         raise SettingError(f"{where}: {error}", where) from None
-    fields = _lay(held, cls, parts, f"{where}.")
+    stand_in = _find_stand_in(held)
+    before = held if stand_in is None or type(held) is cls else stand_in
+    fields = _lay(before, cls, parts, f"{where}.")
     return {"name": cls.own_name(), **fields} if family.is_chosen_by_name() else fields
 
 
@@ -319,7 +342,9 @@ def is_redefined(thing: object, path: str, before: object) -> bool:
 
 def _differs(held: object, other: object, name: str) -> bool:
     """Whether a default of `held` is its own, rather than its bases' or that of `other`."""
-    if not isinstance(held, Component) or name not in _list_defaults(type(held)):
+    while isinstance(held, Component) and name not in _list_defaults(type(held)):
+        held = _find_stand_in(held)
+    if not isinstance(held, Component):
         return False
     bases = [base for base in type(held).__mro__[1:] if dataclasses.is_dataclass(base)]
     same = (dataclasses.MISSING, _find_default(type(held), name))

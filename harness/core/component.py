@@ -14,18 +14,22 @@ grid's settings become components (`harness.config.settings`), what goes into a 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from abc import ABC
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar, cast
 
 import pydantic
 from pydantic_core import core_schema
 
-from harness.core.checked import Checked, forget_adapters
+from harness.core.checked import Checked, field_types, forget_adapters
 from harness.core.errors import BitgridError, CollisionError, SettingError, nearest
-from harness.core.scalars import fit_scalars
+from harness.core.frozen import FrozenMapping, freeze
+from harness.core.scalars import fit_scalars, forget_text
+
+C = TypeVar("C")
 
 _members: dict[str, dict[str, type[Component]]] = {}  # by family and name
 # Whose schema is being made: as one of several, and as a choice of several.
@@ -42,6 +46,9 @@ class Component(Checked, ABC):
     """
 
     name: ClassVar[str]
+    # A field of the own family that takes the place of the component which this one replaces in a
+    # grid: what is said of the family in general, and this one lacks, is said of that one.
+    stands_in: ClassVar[str | None] = None
     _family: ClassVar[str]
 
     def __init_subclass__(cls, family: str | None = None) -> None:
@@ -189,11 +196,47 @@ class Component(Checked, ABC):
         cls.find(data["name"])
         try:
             return validate(data)
+        except SettingError:  # with the path of what does not fit
+            raise
         except BitgridError as error:  # of several fields that do not fit each other
             raise ValueError(str(error)) from error
 
 
-C = TypeVar("C")
+class Changes(FrozenMapping[Any]):
+    """What a grid says of a component without naming it: the fields in which it differs from
+    another one, which whoever holds the changes has."""
+
+    def apply(self, to: C) -> C:
+        """The other one with these fields. Raises SettingError where it has no such field, or does
+        not take the value."""
+        cls: Any = type(to)
+        names = field_types(cls)
+        for name in self:
+            if name not in names:
+                kind = getattr(to, "name", cls.__name__)
+                raise SettingError(f"{kind!r} has no such field; {nearest(name, names)}", name)
+        changed: Any = to
+        return cast(C, dataclasses.replace(changed, **self))
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: pydantic.GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(cls._read)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: pydantic.GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "object", "not": {"required": ["name"]}}
+
+    @classmethod
+    def _read(cls, value: Any) -> Changes:
+        if isinstance(value, Changes):
+            return value
+        if not isinstance(value, Mapping) or "name" in value:
+            raise ValueError("should be a mapping of fields")
+        return cls(forget_text(freeze(value)))
 
 
 class _OneOrMore:

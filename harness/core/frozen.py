@@ -46,6 +46,8 @@ class FrozenMapping(Mapping[str, V]):
 
 def freeze(value: Any) -> Any:
     """`value` with frozen mappings for mappings, in tuples and mappings too."""
+    if isinstance(value, FrozenMapping):
+        return value
     if isinstance(value, Mapping):
         return FrozenMapping({str(key): freeze(part) for key, part in value.items()})
     return tuple(map(freeze, value)) if type(value) is tuple else value

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pydantic
 
-from harness.core.errors import nearest
+from harness.core.errors import SettingError, nearest
 from harness.core.scalars import Real, Whole, read_scalar
 
 Where: TypeAlias = tuple[str | int, ...]
@@ -94,12 +94,19 @@ def explain(
     if is_missing:
         return Misfit(place, f"{start}key {place[-1]!r} is missing")
     if kind == _OURS:
-        return Misfit(place, f"{start}{first['ctx']['error']}")
+        return _say_ours(first["ctx"]["error"], place, prefix)
     same = [each for where, each in complaints if where == place]
     limits = [each for each in same if each["type"] in _LIMITS]
     wanted = " or ".join(dict.fromkeys(map(_say_wanted, limits or same)))
     meant = _guess(first["input"], kind)
     return Misfit(place, f"{start}{show(first['input'])} should be {wanted}{meant}")
+
+
+def _say_ours(error: Exception, place: Where, prefix: str) -> Misfit:
+    """A complaint in its own words; what it says of a part inside has that part's path."""
+    inside = error.path if isinstance(error, SettingError) else ""
+    place = (*place, inside) if inside else place
+    return Misfit(place, f"{_begin(prefix, place)}{str(error).removeprefix(f'{inside}: ')}")
 
 
 def _guess(value: object, kind: str) -> str:

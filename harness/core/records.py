@@ -64,7 +64,9 @@ class Precision:
     """What the weights of an evaluated model were rounded to, and what it does while it runs."""
 
     format: Annotated[str | None, "number format of the weights; `none` for the reference"]
-    bits: Annotated[float, "nominal bits of a weight; 16 for the reference"]
+    bits: Annotated[
+        float, "nominal bits of a weight, their mean where layers differ; 16 for the reference"
+    ]
     group_size: Annotated[
         int | None,
         "weights that share a scale; 0: a whole row of the matrix (per channel); null: none do, as "
@@ -80,6 +82,11 @@ class Precision:
         float | None, "share of the weights of the blocks that was rounded; null: none, or unknown"
     ] = None
     kept: Annotated[str | None, "the weights of the blocks that were not rounded, by kind"] = None
+    ends: Annotated[
+        str | None,
+        "embeddings and head that were rounded too, with their bits, which `bits_per_weight` does "
+        "not count; null: they were not",
+    ] = None
     attachments: Annotated[
         str | None,
         "what the model does while it runs, in order: `A8KV4` rounds activations to 8 bits and its "

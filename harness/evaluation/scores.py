@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.core.errors import ModelError
 from harness.core.records import ItemScores, Precision, Score
-from harness.models import Model
+from harness.models import Model, find_ends
 
 EVALUATION_TOKENS = 16_384  # a batch: as many sequences as fit
 
@@ -58,13 +58,15 @@ def check_evaluable(model: Model) -> Model:
 
 
 def describe_precision(model: Model) -> Precision:
-    """What the weights of a model were rounded to, the coarsest where layers differ, and what it
-    does while it runs."""
-    kinds = sorted({(q.format, q.bits, q.group_size) for q in model.quantized.values()})
+    """What the weights of a model were rounded to, and what it does while it runs; where layers
+    differ the mean of their bits, and the largest of their groups."""
+    ends = find_ends(model.network)
+    inside = [record for name, record in model.quantized.items() if name not in ends]
+    kinds = sorted({(q.format, q.bits, q.group_size) for q in inside})
     formats = [format for format, _, _ in kinds] or ["none"]
     return Precision(
         format="+".join(dict.fromkeys(formats)),
-        bits=max((bits for _, bits, _ in kinds), default=16),
+        bits=model.nominal_bits(),
         # 0, a whole row of the matrix, is the largest.
         group_size=max((size for _, _, size in kinds), key=lambda size: size or math.inf)
         if kinds
@@ -73,6 +75,7 @@ def describe_precision(model: Model) -> Precision:
         dtype=str(model.network.dtype).removeprefix("torch."),
         rounded=model.rounded_share() if kinds else None,
         kept=", ".join(model.list_kept()) or None if kinds else None,
+        ends=model.describe_ends(),
         attachments="".join(each.label for each in model.attachments) or None,
     )
 

@@ -255,31 +255,40 @@ def _configure(
             raise document.error(document.descend(where, inside), str(error)) from None
         if path in varied:
             shown[path] = _show(settings[path], dict(list_settings(method))[path])
-    method = _lay_lists_again(document, method, settings, axis_of, kept)
+    method, overruled = _lay_own_again(method, settings, axis_of, kept)
+    for path in overruled:
+        if contender.main:
+            message = f"{path!r} is said by what {path.rpartition('.')[0]!r} holds itself"
+            raise document.error(("vary", axis_of[path]), message)
+        shown.pop(path, None)
     in_order = {path: shown[path] for path in varied if path in shown}
     taken = {path for path in defaults if ("defaults", path) not in kept}
     return Configured(method, in_order, {axis_of[path] for path in shown}, taken, kept)
 
 
-def _lay_lists_again(
-    document: Document,
+def _lay_own_again(
     method: Method,
     settings: Mapping[str, Any],
     axis_of: Mapping[str, str],
     kept: Mapping[tuple[str, str], str],
-) -> Method:
-    """The method, where what a list says of a member wins over what is said of all members."""
+) -> tuple[Method, list[str]]:
+    """The method, where what a list says of a member wins over what is said of all members, and
+    what is said of a part that stands in for its kind over what is said of the kind; and the
+    varied settings over which something won."""
+    overruled = []
     passed_over = {path for _, path in kept}
     for above, value in settings.items():
+        held = dict(list_settings(method)).get(above)
+        stands_in = isinstance(held, Component) and held.stands_in is not None
         has_parts = isinstance(value, list) and any(isinstance(each, Mapping) for each in value)
-        if not has_parts or above in passed_over or above not in dict(list_settings(method)):
+        has_parts |= isinstance(value, Mapping) and stands_in
+        if not has_parts or held is None or above in passed_over:
             continue
         method = configure(method, {above: value})
         for path in (path for path in axis_of if path.startswith(f"{above}.")):
             if configure(method, {path: settings[path]}) != method:
-                message = f"{path!r} is said by a member of the list {above!r} itself"
-                raise document.error(("vary", axis_of[path]), message)
-    return method
+                overruled.append(path)
+    return method, overruled
 
 
 def _find_origin(

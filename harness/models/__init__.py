@@ -9,7 +9,7 @@ from harness.models.devices import device
 from harness.models.finite import are_distributions, find_first_broken, run_finite
 from harness.models.footprint import PROCESS_GIB, host_gib, weights_gib
 from harness.models.integrity import check_applied
-from harness.models.layers import Matrix, Quantized, matrices, survey
+from harness.models.layers import Matrix, Quantized, find_ends, matrices, survey
 from harness.models.local import FolderModel
 from harness.models.model import DTYPES, Model, read_model
 from harness.models.parts import (
@@ -58,6 +58,7 @@ __all__ = [
     "device",
     "find_attachments",
     "find_cache_name",
+    "find_ends",
     "find_first_broken",
     "find_pretrained",
     "find_text_model",

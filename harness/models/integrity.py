@@ -28,7 +28,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from harness.core.errors import ModelError
 from harness.core.fingerprint import Fingerprint, digest_tensor
 from harness.models.attachments import Attachment, describe_attached, is_of_attachment
-from harness.models.layers import Quantized, survey
+from harness.models.layers import Quantized, find_ends, survey
 from harness.models.reading import find_class
 
 
@@ -167,10 +167,10 @@ def check_rounded(model: Holder) -> None:
             raise ModelError(f"{name} has NaN or Inf")
     if model.latent:
         return
-    matrices = survey(model.network).matrices
+    matrices = survey(model.network).matrices | find_ends(model.network)
     for name, record in model.quantized.items():
         if name not in matrices:
-            raise ModelError(f"`quantized` has a layer {name!r}, which the blocks do not have")
+            raise ModelError(f"`quantized` has a layer {name!r}, which the model has not")
         if record.bits_per_weight < record.bits:
             raise ModelError(
                 f"layer {name}: {record.bits_per_weight:g} bits a weight, scales counted, is less "

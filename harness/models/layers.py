@@ -140,10 +140,23 @@ class Survey:
 def matrices(network: PreTrainedModel) -> dict[str, Matrix]:
     """The matrices inside the decoder blocks, by name, in order: what is quantised.
 
-    Embeddings and the head lie outside the blocks and stay in 16 bits, as in every method compared.
+    Embeddings and the head lie outside the blocks (`find_ends`) and stay in 16 bits, as in every
+    method compared, unless a format names them.
     Raises ModelError where there are none, and where a parameter is of no kind that is known.
     """
     return survey(network).matrices
+
+
+def find_ends(network: PreTrainedModel) -> dict[str, Matrix]:
+    """The embedding of tokens and the head, by name: (V, D) each. Tied ones are two names of one
+    parameter. They are rounded only where a format names them."""
+    named = {id(module): name for name, module in network.named_modules()}
+    ends = [network.get_input_embeddings(), network.get_output_embeddings()]
+    return {
+        named[id(module)]: Matrix(named[id(module)], module)
+        for module in ends
+        if id(module) in named and isinstance(module, nn.Embedding | nn.Linear)
+    }
 
 
 def survey(network: PreTrainedModel) -> Survey:

@@ -29,7 +29,7 @@ from harness.core.stage import identify, read_component
 from harness.models.attachments import Attachment
 from harness.models.devices import device, is_kept_on_host
 from harness.models.integrity import check_kept, check_rounded, fingerprint_model
-from harness.models.layers import Quantized, survey
+from harness.models.layers import Quantized, find_ends, survey
 from harness.models.parts import count_vocabulary, find_blocks, read_context
 from harness.models.reading import explained, find_class, read_tokenizer
 from harness.models.sizes import bounded
@@ -95,6 +95,16 @@ class Model:
         )
         return bits / sum(tensor.numel() for tensor, _ in weights)
 
+    def nominal_bits(self) -> float:
+        """Bits of a code; where matrices of the blocks differ, the mean over their weights, in
+        hundredths, with 16 for those that were not rounded."""
+        found = survey(self.network).matrices
+        bits = {n: self.quantized[n].bits if n in self.quantized else 16 for n in found}
+        if len(set(bits.values())) == 1:
+            return next(iter(bits.values()))
+        sizes = {name: matrix.stored.numel() for name, matrix in found.items()}
+        return round(sum(sizes[n] * bits[n] for n in found) / sum(sizes.values()), 2)
+
     def rounded_share(self) -> float:
         """Of all weights of the blocks, the share that was rounded."""
         weights = self._weights()
@@ -108,6 +118,28 @@ class Model:
         left += [name.removesuffix(".weight") for name in found.kept]
         kinds = [name.removeprefix(f"{find_blocks(self.network)[0]}.") for name in left]
         return sorted({".".join(p for p in kind.split(".") if not p.isdigit()) for kind in kinds})
+
+    def describe_ends(self) -> str | None:
+        """Embeddings and head that were rounded, which no other figure here counts; None where they
+        were not."""
+        ends = find_ends(self.network)
+        done = {name: self.quantized[name] for name in ends if name in self.quantized}
+        if not done:
+            return None
+        # Tied ones are one parameter.
+        sizes = {id(ends[name].stored): (ends[name].stored.numel(), done[name]) for name in done}
+        parts = [
+            (t.numel(), d.bits_per_weight if d else 8.0 * t.element_size())
+            for t, d in self._weights()
+        ]
+        parts += [(count, each.bits_per_weight) for count, each in sizes.values()]
+        mean = math.fsum(count * bits for count, bits in parts) / sum(count for count, _ in parts)
+        each = [
+            f"{name} to {one.format} of {one.bits} bits, {one.bits_per_weight:.4g} a weight"
+            for name, one in done.items()
+        ]
+        tied = " (one parameter)" if len(sizes) < len(done) else ""
+        return f"{'; '.join(each)}{tied}; {mean:.4g} a weight with the blocks"
 
     def _weights(self) -> list[tuple[Tensor, Quantized | None]]:
         """The weights of the blocks, and what they were rounded to."""

@@ -36,6 +36,7 @@ from harness.core.stage import Input, Resources, Stage, value
 from harness.data import Tokens, calibration
 from harness.models import Matrix, Model, host_gib, matrices
 from methods.quantization import clip
+from methods.quantization.by_layer import has_levels
 from methods.quantization.formats import Format, Grouped
 from methods.quantization.inits import Clip, Init, read_errors
 from methods.quantization.observing import observe
@@ -66,7 +67,7 @@ class AWQ(Init):
     clip: bool = False
 
     def origin(self, base: Stage[Model], format: Format) -> Stage[Model]:
-        if not isinstance(format, Grouped):
+        if not has_levels(format):
             return base
         tokens = calibration(base, self.text, self.sequences, self.length)
         return Scaled(base, ScaleSearch(base, tokens, format, self.grid, self.tokens))
@@ -117,7 +118,7 @@ class ScaleSearch(Stage[Scales]):
     on_host: ClassVar[bool] = True
     model: Input[Model]
     calibration: Input[Tokens]
-    format: Grouped
+    format: Format
     grid: int
     tokens: int
 
@@ -130,11 +131,10 @@ class ScaleSearch(Stage[Scales]):
         model.network.eval()
         readers, layers = find_foldable(model), matrices(model.network)
         for name in (name for group in readers.values() for name in group):
-            self.format.check(name, layers[name].in_features)
+            self.format.of(name).check(name, layers[name].in_features)
             if not bool(layers[name].stored.isfinite().all()):
                 raise ModelError(f"layer {name}: its weight has NaN or Inf")
-        # One group a row, whatever the format's: channels of all groups add up to an output.
-        rows = dataclasses.replace(self.format, group_size=0)
+        rows = as_rows(self.format)
         found: dict[str, Tensor] = {}
         tokens = value(self.calibration)
         for block in sequentially(model, tokens, work, quantized_inputs=False):
@@ -158,9 +158,10 @@ class ScaleSearch(Stage[Scales]):
         for seen in observe(block, {name: layers[name] for name in here}, rows, self.tokens):
             writer = here[seen.layers[0]]
             weights = [layers[name].weight for name in readers[writer]]
+            formats = [self.format.of(name) for name in readers[writer]]
             (root,) = seen.roots()
             sizes = seen.sizes / max(1, seen.seen)
-            exponent, before, after = search(weights, sizes, root[0], self.format, self.grid)
+            exponent, before, after = search(weights, sizes, root[0], formats, self.grid)
             if not math.isfinite(before):
                 raise ModelError(f"layer {seen.layers[0]}: its output error on the text overflows")
             tensors[f"{writer}.scales"] = balance_scales(sizes, exponent)
@@ -186,9 +187,15 @@ class Scaled(Stage[Model]):
         return fold(value(self.model), scales.layers, scales.scales)
 
 
+def as_rows(format: Format) -> Grouped:
+    """One group a row, whatever the format's: channels of all groups add up to an output."""
+    kind = next(each for each in format.kinds() if isinstance(each, Grouped))
+    return dataclasses.replace(kind, group_size=0)
+
+
 @torch.no_grad()
 def search(
-    weights: Sequence[Tensor], sizes: Tensor, root: Tensor, format: Grouped, grid: int
+    weights: Sequence[Tensor], sizes: Tensor, root: Tensor, formats: Sequence[Format], grid: int
 ) -> tuple[float, float, float]:
     """The best exponent for layers that share an input; of equal errors the smallest.
 
@@ -198,7 +205,7 @@ def search(
     device = weights[0].device
     project = root.mT.contiguous().to(device)
     jobs = [
-        partial(_error, weights, balance_scales(sizes, step / grid).to(device), project, format)
+        partial(_error, weights, balance_scales(sizes, step / grid).to(device), project, formats)
         for step in range(grid)
     ]
     errors = list(clip.each(jobs, device))
@@ -213,10 +220,12 @@ def balance_scales(sizes: Tensor, exponent: float) -> Tensor:
 
 
 @torch.no_grad()  # of its own: grad mode does not reach other threads
-def _error(weights: Sequence[Tensor], scales: Tensor, project: Tensor, format: Grouped) -> float:
+def _error(
+    weights: Sequence[Tensor], scales: Tensor, project: Tensor, formats: Sequence[Format]
+) -> float:
     """|(Q(W s)/s - W) X'|^2, summed over the layers; W s as the weight's dtype will hold it."""
     total = 0.0
-    for weight in weights:
+    for weight, format in zip(weights, formats, strict=True):
         for rows in weight.split(max(1, clip.at_once(weight.device.type) // weight.shape[1])):
             rounded = format.quantize((rows.float() * scales).to(rows.dtype)).float()
             total += float(((rounded / scales - rows) @ project).square_().sum())

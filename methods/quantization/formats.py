@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple, TypeAlias
 
@@ -78,6 +79,22 @@ class Format(Component, family="format"):
     @abstractmethod
     def check(self, layer: str, in_features: int) -> None:
         """Raise FormatError, naming the layer and what would fit it, where the groups do not."""
+
+    def of(self, layer: str) -> Format:
+        """The format of one layer, by its name: this one, unless it differs by layer."""
+        return self
+
+    def kinds(self) -> tuple[Format, ...]:
+        """All that `of` may give."""
+        return (self,)
+
+    def of_end(self, name: str) -> Format | None:
+        """The format of an embedding or a head, outside of the blocks; None: it stays as it is."""
+        return None
+
+    def check_names(self, layers: Collection[str], ends: Collection[str]) -> None:
+        """Raise FormatError where it names a layer that a model has not, inside its blocks or at
+        its ends."""
 
     def quantize_with_gradient(self, weight: Tensor) -> Tensor:
         """`quantize(weight)` exactly, through which gradients pass as `pull_back` says."""

@@ -31,8 +31,9 @@ from harness.core.stage import Input, Resources, Stage, value
 from harness.data import Tokens, calibration
 from harness.models import Matrix, Model, host_gib, matrices
 from methods.quantization import clip
+from methods.quantization.by_layer import group_by_format, has_levels
 from methods.quantization.formats import Format, Grouped
-from methods.quantization.observing import observe
+from methods.quantization.observing import observe_by_format
 from methods.quantization.walking import Block, sequentially
 
 
@@ -77,7 +78,7 @@ class Clip(Init):
     tokens: Count = 512
 
     def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
-        if not isinstance(format, Grouped):
+        if not has_levels(format):
             return base
         tokens = calibration(base, self.text, self.sequences, self.length)
         steps = max(1, math.floor(self.shrink * self.grid + 1e-9))  # 0.55 * 20 is below 11 or not
@@ -123,7 +124,7 @@ class ClipSearch(Stage[Ranges]):
     on_host: ClassVar[bool] = True
     model: Input[Model]
     calibration: Input[Tokens]
-    format: Grouped
+    format: Format
     grid: int
     steps: int
     tokens: int
@@ -135,9 +136,11 @@ class ClipSearch(Stage[Ranges]):
     def run(self, work: Path) -> Ranges:
         model = value(self.model).fork()
         model.network.eval()
-        layers = clip.find_searchable(model)
+        searchable = clip.find_searchable(model)
+        searched = group_by_format(self.format, searchable).values()
+        layers = {name: searchable[name] for names in searched for name in names}
         for name, matrix in layers.items():
-            self.format.check(name, matrix.in_features)
+            self.format.of(name).check(name, matrix.in_features)
             if not bool(matrix.stored.isfinite().all()):
                 raise ModelError(f"layer {name}: its weight has NaN or Inf")
         found: dict[str, Tensor] = {}
@@ -154,14 +157,14 @@ class ClipSearch(Stage[Ranges]):
         """The ranges of a block's layers, and the sum of their errors: `<layer>.low` and so on."""
         layers = {name: searched[name] for name in block.layers if name in searched}
         found: dict[str, dict[int, tuple[Tensor, Tensor, float, float]]] = {}
-        for seen in observe(block, layers, self.format, self.tokens):
+        for format, seen in observe_by_format(block, layers, self.format, self.tokens):
             roots = seen.roots()
             for name in seen.layers:
                 weight = layers[name].weight
                 best = clip.search(
                     weight if seen.expert is None else weight[seen.expert],
                     roots,
-                    self.format,
+                    format,
                     self.grid,
                     self.steps,
                 )
@@ -193,13 +196,15 @@ class Clipped(Stage[Model]):
     stored: ClassVar[bool] = False
     model: Input[Model]
     ranges: Input[Ranges]
-    format: Grouped
+    format: Format
 
     def run(self, work: Path) -> Model:
         model, ranges = value(self.model).fork(latent=True), value(self.ranges)
         layers = matrices(model.network)
         for name in ranges.low:
+            format = self.format.of(name)
+            assert isinstance(format, Grouped)
             weight = layers[name].weight.detach()
             low, high = (side[name].to(weight.device) for side in (ranges.low, ranges.high))
-            layers[name].replace(clip.clamp(weight, self.format, low, high))
+            layers[name].replace(clip.clamp(weight, format, low, high))
         return model

@@ -32,8 +32,9 @@ from harness.models.dry_run import (
 )
 from harness.models.tensors import replace_parameters
 from methods.quantization import clip, observing, walking
-from methods.quantization.awq import ScaleSearch
-from methods.quantization.formats import Format, Grouped
+from methods.quantization.awq import ScaleSearch, as_rows
+from methods.quantization.by_layer import group_by_format
+from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
 from methods.quantization.rounding import Round, RoundBlocks, quantize_model
 from methods.quantization.walking import Block
@@ -50,13 +51,12 @@ def of_clip_search(stage: ClipSearch, gpus: int | None = None, device: str = "cu
 
 @estimate_memory.register
 def of_scale_search(stage: ScaleSearch, gpus: int | None = None, device: str = "cuda") -> Memory:
-    rows = dataclasses.replace(stage.format, group_size=0)
-    return _of_search(stage, rows, lambda model: matrices(model.network), device)
+    return _of_search(stage, as_rows(stage.format), lambda model: matrices(model.network), device)
 
 
 def _of_search(
     stage: ClipSearch | ScaleSearch,
-    format: Grouped,
+    format: Format,
     layers: Callable[[Model], dict[str, Matrix]],
     device: str,
 ) -> Memory:
@@ -66,8 +66,10 @@ def _of_search(
     def observe(block: Block) -> None:
         nonlocal observed
         here = {name: each for name, each in searched_layers.items() if name in block.layers}
-        seen = observing.observe(block, here, format, stage.tokens)
-        observed = max(observed, sum(each.nbytes for each in seen))
+        for kind, names in group_by_format(format, here).items():
+            layers_here = {name: here[name] for name in names}
+            seen = observing.observe(block, layers_here, kind, stage.tokens)
+            observed = max(observed, sum(each.nbytes for each in seen))
 
     with dry_run() as live:
         model = load_weightless(live, pretrained_of(stage.model), "host")

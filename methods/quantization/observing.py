@@ -15,7 +15,7 @@ Not here: how layers are watched (`readings`), the blocks (`walking`), the searc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from harness.core.errors import ModelError
 from harness.models import Matrix, read_text_config
+from methods.quantization.by_layer import group_by_format
 from methods.quantization.clip import one_thread_each
-from methods.quantization.formats import Grouped, Span
+from methods.quantization.formats import Format, Grouped, Span
 from methods.quantization.readings import Reading
 from methods.quantization.walking import Block
 
@@ -136,6 +137,16 @@ def observe(
         seen.see(rows, chosen)
 
     return [get(reading) for reading in block.observe(see, layers)]
+
+
+def observe_by_format(
+    block: Block, layers: Mapping[str, Matrix], format: Format, count: int
+) -> Iterator[tuple[Grouped, Observed]]:
+    """`observe` of the layers that have levels, with the format of each: one run of the block a
+    format, since what is kept of an input depends on its groups."""
+    for kind, names in group_by_format(format, layers).items():
+        for seen in observe(block, {name: layers[name] for name in names}, kind, count):
+            yield kind, seen
 
 
 def _count_sent(block: Block) -> int:

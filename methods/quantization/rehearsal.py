@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from functools import cache
 
-from harness.models import Pretrained, find_pretrained
+from harness.models import Pretrained, find_pretrained, meta_network
 from harness.models.rehearsal import find_twin, rehearse
 from methods.quantization.awq import ScaleSearch, find_foldable
+from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
 from methods.quantization.rotation import Rotated, make_rotation, rotate
-from methods.quantization.rounding import RoundBlocks
+from methods.quantization.rounding import Round, RoundBlocks, find_rounded
 from methods.quantization.walking import check_walk
 
 
@@ -24,9 +25,18 @@ def of_clip_search(stage: ClipSearch) -> None:
 
 
 @rehearse.register
-def of_block_rounding(stage: RoundBlocks) -> None:
-    """Raises ModelError where the model's blocks cannot be run one after the other."""
+def of_rounding(stage: Round) -> None:
+    """Raises FormatError where a format that differs by layer names a layer that is not there."""
     if (base := find_pretrained(stage.model)) is not None:
+        _check_layers(base, stage.format)
+
+
+@rehearse.register
+def of_block_rounding(stage: RoundBlocks) -> None:
+    """Raises FormatError as `of_rounding`, and ModelError where the model's blocks cannot be run
+    one after the other."""
+    if (base := find_pretrained(stage.model)) is not None:
+        _check_layers(base, stage.format)
         _check_walkable(base)
 
 
@@ -43,6 +53,15 @@ def of_rotation(stage: Rotated) -> None:
     """Raises ModelError where a rotation cannot be folded into the model."""
     if (base := find_pretrained(stage.model)) is not None:
         _check_rotatable(base)
+
+
+@cache
+def _check_layers(base: Pretrained, format: Format) -> None:
+    if format.kinds() == (format,):
+        return  # one of all layers: `Recipe.check` has seen them
+    network = meta_network(base.source, base.trust_remote_code, base.digest)
+    for name, (matrix, own) in find_rounded(network, format).items():
+        own.check(name, matrix.in_features)
 
 
 @cache

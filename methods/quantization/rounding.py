@@ -12,23 +12,25 @@ Not here: the formats (`formats`), roundings by blocks (`gptq`), the rounding of
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from harness.core.checked import Count
 from harness.core.component import Component
 from harness.core.errors import FormatError, ModelError
 from harness.core.stage import Input, Resources, Stage, value
 from harness.data import Tokens, calibration
-from harness.models import Model, host_gib, matrices
+from harness.models import Matrix, Model, find_ends, host_gib, matrices
 from harness.models.tensors import move_buffers, replace_parameters
+from methods.quantization.by_layer import group_by_format, has_levels
 from methods.quantization.formats import Format, FullPrecision, Grouped
 from methods.quantization.observing import sum_grams
-from methods.quantization.readings import Reading
 from methods.quantization.walking import Block, sequentially
 
 
@@ -77,12 +79,11 @@ class BlockRounding(Rounding):
         """
 
     def build(self, model: Stage[Model], base: Stage[Model], format: Format) -> Stage[Model]:
-        assert isinstance(format, Grouped)
         tokens = calibration(base, self.text, self.sequences, self.length)
         return RoundBlocks(model, base, tokens, format, self)
 
     def check(self, format: Format) -> None:
-        if not isinstance(format, Grouped):
+        if not has_levels(format):
             raise FormatError(
                 f"rounding {self.name!r} needs a format with levels, and format {format.name!r} "
                 "rounds nothing; rounding: nearest"
@@ -99,7 +100,7 @@ class RoundBlocks(Stage[Model]):
     model: Input[Model]
     base: Input[Model]
     calibration: Input[Tokens]
-    format: Grouped
+    format: Format
     rounding: BlockRounding
 
     @property
@@ -109,14 +110,17 @@ class RoundBlocks(Stage[Model]):
     def run(self, work: Path) -> Model:
         """Raises FormatError, ModelError as `quantize_model`."""
         model = value(self.model).fork(latent=False, quantized={})
-        layers = matrices(model.network)
-        for name, matrix in layers.items():
+        inside, layers = matrices(model.network), find_rounded(model.network, self.format)
+        for name, (matrix, format) in layers.items():
             _check(name, matrix.stored)
-            self.format.check(name, matrix.in_features)
+            format.check(name, matrix.in_features)
+        ends = {name: each for name, each in layers.items() if name not in inside}
+        _round_to_nearest(model, ends)  # first: what the blocks see comes from the embedding
         for block in sequentially(model, value(self.calibration), work):
             for name, weight in block.once("weights", self._round_block).items():
                 block.layers[name].replace(weight)
-                model.quantized[name] = self.format.describe(weight.shape[-1])
+                if name in layers:
+                    model.quantized[name] = layers[name][1].describe(weight.shape[-1])
         dtype = value(self.base).network.dtype
         replace_parameters(
             model.network, lambda _, old: nn.Parameter(old.detach().to(dtype), requires_grad=False)
@@ -132,30 +136,30 @@ class RoundBlocks(Stage[Model]):
         for layers in turns:
             rounded = {name: block.layers[name].weight.clone() for name in layers}
             for reading, gram in sum_grams(block, layers).items():
-                # Layers that read the same are one with more rows.
-                parts = [
-                    rounded[name] if reading.expert is None else rounded[name][reading.expert]
-                    for name in reading.layers
-                ]
-                values = self._round_weight(reading, torch.cat(parts).float(), gram)
-                for part, new in zip(parts, values.split([*map(len, parts)]), strict=True):
-                    part.copy_(new)
+                for format, names in group_by_format(self.format, reading.layers).items():
+                    # Layers that read the same and have one format are one with more rows.
+                    parts = [
+                        rounded[name] if reading.expert is None else rounded[name][reading.expert]
+                        for name in names
+                    ]
+                    values = self._round_weight(names[0], torch.cat(parts).float(), gram, format)
+                    for part, new in zip(parts, values.split([*map(len, parts)]), strict=True):
+                        part.copy_(new)
             for name, weight in rounded.items():
                 block.layers[name].replace(weight)
         return {name: matrix.weight for name, matrix in block.layers.items()}
 
     @torch.no_grad()
-    def _round_weight(self, reading: Reading, weight: Tensor, gram: Tensor) -> Tensor:
-        name = reading.layers[0]
+    def _round_weight(self, name: str, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
         if not bool(gram.isfinite().all()):
             raise ModelError(
                 f"layer {name}: what it reads on the text has NaN or Inf, or overflows"
             )
         try:
-            values = self.rounding.round_weight(weight, gram, self.format)
+            values = self.rounding.round_weight(weight, gram, format)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ModelError(f"layer {name}: rounding {self.rounding.name!r}: {error}") from error
-        nearest = self.format.quantize(weight)
+        nearest = format.quantize(weight)
         worse = _measure(values - weight, gram) > _measure(nearest - weight, gram)
         return torch.where(worse[:, None], nearest, values)
 
@@ -184,8 +188,8 @@ class Round(Stage[Model]):
 
 
 def quantize_model(model: Model, format: Format, like: Model | None = None) -> Model:
-    """`model` with every matrix inside the blocks rounded to `format`, then in the dtype and on the
-    device of `like`, where one is given.
+    """`model` with every matrix inside the blocks rounded to its `format`, and embeddings and head
+    that it names; then in the dtype and on the device of `like`, where one is given.
 
     The result is no longer latent: its weights are what the format can hold. Full precision holds
     any weight, so it rounds none. Layers that hold the format already stay as they are: a method
@@ -195,25 +199,56 @@ def quantize_model(model: Model, format: Format, like: Model | None = None) -> M
     NaN or Inf.
     """
     like, result = like or model, model.fork(latent=False)
-    layers = {} if isinstance(format, FullPrecision) else matrices(result.network)
-    for name, matrix in list(layers.items()):
-        format.check(name, matrix.in_features)
-        holds = format.describe(matrix.in_features)
-        if result.quantized.get(name) == holds and not model.latent:
+    layers = find_rounded(result.network, format)
+    for name, (matrix, own) in list(layers.items()):
+        own.check(name, matrix.in_features)
+        if result.quantized.get(name) == own.describe(matrix.in_features) and not model.latent:
             del layers[name]
-        result.quantized[name] = holds
-    rounds = {matrix.parameter_name: matrix for matrix in layers.values()}
-
-    def make(name: str, old: nn.Parameter) -> nn.Parameter:
-        tensor = old.detach().to(like.device)
-        if matrix := rounds.get(name):
-            _check(matrix.name, tensor)
-            tensor = matrix.map(format.quantize, tensor)
-        return nn.Parameter(tensor.to(like.network.dtype), requires_grad=False)
-
-    replace_parameters(result.network, make)
+    _round_to_nearest(result, layers, like)
     move_buffers(result.network, like.device)
     return result
+
+
+def find_rounded(network: PreTrainedModel, format: Format) -> dict[str, tuple[Matrix, Format]]:
+    """What is rounded, by name, each with its own format: matrices inside the blocks, embeddings
+    and head where the format names them, under both names where they are one parameter.
+
+    Raises FormatError for a name that the model has not, and for two formats of one parameter.
+    """
+    if isinstance(format, FullPrecision):
+        return {}
+    inside, ends = matrices(network), find_ends(network)
+    format.check_names(inside, ends)
+    layers = {name: (matrix, format.of(name)) for name, matrix in inside.items()}
+    for name in sorted(ends, key=lambda name: format.of_end(name) is None):  # errors name those
+        matrix = ends[name]
+        same = [each for each, other in ends.items() if other.stored is matrix.stored]
+        named = {own for each in same if (own := format.of_end(each)) is not None}
+        if len(named) > 1:
+            raise FormatError(f"{' and '.join(same)} are one parameter: give both one format")
+        if named:
+            layers[name] = matrix, named.pop()
+    return {name: each for name, each in layers.items() if isinstance(each[1], Grouped)}
+
+
+def _round_to_nearest(
+    model: Model, layers: Mapping[str, tuple[Matrix, Format]], like: Model | None = None
+) -> None:
+    """Give `model` new weights in these layers, and all of them the dtype and device of `like`."""
+    rounds = {id(matrix.stored): (matrix, format) for matrix, format in layers.values()}
+
+    def make(name: str, old: nn.Parameter) -> nn.Parameter:
+        tensor = old.detach() if like is None else old.detach().to(like.device)
+        if id(old) in rounds:
+            matrix, format = rounds[id(old)]
+            _check(matrix.name, tensor)
+            tensor = matrix.map(format.quantize, tensor)
+        dtype = old.dtype if like is None else like.network.dtype
+        return nn.Parameter(tensor.to(dtype), requires_grad=False)
+
+    replace_parameters(model.network, make)
+    for name, (matrix, format) in layers.items():
+        model.quantized[name] = format.describe(matrix.in_features)
 
 
 def _check(name: str, weight: Tensor) -> None:

@@ -64,7 +64,7 @@ class Masters:
         """
         quantized = {each.parameter_name: each for each in matrices(student.network).values()}
         for matrix in quantized.values():
-            format.check(matrix.name, matrix.in_features)
+            format.of(matrix.name).check(matrix.name, matrix.in_features)
             if shards.world > 1 and not matrix.layout.splits_by_rows(matrix.stored):
                 raise ModelError(
                     f"layer {matrix.name}: {type(student.network).__name__} stores its input "
@@ -93,8 +93,9 @@ class Masters:
         self._edges.clear()
         for name, place in self.places.items():
             rounded: Tensor = self.weights[name]
-            if name in self.quantized and not isinstance(self.format, FullPrecision):
-                rounded = self.quantized[name].map(self.format.quantize_with_gradient, rounded)
+            format = self.format.of(self.quantized[name].name) if name in self.quantized else None
+            if format is not None and not isinstance(format, FullPrecision):
+                rounded = self.quantized[name].map(format.quantize_with_gradient, rounded)
                 self._edges[name] = get_gradient_edge(rounded)
             with torch.no_grad():
                 local_part(place).copy_(rounded)

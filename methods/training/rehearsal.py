@@ -8,8 +8,9 @@ from __future__ import annotations
 from functools import cache
 
 from harness.core.errors import ModelError, first_line
-from harness.models import Pretrained, find_pretrained, meta_network
+from harness.models import Pretrained, find_ends, find_pretrained, meta_network
 from harness.models.rehearsal import find_twin, rehearse
+from methods.quantization.formats import Format
 from methods.training.data import Generate
 from methods.training.generation import check_writing
 from methods.training.preflight import (
@@ -35,6 +36,8 @@ def of_training(stage: Train) -> None:
     models = (each for each in (stage.student, stage.teacher) if each is not None)
     bases = [base for base in map(find_pretrained, models) if base is not None]
     seen = find_block_objective(stage.objective)
+    if (student_base := find_pretrained(stage.student)) is not None:
+        _check_ends(student_base, stage.format)
     for base in bases:
         _check_split(base)
         if seen is not None:
@@ -42,6 +45,18 @@ def of_training(stage: Train) -> None:
     if seen is not None and len(set(bases)) == 2:
         student, teacher = (meta_network(b.source, b.trust_remote_code, b.digest) for b in bases)
         check_alike(student.config, teacher.config, seen)
+
+
+@cache
+def _check_ends(base: Pretrained, format: Format) -> None:
+    """Raise ModelError for embeddings or a head that would be rounded after training alone."""
+    network = meta_network(base.source, base.trust_remote_code, base.digest)
+    for name in find_ends(network):
+        if format.of_end(name) is not None:
+            raise ModelError(
+                f"format.layers: {name!r}: training rounds what is inside the blocks; embeddings "
+                "and head can be rounded by methods that do not train"
+            )
 
 
 @cache

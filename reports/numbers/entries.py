@@ -289,6 +289,8 @@ def _marks(rows: list[_Record], usual: dict[str, Any], notes: Notes) -> list[str
         share = math.floor(1e4 * rounded) / 100  # down, so that not all never looks like all
         text = f"{share:.2f} % of the weights of its blocks are rounded; kept: {kept}"
         marks.append(notes.mark(text, unlike=False))
+    for ends in sorted({str(each["ends"]) for each in rows if isinstance(each.get("ends"), str)}):
+        marks.append(notes.mark(f"rounded outside of its blocks: {ends}", unlike=False))
     for reason in sorted({each["stale"] for each in rows if not pd.isna(each["stale"])}):
         marks.append(notes.mark(f"stale: {reason}", unlike=False))
     return list(dict.fromkeys(marks))

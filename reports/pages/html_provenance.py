@@ -53,6 +53,7 @@ FACTS = {
     "format": "Number format",
     "group_size": "Group size",
     "bits_per_weight": "Bits per weight",
+    "ends": "Embeddings and head",
     "attachments": "While it runs",
     "model": "Model",
     "revision": "Model revision",

@@ -317,3 +317,51 @@ def test_the_line_of_a_path_whose_keys_have_dots(tmp_path: Path) -> None:
         ("", 1),
     ]:
         assert document.find(document.descend(("m",), path))[1] == line, path
+
+
+@dataclass(frozen=True)
+class Cloth(Component, family="test-cloth"):
+    pass
+
+
+@dataclass(frozen=True)
+class Plain(Cloth):
+    name = "plain"
+    bits: int = 2
+    width: int = 128
+
+
+@dataclass(frozen=True)
+class Bare(Cloth):
+    name = "bare"
+
+
+@dataclass(frozen=True)
+class Cover(Cloth):
+    """What is said of cloths in general is said of the one inside."""
+
+    name = "cover"
+    stands_in: ClassVar[str] = "inside"
+    inside: Cloth = Plain(9)
+
+
+@dataclass(frozen=True)
+class Loom(Method):
+    cloth: Cloth = Plain()
+
+
+def test_what_stands_in_for_the_replaced_one_keeps_it_and_is_spoken_to() -> None:
+    held = Loom(Plain(3, 64))
+    for written, expected in [
+        ("cover", Plain(3, 64)),
+        ({"name": "cover", "inside": {"bits": 4}}, Plain(4, 64)),
+        ({"name": "cover", "inside": "bare"}, Bare()),
+    ]:
+        assert configure(held, {"cloth": written}) == Loom(Cover(expected))
+    covered = Loom(Cover(Plain(3, 64)))
+    assert configure(covered, {"cloth.bits": 5}) == Loom(Cover(Plain(5, 64)))
+    assert configure(covered, {"cloth": "plain"}) == held
+    assert dict(list_settings(covered))["cloth.width"] == 64
+    assert is_possible(Loom, "cloth.width") and not is_possible(Loom, "cloth.wdth")
+    with pytest.raises(SettingError, match=r"'cloth.inside.wdth' is unknown; did you mean"):
+        configure(covered, {"cloth.wdth": 3})

@@ -126,7 +126,7 @@ def test_a_default_is_about_every_member_that_says_nothing_of_it(read: Read) -> 
         (
             "vary: {start: [[{name: cut, grid: 5}]], start.grid: [1, 2]}",
             4,
-            "'start.grid' is said by a member of the list 'start' itself",
+            "'start.grid' is said by what 'start' holds itself",
         ),
         (
             f"{MIX}      c.d: {{name: even, bits: x}}",

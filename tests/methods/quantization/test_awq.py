@@ -271,7 +271,7 @@ def _search(weights: list[Tensor], seen: Tensor, format: Grouped) -> tuple[float
     for part in seen.split(7):
         observed.add(part)
     (root,) = observed.roots()
-    return awq.search(weights, seen.abs().mean(0), root[0], format, GRID)
+    return awq.search(weights, seen.abs().mean(0), root[0], [format] * len(weights), GRID)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -247,6 +247,13 @@ def test_what_was_not_rounded_is_said(tmp_path: Path) -> None:
     assert [row.entries[0].marks for row in summary.rows if row.entries[0]] == [(), ("a",)]
 
 
+def test_a_rounded_head_is_said(tmp_path: Path) -> None:
+    ends = "lm_head to int-asym of 8 bits, 8.75 a weight; 2.6 a weight with the blocks"
+    rows = [row(label="A", value=0.2, ends=ends), row(label="B", value=0.9)]
+    summary = summary_of(write(tmp_path, rows))
+    assert summary.notes == (("a", f"rounded outside of its blocks: {ends}"),)
+
+
 def test_stale_is_marked_and_competes(tmp_path: Path) -> None:
     rows = [row(label="A", value=0.2), row(label="B", value=0.9, stale="train.py changed")]
     summary = summary_of(write(tmp_path, rows))
