@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from methods.quantization import clip
-from methods.quantization.formats import Format, Grouped, Span, bounds
+from methods.quantization.formats import Format, Grouped, bounds
+from methods.quantization.spans import Span
 
 TOKENS, GRID, STEPS = 512, 20, 10
 Search: TypeAlias = Callable[[Tensor, Tensor, Grouped], tuple[Tensor, Tensor]]

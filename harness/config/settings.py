@@ -225,6 +225,8 @@ def _lay_field(hint: Any, held: object, whole: Any, parts: dict[str, Any], where
         }
     kind = next((each for each in list_choices(hint) if _is_class(each)), None)
     is_component = _is_component(kind)
+    if isinstance(whole, Component) and not parts:  # as Python gives it
+        return whole
     if kind is not None and isinstance(whole, Mapping):
         whole, parts = _KEEP, {**whole, **parts}
     if kind is None or whole is None or not (whole is _KEEP or is_component):

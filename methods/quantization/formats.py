@@ -20,7 +20,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, NamedTuple, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
 from pydantic import Field
@@ -32,28 +32,12 @@ from harness.core.stage import added
 from harness.models import Quantized
 from methods.quantization.gradients import Gradient, Quantize, pull_codes, pull_larger, share_out
 from methods.quantization.levels import climb, normal_levels
+from methods.quantization.spans import Span
 
 Bits: TypeAlias = Annotated[int, Field(ge=1, le=16)]
 _SMALLEST = 2.0**-24  # of a 16-bit float; a scale of 0 would divide by zero
 _LARGEST = 65504.0
 _AT_ONCE = 2**18  # weights whose gradients are worked on together
-
-
-class Span(NamedTuple):
-    """The input channels from `start` to `stop`, cut into groups of `width`."""
-
-    start: int
-    stop: int
-    width: int
-
-    @property
-    def groups(self) -> int:
-        return (self.stop - self.start) // self.width
-
-    def cut(self, weight: Tensor) -> Tensor:
-        """(O, I) -> (O, G, g), a view."""
-        part = weight[..., self.start : self.stop]
-        return part.view(*part.shape[:-1], self.groups, self.width)
 
 
 @dataclass(frozen=True)

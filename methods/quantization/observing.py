@@ -25,8 +25,9 @@ from harness.core.errors import ModelError
 from harness.models import Matrix, read_text_config
 from methods.quantization.by_layer import group_by_format
 from methods.quantization.clip import one_thread_each
-from methods.quantization.formats import Format, Grouped, Span
+from methods.quantization.formats import Format, Grouped
 from methods.quantization.readings import Reading
+from methods.quantization.spans import Span
 from methods.quantization.walking import Block
 
 # What configurations call the experts that a token is sent to.

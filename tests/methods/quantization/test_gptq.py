@@ -76,8 +76,7 @@ def test_each_row_moves_its_output_no_more_than_the_nearest_levels_do(
 ) -> None:
     weight, gram = _draw(seed, 4, 32, tokens)
     stage = RoundBlocks(*[None] * 3, format, GPTQ(act_order=act_order))  # type: ignore[arg-type]
-    reading: Any = type("Reading", (), {"layers": ["layer"]})
-    values = stage._round_weight(reading, weight, gram)
+    values = stage._round_weight("layer", weight, gram, format)
 
     def measure(rounded: Tensor) -> Tensor:
         change = (rounded - weight).double()
