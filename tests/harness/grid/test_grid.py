@@ -500,12 +500,14 @@ def test_errors_are_one_line(write, tmp_path, old, new, line, words) -> None:  #
 def test_a_method_whose_file_cannot_be_imported_gives_the_reason(  # type: ignore[no-untyped-def]
     write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = Unavailable("gptq", "methods/gptq.py", "ModuleNotFoundError: No module named 'gptqm'")
-    monkeypatch.setitem(METHODS._unavailable, "gptq", missing)
+    missing = Unavailable(
+        "omni", "methods/omni.py", "ModuleNotFoundError: No module named 'omnilib'"
+    )
+    monkeypatch.setitem(METHODS._unavailable, "omni", missing)
     assert write().cells
-    words = r"grid.yaml:8: method 'gptq' is unavailable: methods/gptq.py: ModuleNotFoundError: No"
+    words = r"grid.yaml:8: method 'omni' is unavailable: methods/omni.py: ModuleNotFoundError: No"
     with pytest.raises(GridError, match=words):
-        write(BASE.replace("[rtn,", "[gptq,"))
+        write(BASE.replace("[rtn,", "[omni,"))
 
 
 def test_a_group_size_that_does_not_divide_names_layer_and_sizes(write) -> None:  # type: ignore[no-untyped-def]
