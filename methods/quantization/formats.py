@@ -37,7 +37,8 @@ from methods.quantization.spans import Span
 Bits: TypeAlias = Annotated[int, Field(ge=1, le=16)]
 _SMALLEST = 2.0**-24  # of a 16-bit float; a scale of 0 would divide by zero
 _LARGEST = 65504.0
-_AT_ONCE = 2**18  # weights whose gradients are worked on together
+# Weights whose gradients are worked on together: so few that a CPU's cache holds all temporaries.
+_AT_ONCE = {"cpu": 2**17, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
@@ -177,22 +178,20 @@ class Grouped(Format):
         """The gradient of the weights, given that of their values: (O, I) each.
 
         Through the range: max and min of a group are the weights that have them, which share what
-        the range gets. Some rows at a time, so that what is worked on stays in a CPU's cache and
-        takes little memory.
+        the range gets. Some rows at a time: that takes little memory.
         """
         if self.gradient == "identity":
             return gradient
         total = torch.empty_like(gradient, dtype=torch.float32)
-        rows = max(1, _AT_ONCE // weight.shape[-1])
+        rows = max(1, _AT_ONCE.get(weight.device.type, _AT_ONCE["cuda"]) // weight.shape[-1])
         for span in self.spans(weight.shape[-1]):
             cut = (span.cut(each).split(rows) for each in (weight, gradient, total))
             for groups, values, result in zip(*cut, strict=True):
                 groups = groups.float()
                 low, high = bounds(groups)
                 passed, to_low, to_high = self.pull_range(groups, low, high, values.float())
-                share_out(passed, groups, low, to_low)
-                share_out(passed, groups, high, to_high)
-                result.copy_(passed)
+                share_out(passed, groups, low, to_low, passed)
+                share_out(passed, groups, high, to_high, result)
         return total.to(gradient.dtype)
 
     def for_rounding(self) -> Grouped:
@@ -358,7 +357,7 @@ class NF(Grouped):
         # clamped, so that its value is all that s moves.
         values = self.quantize_dequantize(groups, low, high).mul_(gradient)
         passed = groups.clamp_min(low).clamp_max_(high).eq_(groups).mul_(gradient)
-        slopes = values.sub_(groups * passed)
+        slopes = values.addcmul_(groups, passed, value=-1)
         up = torch.gt(groups, 0, out=torch.empty_like(groups)).mul_(slopes)
         sums = slopes.sub_(up).sum(-1, keepdim=True), up.sum(-1, keepdim=True)
         to_below, to_above = (

@@ -66,7 +66,7 @@ def pull_codes(
     codes = rounded.clamp_min(first).clamp_max_(last)
     # Masks are floats: on a CPU comparing into booleans takes seven times as long.
     passed = rounded.eq_(codes).mul_(gradient)
-    slopes = codes.mul_(gradient).sub_(ratios.mul_(passed))
+    slopes = codes.mul_(gradient).addcmul_(ratios, passed, value=-1)
     return passed, slopes.sum(-1, keepdim=True)
 
 
@@ -76,12 +76,12 @@ def pull_larger(low: Tensor, high: Tensor, gradient: Tensor) -> tuple[Tensor, Te
     return gradient * (share - 1), gradient * share
 
 
-def share_out(total: Tensor, groups: Tensor, bound: Tensor, gradient: Tensor) -> None:
-    """Add a bound's gradient to that of the weights which have it, in equal shares.
+def share_out(total: Tensor, groups: Tensor, bound: Tensor, gradient: Tensor, out: Tensor) -> None:
+    """Write to `out` the weights' gradient and, in equal shares, that of the bound they have.
 
-    total, groups (..., g); bound, gradient (..., 1). A bound that no weight has, 0 in a group of
-    one sign, is no weight's.
+    total, groups, out (..., g), `out` may be `total`; bound, gradient (..., 1). A bound that no
+    weight has, 0 in a group of one sign, is no weight's.
     """
-    holders = torch.eq(groups, bound, out=torch.empty_like(total))
+    holders = torch.eq(groups, bound, out=torch.empty_like(groups))
     shared = gradient / holders.sum(-1, keepdim=True).clamp_(min=1)
-    total.addcmul_(holders, shared)
+    torch.addcmul(total, holders, shared, out=out)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -41,6 +41,7 @@ from harness.models.dry_run import (
     replaced,
 )
 from harness.models.tensors import replace_parameters
+from methods.quantization import formats
 from methods.quantization.formats import Format
 from methods.quantization.memory import find_length, make_ids
 from methods.training import data, forward, generation
@@ -275,7 +276,12 @@ def _decisive(training: Training) -> Training:
     return type(training)(**{name: getattr(training, name) for name in names})
 
 
-def _chunks_of(device: str) -> AbstractContextManager[None]:
-    """The head's chunks as large as on `device`, wherever tensors without data are said to be."""
-    sizes = forward._CHUNK
-    return replaced(forward, "_CHUNK", {**sizes, "cpu": sizes[device]})
+@contextmanager
+def _chunks_of(device: str) -> Iterator[None]:
+    """Chunks as large as on `device`, wherever tensors without data are said to be."""
+    heads, ranges = forward._CHUNK, formats._AT_ONCE
+    with (
+        replaced(forward, "_CHUNK", {**heads, "cpu": heads[device]}),
+        replaced(formats, "_AT_ONCE", {**ranges, "cpu": ranges[device]}),
+    ):
+        yield

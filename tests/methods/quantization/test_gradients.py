@@ -207,7 +207,7 @@ def test_rows_at_once_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(7, 48, generator=torch.Generator().manual_seed(0))
     slope = _draw_slope(weight)
     whole = [_pass(weight, slope, format)[1] for format in THROUGH]
-    monkeypatch.setattr(formats, "_AT_ONCE", 100)
+    monkeypatch.setitem(formats._AT_ONCE, "cpu", 100)
     apart = [_pass(weight, slope, format)[1] for format in THROUGH]
     assert all(map(torch.equal, whole, apart))
 

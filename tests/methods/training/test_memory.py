@@ -101,11 +101,15 @@ def test_activations_are_what_a_real_run_saves(
     assert memory.activations == pytest.approx(counted, rel=0.05)
 
 
-def test_the_peak_is_what_torchs_own_tracker_counts(base: Pretrained) -> None:
+@pytest.mark.parametrize("gradient", ["identity", "through-range"])
+def test_the_peak_is_what_torchs_own_tracker_counts(
+    base: Pretrained, gradient: Literal["identity", "through-range"]
+) -> None:
     """To the byte, of a step that MemTracker takes: no frozen weights, the head in one piece."""
     with dry_run() as live, MemTracker() as tracker:
         student = load_weightless(live, base)
-        masters = Masters.of(student, FORMAT, "all", torch.bfloat16)
+        format = replace(FORMAT, gradient=gradient)
+        masters = Masters.of(student, format, "all", torch.bfloat16)
         step = TrainingStep(Training(), CE(), None, masters, None)
         masters.requantize()
         ids = torch.zeros(8, 64, dtype=torch.int64)
