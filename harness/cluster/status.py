@@ -135,8 +135,10 @@ def details(view: View, store: Store) -> list[str]:
             lines.append(f"lost: {named}: {stage.words}")
     if view.count("stale"):
         lines += [f"stale: {reason}" for reason in states.list_stale(plan, store)]
+    whole = {stage.key for stage in view.of("done", "stale")}
     lines += [
-        f"damaged, to be computed again: {fault}" for fault in states.list_damaged(plan, store)
+        f"damaged, to be computed again: {fault}"
+        for fault in states.list_damaged(plan, store, whole)
     ]
     return lines + failures(plan, store)
 

@@ -7,6 +7,7 @@
     <root>/work/<key>/<token>/           its owner's scratch (`harness.core.scratch`)
     <root>/failures/<key>.json           why it could not be computed
     <root>/trash/…                       what was taken out (`harness.core.trash`)
+    <root>/index.json                    what manifests say, in short (`harness.core.found`)
 
 A value is there when its manifest is, and all its files with their sizes. One that lacks something
 is computed again and replaces what is left. Atomic steps are exclusive create and rename, which
@@ -24,6 +25,7 @@ import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,7 @@ from harness.core.files import (
     read_json,
     write_json,
 )
+from harness.core.found import Found, Index
 from harness.core.paths import read_path
 from harness.core.scratch import Scratch, read_progress, take_over
 from harness.core.trash import Trash
@@ -52,23 +55,10 @@ LATE_S = 60.0  # how late a file may be seen that another host wrote
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a manifest says, in short."""
-
-    stamp: tuple[int, int, int]  # of its file: inode, size, time of change in ns
-    fault: str | None  # why it cannot be read
-    files: Mapping[str, int] = field(default_factory=dict)
-    host: str | None = None
-    code: str | None = None
-    packages: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Store:
     """A folder of values by key. Any number of processes on any number of hosts may share it."""
 
     root: Path
-    _found: dict[str, Found] = field(default_factory=dict, compare=False, repr=False)
     _intact: set[tuple[str, int, int, int]] = field(default_factory=set, compare=False, repr=False)
 
     @classmethod
@@ -111,7 +101,7 @@ class Store:
         if found is None or found.fault is not None:
             return found
         for name, size in found.files.items():
-            if (fault := _find_fault(self.path(key) / name, size)) is not None:
+            if (fault := _find_fault(f"{self.root}/values/{key}/{name}", size)) is not None:
                 return Found(found.stamp, fault, found.files, found.host)
         return found
 
@@ -179,7 +169,7 @@ class Store:
             self._check_files(key, manifest or self.manifest(key), only)
         except Damaged as error:
             if (found := self._read(key)) is not None:
-                self._found[key] = replace(found, fault=str(error))
+                self.index.add(key, replace(found, fault=str(error)))
             raise
 
     def _check_files(self, key: str, manifest: Mapping[str, Any], only: str | None) -> None:
@@ -203,7 +193,7 @@ class Store:
 
     def discard(self, key: str) -> None:
         """Take a value out, to the trash. Raises StoreError where it cannot be moved."""
-        self._found.pop(key, None)
+        self.index.forget(key)
         trash = Trash(self.root)
         with contextlib.suppress(OSError):
             self.path(key).chmod(0o700)  # else one that nobody may write in could not be moved
@@ -274,18 +264,23 @@ class Store:
 
     def _read(self, key: str) -> Found | None:
         """What a value's manifest says, read again only where its file has changed."""
-        path = self.path(key) / MANIFEST
+        path = f"{self.root}/values/{key}/{MANIFEST}"  # not a Path: there may be 15,000
         try:
-            seen = path.stat()
+            seen = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            return Found((0, 0, 0), describe(error, path))
+            return Found((0, 0, 0), describe(error, Path(path)))
         stamp = (seen.st_ino, seen.st_size, seen.st_mtime_ns)
-        found = self._found.get(key)
-        if found is None or found.stamp != stamp:
-            found = self._found[key] = self._summarize(key, stamp)
+        if (found := self.index.get(key, stamp)) is None:
+            found = self._summarize(key, stamp)
+            self.index.add(key, found)
         return found
+
+    @cached_property
+    def index(self) -> Index:
+        """What is known of manifests without reading them."""
+        return Index(self.root / "index.json")
 
     def _summarize(self, key: str, stamp: tuple[int, int, int]) -> Found:
         try:
@@ -386,12 +381,12 @@ def _describe(key: str, facts: Mapping[str, Any], folder: Path, saved: Any) -> d
     return {**as_read, "digest": digest_json(as_read)}
 
 
-def _find_fault(path: Path, size: int) -> str | None:
+def _find_fault(path: str, size: int) -> str | None:
     """What is wrong with a file of a value, as far as one look tells."""
     try:
-        seen = path.stat().st_size
+        seen = os.stat(path).st_size
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
-        return describe(error, path)
+        return describe(error, Path(path))
     return None if seen == size else f"{path} has {seen} of {size} bytes"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from harness.core import provenance
 from harness.core.errors import StoreError
+from harness.core.found import Found
 from harness.core.store import Store
 from harness.run.plan import Node, Plan
 
@@ -24,8 +25,9 @@ def find_states(plan: Plan, store: Store) -> dict[str, str]:
     failed, owners = store.failed(), store.owners()
     for key, node in plan.nodes.items():
         above = [state_of[key] for key in node.inputs]
-        if node.stored and store.has(key):
-            state_of[key] = "stale" if explain_staleness(plan, key, store) else "done"
+        found = store.look(key) if node.stored else None
+        if found is not None and found.fault is None:
+            state_of[key] = "stale" if _explain(plan, key, store, found) else "done"
         elif key in failed and standing_failure(node, key, store):
             state_of[key] = "failed"
         elif any(state in ("failed", "blocked") for state in above):
@@ -34,14 +36,18 @@ def find_states(plan: Plan, store: Store) -> dict[str, str]:
             state_of[key] = "running"
         else:
             state_of[key] = "queued"
+    store.index.save()
     return state_of
 
 
 def explain_staleness(plan: Plan, key: str, store: Store) -> str | None:
     """Why a kept value is stale: which code or package changed since. None where it is not."""
-    digest, found = plan.nodes[key].code, store.look(key)
-    if found is None or found.fault is not None:
-        return None
+    found = store.look(key)
+    return None if found is None or found.fault is not None else _explain(plan, key, store, found)
+
+
+def _explain(plan: Plan, key: str, store: Store, found: Found) -> str | None:
+    digest = plan.nodes[key].code
     old = store.definitions(key) if found.code != digest else None
     recorded = {"code": found.code, "packages": found.packages}
     return provenance.explain_staleness(recorded, digest, old, plan.code.get(digest))
@@ -49,13 +55,8 @@ def explain_staleness(plan: Plan, key: str, store: Store) -> str | None:
 
 def list_stale(plan: Plan, store: Store) -> list[str]:
     """Why kept values of a plan are stale, a line a reason, with how many stages have it."""
-    state = find_states(plan, store)
-    reasons = [
-        f"{plan.nodes[key].kind}: {explain_staleness(plan, key, store)}"
-        for key in plan.nodes
-        if state[key] == "stale"
-    ]
-    return _counted(reasons)
+    reasons = [(plan.nodes[key].kind, explain_staleness(plan, key, store)) for key in plan.stored()]
+    return _counted([f"{kind}: {reason}" for kind, reason in reasons if reason])
 
 
 def list_new(plan: Plan, store: Store) -> list[str]:
@@ -72,9 +73,12 @@ def check_scores(plan: Plan, store: Store) -> None:
                 store.check_files(key)
 
 
-def list_damaged(plan: Plan, store: Store) -> list[str]:
-    """What is wrong with values of a plan that are there and will be computed again."""
-    faults = {key: store.find_fault(key) for key in plan.stored()}
+def list_damaged(plan: Plan, store: Store, whole: Container[str] = ()) -> list[str]:
+    """What is wrong with values of a plan that are there and will be computed again.
+
+    whole: keys of those that were looked at just now.
+    """
+    faults = {key: store.find_fault(key) for key in plan.stored() if key not in whole}
     return [f"{plan.nodes[key].kind}: {fault}" for key, fault in faults.items() if fault]
 
 

@@ -99,16 +99,16 @@ def test_a_value_that_cannot_be_read_is_not_there_and_says_so(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep(store)
-    folder, stat = store.path(STAGE.key), Path.stat
+    folder, stat = store.path(STAGE.key), os.stat
     for name in ("manifest.json", "text.txt"):
 
-        def refuse(self: Path, name: str = name, **options: Any) -> os.stat_result:
-            if self == folder / name:
-                raise PermissionError(errno.EACCES, "Permission denied", str(self))
-            return stat(self, **options)
+        def refuse(path: Any, name: str = name, **options: Any) -> os.stat_result:
+            if str(path) == str(folder / name):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return stat(path, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "stat", refuse)
+            patch.setattr(os, "stat", refuse)
             assert not store.has(STAGE.key)
             fault = store.find_fault(STAGE.key)
             assert fault == f"{folder / name}: Permission denied; {ADVICE[errno.EACCES]}"

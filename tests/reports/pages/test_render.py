@@ -130,7 +130,8 @@ reports.text(sys.argv[1], 80)
 print(sorted({"matplotlib", "torch", "lm_eval", "seaborn"} & set(sys.modules)))
 print(sorted(name for name in sys.modules if name.startswith(("harness", "methods"))))
 """
-    core = ("", ".errors", ".misfit", ".model_names", ".records", ".report_options", ".scalars")
+    names = ("errors", "misfit", "model_names", "records", "report_options", "scalars", "secrets")
+    core = ("", *(f".{name}" for name in names))
     assert python(code, rendered).splitlines() == [
         "[]",
         "[]",
