@@ -212,7 +212,9 @@ class Trial:
         """Lines that an undisturbed run does not say, the most telling ones first."""
         lines = [line for each in self.spoken for line in each.text.splitlines()]
         new = [
-            line for line in dict.fromkeys(lines) if line.strip() and mask(line) not in self.usual
+            line
+            for line in dict.fromkeys(lines)
+            if line.strip() and mask(line) not in self.usual and "it/s]" not in line  # a bar
         ]
         shown = [self._shorten(line) for line in new]
         telling = [line for line in shown if "STORE" in line or "bitgrid:" in line]

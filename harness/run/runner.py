@@ -204,10 +204,11 @@ class _Runner:
         except Damaged as error:
             return self._heal(error, stage)
         except Exception as error:
-            if not claim.stands:  # whatever broke because of that
-                if not self.store.has(key):
-                    taken = f"{stage.kind} {key[:8]} was taken over by another process"
-                    self._note(f"{taken}, and is left to it")
+            if self.store.has(key):  # another owner has kept it, and whatever broke because of that
+                return False
+            if not claim.stands:
+                taken = f"{stage.kind} {key[:8]} was taken over by another process"
+                self._note(f"{taken}, and is left to it")
                 return False
             return self._record(error, stage)
         self.outcome.computed.append(key)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from harness.core.claims import Claims
+from harness.core.claims import Claim, Claims
 from harness.core.errors import Damaged, StoreError
+from harness.core.scratch import Scratch
 from harness.core.store import Store
 from harness.run import export, states
 from harness.run.plan import Plan
@@ -124,6 +125,26 @@ def test_an_owner_that_is_outbid_leaves_quietly(store: Store, plan: Plan) -> Non
     assert sorted(outcome.computed) == sorted(plan.stored())
     (note,) = watcher.notes
     assert note.startswith("toy-scored ") and note.endswith("process, and is left to it")
+
+
+def test_an_owner_that_is_outbid_before_it_has_a_folder_records_no_failure(
+    store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is paused there until another has kept the value, and finds the stage's folder gone."""
+    other, made = Store(store.root.with_name("other")), _find_made(plan)
+    run(plan, other, Silent())
+    take_over = Store.take_over
+
+    def take_over_late(self: Store, claim: Claim) -> Scratch:
+        if claim.key == made:
+            shutil.copytree(other.path(made), self.path(made))
+            raise StoreError("work: No such file or directory")
+        return take_over(self, claim)
+
+    monkeypatch.setattr(Store, "take_over", take_over_late)
+    outcome = run(plan, store, Silent())
+    assert (outcome.failed, outcome.blocked, store.failed()) == ([], [], set())
+    assert set(outcome.computed) == set(plan.stored()) - {made}
 
 
 def test_a_failure_that_cannot_be_recorded_is_said_once_and_stops_no_other_cell(
