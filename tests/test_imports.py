@@ -130,6 +130,7 @@ ROOMS = (
     "models",
     "data",
     "method",
+    "testing",
     "evaluation",
     "grid",
     "run",

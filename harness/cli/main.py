@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import __version__
-from harness.cli import cluster, looking, reporting, running, starting, store, values
+from harness.cli import checking, cluster, looking, reporting, running, starting, store, values
 from harness.cli.verb import Verb
 from harness.core.errors import BitgridError, GridError, close_to, first_line, make_line
 from harness.core.installation import check_packages
@@ -33,6 +33,7 @@ VERBS = (
     reporting.PUBLISH,
     looking.PLAN,
     looking.METHODS,
+    checking.CHECK,
     looking.TASKS,
     looking.SCHEMA,
     values.VERIFY,

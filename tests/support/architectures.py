@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from harness.testing import make_tokenizer
 from tests.support.families import ARCHITECTURES
-from tests.support.tokenizers import make_tokenizer
 
 # Of a model with a vision tower the whole, as it is published. An encoder is made too.
 _CLASSES = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING)

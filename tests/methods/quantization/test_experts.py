@@ -11,6 +11,7 @@ from torch import Tensor
 from harness.core.errors import ModelError
 from harness.data import Tokens
 from harness.models import Matrix, Model, blocks, matrices, run_trunk, survey
+from harness.testing import make_tokenizer
 from methods.quantization import clip
 from methods.quantization.awq import find_foldable
 from methods.quantization.formats import IntAsym
@@ -20,7 +21,6 @@ from methods.training.masters import Masters
 from methods.training.shards import ALONE
 from tests.support import architectures
 from tests.support.stages import observe_all
-from tests.support.tokenizers import make_tokenizer
 
 FORMAT = IntAsym(2, 32)
 FUSED = ["mixtral", "qwen2-moe", "gpt-oss", "llama4-text", "dbrx", "jetmoe"]

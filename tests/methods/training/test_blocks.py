@@ -17,6 +17,7 @@ from harness.core.errors import BitgridError, ModelError
 from harness.data import Tokens
 from harness.models import Model, pretrained
 from harness.models.rehearsal import rehearse
+from harness.testing import make_tokenizer
 from methods.training.contribution import Contribution
 from methods.training.masters import Masters
 from methods.training.objectives import KL, BlockMSE, BlockStates
@@ -27,7 +28,6 @@ from methods.training.step import TrainingStep
 from tests.methods.training.test_train import FORMAT, make_step, make_tokens, split
 from tests.support.architectures import make
 from tests.support.memory import WIDE, build_training, estimate_training
-from tests.support.tokenizers import make_tokenizer
 
 
 def gradients(step: TrainingStep, tokens: Tokens) -> tuple[float, float, dict[str, Tensor]]:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from harness.models import Model, carries_states, run_trunk
+from harness.testing import make_tokenizer
 from methods.quantization.formats import IntAsym
 from methods.training import generation
 from methods.training.forward import Labels, measure_labels, run_head, token_nll
 from methods.training.masters import Masters, Trained
 from tests.support.architectures import make
 from tests.support.families import ARCHITECTURES
-from tests.support.tokenizers import make_tokenizer
 
 REFUSED = ("bert", "roberta", "electra", "t5", "bart", "clip", "paligemma")
 ALL = [name for name in ARCHITECTURES if name not in REFUSED]

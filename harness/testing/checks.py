@@ -1,0 +1,378 @@
+"""The checks: one function each, which says in a line what is wrong, or nothing.
+
+They come in order, and one that needs a model of the method is not tried where there is none. Not
+here: what is checked (`subjects`), the model that it is tried on (`tiny`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.config.settings import configure, list_settings
+from harness.core.component import Component
+from harness.core.errors import BitgridError, ModelError, ValueChanged, first_line, make_line
+from harness.core.stage import Stage, closure
+from harness.method import Apply, Method
+from harness.models import Matrix, Model, matrices
+from harness.testing.bench import Bench
+from harness.testing.subjects import Subject
+
+_BITS = ("bits", "format.bits")  # where a method says how many it rounds to
+_TRIED = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found. `fault`: one line, None where it passed; `skipped`: why not tried."""
+
+    check: str
+    fault: str | None = None
+    skipped: str | None = None
+
+    @property
+    def state(self) -> str:
+        """`passed`, `FAILED` or `skipped`."""
+        return "FAILED" if self.fault else "skipped" if self.skipped else "passed"
+
+
+class _Skip(Exception):
+    """A check that does not apply; its text says why."""
+
+
+@dataclass
+class _Case:
+    """A subject on a bench, with what several checks look at."""
+
+    subject: Subject
+    bench: Bench
+
+    @property
+    def method(self) -> Method:
+        return self.subject.method
+
+    @cached_property
+    def root(self) -> Stage[Model]:
+        self.method.check(self.bench.shapes)
+        return self.method.build(self.bench.base, 0)
+
+    @cached_property
+    def model(self) -> Model:
+        model: Model = self.bench.compute(self.root)
+        return model
+
+    @cached_property
+    def error(self) -> Exception | None:
+        """What stands in the way of a model."""
+        try:
+            self.model  # noqa: B018
+        except Exception as error:  # whatever an author's code raises
+            return error
+        return None
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return self.bench.measure_logits(self.model)
+
+    @cached_property
+    def unrepeated(self) -> str | None:
+        """A parameter that differs when all is computed once more; None where none does."""
+        return _find_difference(self.model, self.bench.compute_anew(self.root))
+
+    @cached_property
+    def by_bits(self) -> dict[int, Model]:
+        """The model at every number of bits that the method takes, of those that are tried."""
+        found = {}
+        for bits, method in _vary_bits(self.method, self.subject.part):
+            method.check(self.bench.shapes)
+            found[bits] = self.bench.compute(method.build(self.bench.base, 0))
+        return found
+
+
+def run_checks(subject: Subject, bench: Bench) -> list[Finding]:
+    """Every check of a subject, in order."""
+    case, findings, is_broken = _Case(subject, bench), list[Finding](), False
+    for title, find_fault in _CHECKS.items():
+        if is_broken:
+            findings.append(Finding(title, skipped="there is no model to look at"))
+            continue
+        try:
+            fault = find_fault(case)
+        except _Skip as skip:
+            findings.append(Finding(title, skipped=str(skip)))
+            continue
+        except Exception as error:  # whatever an author's code raises
+            fault = _explain(error, subject)
+        findings.append(Finding(title, make_line(fault) if fault else None))
+        is_broken = fault is not None and find_fault in _NEEDED
+    return findings
+
+
+def _explain(error: Exception, subject: Subject) -> str:
+    """An error as one line, with the last place in the author's file where it passed."""
+    if isinstance(error, BitgridError):
+        return str(error)
+    files = {_find_file(each) for each in (type(subject.method), subject.part) if each is not None}
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename in files] or frames
+    place = f"{own[-1].filename}:{own[-1].lineno}" if own else "?"
+    return f"{place}: {type(error).__name__}: {first_line(error)}"
+
+
+def _find_file(cls: type) -> str:
+    return str(getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__)
+
+
+# --- what it says, and how it is planned ----------------------------------------------------------
+
+
+def _check_words(case: _Case) -> str | None:
+    entry, part = case.subject.entry, case.subject.part
+    if entry is None:
+        described = part or type(case.method)
+        first = (described.__doc__ or "").strip()
+        generated = first.startswith(f"{described.__name__}(")  # by `dataclass`
+        return None if first and not generated else f"{described.__name__} has no docstring"
+    if not entry.title.strip():
+        return f"{entry.name} has an empty title, which tables show"
+    if len(entry.about) <= 10:
+        return f"`about` of {entry.name} is {entry.about!r}; say what it does and whose paper it is"
+    return None if Path(entry.source).is_file() else f"its source {entry.source} is no file"
+
+
+def _check_plan(case: _Case) -> str | None:
+    if not isinstance(case.root, Stage):
+        return f"`build` should give a stage, and gave {type(case.root).__name__}"
+    if case.bench.base.key not in {stage.key for stage in closure([case.root])}:
+        return "its graph does not begin at the base model, which `build` was given"
+    return None
+
+
+def _check_key(case: _Case) -> str | None:
+    """Equal fields, equal key; a field that differs is in the key unless it is declared not to."""
+    copy = configure(case.method, {})
+    if copy.build(case.bench.base, 0).key != case.root.key:
+        return "built twice of equal fields it has two keys, so that nothing would be found again"
+    if case.subject.part is not None:
+        return None  # of a part, a field may mean nothing beside the others of the method
+    cls: Any = type(case.method)
+    for field in dataclasses.fields(cls):
+        keys = set()
+        for other in _vary(getattr(case.method, field.name)):
+            try:
+                keys.add(configure(case.method, {field.name: other}).build(case.bench.base, 0).key)
+            except BitgridError:  # no value for the field, or for the others beside it
+                continue
+        if keys == {case.root.key} and "keyed" not in field.metadata:
+            return f"with another {field.name} the key is the same: two would be one"
+    return None
+
+
+def _vary(held: object) -> Iterator[object]:
+    """Other values that a field might take."""
+    if isinstance(held, bool):
+        yield not held
+    elif isinstance(held, int | float):
+        yield from (held + 1, held * 2, held / 2)
+    elif isinstance(held, Component):
+        yield from (name for name in held.siblings() if name != held.name)
+
+
+# --- what comes of it -----------------------------------------------------------------------------
+
+
+def _check_run(case: _Case) -> str | None:
+    if case.error is not None and not isinstance(case.error, ValueChanged | ModelError):
+        return _explain(case.error, case.subject)
+    return None
+
+
+def _check_input(case: _Case) -> str | None:
+    return str(case.error) if isinstance(case.error, ValueChanged) else None
+
+
+def _check_result(case: _Case) -> str | None:
+    if isinstance(case.error, ModelError):
+        return str(case.error)
+    if not isinstance(case.model, Model):
+        return f"its graph should give a Model, and gave a {type(case.model).__name__}"
+    if case.model.latent:
+        return "its weights are latent: those that training moves, not those of a format"
+    return None
+
+
+def _check_levels(case: _Case) -> str | None:
+    """At most 2^bits values a group, counted anew; the bits that were asked for."""
+    if not case.model.quantized:
+        raise _Skip("it rounds nothing")
+    models: list[tuple[int | None, Model]] = [(None, case.model), *case.by_bits.items()]
+    for bits, model in models:
+        layers = matrices(model.network)
+        for name, record in model.quantized.items():
+            if bits is not None and record.bits != bits:
+                return f"layer {name} says {record.bits} bits where {bits} were asked for"
+            most, holds = max(_count_levels(layers[name], record.group_size)), 2**record.bits
+            if most > holds:
+                return f"layer {name}: {most} values in a group; {record.bits} bits hold {holds}"
+    return None
+
+
+def _check_bits(case: _Case) -> str | None:
+    """What tells the groups' levels apart takes bits too: scales are counted."""
+    layers = matrices(case.model.network)
+    for name, record in case.model.quantized.items():
+        if record.bits >= 16:
+            continue
+        weight = layers[name].weight
+        levels = len(torch.cat([part.flatten() for part in weight.split(256)]).unique())
+        if levels > 2**record.bits and record.bits_per_weight <= record.bits:
+            return (
+                f"layer {name}: its groups have levels of their own, {levels} in all, and "
+                f"bits_per_weight is {record.bits_per_weight:g}: count scales and zero points too"
+            )
+    return None
+
+
+def _check_others(case: _Case) -> str | None:
+    """Embeddings and head are those of the model whose weights the result's stand for."""
+    steps = case.method.steps(case.bench.base, 0)
+    origin = case.bench.compute(steps[-1].origin if steps else case.bench.base)
+    for part in ("get_input_embeddings", "get_output_embeddings"):
+        ours, theirs = getattr(case.model.network, part)(), getattr(origin.network, part)()
+        if theirs is not None and not torch.equal(ours.weight, theirs.weight):
+            return f"it changes the {part.split('_')[1]} embeddings; only blocks are quantised"
+    return None
+
+
+def _check_files(case: _Case) -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = Model.load(Path(folder), case.model.save(Path(folder)))
+        if loaded.quantized != case.model.quantized:
+            return "what it says was quantised does not come back from its files"
+        if loaded.attachments != case.model.attachments:
+            return "its attachments do not come back from its files"
+        if loaded.bits_per_weight() != case.model.bits_per_weight():
+            return "its bits do not come back from its files"
+        other = case.bench.measure_logits(loaded)
+    if not torch.equal(case.logits, other):
+        return f"saved and loaded, its logits differ by {_measure(case.logits, other):.2g}"
+    return None
+
+
+# --- what it depends on ---------------------------------------------------------------------------
+
+
+def _check_again(case: _Case) -> str | None:
+    if name := case.unrepeated:
+        return f"run twice with one seed, it gives two models: {name} differs"
+    return None
+
+
+def _need_repeatable(case: _Case) -> None:
+    if case.unrepeated:
+        raise _Skip("it is not even the same when nothing differs")
+
+
+def _check_resumed(case: _Case) -> str | None:
+    _need_repeatable(case)
+    again = case.bench.compute_anew(case.root, resumed=True)
+    if name := _find_difference(case.model, again):
+        return f"run again on what it left in `work`, it gives another model: {name} differs"
+    return None
+
+
+def _check_seed(case: _Case) -> str | None:
+    _need_repeatable(case)
+    other = case.method.build(case.bench.base, 1)
+    if isinstance(case.root, Apply) and not case.method.seeded:
+        drawn = case.bench.compute(dataclasses.replace(case.root, seed=1))
+        if name := _find_difference(case.model, drawn):
+            return (
+                f"it draws random numbers ({name} differs with the seed) and does not say so: "
+                "seeded: ClassVar[bool] = True"
+            )
+    if other.key == case.root.key:
+        return None
+    if not _find_difference(case.model, case.bench.compute(other)):
+        return "its key has a seed, and another seed gives the same model: every run is done twice"
+    return None
+
+
+def _check_error(case: _Case) -> str | None:
+    if len(case.by_bits) < 2:
+        raise _Skip("it has no bits to vary")
+    origin = case.bench.measure_logits(case.bench.compute(case.bench.base))
+    errors = {
+        bits: (case.bench.measure_logits(model) - origin).square().mean().item()
+        for bits, model in case.by_bits.items()
+    }
+    if list(errors.values()) != sorted(errors.values(), reverse=True):
+        told = ", ".join(f"{bits} bits {error:.3g}" for bits, error in errors.items())
+        return f"the error of its logits does not fall as bits grow: {told}"
+    return None
+
+
+_CHECKS: Mapping[str, Callable[[_Case], str | None]] = {
+    "says what it is": _check_words,
+    "is planned": _check_plan,
+    "runs": _check_run,
+    "leaves its input as it was": _check_input,
+    "gives what it declares": _check_result,
+    "has at most 2^bits values a group": _check_levels,
+    "counts its bits": _check_bits,
+    "leaves embeddings and head": _check_others,
+    "saves and loads": _check_files,
+    "has the key of its fields": _check_key,
+    "gives the same again": _check_again,
+    "goes on after a kill": _check_resumed,
+    "depends on its seed as it says": _check_seed,
+    "errs less with more bits": _check_error,
+}
+_NEEDED = (_check_plan, _check_run, _check_input, _check_result)  # the others look at a model
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _vary_bits(method: Method, part: type[Component] | None) -> Iterator[tuple[int, Method]]:
+    """The method at each number of bits that it takes; none where only a part without bits is
+    meant."""
+    settings = dict(list_settings(method))
+    for path in (each for each in _BITS if isinstance(settings.get(each), int)):
+        owner = settings.get(path.rpartition(".")[0], method)
+        for bits in _TRIED if part is None or isinstance(owner, part) else ():
+            try:
+                yield bits, configure(method, {path: bits})
+            except BitgridError:  # a format without such a form
+                continue
+
+
+def _count_levels(matrix: Matrix, group_size: int) -> Iterator[int]:
+    """The values in each group of a row."""
+    rows = matrix.weight.flatten(0, -2)
+    for part in rows.split(group_size or rows.shape[1], dim=1):
+        ordered = part.sort(-1).values
+        yield int((ordered.diff(dim=-1) != 0).sum(-1).max()) + 1
+
+
+def _find_difference(one: Model, other: Model) -> str | None:
+    """The first parameter that differs, by name; None where all are equal."""
+    theirs = dict(other.network.named_parameters())
+    for name, ours in one.network.named_parameters():
+        if not torch.equal(ours, theirs[name]):
+            return name
+    return None
+
+
+def _measure(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item()

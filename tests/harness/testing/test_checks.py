@@ -1,0 +1,277 @@
+"""The checker finds what is wrong: a method for each check that fails it, and its words."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from harness.cli.main import main
+from harness.config.settings import list_settings
+from harness.core.errors import GridError
+from harness.core.stage import Stage
+from harness.data import Tokens
+from harness.method import METHODS, Method, register
+from harness.models import Model, Quantized, matrices
+from harness.testing import Bench, check_method, examine, list_names
+from harness.testing.checks import run_checks
+from harness.testing.subjects import find_subject, make_small, make_subject
+
+
+@dataclass(frozen=True)
+class Ternary(Method):
+    """Signs times the mean magnitude of a group."""
+
+    name = "test-checked"
+    group_size: int = 128
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        result = model.fork()
+        for name, matrix in matrices(result.network).items():
+            groups = matrix.weight.float().unflatten(-1, (-1, self.group_size))
+            scale = groups.abs().mean(-1, keepdim=True)
+            values = (self.draw(groups) / scale).round().clamp(-1, 1) * scale
+            matrix.replace(self.last(name, values).flatten(-2))
+            result.quantized[name] = Quantized("ternary", 2, self.group_size, self.count())
+        return result
+
+    def draw(self, groups: torch.Tensor) -> torch.Tensor:
+        return groups
+
+    def last(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def count(self) -> float:
+        return 2 + 16 / self.group_size
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench.make(tmp_path_factory.mktemp("bench"))
+
+
+def test_a_sound_method_passes(bench: Bench) -> None:
+    check_method(Ternary(), bench=bench)
+
+
+@dataclass(frozen=True)
+class Noisy(Ternary):
+    """Draws random numbers and says nothing."""
+
+    name = "test-noisy"
+
+    def draw(self, groups: torch.Tensor) -> torch.Tensor:
+        return groups + torch.randn_like(groups)
+
+
+@dataclass(frozen=True)
+class Dithered(Noisy):
+    """Draws random numbers and says so."""
+
+    name = "test-dithered"
+    seeded: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Idle(Ternary):
+    """Says that it has a seed."""
+
+    name = "test-idle"
+    seeded: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Unseeded(Ternary):
+    """Draws from a generator of its own."""
+
+    name = "test-unseeded"
+
+    def draw(self, groups: torch.Tensor) -> torch.Tensor:
+        return groups + random.SystemRandom().random()
+
+
+@dataclass(frozen=True)
+class Fine(Ternary):
+    """Keeps the weights of one layer."""
+
+    name = "test-fine"
+
+    def last(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        if "layers.1.mlp.down_proj" in name:
+            values[3, 0] = torch.arange(self.group_size)
+        return values
+
+
+@dataclass(frozen=True)
+class Free(Ternary):
+    """Counts no scales."""
+
+    name = "test-free"
+
+    def count(self) -> float:
+        return 2.0
+
+
+@dataclass(frozen=True)
+class Writes(Ternary):
+    """Writes in place."""
+
+    name = "test-writes"
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        matrices(model.network)["model.layers.0.self_attn.q_proj"].weight.data.zero_()
+        return super().apply(model, calibration, work)
+
+
+@dataclass(frozen=True)
+class Raises(Ternary):
+    """Has a slip."""
+
+    name = "test-raises"
+
+    def draw(self, groups: torch.Tensor) -> torch.Tensor:
+        return groups[:, 70]
+
+
+@dataclass(frozen=True)
+class Worn(Ternary):
+    """Takes what lies in its folder for finished."""
+
+    name = "test-worn"
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        result = super().apply(model, calibration, work)
+        if (work / "half").exists():
+            matrix = matrices(result.network)["model.layers.0.mlp.up_proj"]
+            matrix.replace(matrix.weight * 0)
+        (work / "half").touch()
+        return result
+
+
+@dataclass(frozen=True)
+class Keyless(Ternary):
+    """A field that is left out of the key without a word."""
+
+    name = "test-keyless"
+    rounds: int = 1
+
+    def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
+        return Ternary(self.group_size).build(base, seed)
+
+
+@dataclass(frozen=True)
+class Backwards(Ternary):
+    """Worse with more bits."""
+
+    name = "test-backwards"
+    bits: int = 2
+
+    def count(self) -> float:
+        return self.bits + 16 / self.group_size
+
+    def last(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        return values * (self.bits - 1) ** 3
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        result = super().apply(model, calibration, work)
+        for name, record in result.quantized.items():
+            group, bits = record.group_size, record.bits_per_weight
+            result.quantized[name] = Quantized("ternary", self.bits, group, bits)
+        return result
+
+
+@dataclass(frozen=True)
+class Silent(Ternary):
+    name = "test-silent"
+
+
+FAULTS: list[tuple[type[Method], str, str]] = [
+    (Noisy, "depends on its seed as it says", r"draws random numbers \(model.*ClassVar\[bool\] ="),
+    (Idle, "depends on its seed as it says", "another seed gives the same model"),
+    (Unseeded, "gives the same again", r"two models: model\.layers\.\S+ differs"),
+    (Fine, "gives what it declares", r"layer model\.layers\.1\.mlp\.down_proj: a group of 32 has"),
+    (Free, "counts its bits", r"layer model\.\S+: its groups have levels of their own, \d+ in all"),
+    (Writes, "leaves its input as it was", r"changed model\.layers\.0\.self_attn\.q_proj\.weight"),
+    (Raises, "runs", r"test_checks\.py:\d+: IndexError: index 70 is out of bounds"),
+    (
+        Worn,
+        "goes on after a kill",
+        r"another model: \S+up_proj\.weight differs",
+    ),
+    (Keyless, "has the key of its fields", "with another rounds the key is the same"),
+    (Backwards, "errs less with more bits", "does not fall as bits grow: 2 bits"),
+    (Silent, "says what it is", "Silent has no docstring"),
+]
+
+
+@pytest.mark.parametrize(("kind", "title", "words"), FAULTS)
+def test_a_fault_is_said(kind: Any, title: str, words: str, bench: Bench) -> None:
+    with pytest.raises(AssertionError) as told:
+        check_method(kind(), bench=bench)
+    opening, line = str(told.value).splitlines()
+    assert re.fullmatch(rf"method {kind.__name__} fails 1 of \d+ checks:", opening)
+    assert line.startswith(f"  {title}: ") and re.search(words, line), line
+
+
+def test_after_a_fault_nothing_is_said_of_what_is_not_there(bench: Bench) -> None:
+    findings = run_checks(make_subject(Raises()), bench)
+    states = [each.state for each in findings]
+    assert states == ["passed"] * 2 + ["FAILED"] + ["skipped"] * (len(states) - 3)
+
+
+def test_what_is_small_stays_what_the_method_takes() -> None:
+    small = dict(list_settings(make_small(METHODS.find("bitdistiller").method)))
+    assert small["format.group_size"] == 32 and small["train.steps"] == 4
+    assert small["init.text"] == small["data.text"] == "testbed"
+    assert small["format.bits"] == 2
+
+
+def test_a_part_is_tried_where_it_matters(bench: Bench) -> None:
+    assert find_subject("nf", bench).title == "format nf (in method rtn)"
+    kl = find_subject("objective/kl", bench, {})
+    assert kl.title == "objective kl (in method llm-qat)"
+    assert dict(list_settings(kl.method))["objective"].name == "kl"
+    grid = find_subject("init/clip", bench, {"grid": 7}).method
+    assert dict(list_settings(grid))["init.grid"] == 7
+    assert {"rtn", "format/nf", "attachment/kv-cache", "rounding/gptq"} < set(list_names())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rnt", "'rnt' is unknown; did you mean 'rtn'"),
+        ("hadamard", "several parts are called 'hadamard': say attachment/hadamard or init/hadam"),
+        ("objective/sum", "objective sum cannot be tried in any method: .*parts"),
+        ("format/nff", "did you mean 'format/nf'"),
+    ],
+)
+def test_a_name_that_is_no_one_things(name: str, words: str, bench: Bench) -> None:
+    with pytest.raises(GridError, match=words):
+        examine(name, bench=bench)
+
+
+def test_the_verb_prints_each_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Path(__file__).parents[3] / "methods/rtn.py"
+    good = tmp_path / "test_good.py"
+    good.write_text(source.read_text().replace('"rtn"', '"test-good"'))
+    assert main(["check", str(good), "--set", "format.bits=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "test-good:" and len(lines) == 15
+    assert all(line.startswith("  passed  ") for line in lines[1:])
+    register("test-free", Free(), title="Free", about="counts no scales")
+    assert main(["check", "test-free"]) == 1
+    assert re.search(r"\n  FAILED +counts its bits +layer model\.", capsys.readouterr().out)
+    assert main(["check", "test-free", "--set", "group_size"]) == 2
+    assert "should be PATH=VALUE" in capsys.readouterr().err
+    bad = tmp_path / "test_bad.py"
+    bad.write_text("x = 1\nraise KeyError('gone')\n")
+    assert main(["check", str(bad)]) == 2
+    assert "test_bad.py:2: KeyError: 'gone'" in capsys.readouterr().err
+    bad.write_text("x = 1\n")
+    assert main(["check", str(bad)]) == 2
+    assert "registers no method and defines no part of one" in capsys.readouterr().err
