@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import __version__
-from harness.cli import checking, cluster, looking, reporting, running, starting, store, values
+from harness.cli import (
+    authoring,
+    checking,
+    cluster,
+    looking,
+    reporting,
+    running,
+    starting,
+    store,
+    values,
+)
 from harness.cli.verb import Verb
 from harness.core.errors import BitgridError, GridError, close_to, first_line, make_line
 from harness.core.installation import check_packages
@@ -34,6 +44,9 @@ VERBS = (
     looking.PLAN,
     looking.METHODS,
     checking.CHECK,
+    authoring.NEW_METHOD,
+    authoring.NEW_OBJECTIVE,
+    authoring.NEW_FORMAT,
     looking.TASKS,
     looking.SCHEMA,
     values.VERIFY,

@@ -83,6 +83,7 @@ def load_file(path: Path) -> list[str]:
 
     Raises GridError where it cannot be imported, with the line, or where there is nothing in it.
     """
+    path = path.resolve()
     if not path.is_file():
         raise GridError(f"{path}: there is no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -1,0 +1,43 @@
+"""What authors may import to make a part of a recipe, or a recipe of parts: this list.
+
+    from methods.parts import IntSym, Recipe                # a method that is a point of the space
+    from methods.parts import Objective, TokenLogits        # an objective of one's own
+
+What changes here is told in the changelog. Not here: what the engine has for authors
+(`harness.api`).
+"""
+
+from methods.quantization.formats import NF, Bits, Format, Grouped, IntAsym, IntSym, bounds
+from methods.quantization.gptq import GPTQ
+from methods.quantization.inits import Clip, Init
+from methods.quantization.rounding import BlockRounding, Nearest, Rounding, quantize_model
+from methods.quantization.walking import Block, sequentially
+from methods.recipe import Recipe
+from methods.training.forward import widen
+from methods.training.objectives import BlockStates, Objective, TokenLogits
+from methods.training.settings import Training
+
+__all__ = [
+    "GPTQ",
+    "NF",
+    "Bits",
+    "Block",
+    "BlockRounding",
+    "BlockStates",
+    "Clip",
+    "Format",
+    "Grouped",
+    "Init",
+    "IntAsym",
+    "IntSym",
+    "Nearest",
+    "Objective",
+    "Recipe",
+    "Rounding",
+    "TokenLogits",
+    "Training",
+    "bounds",
+    "quantize_model",
+    "sequentially",
+    "widen",
+]
