@@ -13,7 +13,7 @@ from methods.recipe import Recipe
 
 register(
     "awq",
-    Recipe(init=AWQ(clip=True)),
+    Recipe(init=(AWQ(clip=True),)),
     title="AWQ",
     about="activation-aware scaling, then the clip search, then round (arXiv 2306.00978)",
     fixed=("format.gradient", "init", "rounding", "objective", "data", "train", "teacher"),

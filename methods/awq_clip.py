@@ -12,7 +12,7 @@ from methods.recipe import Recipe
 
 register(
     "awq-clip",
-    Recipe(init=Clip()),
+    Recipe(init=(Clip(),)),
     title="AWQ-clip",
     about="asymmetric clip search on calibration activations, then round (BitDistiller sec. 3.1)",
     fixed=("format.gradient", "init", "rounding", "objective", "data", "train", "teacher"),

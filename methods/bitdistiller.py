@@ -20,7 +20,7 @@ register(
     "bitdistiller",
     Recipe(
         format=IntAsym(bits=2, group_size=128, gradient="through-range"),
-        init=Clip(),
+        init=(Clip(),),
         objective=CAKLD(),
         data=Generated(),
         train=Training(),

@@ -13,10 +13,11 @@ ablation of the BitDistiller paper varies one field of `Recipe`. Not here: the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import methods.training.sums  # noqa: F401 (an objective of several, which a grid may name)
+from harness.core.component import Several
 from harness.core.errors import BitgridError
 from harness.core.stage import Stage
 from harness.method import Method, Step
@@ -35,13 +36,14 @@ from methods.training.train import Train
 class Recipe(Method):
     """A point of the space. Without `data` and `train` the objective must be `none`.
 
-    `teacher` names a model as a grid does; without one the base teaches itself. `attach`: what the
-    model does as it runs, while it is trained too; a teacher never does.
+    `init`: applied in order; only the last one may change what the model computes. `teacher` names
+    a model as a grid does; without one the base teaches itself. `attach`: what the model does as it
+    runs, while it is trained too; a teacher never does.
     """
 
     name = "recipe"
     format: Format = IntAsym(bits=2, group_size=128)
-    init: Init = NoInit()
+    init: Several[Init] = (NoInit(),)
     rounding: Rounding = Nearest()
     objective: Objective = Untrained()
     data: Data | None = None
@@ -51,8 +53,8 @@ class Recipe(Method):
 
     @property
     def is_reference(self) -> bool:
-        parts = (self.format, FullPrecision), (self.init, NoInit), (self.objective, Untrained)
-        return not self.attach and all(isinstance(part, kind) for part, kind in parts)
+        is_plain = isinstance(self.format, FullPrecision) and isinstance(self.objective, Untrained)
+        return is_plain and not self.attach and not self._inits
 
     def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
         self.rounding.check(self.format)
@@ -66,10 +68,13 @@ class Recipe(Method):
     def steps(self, base: Stage[Model], seed: int) -> tuple[Step, ...]:
         if isinstance(self.format, FullPrecision):
             return ()
-        origin, start = self._attach(self.init.origin(base, self._levels)), self._build_start(base)
+        *first, last = self._inits or (NoInit(),)
+        prepared = self._prepare(base, first)
+        origin, start = self._attach(last.origin(prepared, self._levels)), self._build_start(base)
         trained, unchanged = self._build_trained(start, base, seed), self._attach(base)
         states = {unchanged: ("full precision", unchanged)}
-        states.setdefault(start, (self.init.name, origin))
+        named = " + ".join(each.name for each in self._inits)
+        states.setdefault(start, (named or NoInit.name, origin))
         states.setdefault(trained, (self.objective.name, origin))
         return tuple(
             Step(name, whence, state, self._round(state, base))
@@ -107,14 +112,32 @@ class Recipe(Method):
 
     def _build_start(self, base: Stage[Model]) -> Stage[Model]:
         """What is trained, or rounded where nothing is."""
-        if not isinstance(self.init, NoInit):
+        for init in self._inits:
             for each in self.attach:
                 if each.folds:
                     raise BitgridError(
-                        f"attachment {each.name!r} changes weights, and init {self.init.name!r} "
+                        f"attachment {each.name!r} changes weights, and init {init.name!r} "
                         "finds its values for those before; use it with init: none"
                     )
-        return self._attach(self.init.build(base, self._levels))
+        return self._attach(self._prepare(base, self._inits))
+
+    @property
+    def _inits(self) -> tuple[Init, ...]:
+        return tuple(each for each in self.init if not isinstance(each, NoInit))
+
+    def _prepare(self, base: Stage[Model], inits: Sequence[Init]) -> Stage[Model]:
+        """The model after `inits` in turn. Raises BitgridError where one behind another would
+        rescale values that were chosen for the scales before."""
+        model = base
+        for number, each in enumerate(inits):
+            prepared = each.build(model, self._levels)
+            if each is not self._inits[-1] and prepared != each.origin(model, self._levels):
+                raise BitgridError(
+                    f"init {each.name!r} changes what the model computes, so nothing may follow "
+                    f"it, and {self._inits[number + 1].name!r} does; put it last"
+                )
+            model = prepared
+        return model
 
     def _attach(self, model: Stage[Model]) -> Stage[Model]:
         return Attach(model, self.attach) if self.attach else model
@@ -126,6 +149,12 @@ class Recipe(Method):
             raise BitgridError(
                 f"objective {self.objective.name!r} trains, so the method needs 'data' and "
                 "'train'; start from llm-qat or bitdistiller"
+            )
+        turning = next((each.name for each in self._inits if each.turns_states), None)
+        if turning and any(term.objective.sees == "blocks" for term in self.objective.list_terms()):
+            raise BitgridError(
+                f"objective {self.objective.name!r} compares hidden states with the teacher's, and "
+                f"init {turning!r} turns the student's; use an objective that sees logits"
             )
         teacher = self._build_teacher(base)
         for model in (base, teacher):

@@ -39,7 +39,12 @@ from methods.quantization.walking import Block, sequentially
 
 @dataclass(frozen=True)
 class Init(Component, family="init"):
-    """How a model is prepared before it is trained and rounded."""
+    """How a model is prepared before it is trained and rounded.
+
+    `turns_states`: whether its hidden states are no longer those of the base.
+    """
+
+    turns_states: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, base: Stage[Model], format: Format) -> Stage[Model]:

@@ -32,6 +32,7 @@ class Hadamard(Init):
     matrix of that size stands beside it."""
 
     name = "hadamard"
+    turns_states = True
     seed: Seed = 0
 
     def build(self, base: Stage[Model], format: Format) -> Stage[Model]:

@@ -264,7 +264,7 @@ def test_a_recipe_gives_them_to_its_student_alone(tiny_folder: Path) -> None:
     for step in replace(plain, attach=both).steps(base, 0):
         assert all(map(_attached, (step.origin, step.before, step.after)))
     with pytest.raises(BitgridError, match="'hadamard' changes weights, and init 'clip'"):
-        Recipe(init=Clip(text="testbed"), attach=(Hadamard(),)).build(base, 0)
+        Recipe(init=(Clip(text="testbed"),), attach=(Hadamard(),)).build(base, 0)
 
 
 @dataclass(frozen=True)
