@@ -6,7 +6,8 @@ Rows are made up: as many methods as fill them, at five seeds, with eight tasks 
 perplexities among them; the table is printed, `--html` draws the plots too. Stages are values with
 manifests of the usual size and one file, three to two rows, in a kept plan of one grid. `status` is
 timed as it is first called on a store and then again; `gc` lists what it would remove: a tenth.
-The slopes of time over size, from the smallest to the largest, are printed last: 1 is linear.
+Seconds of processors tell less of what else the machine does. Their slopes over size, from the
+smallest to the largest, are printed last: 1 is linear.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ child = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ,
 signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
 signal.setitimer(signal.ITIMER_REAL, float(sys.argv[1]))
 _, status, usage = os.wait4(child, 0)
-print(time.perf_counter() - began, usage.ru_maxrss, os.waitstatus_to_exitcode(status))
+took = time.perf_counter() - began, usage.ru_utime + usage.ru_stime
+print(*took, usage.ru_maxrss, os.waitstatus_to_exitcode(status))
 """
 FORMATS = {
     "markdown": ["--format", "markdown"],
@@ -111,8 +113,9 @@ def make_store(folder: Path, count: int) -> Path:
     return grid
 
 
-def measure(command: list[str], folder: Path) -> tuple[float, float, str]:
-    """Seconds, peak MiB and exit status of a process, or that it did not end in time."""
+def measure(command: list[str], folder: Path) -> tuple[float, float, float, str]:
+    """Seconds, those of processors, peak MiB and exit status of a process, or that it did not end
+    in time."""
     # By a process of its own: the peak of one that starts another counts as the other's.
     done = subprocess.run(
         [sys.executable, "-S", "-c", _TIMED, str(LIMIT_S), *command],
@@ -121,9 +124,9 @@ def measure(command: list[str], folder: Path) -> tuple[float, float, str]:
         text=True,
         check=True,
     )
-    seconds, peak, status = done.stdout.split()
+    seconds, busy, peak, status = done.stdout.split()
     said = f"no end in {LIMIT_S:.0f} s" if float(seconds) >= LIMIT_S else status
-    return float(seconds), int(peak) / 1024, said
+    return float(seconds), float(busy), int(peak) / 1024, said
 
 
 def list_commands(
@@ -151,14 +154,14 @@ def main() -> None:
     took: dict[str, list[tuple[int, float]]] = {}
     with tempfile.TemporaryDirectory() as name, options.out.open("w") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["command", "size", "seconds", "peak_mib", "status"])
+        table.writerow(["command", "size", "seconds", "cpu_seconds", "peak_mib", "status"])
         for rows in options.rows:
             for command, size, words in list_commands(Path(name), rows, options.formats):
-                seconds, peak, status = measure(words, Path(name))
-                line = [command, size, f"{seconds:.2f}", f"{peak:.0f}", status]
+                seconds, busy, peak, status = measure(words, Path(name))
+                line = [command, size, f"{seconds:.2f}", f"{busy:.2f}", f"{peak:.0f}", status]
                 print(*line, flush=True)
                 table.writerow(line)
-                took.setdefault(command, []).append((size, seconds))
+                took.setdefault(command, []).append((size, busy))
     for command, points in took.items():
         (small, first), (large, last) = points[0], points[-1]
         if large > small:
