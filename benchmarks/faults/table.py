@@ -44,7 +44,7 @@ cases. *Healed*: in the end all values are bit for bit those of an undisturbed r
 `bitgrid verify` names what is wrong; a run does not compute a model again that no score lacks.
 *Refused*: the last run ended in one line. *Destroyed* counts what the fault itself damaged, *lost*
 what is not there or not right in the end, *again* what was computed again, summed over the cases.
-*Said* is what an undisturbed run does not say.
+*Said* is what an undisturbed run does not say; names that differ from run to run stand as "…".
 """
 COLUMNS = ("fault", "cases", "outcome", "destroyed", "lost", "again", "said")
 
