@@ -18,17 +18,19 @@ Not here: any method; parts of methods (`component`); how settings become fields
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from harness.config.settings import list_settings
 from harness.core.component import Component
+from harness.core.declared import locate
 from harness.core.errors import BitgridError, ModelError, nearest
-from harness.core.registry import Registry, find_caller
-from harness.core.stage import Input, Resources, Stage, value
+from harness.core.registry import Place, Registry, find_caller
+from harness.core.stage import Input, Resources, Stage, identify, to_canonical_json, value
 from harness.data import Tokens
 from harness.models import Model, check_applied, host_gib
 
@@ -173,6 +175,7 @@ def register(name: str, method: Method, title: str, about: str, fixed: Iterable[
     the objective. Raises BitgridError where the name is taken or a fixed field does not exist.
     """
     place = find_caller()
+    _check_method(name, method, title, place)
     fields = dict(list_settings(method))
     for field in fixed:
         if field not in fields:
@@ -182,3 +185,26 @@ def register(name: str, method: Method, title: str, about: str, fixed: Iterable[
     METHODS.register(name, Entry(name, method, title, about, tuple(fixed), place.file), place)
     if "name" not in vars(type(method)):
         type(method).claim(name)
+
+
+def _check_method(name: str, method: object, title: str, place: Place) -> None:
+    """Raise BitgridError, with file and line, for what cannot be registered."""
+    if not isinstance(method, Method):
+        what = f"the class {method.__name__}" if isinstance(method, type) else f"{method!r}"
+        call = f"{method.__name__}()" if isinstance(method, type) else "one of a class of `Method`"
+        raise BitgridError(f"{place}: {name!r} is registered with {what}; give it {call}")
+    if not name or not title.strip():
+        raise BitgridError(f"{place}: method {name!r} has the title {title!r}, which tables show")
+    cls: Any = type(method)
+    if cls.build is Method.build and cls.apply is Method.apply:
+        raise BitgridError(f"{locate(cls)}: it has neither `apply` nor `build`")
+    for field in dataclasses.fields(cls):
+        held = getattr(method, field.name)
+        try:
+            to_canonical_json(identify(held))
+            hash(held)
+        except (TypeError, ValueError):
+            raise BitgridError(
+                f"{locate(cls)}: field {field.name!r} holds a {type(held).__name__}, which has no "
+                "place in a key; use numbers, text, tuples, mappings of them or components"
+            ) from None

@@ -10,6 +10,7 @@ What changes here is told in the changelog. Not here: what the engine has for au
 from methods.quantization.formats import NF, Bits, Format, Grouped, IntAsym, IntSym, bounds
 from methods.quantization.gptq import GPTQ
 from methods.quantization.inits import Clip, Init
+from methods.quantization.readings import Reading
 from methods.quantization.rounding import BlockRounding, Nearest, Rounding, quantize_model
 from methods.quantization.walking import Block, sequentially
 from methods.recipe import Recipe
@@ -32,6 +33,7 @@ __all__ = [
     "IntSym",
     "Nearest",
     "Objective",
+    "Reading",
     "Recipe",
     "Rounding",
     "TokenLogits",

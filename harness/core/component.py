@@ -25,6 +25,7 @@ import pydantic
 from pydantic_core import core_schema
 
 from harness.core.checked import Checked, field_types, forget_adapters
+from harness.core.declared import check_body, check_class
 from harness.core.errors import BitgridError, CollisionError, SettingError, nearest
 from harness.core.frozen import FrozenMapping, freeze
 from harness.core.scalars import fit_scalars, forget_text
@@ -60,8 +61,14 @@ class Component(Checked, ABC):
                 f"{_describe(cls)}: a class right under Component names its family: "
                 f'class {cls.__name__}(Component, family="…")'
             )
+        check_body(cls)
         if "name" in vars(cls):
             cls.claim(cls.name)
+
+    def __new__(cls, *values: object, **named: object) -> Self:
+        """Raises BitgridError, with file and line, where the class itself has a fault."""
+        check_class(cls)
+        return super().__new__(cls)
 
     @classmethod
     def claim(cls, name: str) -> None:

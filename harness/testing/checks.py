@@ -237,8 +237,8 @@ def _check_bits(case: _Case) -> str | None:
         levels = len(torch.cat([part.flatten() for part in weight.split(256)]).unique())
         if levels > 2**record.bits and record.bits_per_weight <= record.bits:
             return (
-                f"layer {name}: its groups have levels of their own, {levels} in all, and "
-                f"bits_per_weight is {record.bits_per_weight:g}: count scales and zero points too"
+                f"layer {name}: its groups have levels of their own, and bits_per_weight is "
+                f"{record.bits_per_weight:g}: count scales and zero points too"
             )
     return None
 

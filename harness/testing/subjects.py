@@ -93,14 +93,13 @@ def load_file(path: Path) -> list[str]:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except BitgridError:
-        raise
     except Exception as error:  # whatever somebody's file raises
-        lines = [
-            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
-        ]
-        place = f"{path}:{lines[-1]}" if lines else str(path)
-        raise GridError(f"{place}: {type(error).__name__}: {first_line(error)}") from error
+        kind = "" if isinstance(error, BitgridError) else f"{type(error).__name__}: "
+        told = f"{kind}{first_line(error)}"
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        place = "" if str(path) in told else f"{path}:{lines[-1] if lines else 1}: "
+        raise GridError(f"{place}{told}") from error
     entries = [n for n, each in METHODS.load().items() if Path(each.source) == path]
     parts = [n for n, cls in sorted(_find_parts().items()) if cls.__module__ == path.stem]
     if not entries and not parts:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from harness.core.errors import BitgridError, GridError
+from harness.data import Tokens
 from harness.method import METHODS, Method, register
+from harness.models import Model
 
 
 @dataclass(frozen=True)
 class Toy(Method):
     shape: int = 1
     flag: bool = False
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        return model
 
 
 def test_registered_methods_are_found_with_their_source() -> None:

@@ -36,6 +36,7 @@ class Square(Shape):
     colour: str = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.colour == "x":
             raise FormatError("colour 'x' is none")
         if self.size > 9:

@@ -10,9 +10,11 @@ import pytest
 
 from harness.core.component import Component, Several
 from harness.core.errors import GridError
+from harness.data import Tokens
 from harness.grid.points import Point, list_points
 from harness.grid.reading import read_grid
 from harness.method import METHODS, Method, register
+from harness.models import Model
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Turn(Start):
 class Mill(Method):
     grain: Grain = Even()
     start: Several[Start] = ()
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        return model
 
 
 Read = Callable[..., list[Point]]
