@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.cli.main import main
+from tests.support.mistakes import registries_restored
 
 ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _unregistered() -> Iterator[None]:
+    with registries_restored():
+        yield
 
 
 @pytest.mark.parametrize("kind", ["method", "objective", "format"])
