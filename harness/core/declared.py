@@ -62,7 +62,8 @@ def check_class(cls: type) -> None:
         _refuse(cls, "it should be a frozen dataclass: put @dataclass(frozen=True) above it")
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         held = inspect.getattr_static(cls, name, None)
-        if typing.get_origin(hint) is ClassVar and not callable(held) and name in _list_own(cls):
+        is_plain = not (callable(held) or hasattr(held, "__get__"))  # a property is read of values
+        if typing.get_origin(hint) is ClassVar and is_plain and name in _list_own(cls):
             _check_class_variable(cls, name, typing.get_args(hint)[0], held)
     _checked.add(cls)
 
