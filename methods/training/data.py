@@ -13,7 +13,7 @@ training (`train`).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import cycle, islice
@@ -84,7 +84,7 @@ class Generated(Data):
     seed: Seed = 0
 
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
-        counts = self.text if isinstance(self.text, dict) else {self.text: self.sequences}
+        counts = self.text if isinstance(self.text, Mapping) else {self.text: self.sequences}
         parts = tuple(self._of(teacher, text, count) for text, count in counts.items())
         return parts[0] if len(parts) == 1 else Joined(parts)
 

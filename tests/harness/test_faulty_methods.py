@@ -319,7 +319,7 @@ RETURNED: dict[str, tuple[Change, str]] = {
     ),
     "no such layer": (
         lambda m: _record(m, "model.layers.9.q", Quantized("int-asym", 2, 32, 2.6)),
-        "`quantized` has a layer 'model.layers.9.q', which the blocks do not have",
+        "`quantized` has a layer 'model.layers.9.q', which the model has not",
     ),
     "too few bits": (
         lambda m: _record(m, Q_PROJ, Quantized("int-asym", 2, 32, 1.5)),

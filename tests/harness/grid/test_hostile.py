@@ -110,7 +110,7 @@ REFUSED = {
     "a default of none here": (TWO, "defaults: {init.alpha: 3, ", 6, "'init.alpha' is not a set"),
     "one that nobody has here": (TWO, "defaults: {data.top_p: 3, ", 6, "3 should be at most 1"),
     "an empty label": ("label: Nearest", 'label: " "', 5, "should name the method"),
-    "a label of nothing seen": ("label: Nearest", 'label: "\\u200b"', 5, "should name the method"),
+    "a label of nothing seen": ("label: Nearest", 'label: "\\u200b"', 5, "the character U+200B"),
     "a label past sense": ("label: Nearest", f"label: {'x' * 99_999}", 5, "at most 120 characters"),
     "control characters": ("label: Nearest", 'label: "\\x1b[2J"', 5, "the character U+001B"),
     "half a surrogate pair": ("label: Nearest", 'label: "\\ud83d"', 5, "the character U+D83D"),
