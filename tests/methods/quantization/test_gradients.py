@@ -229,6 +229,7 @@ def test_one_weight_that_is_a_group() -> None:
         torch.testing.assert_close(_pass(weight, slope, format)[1], slope)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Plain(Grouped):
     """A format that says nothing of gradients; not one that a grid could choose."""
 
