@@ -145,7 +145,7 @@ def test_scalars_are_those_of_yaml_1_2(write) -> None:  # type: ignore[no-untype
             "[{name: rtn, label: ' X  y'}, {name: awq-clip, label: X y}]",
             8,
             "'X y' is the name of another method already (grid.yaml:8), which differs in method "
-            "(rtn, here awq-clip), init (none, here clip)",
+            "(rtn, here awq-clip), init ([none], here [clip text='testbed'])",
         ),
         # Its cells would be told apart by axes that the main method has and it has not.
         (
