@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import torch
 
-from harness.core.errors import BitgridError
+from harness.core.errors import BitgridError, Outbid
 from harness.core.files import write_json
 from harness.core.installation import SAFE_PATH
 from harness.core.scratch import Scratch
@@ -76,7 +76,11 @@ def run_together(
         )
         assert process.stdin and process.stdout
         try:
-            _follow(process.stdout, step, note)
+            try:
+                _follow(process.stdout, step, note)
+            except Outbid:
+                if not store.has(stage.key):
+                    raise  # else they had kept the value, and what they told came late
             process.wait()
         finally:
             process.stdin.close()
