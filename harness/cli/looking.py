@@ -14,9 +14,18 @@ from collections import Counter
 from collections.abc import Mapping
 
 from harness.cli.terminal import print_line, print_table
-from harness.cli.verb import Verb, add_grid_argument, find_plan, load_grid, open_store
+from harness.cli.verb import (
+    Verb,
+    add_grid_argument,
+    find_plan,
+    load_grid,
+    open_store,
+    without_collection,
+)
 from harness.cluster import status as watch
+from harness.core.store import Store
 from harness.run import states
+from harness.run.plan import Plan
 
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +51,17 @@ def _parse_sizes(text: str) -> list[float]:
 def _plan(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
     plan = find_plan(arguments, store)
+    _show_plan(plan, store)
+    if arguments.memory:
+        print(_memory(arguments))
+    if arguments.cells:
+        print_table(((cell.model[:8], cell.id) for cell in plan.cells), words=2, indent=2)
+    return 0
+
+
+@without_collection()
+def _show_plan(plan: Plan, store: Store) -> None:
+    """What it would compute, and why."""
     missing = set(states.needed(plan, store))
     users: Counter[str] = Counter()
     for cell in plan.cells:
@@ -64,11 +84,6 @@ def _plan(arguments: argparse.Namespace) -> int:
         print_line(f"  new: {line}")
     for line in states.list_stale(plan, store):
         print_line(f"  stale: {line}")
-    if arguments.memory:
-        print(_memory(arguments))
-    if arguments.cells:
-        print_table(((cell.model[:8], cell.id) for cell in plan.cells), words=2, indent=2)
-    return 0
 
 
 def _memory(arguments: argparse.Namespace) -> str:
@@ -99,22 +114,28 @@ def _add_status_arguments(parser: argparse.ArgumentParser) -> None:
 def _status(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
     while True:
-        plan = find_plan(arguments, store)
-        view = watch.look(plan, store)
-        if arguments.watch and sys.stdout.isatty():
-            print("\033[2J\033[H", end="")
-        models = len({cell.model for cell in plan.cells})
-        print(f"{plan.name}: {len(plan.cells)} cells, {models} models")
-        head, rows = watch.count_states(view)
-        print_table(rows, head, words=head.index("") + 1)
-        for line in watch.details(view, store):
-            print_line(line)
-        for line in view.trouble:
-            print_line(f"bitgrid: {line}", file=sys.stderr)
+        view = _show_status(arguments, store)
         if not arguments.watch or not view.count("running", "queued"):
             return 0
         sys.stdout.flush()
         time.sleep(watch.WATCH_S)
+
+
+@without_collection()
+def _show_status(arguments: argparse.Namespace, store: Store) -> watch.View:
+    plan = find_plan(arguments, store)
+    view = watch.look(plan, store)
+    if arguments.watch and sys.stdout.isatty():
+        print("\033[2J\033[H", end="")
+    models = len({cell.model for cell in plan.cells})
+    print(f"{plan.name}: {len(plan.cells)} cells, {models} models")
+    head, rows = watch.count_states(view)
+    print_table(rows, head, words=head.index("") + 1)
+    for line in watch.details(view, store):
+        print_line(line)
+    for line in view.trouble:
+        print_line(f"bitgrid: {line}", file=sys.stderr)
+    return view
 
 
 STATUS = Verb(
