@@ -10,7 +10,14 @@ import json
 import os
 from pathlib import Path
 
-from harness.cli.verb import RUNS, Verb, add_grid_argument, find_plan, open_store
+from harness.cli.verb import (
+    RUNS,
+    Verb,
+    add_grid_argument,
+    find_plan,
+    open_store,
+    without_collection,
+)
 from harness.core.errors import ReportError
 from harness.core.paths import check_file_name
 from harness.grid import published
@@ -37,6 +44,7 @@ def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@without_collection()
 def _report(arguments: argparse.Namespace) -> int:
     import reports
 

@@ -103,6 +103,8 @@ def show_text(text: str) -> str:
 
     White space that is more than spaces is one space; what does not show is its number: `\\x1b`.
     """
+    if text.isascii() and text.isprintable():
+        return text
     line = re.sub(r"\s+", lambda match: " " if match[0].strip(" ") else match[0], text)
     return re.sub(f"[{UNSHOWABLE}]", lambda match: ascii(match[0])[1:-1], line)
 

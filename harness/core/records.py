@@ -332,8 +332,8 @@ def to_json(record: Any) -> dict[str, Any]:
     return {"schema": SCHEMA, **asdict(record)}
 
 
-def from_json(kind: type[T], line: object, where: str) -> T:
-    """A record of `kind` from the object in its file.
+def from_json(kind: type[T], line: object, where: str, text: str | None = None) -> T:
+    """A record of `kind` from the object in its file, and the text that it was read from.
 
     Raises ReportError, in one line that begins with `where`, for another schema and for what does
     not fit the record. Names that the record does not have are passed over.
@@ -352,7 +352,7 @@ def from_json(kind: type[T], line: object, where: str) -> T:
     try:
         adapter: TypeAdapter[T] = _adapter(cast(type, kind))
         # As JSON: of Python objects a strict validator takes no mapping for a record.
-        return adapter.validate_json(json.dumps(line), strict=True)
+        return adapter.validate_json(text or json.dumps(line), strict=True)
     except pydantic.ValidationError as error:
         raise ReportError(f"{where}: {explain(error, line, _OPTIONS).message}") from error
 

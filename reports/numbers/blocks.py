@@ -8,13 +8,10 @@ over items (`variance`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from statsmodels.regression.linear_model import OLS
-from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 
 from reports.numbers.variance import Models
 from reports.reading.items import Floats
@@ -60,24 +57,23 @@ def fit(levels: Sequence[Level]) -> Model:
         if seed in seeds:
             design[row, len(levels) + seeds.index(seed)] = 1
     scores = np.array([value for _, _, value in cells])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SingularMatrixWarning)  # seen by `estimable`
-        found = OLS(scores, design).fit()
+    inverse = np.linalg.pinv(design)  # columns may depend on each other: see `estimable`
+    found = inverse @ scores
     size = len(levels)
-    covariance = np.array(found.normalized_cov_params)[:size, :size]
+    covariance = (inverse @ inverse.T)[:size, :size]
     for index, level in enumerate(levels):
         if level.fixed:
             covariance[index, :] = covariance[:, index] = 0
-    inside = np.linalg.pinv(design) @ design
+    inside = inverse @ design
     contrasts = np.eye(size, design.shape[1]) - np.eye(1, design.shape[1])
     estimable = np.isclose(contrasts @ inside, contrasts, atol=1e-6).all(axis=1)
     rounding = len(cells) * (_ALIKE * float(np.abs(scores).max(initial=0))) ** 2
-    squares = float(found.ssr)
+    squares = float(np.square(scores - design @ found).sum())
     return Model(
-        means=np.array(found.params)[:size],
+        means=found[:size],
         covariance=covariance,
         estimable=tuple(bool(each) for each in np.atleast_1d(estimable)),
         squares=squares if squares > rounding else 0.0,
-        df=int(found.df_resid),
+        df=len(cells) - int(np.linalg.matrix_rank(design)),
         blocked=blocked,
     )

@@ -17,6 +17,7 @@ from harness.core.errors import nearest
 from harness.core.records import AVERAGE, COLUMNS, NO_FILTER, PROTOCOL
 from harness.core.report_options import ReportOptions
 from reports.reading.export import Export
+from reports.reading.frames import list_records
 
 TITLES = {
     "wikitext2": "WikiText-2",
@@ -110,7 +111,7 @@ def make_columns(shown: pd.DataFrame, export: Export) -> tuple[Column, ...]:
     `report.columns`, else of all scores.
     """
     options = export.grid.report
-    kinds = shown.drop_duplicates(["task", "metric", "filter"]).to_dict("records")
+    kinds = list_records(shown.drop_duplicates(["task", "metric", "filter"]))
     titles = _titles([get_quantity(record) for record in kinds])
     columns = [
         Column(
@@ -179,7 +180,7 @@ def find_usual_protocol(shown: pd.DataFrame, column: Column) -> dict[str, Any]:
     """How most numbers of the column were measured; of equally many, the one with most items."""
     counts: dict[str, int] = {}
     protocols: dict[str, dict[str, Any]] = {}
-    for record in column.select(shown)[list(PROTOCOL)].to_dict("records"):
+    for record in list_records(column.select(shown)[list(PROTOCOL)]):
         protocol = get_protocol(record)
         text = json.dumps(protocol, sort_keys=True)
         counts[text] = counts.get(text, 0) + 1
@@ -190,4 +191,6 @@ def find_usual_protocol(shown: pd.DataFrame, column: Column) -> dict[str, Any]:
 
 def get_protocol(record: Mapping[Any, Any]) -> dict[str, Any]:
     """The fields of a row that say how it was measured; what is not known is None."""
-    return {key: None if pd.isna(record[key]) else record[key] for key in PROTOCOL}
+    values = [(key, record[key]) for key in PROTOCOL]
+    # Not pandas' question, which takes as long as all the rest: NaN alone differs from itself.
+    return {key: None if value is None or value != value else value for key, value in values}

@@ -27,6 +27,7 @@ from reports.numbers.columns import (
 )
 from reports.numbers.naming import format_setting, name_method
 from reports.numbers.variance import Models, average_models, have_same_items
+from reports.reading.frames import list_records
 from reports.reading.items import ItemIndex, Items
 
 REFERENCE_BITS = 16
@@ -115,7 +116,7 @@ def make_rows(
     )
     # Once: a frame's selections cost a millisecond each, and a table has many numbers.
     cells_of: dict[tuple[Any, Any], _Cells] = {}
-    for record in shown.to_dict("records"):
+    for record in list_records(shown):
         cells_of.setdefault((record["bits"], record["name"]), _Cells()).add(record)
     table = []
     for bits, name, label in keys:
@@ -144,7 +145,26 @@ def make_rows(
                 attachments=_find_attachments(models_of),
             )
         )
-    return table
+    return _add_intervals(table)
+
+
+def _add_intervals(table: Sequence[Row]) -> list[Row]:
+    """The same rows, with the intervals of what is an average over tasks: all at once."""
+    averages = {
+        (r, c): average_models(entry.items)
+        for r, row in enumerate(table)
+        for c, entry in enumerate(row.entries)
+        if entry and len(next(iter(entry.items.values()), ())) > 1
+    }
+    intervals = stats.average_intervals(list(averages.values()))
+    entries = {(r, c): entry for r, row in enumerate(table) for c, entry in enumerate(row.entries)}
+    for place, each in zip(averages, intervals, strict=True):
+        if (entry := entries[place]) is not None:
+            entries[place] = replace(entry, interval=(each.low, each.high))
+    return [
+        replace(row, entries=tuple(entries[r, c] for c in range(len(row.entries))))
+        for r, row in enumerate(table)
+    ]
 
 
 _Record = dict[Any, Any]
@@ -265,10 +285,10 @@ def _error(items: Sequence[Items]) -> float:
 
 
 def _interval(models: list[list[_Record]], items: Sequence[Items]) -> tuple[float, float] | None:
-    if not items:
+    """Of one task; for an average over several see `_add_intervals`."""
+    if len(items) != 1:
         return None
-    several = len(items) > 1
-    interval = stats.average_interval(items) if several else stats.task_interval(items[0].scores)
+    interval = stats.task_interval(items[0].scores)
     if models[0][0]["aggregation"] != "exp_mean":
         return interval.low, interval.high
     # exp is monotonic, but the mean of several models' perplexities is not exp of their mean.

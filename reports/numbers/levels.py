@@ -22,6 +22,7 @@ from reports.numbers.blocks import Level
 from reports.numbers.columns import Column, get_protocol, get_quantity
 from reports.numbers.naming import format_setting
 from reports.reading.export import Export
+from reports.reading.frames import list_records
 from reports.reading.items import ItemIndex, Items
 
 _Record = dict[Any, Any]
@@ -66,7 +67,7 @@ def make_comparisons(
 ) -> Iterator[Comparison]:
     """One a method, context and column; where settings differ in bits, one a setting."""
     contexts: dict[tuple[str, str], dict[str, list[_Record]]] = {}
-    for record in shown.to_dict("records"):
+    for record in list_records(shown):
         if axis in record["settings"]:
             others = sorted((key, v) for key, v in record["settings"].items() if key != axis)
             context = " ".join(f"{key}={format_setting(value, key)}" for key, value in others)

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from harness.core.report_options import ReportOptions
+from reports.reading.frames import list_records
 
 
 def format_setting(value: object, path: str = "") -> str:
@@ -34,7 +35,7 @@ def name_cells(frames: Sequence[pd.DataFrame], options: ReportOptions) -> dict[s
     """Cell -> name of its row: the label and, where it needs them, `key=value`."""
     cells: dict[str, dict[Any, Any]] = {}
     for frame in frames:
-        for record in frame.drop_duplicates("cell").to_dict("records"):
+        for record in list_records(frame.drop_duplicates("cell")):
             cells.setdefault(record["cell"], record)
     settings: dict[str, dict[str, Any]] = {
         cell: {

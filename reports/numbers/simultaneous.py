@@ -13,7 +13,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, stats
+import scipy  # its parts are imported as they are used: statistics take a second
 
 from reports.reading.items import Floats
 
@@ -26,10 +26,10 @@ def compute_largest_p(t: float, df: float, correlation: Floats) -> float:
     if math.isnan(t) or math.isnan(df):
         return math.nan
     t, count = abs(t), len(correlation)
-    single = float(2 * stats.t.sf(t, df))
+    single = float(2 * scipy.stats.t.sf(t, df))
     if count == 1 or count * single <= _TAIL:
         return min(1.0, count * single)
-    inside = stats.multivariate_t.cdf(
+    inside = scipy.stats.multivariate_t.cdf(
         np.full(count, t),
         shape=correlation,
         df=df,
@@ -50,11 +50,11 @@ def compute_critical_t(alpha: float, df: float, correlation: Floats) -> float:
 @lru_cache(maxsize=1000)  # sets of comparisons are often alike
 def _solve(alpha: float, df: float, correlation: tuple[tuple[float, ...], ...]) -> float:
     count = len(correlation)
-    low, high = (float(stats.t.isf(alpha / 2 / number, df)) for number in (1, count))
+    low, high = (float(scipy.stats.t.isf(alpha / 2 / number, df)) for number in (1, count))
     if count == 1 or alpha <= _TAIL:
         return high
     return float(
-        optimize.brentq(
+        scipy.optimize.brentq(
             lambda t: compute_largest_p(t, df, np.array(correlation)) - alpha,
             0.999 * low,
             1.001 * high,
@@ -70,8 +70,8 @@ def compute_visible_difference(critical: float, df: float, error: float) -> floa
     """
     if math.isnan(critical) or math.isnan(error):
         return math.nan
-    start = critical + float(stats.t.ppf(POWER, df))
-    found = optimize.brentq(
-        lambda shift: stats.nct.sf(critical, df, shift) - POWER, 0.0, 4 * start, xtol=1e-6
+    start = critical + float(scipy.stats.t.ppf(POWER, df))
+    found = scipy.optimize.brentq(
+        lambda shift: scipy.stats.nct.sf(critical, df, shift) - POWER, 0.0, 4 * start, xtol=1e-6
     )
     return float(found) * error

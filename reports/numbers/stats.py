@@ -1,6 +1,6 @@
 """Intervals and tests for scores: over a task's items, between two methods, and over seeds.
 
-What scipy and statsmodels have is theirs. The bootstrap draws here, since scipy's holds an index
+What scipy's distributions have is theirs. The bootstrap draws here, since scipy's holds an index
 for every item of every resample, and draws as many items as there are: it then understates the
 spread of a task with two items a subject. Drawing n - 1 of n makes the resamples' variance the
 unbiased s²/n whatever n is (McCarthy and Snowden, 1985).
@@ -18,18 +18,20 @@ from functools import cache
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
-from statsmodels.stats.proportion import proportion_confint
 
 from reports.reading.items import Floats
 
 LEVEL = 0.95
+_NORMAL = float(special.ndtri((1 + LEVEL) / 2))
 RESAMPLES = 9999
 _CHUNK = 4_000_000  # numbers drawn at once
 _ALIKE = 1e-12  # of a mean: values that differ by less, by rounding, are equal
 _MANY = 10  # items from which Wilson's interval is used
 _FEW = 32  # distinct values that are drawn as counts
 _COUNTED = 64  # items whose draws are kept
+_TOGETHER = 64  # averages whose resamples are computed in one product
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ def standard_error(scores: Floats) -> float:
 def task_interval(scores: Floats) -> Interval:
     """Of a task's mean over items (N,): Wilson's where they are right or wrong, else Student's."""
     if len(scores) and np.isin(scores, (0.0, 1.0)).all():
-        low, high = proportion_confint(scores.sum(), len(scores), 1 - LEVEL, method="wilson")
-        return Interval(float(scores.mean()), float(low), float(high), n=len(scores))
+        low, high = _compute_wilson_limits(float(scores.sum()), len(scores))
+        return Interval(float(scores.mean()), low, high, n=len(scores))
     return t_interval(scores)
 
 
@@ -97,17 +99,66 @@ def average_interval(blocks: Sequence[Weighted]) -> Interval:
     items right still has an uncertainty. The limits are Agresti and Coull's: Wilson's, whose errors
     of five tasks nearly all right are on one side, cover 93 of 100 there. Else by bootstrap.
     """
-    if any(len(b.scores) < _MANY or not np.isin(b.scores, (0, 1)).all() for b in blocks):
+    if _is_drawn(blocks):
         return bootstrap(blocks)
     mean, below, above = 0.0, 0.0, 0.0
     for block in blocks:
         right, count = block.scores.sum(), len(block.scores)
-        low, high = proportion_confint(right, count, 1 - LEVEL, method="agresti_coull")
+        low, high = _compute_agresti_coull_limits(float(right), count)
         mean += block.weight * right / count
         below = math.hypot(below, block.weight * (right / count - low))
         above = math.hypot(above, block.weight * (high - right / count))
     n = sum(len(block.scores) for block in blocks)
     return Interval(float(mean), float(mean - below), float(mean + above), n=n)
+
+
+def average_intervals(averages: Sequence[Sequence[Weighted]]) -> list[Interval]:
+    """`average_interval` of each of many, whose resamples are computed together where they can."""
+    found: dict[int, Interval] = {}
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, blocks in enumerate(averages):
+        sizes = tuple(len(block.scores) for block in blocks)
+        if _is_drawn(blocks) and all(1 < size <= _COUNTED for size in sizes) and _is_finite(blocks):
+            alike.setdefault(sizes, []).append(place)
+        else:
+            found[place] = average_interval(blocks)
+    for sizes, places in alike.items():
+        for first in range(0, len(places), _TOGETHER):
+            part = places[first : first + _TOGETHER]
+            drawn = np.zeros((len(part), RESAMPLES))
+            for number, size in enumerate(sizes):
+                blocks = [averages[place][number] for place in part]
+                scores = np.array([block.weight * block.scores / (size - 1) for block in blocks])
+                drawn += scores @ _draw_counts(size, RESAMPLES, (0, number)).T.astype(np.float64)
+            for place, each in zip(part, drawn, strict=True):
+                found[place] = _make_interval(averages[place], each)
+    return [found[place] for place in range(len(averages))]
+
+
+def _is_drawn(blocks: Sequence[Weighted]) -> bool:
+    """Whether the interval of an average needs a bootstrap."""
+    return any(len(b.scores) < _MANY or not np.isin(b.scores, (0, 1)).all() for b in blocks)
+
+
+def _is_finite(blocks: Sequence[Weighted]) -> bool:
+    return all(np.isfinite(block.scores).all() for block in blocks)
+
+
+def _compute_wilson_limits(right: float, count: int) -> tuple[float, float]:
+    """Of a share `right` of `count` (Wilson, 1927)."""
+    share, square = right / count, _NORMAL**2
+    total = 1 + square / count
+    centre = (share + square / (2 * count)) / total
+    width = _NORMAL * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / total
+    return max(0.0, centre - width), min(1.0, centre + width)
+
+
+def _compute_agresti_coull_limits(right: float, count: int) -> tuple[float, float]:
+    """Of a share `right` of `count`, as if z² more were half right (Agresti and Coull, 1998)."""
+    more = count + _NORMAL**2
+    share = (right + _NORMAL**2 / 2) / more
+    width = _NORMAL * math.sqrt(share * (1 - share) / more)
+    return max(0.0, share - width), min(1.0, share + width)
 
 
 def bootstrap(blocks: Sequence[Weighted], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -116,18 +167,29 @@ def bootstrap(blocks: Sequence[Weighted], resamples: int = RESAMPLES, seed: int 
     Of differences between two methods on the same items it is the paired bootstrap: an item that is
     drawn is drawn for both. `p` is twice the smaller share of resamples on either side of zero.
     """
-    mean = math.fsum(block.weight * float(block.scores.mean()) for block in blocks)
-    n = sum(len(block.scores) for block in blocks)
-    if not all(np.isfinite(block.scores).all() for block in blocks):
-        return Interval(mean, math.nan, math.nan, n=n)
+    if not _is_finite(blocks):
+        return Interval(_compute_mean(blocks), math.nan, math.nan, n=_count(blocks))
     drawn = np.zeros(resamples)
     for number, block in enumerate(blocks):
         drawn += block.weight * _draw_means(block.scores, resamples, (seed, number))
+    return _make_interval(blocks, drawn)
+
+
+def _make_interval(blocks: Sequence[Weighted], drawn: Floats) -> Interval:
+    """Of means that were drawn (resamples,)."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     drawn[np.abs(drawn) < 1e-12] = 0  # sums of thirds that cancel
-    side = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return Interval(mean, float(low), float(high), min(1.0, 2 * float(side) / (resamples + 1)), n)
+    p = 2 * (1 + float(min((drawn <= 0).sum(), (drawn >= 0).sum()))) / (len(drawn) + 1)
+    return Interval(_compute_mean(blocks), float(low), float(high), min(1.0, p), _count(blocks))
+
+
+def _compute_mean(blocks: Sequence[Weighted]) -> float:
+    return math.fsum(block.weight * float(block.scores.mean()) for block in blocks)
+
+
+def _count(blocks: Sequence[Weighted]) -> int:
+    return sum(len(block.scores) for block in blocks)
 
 
 def sign_flip(scores: Floats) -> float:
@@ -207,7 +269,7 @@ def _draw_means(scores: Floats, resamples: int, seed: tuple[int, int]) -> Floats
         return np.full(resamples, scores[0])
     if count <= _COUNTED:
         # Not @: threads of BLAS wait for each other longer than one takes for this.
-        counts = _draw_counts(count, resamples, seed)
+        counts = _draw_counts(count, resamples, seed).astype(np.float64)
         return np.einsum("ri,i->r", counts, scores) / draws
     generator = np.random.default_rng(seed)
     values, known = np.unique(scores, return_counts=True)
@@ -223,11 +285,11 @@ def _draw_means(scores: Floats, resamples: int, seed: tuple[int, int]) -> Floats
 
 
 @cache
-def _draw_counts(count: int, resamples: int, seed: tuple[int, int]) -> Floats:
-    """How often each of n items is among n - 1 that are drawn: (resamples, n).
+def _draw_counts(count: int, resamples: int, seed: tuple[int, int]) -> NDArray[np.uint8]:
+    """How often each of n items, at most `_COUNTED`, is among n - 1 drawn: (resamples, n).
 
     Rows with equally many items share the draws: 10,000 rows would take ten seconds for their own.
     """
     generator = np.random.default_rng(seed)
     shares = np.full(count, 1 / count)
-    return generator.multinomial(count - 1, shares, size=resamples).astype(np.float64)
+    return generator.multinomial(count - 1, shares, size=resamples).astype(np.uint8)

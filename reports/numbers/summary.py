@@ -31,6 +31,7 @@ from reports.numbers.model_columns import MODEL_COLUMNS, ModelColumn
 from reports.numbers.naming import name_cells
 from reports.numbers.ranking import rank
 from reports.reading.export import Export
+from reports.reading.frames import list_records
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _remarks(export: Export) -> list[Remark]:
 
 def _stale(frame: pd.DataFrame, names: dict[str, str]) -> tuple[str, ...]:
     lines = []
-    for row in frame[frame["stale"].notna()].to_dict("records"):
+    for row in list_records(frame[frame["stale"].notna()]):
         which = f"{names[row['cell']]}, {format_bits(row['bits'])} bits"
         seed = "" if pd.isna(row["seed"]) else f", seed {row['seed']}"
         lines.append(f"{which}, {row['task']} {row['metric']}{seed}: {row['stale']}")

@@ -32,6 +32,7 @@ from reports.numbers.columns import (
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
 from reports.reading.export import Stages, list_inputs
+from reports.reading.frames import list_records
 
 FACTS = {
     "value": "Value, unrounded",
@@ -69,7 +70,7 @@ def list_measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, A
     """The rows of the export as a reader wants them: those that the table shows, then the rest."""
     columns = {column.quantity: column for column in summary.columns}
     measured = []
-    for record in frame.to_dict("records"):
+    for record in list_records(frame):
         metric = name_metric(record["metric"], record["filter"])
         column = columns.get(get_quantity(record)) or Column(
             record["task"],

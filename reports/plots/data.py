@@ -18,6 +18,7 @@ from reports.numbers.entries import REFERENCE_BITS
 from reports.numbers.naming import format_setting
 from reports.numbers.stats import t_interval
 from reports.numbers.summary import Summary
+from reports.reading.frames import list_records
 
 
 class Mean(NamedTuple):
@@ -66,11 +67,11 @@ def list_models(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     facts = ["label", "settings", "seed", "cell", "bits_per_weight"]
     models = shown.drop_duplicates(identity)[[*identity, *facts]].reset_index(drop=True)
     values: dict[tuple[Any, ...], dict[Quantity, float]] = {}
-    for record in shown.to_dict("records"):
+    for record in list_records(shown):
         of_model = values.setdefault(tuple(record[key] for key in identity), {})
         of_model.setdefault(get_quantity(record), record["value"])
     # Of all tasks, as an average may be over some that have no column.
-    better = shown[shown["higher_is_better"]].to_dict("records")
+    better = list_records(shown[shown["higher_is_better"]])
     scores = list(dict.fromkeys(map(get_quantity, better)))
     for index, column in enumerate(summary.columns):
         keys = [key for key in scores if key[0] in column.tasks]

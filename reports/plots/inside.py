@@ -116,12 +116,12 @@ def _histogram(axes: Axes, histogram: Histogram) -> None:
 
 def draw_errors(context: Context) -> Drawing | None:
     """A heat map a step: layers over projections, all on one scale."""
-    import seaborn  # slow, and only here
-
     all_steps = list_steps(context.export.diagnostics, context.summary.names)
     shown = all_steps[:_PANELS]
     if not shown:
         return None
+    import seaborn  # slow, and only here
+
     columns = list(dict.fromkeys(e.projection for step in shown for e in step.record.errors))
     blocks = 1 + max(e.block for step in shown for e in step.record.errors)
     tables, unknown = [], 0

@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pandas as pd
+from pandas.api.types import is_extension_array_dtype
 
 _DTYPES: dict[tuple[type, bool], str] = {  # (type, whether it may be null)
     (str, False): "str",
@@ -43,6 +44,21 @@ def make_frame(kind: type, records: Sequence[Any]) -> pd.DataFrame:
             values = [math.nan if value is None else value for value in values]
         columns[name] = pd.Series(values, dtype=dtype)
     return pd.DataFrame(columns)
+
+
+def list_records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The rows as mappings of Python's own values; what is missing is None or NaN.
+
+    `to_dict("records")` takes several times as long.
+    """
+    columns = [
+        column.astype(object).where(column.notna(), None).tolist()
+        if is_extension_array_dtype(column.dtype) and column.dtype != "str"
+        else column.tolist()
+        for _, column in frame.items()
+    ]
+    names = list(frame.columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _column_type(hint: Any) -> str:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from harness.core.errors import ReportError
 from harness.core.records import ITEM_KEY, RowItems
-
-if TYPE_CHECKING:
-    import pandas as pd
+from reports.reading.frames import list_records
 
 Floats = NDArray[np.float64]
 Key = tuple[str, ...]
@@ -80,7 +79,7 @@ def make_index(lines: Iterable[tuple[str, RowItems]], rows: pd.DataFrame) -> Ite
     """
     by_row: dict[Key, Items] = {}
     told = rows[[*ITEM_KEY, "aggregation", "value"]]  # few columns: there may be 10,000 rows
-    values = {get_key(row): row for row in told.to_dict("records")}
+    values = {get_key(row): row for row in list_records(told)}
     for where, line in lines:
         scores = np.asarray(line.scores, np.float64)
         numbers = np.arange(len(scores)) if line.items is None else np.asarray(line.items, np.int64)
@@ -90,7 +89,7 @@ def make_index(lines: Iterable[tuple[str, RowItems]], rows: pd.DataFrame) -> Ite
         _check_value(where, scores, values.get(get_key(vars(line)), {}))
     members: dict[Key, list[Key]] = {}
     named = [*ITEM_KEY, "group", "aggregation"]
-    for row in rows.loc[rows["group"].notna(), named].drop_duplicates().to_dict("records"):
+    for row in list_records(rows.loc[rows["group"].notna(), named].drop_duplicates()):
         group = members.setdefault(get_key({**row, "task": row["group"]}), [])
         group.append(get_key(row) if row["aggregation"] == "mean" else _NO_MEAN)
     return ItemIndex(by_row, members)
@@ -98,8 +97,6 @@ def make_index(lines: Iterable[tuple[str, RowItems]], rows: pd.DataFrame) -> Ite
 
 def make_items_frame(index: ItemIndex) -> pd.DataFrame:
     """One row an item, with the columns `ITEM_COLUMNS`."""
-    import pandas as pd
-
     parts: dict[str, list[Any]] = {name: [] for name in ITEM_COLUMNS}
     for key, items in index.by_row.items():
         for name, value in zip(ITEM_KEY, key, strict=True):

@@ -22,17 +22,23 @@ def read_records(path: Path, kind: type[T]) -> Iterator[tuple[int, T]]:
 
     Raises ReportError with file and line for what is no such record.
     """
-    for number, line in read_objects(path):
-        yield number, from_json(kind, line, f"{path}:{number}")
+    for number, text in _read_lines(path):
+        where = f"{path}:{number}"
+        yield number, from_json(kind, parse_json(text, where), where, text)
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, JSON value) of each line that is not empty, unchecked."""
+    for number, text in _read_lines(path):
+        yield number, parse_json(text, f"{path}:{number}")
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     if not path.exists():
         return
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if line.strip():
-            yield number, parse_json(line, f"{path}:{number}")
+            yield number, line
 
 
 def parse_json(text: str, where: str) -> Any:

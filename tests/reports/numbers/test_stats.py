@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from scipy import optimize
 from scipy import stats as scipy_stats
+from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
 from reports.numbers.stats import (
+    average_interval,
+    average_intervals,
     bootstrap,
     holm,
     sign_flip,
@@ -43,6 +46,32 @@ def test_right_or_wrong_has_wilsons_interval() -> None:
     assert (found.mean, found.n) == (0.37, 100)
     nothing = task_interval(np.zeros(60))
     assert nothing.low == 0 and nothing.high == pytest.approx(0.0602, abs=1e-4)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (1, 10), (37, 100), (60, 60), (999, 1000)])
+def test_limits_of_shares_are_those_of_statsmodels(right: int, count: int) -> None:
+    scores = np.array([1.0] * right + [0.0] * (count - right))
+    for found, method in (
+        (task_interval(scores), "wilson"),
+        (average_interval([block(scores)]), "agresti_coull"),
+    ):
+        theirs = proportion_confint(right, count, method=method)
+        assert (found.low, found.high) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_averages_together_are_those_of_each_alone() -> None:
+    chance = np.random.default_rng(0)
+    averages = [
+        [block(chance.random(size), 1 / len(sizes)) for size in sizes]
+        for sizes in [(5, 7), (5, 7), (5,), (5, 7), (1, 7), (80, 7), (5, 7)]
+    ]
+    averages.append([block(np.array([0.5, np.nan, 1.0])), block(np.ones(5))])
+    averages.append([block(RIGHT, 0.5), block(1 - RIGHT, 0.5)])
+    for found, blocks in zip(average_intervals(averages), averages, strict=True):
+        alone = average_interval(blocks)
+        for name in ("mean", "low", "high", "p", "n"):
+            expected = pytest.approx(getattr(alone, name), abs=1e-12, nan_ok=True)
+            assert getattr(found, name) == expected, name
 
 
 def test_other_scores_have_students_interval() -> None:
