@@ -127,6 +127,7 @@ def test_the_guide_names_files_and_headings_that_exist() -> None:
         assert not heading or heading in {title.lower().replace(" ", "-") for title in titles}
 
 
+VOLATILE = re.compile(r"(gzip|time|random|uuid|tempfile|secrets)\..*|datetime\..*now|os.getpid|id$")
 FILE_LINES, FUNCTION_LINES = 400, 60  # a file and a function have fewer
 TOO_LONG = {  # this list only shrinks: what got short enough must leave it
     "harness/testbed/articles.py": "three quarters of it are sentences, which are data",
@@ -158,6 +159,43 @@ def test_files_and_functions_are_short() -> None:
             found |= _list_too_long(str(path.relative_to(ROOT)), path.read_text())
     assert not found - set(TOO_LONG), "split what is too long"
     assert not set(TOO_LONG) - found, "short enough by now: take it from TOO_LONG"
+
+
+def _list_volatile(text: str) -> set[str]:
+    """Calls in `parametrize` that answer differently in another process or second."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("mark.parametrize"):
+            for call in (each for each in ast.walk(node) if isinstance(each, ast.Call)):
+                name = ast.unparse(call.func)
+                if name == "gzip.compress" and any(each.arg == "mtime" for each in call.keywords):
+                    continue  # a gzip header has the time in it, unless one is given
+                if VOLATILE.match(name):
+                    found.add(name)
+    return found
+
+
+def test_every_process_collects_the_same_tests() -> None:
+    found = {
+        str(path.relative_to(ROOT)): calls
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if (calls := _list_volatile(path.read_text()))
+    }
+    assert not found, "tests run in two processes, which must name them alike"
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("gzip.compress(b'')", {"gzip.compress"}),
+        ("gzip.compress(b'', mtime=0)", set()),
+        ("time.time()", {"time.time"}),
+        ("str(time.time())", {"time.time"}),
+        ("sorted(set(NAMES))", set()),
+    ],
+)
+def test_what_differs_between_processes_is_found(value: str, found: set[str]) -> None:
+    assert _list_volatile(f"@pytest.mark.parametrize('a', [{value}])\ndef f(): ...") == found
 
 
 def test_what_is_too_long_is_found() -> None:
