@@ -131,7 +131,8 @@ class Recipe(Method):
         model = base
         for number, each in enumerate(inits):
             prepared = each.build(model, self._levels)
-            if each is not self._inits[-1] and prepared != each.origin(model, self._levels):
+            is_last = number + 1 == len(self._inits)
+            if not is_last and prepared != each.origin(model, self._levels):
                 raise BitgridError(
                     f"init {each.name!r} changes what the model computes, so nothing may follow "
                     f"it, and {self._inits[number + 1].name!r} does; put it last"

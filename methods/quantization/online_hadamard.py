@@ -1,7 +1,7 @@
 """An online Hadamard: what a layer reads is rotated as the model runs, and its weight was rotated
 back.
 
-    model = model.attach(Hadamard(), Activations(bits=4))
+    model = model.attach(OnlineHadamard(), Activations(bits=4))
 
 x W' = (x H)(W H)' for an orthogonal and symmetric H, so that the model computes the same to
 rounding, but the few large entries of x are spread over all channels, and cost a range less
@@ -21,11 +21,11 @@ from harness.models import Attachment, Matrix, change_inputs, matrices
 
 
 @dataclass(frozen=True)
-class Hadamard(Attachment):
+class OnlineHadamard(Attachment):
     """Rotates what the layers called `layer` in each block read, by blocks of the largest power of
     two that divides their inputs."""
 
-    name = "hadamard"
+    name = "online-hadamard"
     layer: str = "down_proj"
 
     @property

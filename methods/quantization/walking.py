@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -296,13 +296,15 @@ def check_walk(model: Model) -> None:
     def keep(module: nn.Module, inputs: Any, given: Any) -> None:
         last[:] = [get_states(given)]
 
-    with list(blocks(model.network).values())[-1].register_forward_hook(keep):
+    with ExitStack() as hooks:  # on all: a text may not run the one that stands last
+        for block in blocks(model.network).values():
+            hooks.enter_context(block.register_forward_hook(keep))
         run_trunk(model.network, ids)
     (whole,) = last
     tokens = Tokens(ids.cpu(), torch.ones_like(ids.cpu(), dtype=torch.bool))
     with tempfile.TemporaryDirectory() as work:
-        for block in sequentially(model, tokens, Path(work)):
-            for given in block.run_all():
+        for walk in sequentially(model, tokens, Path(work)):
+            for given in walk.run_all():
                 walked = get_states(given).to(whole)
     tolerance = 1e-3 * float(whole.abs().max())
     if not torch.allclose(walked, whole, rtol=0, atol=tolerance, equal_nan=True):

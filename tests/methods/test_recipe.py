@@ -57,7 +57,7 @@ def test_what_rescales_may_not_follow_what_was_chosen(base: Pretrained) -> None:
     awq = AWQ(text="testbed", sequences=2, length=32)
     fits = Recipe(FORMAT, init=(Hadamard(), awq)).build(base, 0)
     assert any(isinstance(stage, Scaled) for stage in closure([fits]))
-    for init in ((CLIP, Hadamard()), (replace(awq, clip=True), CLIP)):
+    for init in ((CLIP, Hadamard()), (replace(awq, clip=True), CLIP), (CLIP, CLIP)):
         with pytest.raises(BitgridError, match=r"changes what the model computes, so nothing may"):
             Recipe(FORMAT, init=init).build(base, 0)
 

@@ -249,7 +249,7 @@ def test_a_part_is_tried_where_it_matters(bench: Bench) -> None:
     ("name", "words"),
     [
         ("rnt", "'rnt' is unknown; did you mean 'rtn'"),
-        ("hadamard", "several parts are called 'hadamard': say attachment/hadamard or init/hadam"),
+        ("none", "several parts are called .none.: say "),
         ("objective/sum", "objective sum cannot be tried in any method: .*parts"),
         ("format/nff", "did you mean 'format/nf'"),
     ],

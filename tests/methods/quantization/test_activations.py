@@ -27,7 +27,7 @@ from harness.models.dry_run import estimate_memory
 from methods.quantization.activations import Activations, KVCache
 from methods.quantization.formats import FullPrecision, IntAsym
 from methods.quantization.inits import Clip
-from methods.quantization.online_hadamard import Hadamard
+from methods.quantization.online_hadamard import OnlineHadamard
 from methods.quantization.rounding import quantize_model
 from methods.recipe import Recipe
 from methods.training.generation import check_writing, write
@@ -236,7 +236,7 @@ def test_a_label_tells_every_field() -> None:
     every = [
         *(Activations(b, s) for b in range(2, 9) for s in (True, False)),
         *(KVCache(b) for b in range(2, 9)),
-        Hadamard(),
+        OnlineHadamard(),
     ]
     assert len({each.label for each in every}) == len(every)
     with pytest.raises(SettingError, match="bits"):
@@ -263,8 +263,8 @@ def test_a_recipe_gives_them_to_its_student_alone(tiny_folder: Path) -> None:
     assert not _attached(train.teacher) and not _attached(train.tokens)  # type: ignore[attr-defined]
     for step in replace(plain, attach=both).steps(base, 0):
         assert all(map(_attached, (step.origin, step.before, step.after)))
-    with pytest.raises(BitgridError, match="'hadamard' changes weights, and init 'clip'"):
-        Recipe(init=(Clip(text="testbed"),), attach=(Hadamard(),)).build(base, 0)
+    with pytest.raises(BitgridError, match="'online-hadamard' changes weights, and init 'clip'"):
+        Recipe(init=(Clip(text="testbed"),), attach=(OnlineHadamard(),)).build(base, 0)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from scipy.linalg import block_diag, hadamard
 
 from harness.core.errors import ModelError
 from harness.models import Model, matrices
-from methods.quantization.online_hadamard import Hadamard, rotate
+from methods.quantization.online_hadamard import OnlineHadamard, rotate
 from tests.methods.conftest import make_llama
 from tests.support.architectures import make
 
@@ -29,7 +29,7 @@ def test_rows_are_multiplied_by_the_matrix(width: int) -> None:
 @pytest.mark.parametrize(("name", "layer"), [("llama", "down_proj"), ("gpt2", "c_proj")])
 def test_a_model_computes_the_same(name: str, layer: str) -> None:
     plain = Model(make(name).double(), None)  # type: ignore[arg-type]
-    rotated = plain.attach(Hadamard(layer))
+    rotated = plain.attach(OnlineHadamard(layer))
     before, after = (each.network(IDS).logits for each in (plain, rotated))
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
     changed = {
@@ -52,9 +52,9 @@ def test_outliers_are_spread() -> None:
 def test_what_cannot_be_rotated_is_refused() -> None:
     model = make_llama()
     with pytest.raises(ModelError, match=r"layer 'down_prj' is unknown; did you mean 'down_proj'"):
-        model.attach(Hadamard("down_prj"))
+        model.attach(OnlineHadamard("down_prj"))
     for matrix in matrices(model.network).values():
         if matrix.name.endswith("down_proj"):
             matrix.replace(torch.zeros(64, 127))
     with pytest.raises(ModelError, match=r"0\.mlp\.down_proj has 127 inputs, an odd number"):
-        model.attach(Hadamard())
+        model.attach(OnlineHadamard())

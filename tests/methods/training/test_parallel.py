@@ -37,7 +37,7 @@ from harness.run.runner import Outcome, run
 
 ROOT = Path(__file__).parents[3]
 STEPS = 32
-DOING = "hadamard", "activations", "kv-cache"
+DOING = "online-hadamard", "activations", "kv-cache"
 GRID: dict[str, Any] = {
     "dtype": "float32",
     "method": {"name": "bitdistiller", "init": "none", "objective": "kl", "data": "ground-truth"},
