@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+_COLUMN = 1100  # px: plots are 3.3 or 7 inches wide, a column or a page, at 220 to the inch
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -27,3 +29,8 @@ class Picture:
         """Width and height in pixels, as the PNG's header has them."""
         width, height = struct.unpack(">II", self.files["png"][16:24])
         return width, height
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it was drawn for a page's width: else its letters are half as large."""
+        return self.size[0] > _COLUMN
