@@ -37,7 +37,7 @@ class DataSetRead(Read):
         file = access.find(split)
         new = file is None
         if file is None:
-            file = root / split.path / (split.config or "default") / f"{split.split}.jsonl.gz"
+            file = access.place(split.path, split.config or "default", f"{split.split}.jsonl.gz")
             _pin(root / split.path, access.commit(split.path))
             _write(file, access.rows(split), split)
             if access.pinned(split.path):

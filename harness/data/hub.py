@@ -53,11 +53,22 @@ class Access:
 
     def mirrored(self, path: str, config: str | None) -> dict[str, Path]:
         """The mirror's files of a data set, by split; empty where it has none of them."""
-        folder = None if self.folder is None else self.folder / path / (config or "default")
-        if folder is None or not folder.is_dir():
+        if self.folder is None or not (folder := self.place(path, config or "default")).is_dir():
             return {}
         files = sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES))
         return {p.name.removesuffix(".gz").removesuffix(".jsonl"): p for p in files}
+
+    def place(self, path: str, *names: str) -> Path:
+        """Where a mirror has a data set, or what is named of it. Raises TextError where that lies
+        outside of the mirror: names come out of task files."""
+        assert self.folder is not None
+        for name in (path, *names):
+            if any(part in ("", ".", "..") for part in str(name).split("/")) or "\0" in str(name):
+                raise TextError(
+                    f"data set {path}: {name!r} is no name on the hub, and would lie outside of "
+                    "the mirror"
+                )
+        return self.folder.joinpath(path, *map(str, names))
 
     def find(self, split: Split) -> Path | None:
         """The mirror's file of a split; None without a mirror, or while it is being filled.
@@ -71,7 +82,7 @@ class Access:
             return files[split.split]
         if self.fills:
             return None
-        where = self.folder / split.path / (split.config or "default") / split.split
+        where = self.place(split.path, split.config or "default", split.split)
         has = nearest(split.split, files) if files else "it has nothing of this data set"
         raise TextError(f"the mirror lacks {where}.jsonl[.gz]: {has}")
 
@@ -79,7 +90,7 @@ class Access:
         """The mirrored files that a split's digest rests on."""
         if self.folder is None or (file := self.find(split)) is None:
             return ()
-        revision = self.folder / split.path / "REVISION"
+        revision = self.place(split.path, "REVISION")
         return (file, revision) if revision.is_file() else (file,)
 
     def digest(self, split: Split, texts: Iterable[str] = (), columns: Iterable[str] = ()) -> str:
@@ -98,8 +109,7 @@ class Access:
 
     def pinned(self, path: str) -> str | None:
         """The commit that the mirror has a data set at, where it says so."""
-        revision = None if self.folder is None else self.folder / path / "REVISION"
-        if revision is None or not revision.is_file():
+        if self.folder is None or not (revision := self.place(path, "REVISION")).is_file():
             return None
         return revision.read_text().split()[0]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.core.errors import TextError
 from harness.core.execution import execute
@@ -223,3 +227,30 @@ def test_what_is_missing_is_said_before_anything_runs(
     hub._commit.cache_clear()
     with pytest.raises(TextError, match="not reachable on the hub, and no mirror with it is set"):
         texts("wikitext2", "heldout")
+
+
+@given(st.lists(st.sampled_from(["a", "b.c", "..", ".", "", "/", "~", "\0", "/etc"]), min_size=1))
+def test_no_name_leads_out_of_the_mirror(parts: list[str]) -> None:
+    access = hub.Access(Path("/mirror"))
+    for names in (
+        ("/".join(parts),),
+        ("owner/data", "/".join(parts)),
+        ("owner/data", "c", parts[0]),
+    ):
+        with contextlib.suppress(TextError):
+            place = access.place(*names)
+            assert os.path.normpath(place) == str(place)  # no `..`, none absolute
+            assert place.is_relative_to("/mirror") and "\0" not in str(place)
+
+
+def test_a_task_file_cannot_fill_what_lies_beside_the_mirror(mirror: Path, tmp_path: Path) -> None:
+    access = hub.Access(mirror, fills=True)
+    for split in (
+        hub.Split("../x", None, "test"),
+        hub.Split("owner/data", "../../..", "test"),
+        hub.Split("owner/data", None, "../../../test"),
+        hub.Split(str(tmp_path / "x"), None, "test"),
+    ):
+        with pytest.raises(TextError, match="would lie outside of the mirror"):
+            fill.DataSetRead(split, access).fetch()
+    assert [each.name for each in tmp_path.rglob("*")] == ["mirror"]
