@@ -8,10 +8,12 @@ What changes here is told in the changelog. Not here: what the engine has for au
 """
 
 from methods.quantization.formats import NF, Bits, Format, Grouped, IntAsym, IntSym, bounds
+from methods.quantization.fp4 import MXFP4, NVFP4
 from methods.quantization.gptq import GPTQ
 from methods.quantization.inits import Clip, Init
 from methods.quantization.readings import Reading
 from methods.quantization.rounding import BlockRounding, Nearest, Rounding, quantize_model
+from methods.quantization.ternary import Ternary
 from methods.quantization.walking import Block, sequentially
 from methods.recipe import Recipe
 from methods.training.forward import widen
@@ -20,7 +22,9 @@ from methods.training.settings import Training
 
 __all__ = [
     "GPTQ",
+    "MXFP4",
     "NF",
+    "NVFP4",
     "Bits",
     "Block",
     "BlockRounding",
@@ -36,6 +40,7 @@ __all__ = [
     "Reading",
     "Recipe",
     "Rounding",
+    "Ternary",
     "TokenLogits",
     "Training",
     "bounds",

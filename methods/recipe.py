@@ -151,6 +151,12 @@ class Recipe(Method):
                 f"objective {self.objective.name!r} trains, so the method needs 'data' and "
                 "'train'; start from llm-qat or bitdistiller"
             )
+        whole = next((each.name for each in self.format.kinds() if not each.by_row), None)
+        if whole and self.train.gpus > 1:
+            raise BitgridError(
+                f"format {whole!r} rounds a weight whole, and processes that train together share "
+                "its rows; train.gpus: 1"
+            )
         turning = next((each.name for each in self._inits if each.turns_states), None)
         if turning and any(term.objective.sees == "blocks" for term in self.objective.list_terms()):
             raise BitgridError(

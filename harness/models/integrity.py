@@ -183,7 +183,7 @@ def check_rounded(model: Holder) -> None:
 
 def _check_levels(name: str, weight: Tensor, record: Quantized) -> None:
     """Raise ModelError where a group of (O, I) has more than 2^bits values."""
-    most, width = 2**record.bits, record.group_size or weight.shape[-1]
+    most, width = record.levels, record.group_size or weight.shape[-1]
     if record.bits >= 16 or most >= width:
         return
     full = weight.shape[-1] // width * width

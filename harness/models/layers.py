@@ -118,12 +118,20 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a layer's weights were rounded to; `bits_per_weight` counts scales and zero points."""
+    """What a layer's weights were rounded to; `bits_per_weight` counts scales and zero points.
+
+    bits: of a code, log2 of how many values a group may have, in hundredths: 1.58 of three.
+    """
 
     format: str
-    bits: int
+    bits: float
     group_size: int  # weights that share a scale; 0: a whole row of the matrix (per channel)
     bits_per_weight: float
+
+    @property
+    def levels(self) -> int:
+        """How many values a group may have."""
+        return round(2**self.bits)
 
 
 @dataclass(frozen=True)

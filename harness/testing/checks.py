@@ -221,7 +221,7 @@ def _check_levels(case: _Case) -> str | None:
         for name, record in model.quantized.items():
             if bits is not None and record.bits != bits:
                 return f"layer {name} says {record.bits} bits where {bits} were asked for"
-            most, holds = max(_count_levels(layers[name], record.group_size)), 2**record.bits
+            most, holds = max(_count_levels(layers[name], record.group_size)), record.levels
             if most > holds:
                 return f"layer {name}: {most} values in a group; {record.bits} bits hold {holds}"
     return None
@@ -235,7 +235,7 @@ def _check_bits(case: _Case) -> str | None:
             continue
         weight = layers[name].weight
         levels = len(torch.cat([part.flatten() for part in weight.split(256)]).unique())
-        if levels > 2**record.bits and record.bits_per_weight <= record.bits:
+        if levels > record.levels and record.bits_per_weight <= record.bits:
             return (
                 f"layer {name}: its groups have levels of their own, and bits_per_weight is "
                 f"{record.bits_per_weight:g}: count scales and zero points too"

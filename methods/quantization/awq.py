@@ -17,7 +17,6 @@ projections.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from harness.data import Tokens, calibration
 from harness.models import Matrix, Model, host_gib, matrices
 from methods.quantization import clip
 from methods.quantization.by_layer import has_levels
-from methods.quantization.formats import Format, Grouped
+from methods.quantization.formats import Format, IntAsym
 from methods.quantization.inits import Clip, Init, read_errors
 from methods.quantization.observing import observe
 from methods.quantization.readings import find_norms, read_logits
@@ -46,6 +45,8 @@ from methods.quantization.walking import Block, sequentially
 # What models call the layers of a gated feed-forward module: down(f(gate(x)) * up(x)).
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 
+# One group a row, whatever the format's: channels of all groups add up to an output.
+ROWS = IntAsym(group_size=0)
 _SMALLEST = 1e-4  # of mean|x|^alpha, as published: a channel that is never used would divide by 0
 
 
@@ -134,11 +135,10 @@ class ScaleSearch(Stage[Scales]):
             self.format.of(name).check(name, layers[name].in_features)
             if not bool(layers[name].stored.isfinite().all()):
                 raise ModelError(f"layer {name}: its weight has NaN or Inf")
-        rows = as_rows(self.format)
         found: dict[str, Tensor] = {}
         tokens = value(self.calibration)
         for block in sequentially(model, tokens, work, quantized_inputs=False):
-            search_block = partial(self._search, rows, readers, layers)
+            search_block = partial(self._search, readers, layers)
             found |= block.once("scales", search_block)
         exponents = {writer: float(found[f"{writer}.exponent"]) for writer in readers}
         scales = {writer: found[f"{writer}.scales"] for writer in readers}
@@ -147,7 +147,6 @@ class ScaleSearch(Stage[Scales]):
 
     def _search(
         self,
-        rows: Grouped,
         readers: Mapping[str, Sequence[str]],
         layers: Mapping[str, Matrix],
         block: Block,
@@ -155,7 +154,7 @@ class ScaleSearch(Stage[Scales]):
         """The scales of what a block's layers read: `<writer>.scales` and so on."""
         here = {group[0]: writer for writer, group in readers.items() if group[0] in block.layers}
         tensors = {}
-        for seen in observe(block, {name: layers[name] for name in here}, rows, self.tokens):
+        for seen in observe(block, {name: layers[name] for name in here}, ROWS, self.tokens):
             writer = here[seen.layers[0]]
             weights = [layers[name].weight for name in readers[writer]]
             formats = [self.format.of(name) for name in readers[writer]]
@@ -185,12 +184,6 @@ class Scaled(Stage[Model]):
     def run(self, work: Path) -> Model:
         scales = value(self.scales)
         return fold(value(self.model), scales.layers, scales.scales)
-
-
-def as_rows(format: Format) -> Grouped:
-    """One group a row, whatever the format's: channels of all groups add up to an output."""
-    kind = next(each for each in format.kinds() if isinstance(each, Grouped))
-    return dataclasses.replace(kind, group_size=0)
 
 
 @torch.no_grad()
@@ -226,7 +219,8 @@ def _error(
     """|(Q(W s)/s - W) X'|^2, summed over the layers; W s as the weight's dtype will hold it."""
     total = 0.0
     for weight, format in zip(weights, formats, strict=True):
-        for rows in weight.split(max(1, clip.at_once(weight.device.type) // weight.shape[1])):
+        count = max(1, clip.at_once(weight.device.type) // weight.shape[1])
+        for rows in weight.split(count) if format.by_row else [weight]:
             rounded = format.quantize((rows.float() * scales).to(rows.dtype)).float()
             total += float(((rounded / scales - rows) @ project).square_().sum())
     return total

@@ -32,11 +32,12 @@ from harness.core.stage import added
 from harness.models import Quantized
 from methods.quantization.gradients import Gradient, Quantize, pull_codes, pull_larger, share_out
 from methods.quantization.levels import climb, normal_levels
-from methods.quantization.spans import Span
+from methods.quantization.scales import pull_stored, store_scale
+from methods.quantization.spans import Span, explain_misfit
 
 Bits: TypeAlias = Annotated[int, Field(ge=1, le=16)]
-_SMALLEST = 2.0**-24  # of a 16-bit float; a scale of 0 would divide by zero
-_LARGEST = 65504.0
+Width: TypeAlias = Annotated[float, Field(ge=1, le=16)]  # `Bits`, or 1.58: see `Quantized.bits`
+GroupSize: TypeAlias = Annotated[int, Field(ge=0, le=2**24)]
 # Weights whose gradients are worked on together: so few that a CPU's cache holds all temporaries.
 _AT_ONCE = {"cpu": 2**17, "cuda": 2**26}
 
@@ -44,6 +45,8 @@ _AT_ONCE = {"cpu": 2**17, "cuda": 2**26}
 @dataclass(frozen=True)
 class Format(Component, family="format"):
     """What the weights of a linear layer are rounded to."""
+
+    by_row: ClassVar[bool] = True  # else a weight is rounded whole only, as one with its own scale
 
     @abstractmethod
     def quantize(self, weight: Tensor) -> Tensor:
@@ -124,18 +127,18 @@ class Grouped(Format):
     the rounding (`gradients`).
     """
 
-    bits: Bits
-    group_size: Annotated[int, Field(ge=0, le=2**24)] = 128
+    bits: Width
+    group_size: GroupSize = 128
     tail: bool = False
     gradient: Gradient = added("identity")
 
-    widths: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
+    widths: ClassVar[tuple[float, ...]] = (2, 3, 4, 8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bits not in self.widths:
             choices = ", ".join(map(str, self.widths))
-            raise FormatError(f"{self.name} has no {self.bits}-bit form; bits: {choices}")
+            raise FormatError(f"{self.name} has no {self.bits:g}-bit form; bits: {choices}")
         if self.gradient != "identity" and type(self).pull_range is Grouped.pull_range:
             raise FormatError(
                 f"{self.name} does not say how a gradient passes through its range; "
@@ -164,12 +167,26 @@ class Grouped(Format):
     def overhead(self) -> int:
         """Bits a group costs beyond its weights' codes."""
 
+    @property
+    def unsearchable(self) -> str | None:
+        """Why ranges cannot be searched for it: weights clamped to one have not its levels."""
+        return None
+
+    def fit(self, weight: Tensor) -> Grouped:
+        """The format with what it takes from a whole weight (O, I); one that takes nothing."""
+        return self
+
+    def find_range(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """The range whose levels groups get: (..., g) float32 -> low, high (..., 1)."""
+        return bounds(groups)
+
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> Tensor:
-        parts = []
+        parts, format = [], self.fit(weight)
         for span in self.spans(weight.shape[-1]):
             groups = span.cut(weight).float()
-            parts.append(self.quantize_dequantize(groups, *bounds(groups)).flatten(-2))
+            values = format.quantize_dequantize(groups, *format.find_range(groups))
+            parts.append(values.flatten(-2))
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return joined.to(weight.dtype)
 
@@ -182,14 +199,14 @@ class Grouped(Format):
         """
         if self.gradient == "identity":
             return gradient
-        total = torch.empty_like(gradient, dtype=torch.float32)
+        total, format = torch.empty_like(gradient, dtype=torch.float32), self.fit(weight)
         rows = max(1, _AT_ONCE.get(weight.device.type, _AT_ONCE["cuda"]) // weight.shape[-1])
         for span in self.spans(weight.shape[-1]):
             cut = (span.cut(each).split(rows) for each in (weight, gradient, total))
             for groups, values, result in zip(*cut, strict=True):
                 groups = groups.float()
                 low, high = bounds(groups)
-                passed, to_low, to_high = self.pull_range(groups, low, high, values.float())
+                passed, to_low, to_high = format.pull_range(groups, low, high, values.float())
                 share_out(passed, groups, low, to_low, passed)
                 share_out(passed, groups, high, to_high, result)
         return total.to(gradient.dtype)
@@ -202,7 +219,7 @@ class Grouped(Format):
         width = self.group_size or in_features
         grouped_features = in_features - in_features % width
         if grouped_features < in_features and not self.tail:
-            raise FormatError(self._misfit(in_features))
+            raise FormatError(explain_misfit(width, in_features))
         candidates = [
             Span(0, grouped_features, width),
             Span(grouped_features, in_features, in_features - grouped_features),
@@ -219,7 +236,7 @@ class Grouped(Format):
 
     def column_bounds(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The range of each weight's group: (O, I) -> low, high (O, I)."""
-        parts = [bounds(weight[:, group]) for group in self.groups(weight.shape[1])]
+        parts = [self.find_range(weight[:, group]) for group in self.groups(weight.shape[1])]
         widths = [group.stop - group.start for group in self.groups(weight.shape[1])]
         low, high = (torch.cat(ends, 1) for ends in zip(*parts, strict=True))
         repeats = torch.tensor(widths, device=weight.device)
@@ -238,14 +255,6 @@ class Grouped(Format):
             self.spans(in_features)
         except FormatError as error:
             raise FormatError(f"layer {layer}: {error}") from None
-
-    def _misfit(self, in_features: int) -> str:
-        divisors = [size for size in range(1, in_features + 1) if in_features % size == 0]
-        useful = [size for size in divisors if 16 <= size <= 1024] or divisors
-        return (
-            f"groups of {self.group_size} do not divide its {in_features} inputs; group sizes that "
-            f"do: {', '.join(map(str, useful))}, or 0 (per channel), or set tail: true"
-        )
 
 
 @dataclass(frozen=True)
@@ -270,13 +279,13 @@ class IntAsym(Grouped):
     ) -> tuple[Tensor, Tensor, Tensor]:
         passed, slope = pull_codes(groups, *self._find_codes(low, high), gradient)
         top = 2**self.bits - 1
-        slope = _pull_stored((high - low) / top, slope) / top
+        slope = pull_stored((high - low) / top, slope) / top
         return passed, -slope, slope
 
     def _find_codes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The scale, and the first and last code less the zero point, of each range."""
         top = 2**self.bits - 1
-        scale = _stored((high - low) / top)
+        scale = store_scale((high - low) / top)
         zero = (-low / scale).round().clamp(0, top)
         # Rounding is monotone, so clamping the codes of the weights equals rounding the clamped
         # weights and saves a pass; the inner clamp keeps a range whose scale was rounded to 16 bits
@@ -309,13 +318,13 @@ class IntSym(Grouped):
     ) -> tuple[Tensor, Tensor, Tensor]:
         passed, slope = pull_codes(groups, *self._find_codes(low, high), gradient)
         top = 2 ** (self.bits - 1) - 1
-        slope = _pull_stored(torch.maximum(high, -low) / top, slope) / top
+        slope = pull_stored(torch.maximum(high, -low) / top, slope) / top
         return passed, *pull_larger(low, high, slope)
 
     def _find_codes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The scale, and the first and last code, of each range."""
         top = 2 ** (self.bits - 1) - 1
-        scale = _stored(torch.maximum(high, -low) / top)
+        scale = store_scale(torch.maximum(high, -low) / top)
         first, last = (low / scale).round().clamp(min=-top), (high / scale).round().clamp(max=top)
         return scale, first, last
 
@@ -333,13 +342,13 @@ class NF(Grouped):
     bits: Bits = 3
     asymmetric: bool = True
 
-    widths: ClassVar[tuple[int, ...]] = (2, 3, 4)
+    widths: ClassVar[tuple[float, ...]] = (2, 3, 4)
 
     def overhead(self) -> int:
         return 32 if self.asymmetric else 16
 
     def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        below, above = map(_stored, self._find_sizes(low, high))
+        below, above = map(store_scale, self._find_sizes(low, high))
         # As float32 holds the levels, so that steps between them end exactly on them.
         levels: list[float] = torch.tensor(normal_levels(self.bits)).tolist()
         up = (groups / above).clamp_max_(high / above)
@@ -361,7 +370,7 @@ class NF(Grouped):
         up = torch.gt(groups, 0, out=torch.empty_like(groups)).mul_(slopes)
         sums = slopes.sub_(up).sum(-1, keepdim=True), up.sum(-1, keepdim=True)
         to_below, to_above = (
-            _pull_stored(size, total / _stored(size))
+            pull_stored(size, total / store_scale(size))
             for size, total in zip(sizes, sums, strict=True)
         )
         if self.asymmetric:
@@ -385,13 +394,3 @@ def _code(groups: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """Rounded multiples of `scale`, from `first` to `last`: (..., g), a new tensor."""
     # Not clamp_(first, last): with tensors for bounds 9 times slower on a CPU than these two.
     return (groups / scale).round_().clamp_min_(first).clamp_max_(last)
-
-
-def _stored(scale: Tensor) -> Tensor:
-    """A scale as 16 bits hold it, in float32; never 0 and never Inf."""
-    return scale.clamp(_SMALLEST, _LARGEST).half().float()
-
-
-def _pull_stored(scale: Tensor, gradient: Tensor) -> Tensor:
-    """Backward through `_stored`: nothing where the scale was clamped."""
-    return torch.where((scale >= _SMALLEST) & (scale <= _LARGEST), gradient, 0.0)

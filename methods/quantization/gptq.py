@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.quantization.formats import Grouped, bounds
+from methods.quantization.formats import Grouped
 from methods.quantization.rounding import BlockRounding
 
 _COLUMNS = 128  # rounded before the rest of the row is moved
@@ -53,7 +53,8 @@ class GPTQ(BlockRounding):
         edges = sorted({*groups, *range(0, weight.shape[1], _COLUMNS), weight.shape[1]})
         for start, stop in pairwise(edges):
             if start in groups and not self.act_order:
-                low[:, groups[start]], high[:, groups[start]] = bounds(left[:, groups[start]])
+                here = groups[start]
+                low[:, here], high[:, here] = format.find_range(left[:, here])
             moved = torch.empty_like(left[:, start:stop])
             for i in range(start, stop):
                 now, one = left[:, i : i + 1], slice(i, i + 1)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from harness.core.checked import Count
 from harness.core.component import Component
-from harness.core.errors import ModelError
+from harness.core.errors import FormatError, ModelError
 from harness.core.stage import Input, Resources, Stage, value
 from harness.data import Tokens, calibration
 from harness.models import Matrix, Model, host_gib, matrices
@@ -85,6 +85,11 @@ class Clip(Init):
     def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
         if not has_levels(format):
             return base
+        for kind in format.kinds():
+            if isinstance(kind, Grouped) and kind.unsearchable:
+                raise FormatError(
+                    f"init {self.name!r} searches ranges, and {kind.name!r} {kind.unsearchable}"
+                )
         tokens = calibration(base, self.text, self.sequences, self.length)
         steps = max(1, math.floor(self.shrink * self.grid + 1e-9))  # 0.55 * 20 is below 11 or not
         ranges = ClipSearch(base, tokens, format, self.grid, steps, self.tokens)

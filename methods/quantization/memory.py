@@ -32,7 +32,7 @@ from harness.models.dry_run import (
 )
 from harness.models.tensors import replace_parameters
 from methods.quantization import clip, observing, walking
-from methods.quantization.awq import ScaleSearch, as_rows
+from methods.quantization.awq import ROWS, ScaleSearch
 from methods.quantization.by_layer import group_by_format
 from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
@@ -51,7 +51,7 @@ def of_clip_search(stage: ClipSearch, gpus: int | None = None, device: str = "cu
 
 @estimate_memory.register
 def of_scale_search(stage: ScaleSearch, gpus: int | None = None, device: str = "cuda") -> Memory:
-    return _of_search(stage, as_rows(stage.format), lambda model: matrices(model.network), device)
+    return _of_search(stage, ROWS, lambda model: matrices(model.network), device)
 
 
 def _of_search(

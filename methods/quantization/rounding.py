@@ -12,7 +12,7 @@ Not here: the formats (`formats`), roundings by blocks (`gptq`), the rounding of
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -136,7 +136,7 @@ class RoundBlocks(Stage[Model]):
         for layers in turns:
             rounded = {name: block.layers[name].weight.clone() for name in layers}
             for reading, gram in sum_grams(block, layers).items():
-                for format, names in group_by_format(self.format, reading.layers).items():
+                for format, names in self._group(reading.layers):
                     # Layers that read the same and have one format are one with more rows.
                     parts = [
                         rounded[name] if reading.expert is None else rounded[name][reading.expert]
@@ -149,6 +149,12 @@ class RoundBlocks(Stage[Model]):
                 block.layers[name].replace(weight)
         return {name: matrix.weight for name, matrix in block.layers.items()}
 
+    def _group(self, layers: Sequence[str]) -> Iterator[tuple[Grouped, list[str]]]:
+        """Layers that are rounded as one weight, with their format."""
+        for format, names in group_by_format(self.format, layers).items():
+            for together in [names] if format.by_row else [[name] for name in names]:
+                yield format, together
+
     @torch.no_grad()
     def _round_weight(self, name: str, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
         if not bool(gram.isfinite().all()):
@@ -156,7 +162,7 @@ class RoundBlocks(Stage[Model]):
                 f"layer {name}: what it reads on the text has NaN or Inf, or overflows"
             )
         try:
-            values = self.rounding.round_weight(weight, gram, format)
+            values = self.rounding.round_weight(weight, gram, format.fit(weight))
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ModelError(f"layer {name}: rounding {self.rounding.name!r}: {error}") from error
         nearest = format.quantize(weight)

@@ -25,3 +25,13 @@ class Span(NamedTuple):
         """(O, I) -> (O, G, g), a view."""
         part = weight[..., self.start : self.stop]
         return part.view(*part.shape[:-1], self.groups, self.width)
+
+
+def explain_misfit(width: int, in_features: int) -> str:
+    """That groups of `width` do not cut a row, and which would, in words."""
+    divisors = [size for size in range(1, in_features + 1) if in_features % size == 0]
+    useful = [size for size in divisors if 16 <= size <= 1024] or divisors
+    return (
+        f"groups of {width} do not divide its {in_features} inputs; group sizes that do: "
+        f"{', '.join(map(str, useful))}, or 0 (per channel), or set tail: true"
+    )

@@ -1,0 +1,22 @@
+"""Scales in the types that files hold them in, and gradients through that.
+
+Not here: what scales are multiplied with (`formats`, `ternary`, `fp4`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMALLEST = 2.0**-24  # of a 16-bit float; a scale of 0 would divide by zero
+_LARGEST = 65504.0
+
+
+def store_scale(scale: Tensor) -> Tensor:
+    """A scale as 16 bits hold it, in float32; never 0 and never Inf."""
+    return scale.clamp(_SMALLEST, _LARGEST).half().float()
+
+
+def pull_stored(scale: Tensor, gradient: Tensor) -> Tensor:
+    """Backward through `store_scale`: nothing where the scale was clamped."""
+    return torch.where((scale >= _SMALLEST) & (scale <= _LARGEST), gradient, 0.0)
