@@ -21,11 +21,10 @@ from reports.numbers import stats
 from reports.numbers.columns import (
     Column,
     Quantity,
-    format_bits,
     get_protocol,
     get_quantity,
 )
-from reports.numbers.naming import format_setting, name_method
+from reports.numbers.naming import format_setting, name_method, name_width
 from reports.numbers.variance import Models, average_models, have_same_items
 from reports.reading.frames import list_records
 from reports.reading.items import ItemIndex, Items
@@ -74,10 +73,17 @@ class Row:
         return name_method(self.label, self.bits, self.attachments)
 
     @property
+    def group(self) -> tuple[float, str | None]:
+        """What it shares with the rows that it is compared with: bits of weights, and what else is
+        rounded as models run."""
+        return self.bits, self.attachments
+
+    @property
     def width(self) -> str:
-        """Its bits as tables show them; of a reference those that it was published in."""
+        """Its bits as tables show them, 2 or W2A8; of a reference those that it was published
+        in."""
         published = self.bits_per_weight if self.reference else None
-        return format_bits(self.bits if published is None else published)
+        return name_width(self.bits if published is None else published, self.attachments)
 
 
 class Notes:
@@ -105,7 +111,8 @@ def make_rows(
     index: ItemIndex,
     options: ReportOptions,
 ) -> list[Row]:
-    """Rows by falling bits, of one width in the order of the labels.
+    """Rows by falling bits, of one width in the order of the labels, those that do something as
+    they run last.
 
     `usual`: for each column of a task, how most of its values were measured.
     """
@@ -145,7 +152,8 @@ def make_rows(
                 attachments=_find_attachments(models_of),
             )
         )
-    return _add_intervals(table)
+    runs = _number([None, *(row.attachments for row in table)])
+    return _add_intervals(sorted(table, key=lambda row: (-row.bits, runs[row.attachments])))
 
 
 def _add_intervals(table: Sequence[Row]) -> list[Row]:

@@ -28,7 +28,12 @@ def format_setting(value: object, path: str = "") -> str:
 
 def name_method(label: str, bits: float, attachments: object) -> str:
     """A label, with the bits of weights and of what else is rounded where anything is."""
-    return f"{label} W{bits:g}{attachments}" if isinstance(attachments, str) else label
+    return f"{label} {name_width(bits, attachments)}" if isinstance(attachments, str) else label
+
+
+def name_width(bits: float, attachments: object) -> str:
+    """2, or W2A8 where something else than weights is rounded."""
+    return f"W{bits:g}{attachments}" if isinstance(attachments, str) else f"{bits:g}"
 
 
 def name_cells(frames: Sequence[pd.DataFrame], options: ReportOptions) -> dict[str, str]:

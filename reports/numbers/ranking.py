@@ -76,11 +76,11 @@ def rank(table: Sequence[Row], columns: Sequence[Column], decimals: int, notes: 
     entries = {(r, c): entry for r, row in enumerate(table) for c, entry in enumerate(row.entries)}
     groups: list[tuple[Column, _Group, list[_Test]]] = []
     for index, column in enumerate(columns):
-        for bits in dict.fromkeys(row.bits for row in table):
+        for each in dict.fromkeys(row.group for row in table):
             group = {
                 (r, index): entry
                 for r, row in enumerate(table)
-                if row.bits == bits and (entry := row.entries[index])
+                if row.group == each and (entry := row.entries[index])
             }
             rivals = {place: e for place, e in group.items() if _competes(e, notes)}
             for place in group.keys() - rivals.keys():

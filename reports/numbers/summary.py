@@ -2,7 +2,8 @@
 
 The rules that are here:
 
-- Rows are grouped by bits, the 16-bit reference first, then falling; `naming` tells rows apart.
+- Rows are grouped by bits, the 16-bit reference first, then falling, and those of one width by what
+  is rounded as their models run (W2, W2A8); `naming` tells rows apart.
 - A number measured otherwise than most of its column has a mark, and does not compete for best.
 - Columns are those of `report.columns`, in its order; every measured one where it says nothing.
 
@@ -77,9 +78,9 @@ class Summary:
         return any(row.models > 1 for row in self.rows)
 
     def groups(self) -> list[tuple[Row, ...]]:
-        """Rows by bits."""
-        bits = dict.fromkeys(row.bits for row in self.rows)
-        return [tuple(row for row in self.rows if row.bits == each) for each in bits]
+        """Rows by bits of weights and what else is rounded: those that are compared."""
+        groups = dict.fromkeys(row.group for row in self.rows)
+        return [tuple(row for row in self.rows if row.group == each) for each in groups]
 
     def fact(self, name: str) -> pd.Series | None:
         """The values of a column of facts by key of the model; None where it was not asked for."""

@@ -58,7 +58,7 @@ def make_comparison(summary: Summary, theirs: dict[tuple[int, int], Theirs]) -> 
     if not theirs:
         return None
     marks: dict[str, str] = {}
-    groups: dict[float, list[tuple[Cell, ...]]] = {}
+    groups: dict[object, list[tuple[Cell, ...]]] = {}
     for index, row in enumerate(summary.rows):
         missing = _find_missing(summary, row, None)
         cells = [Cell(row.width), Cell(row.name, marks=_mark(missing, marks))]
@@ -70,7 +70,7 @@ def make_comparison(summary: Summary, theirs: dict[tuple[int, int], Theirs]) -> 
                 continue
             lacks = "" if missing or entry is None else _find_missing(summary, row, column)
             cells.append(Cell(ours, marks=_mark(lacks, marks)))
-        groups.setdefault(row.bits, []).append(tuple(cells))
+        groups.setdefault(row.group, []).append(tuple(cells))
     source = ", ".join(dict.fromkeys(f["source"] for f in summary.grid.published))
     arrows = [f"{c.title} {'↑' if c.higher else '↓'}" for c in summary.columns]
     sentences = [

@@ -19,7 +19,7 @@ RANKED = ("rank_low", "rank_high", "p", "untested")  # columns of the CSV
 
 
 def make_sheet(summary: Summary) -> Sheet:
-    """Methods grouped by bits, tasks as columns."""
+    """Methods grouped by bits, and by what is rounded as they run; tasks as columns."""
     groups = [
         tuple((*_stub(summary, row), *_numbers(summary, row)) for row in group)
         for group in summary.groups()

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from reports.numbers.columns import Column, format_bits, format_number
+from reports.numbers.columns import Column, format_number
 from reports.numbers.effects import Effect, Status, compute_effects
 from reports.numbers.entries import Row
 from reports.plots import data, style
@@ -57,7 +57,7 @@ def draw_perplexity(context: Context) -> Drawing | None:
     if not columns or not rows:
         return None
     common, names = data.shorten([row.name for row in rows])
-    headings = [f"{format_bits(group[0].bits)} bits" for group in groups]
+    headings = [f"{group[0].width}{'' if group[0].attachments else ' bits'}" for group in groups]
     headings = headings if len(groups) > 1 else []
     figure, panels, places = _rows(names, [len(g) for g in groups], headings, len(columns))
     handles: dict[str, Line2D] = {}

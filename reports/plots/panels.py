@@ -48,7 +48,7 @@ def draw_references(
             continue
         value = get_scale(summary.columns[index]) * entry.mean
         dash = _DASHES[len(lines) % len(_DASHES)]
-        label = f"{row.name} ({row.width} bits)"
+        label = row.name if row.attachments else f"{row.name} ({row.width} bits)"
         lines.append(draw(value, color=style.REFERENCE, ls=dash, lw=1.0, zorder=1, label=label))
     return lines
 

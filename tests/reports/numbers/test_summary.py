@@ -306,11 +306,19 @@ def test_models_that_do_something_as_they_run_have_rows_of_their_own(tmp_path: P
     rows = [row(label="RTN", bits=2, cell="plain")]
     for attachments in ("A8KV4", "A8"):
         rows.append(row(label="RTN", bits=2, cell=attachments, attachments=attachments))
+    rows.append(row(label="GPTQ", bits=2, cell="other"))
     rows += [row(label="BF16", bits=16, cell="base")]
     rows += [row(label="BF16", bits=16, cell="run", attachments="A4")]
     summary = summary_of(write(tmp_path, rows))
-    assert names(summary) == ["BF16", "BF16 W16A4", "RTN", "RTN W2A8KV4", "RTN W2A8"]
-    assert [each.reference for each in summary.rows] == [True, False, False, False, False]
+    assert [[each.name for each in group] for group in summary.groups()] == [
+        ["BF16"],
+        ["BF16 W16A4"],
+        ["RTN", "GPTQ"],
+        ["RTN W2A8KV4"],
+        ["RTN W2A8"],
+    ]
+    assert [each.width for each in summary.rows] == ["16", "W16A4", "2", "2", "W2A8KV4", "W2A8"]
+    assert [each.reference for each in summary.rows] == [True, *[False] * 5]
     assert any("KV4 keys and values to 4" in each for each in list_explanations(summary))
     plain = summary_of(write(tmp_path / "plain", rows[:1]))
     assert not any("KV4" in each for each in list_explanations(plain))
