@@ -38,7 +38,9 @@ from reports.rendering import render, text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["as_printed", "load", "load_curves", "load_items", "publish", "render", "text"]
+    from reports.pages.verdicts import Verdict
+
+__all__ = ["as_printed", "judge", "load", "load_curves", "load_items", "publish", "render", "text"]
 
 
 def load(folder: Path | str) -> pd.DataFrame:
@@ -74,6 +76,14 @@ def load_curves(folder: Path | str) -> pd.DataFrame:
     from reports.reading.export import Export
 
     return Export(folder).curves
+
+
+def judge(folder: Path | str) -> list[Verdict]:
+    """Whether each printed figure that an exported grid asks for is what was measured."""
+    from reports.pages import verdicts
+    from reports.reading.export import Export
+
+    return verdicts.judge(Export(folder))
 
 
 def as_printed(figures: Sequence[dict[str, str]], form: str = "text") -> str:

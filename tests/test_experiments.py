@@ -10,6 +10,7 @@ import pytest
 
 from harness import models
 from harness.config.document import Document
+from harness.core.model_names import may_be_called
 from harness.core.stage import closure
 from harness.data import Packed
 from harness.grid import published
@@ -27,6 +28,7 @@ ABLATIONS = {
     *("objective", "confidence", "format", "init", "clip-threshold", "data", "teacher"),
     *("group-size", "cost", "domains", "gradient"),
 }
+VERIFIED = {"opt-125m", "opt-350m", "bloom-560m", "llama-2-7b"}
 
 
 def test_all_that_the_paper_asks_is_there() -> None:
@@ -35,7 +37,8 @@ def test_all_that_the_paper_asks_is_there() -> None:
         *("paper-code-wizardcoder", "paper-math-metamath", "smollm2"),
         "gradient-smollm2",
     }
-    assert {path.stem for path in REAL} == ABLATIONS | paper
+    printed = {f"published-{name}" for name in VERIFIED}
+    assert {path.stem for path in REAL} == ABLATIONS | paper | printed
     twins = {f"{name}-testbed" for name in ABLATIONS}
     assert {path.stem for path in TESTBED} == twins | {"quickstart", "inside-testbed"}
 
@@ -71,6 +74,9 @@ def test_real_grids_load(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     named = Document(path, merged=("defaults", "report")).data
     assert named["model"] == smollm2.NAME or "/" in named["model"]
     labels = {cell.label for cell in grid.cells}
+    if path.stem.startswith("published"):
+        assert labels >= {"RTN", "GPTQ"}
+        return
     assert "BitDistiller" in labels
     if path.stem.startswith(("paper", "smollm2")):
         assert labels >= {"BF16", "RTN", "AWQ-clip", "LLM-QAT"}
@@ -86,6 +92,22 @@ def test_each_task_of_a_paper_grid_is_one_that_the_paper_prints(path: Path) -> N
     assert {names.get(task, task) for task in asked} <= {line["task"] for line in lines}
     known = {*(line["task"] for line in lines), *(line["metric"] for line in lines)}
     assert isinstance(file.published.tolerance, dict) and set(file.published.tolerance) <= known
+
+
+@pytest.mark.parametrize("name", sorted(VERIFIED))
+def test_a_list_of_figures_is_measured_as_it_was_printed(name: str) -> None:
+    """Its grid asks for it, and has each width and group of what it can run."""
+    path = published.find_grid(published.find(name))
+    assert path.read_bytes() == (FOLDER / f"published-{name}.yaml").read_bytes()
+    named = Document(path, merged=("defaults", "report")).data
+    file, lines = GridFile.model_validate(named), published.figures(published.find(name))
+    assert file.published is not None and file.published.name == name
+    assert may_be_called(file.model, lines[0]["model"])
+    widths = {
+        (str(each["bits"]), str(each["group_size"] or "channel")) for each in file.vary["format"]
+    }
+    runs = [line for line in lines if line["method"] in ("RTN", "GPTQ", "AWQ")]
+    assert {(line["bits"], line["group_size"]) for line in runs} <= widths
 
 
 @pytest.mark.usefixtures("known_commits")

@@ -41,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
         states.check_scores(plan, store)
     failed = 0
     if plan is None or states.needed(plan, store):
-        plan, failed = _compute(arguments, store)
+        plan, failed = compute(arguments, store)
     else:
         print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
     for line in states.list_stale(plan, store):
@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
+def compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
     """Run what is missing; the plan, and how many stages failed or lack an input."""
     # First: what is imported after it reads what it says of the hub.
     grid = load_grid(arguments.grid, arguments.allow_code_execution)

@@ -1,4 +1,7 @@
-"""The verbs that look after values: verify, keep. Not here: removing them (`harness.cli.store`)."""
+"""The verbs that look after values: verify, keep. `verify` compares with printed figures, too.
+
+Not here: removing values (`harness.cli.store`), what becomes of figures (`harness.cli.figures`).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harness.cli import figures
 from harness.cli.verb import Verb, find_plan, open_store
-from harness.core.errors import BitgridError, Damaged, StoreError
+from harness.core.errors import BitgridError, Damaged, GridError, StoreError
 from harness.core.files import describe
 from harness.core.store import Store
+from harness.grid import published
 from harness.run import plan as plans
 from harness.run.plan import Plan
 
@@ -21,10 +26,11 @@ DAY_S = 24 * 3600.0
 SHOWN = 5  # cells that are named; of more their number
 
 
-def _add_grid(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "grid", nargs="?", type=Path, metavar="GRID", help="a grid file: its values alone"
-    )
+def _add_grid(
+    parser: argparse.ArgumentParser, more: str = "", locate: Callable[[str], Path] = Path
+) -> None:
+    about = f"a grid file: its values alone{more}"
+    parser.add_argument("grid", nargs="?", type=locate, metavar="GRID", help=about)
 
 
 def _open_store(arguments: argparse.Namespace) -> Store:
@@ -38,7 +44,8 @@ def _open_store(arguments: argparse.Namespace) -> Store:
 
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_grid(parser)
+    more = "; published figures (a name or a CSV file): run their grid, compare each with it"
+    _add_grid(parser, more, published.locate)
     parser.add_argument(
         "--discard",
         action="store_true",
@@ -47,7 +54,11 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    """Read every byte, and compare it with what was written."""
+    """Read every byte, and compare it with what was written; of figures what is measured."""
+    if arguments.grid is not None and arguments.grid.suffix == ".csv":
+        if arguments.discard:
+            raise GridError("--discard is about stored values, and these are published figures")
+        return figures.verify_figures(arguments)
     store = _open_store(arguments)
     known = [find_plan(arguments, store)] if arguments.grid else list(_read_plans(store))
     keys = [key for key in known[0].stored() if _is_there(store, key)] if arguments.grid else None
@@ -121,7 +132,8 @@ def _name_cells(known: list[Plan], key: str) -> str:
 
 VERIFY = Verb(
     "verify",
-    "compare stored values with the digests that they were written with",
+    "compare stored values with the digests that they were written with, or published figures "
+    "with what their grid measures",
     "bitgrid verify experiments/quickstart.yaml",
     _verify,
     _add_verify_arguments,

@@ -306,7 +306,8 @@ class GridHead:
         dict[str, dict[str, str]] | None, "measured task -> the published `task`, and `why`"
     ] = None
     tolerance: Annotated[
-        float | dict[str, float] | None, "of a figure, in the printed unit: one, or by name"
+        float | str | dict[str, float | str] | None,
+        "of a figure, in the printed unit or as a share (`2%`): one, or by name",
     ] = None
 
     @property
@@ -315,8 +316,8 @@ class GridHead:
         return self.published_tasks or {}
 
     @property
-    def tolerances(self) -> dict[str, float]:
-        """`tolerance` by task or metric; "" of all others."""
+    def tolerances(self) -> dict[str, float | str]:
+        """`tolerance` by method, task or metric; "" of all others."""
         tolerance = self.tolerance
         return (
             {}

@@ -150,10 +150,10 @@ def _list_misnamed(
 ) -> Iterator[Misfit]:
     comparison = file.published or Published(name="")
     published_tasks = {figure["task"] for figure in figures}
-    metrics = {figure["metric"] for figure in figures}
+    others = {figure[kind] for figure in figures for kind in ("metric", "method")}
     # Figures of a group of tasks, as mmlu, have its parts' names before an underscore.
     parts = tuple(f"{group}_" for group in tasks)
-    for names in _list_named(file, comparison, axes, tasks, published_tasks | metrics):
+    for names in _list_named(file, comparison, axes, tasks, published_tasks | others):
         for place, name in _list_places(names.value):
             is_part = names.where[0] == "published" and name.startswith(parts)
             if name not in names.known and not is_part:
@@ -187,7 +187,9 @@ def _list_named(
     yield _Names(("report", "columns"), report.columns, "task", columns)
     yield _Names(("report", "decimals"), report.decimals, "task", columns)
     yield _Names(("published", "tasks"), comparison.tasks, "task", tasks)
-    yield _Names(("published", "tolerance"), comparison.tolerance, "task or metric", tolerable)
+    yield _Names(
+        ("published", "tolerance"), comparison.tolerance, "method, task or metric", tolerable
+    )
 
 
 def _list_places(value: object) -> Iterator[tuple[Where, str]]:

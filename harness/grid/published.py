@@ -3,8 +3,9 @@
 Those in `harness/published/` come with the package; a user's own lie in `published/` of the folder
 in which a command is given. A file has the columns source, table, model, method, bits, group_size
 (`channel` where it is a whole row, empty where weights share no scale), task, num_fewshot, window
-(tokens, of a perplexity), metric and value, one figure a line.
-Not here: showing them (`reports.pages.published`).
+(tokens, of a perplexity), metric and value, one figure a line; and where their source states them,
+protocol and seed. The grid behind the figures NAME, which measures them, is called published-NAME.
+Not here: showing them (`reports.pages.published`), comparing (`reports.pages.verdicts`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ COLUMNS = [
     *("source", "table", "model", "method", "bits", "group_size"),
     *("task", "num_fewshot", "window", "metric", "value"),
 ]
+OPTIONAL = ["protocol", "seed"]
+GRIDS = (Path("experiments"), Path(__file__).parents[1] / "experiments")
 
 
 def list_names() -> list[str]:
@@ -45,6 +48,19 @@ def locate(text: str) -> Path:
     return find(text) if text in list_names() and not path.exists() else path
 
 
+def find_grid(path: Path) -> Path:
+    """The grid behind the figures of a file, by its name: of the user's, then of Bitgrid's.
+
+    Raises GridError where there is none.
+    """
+    name = f"published-{path.stem}.yaml"
+    if (found := next((f / name for f in GRIDS if (f / name).is_file()), None)) is None:
+        raise GridError(
+            f"{path.stem}: no grid measures these figures: experiments/{name} is missing"
+        )
+    return found
+
+
 def figures(path: Path, model: str | None = None) -> list[dict[str, str]]:
     """The lines of a file, of one model or of all.
 
@@ -64,10 +80,11 @@ def figures(path: Path, model: str | None = None) -> list[dict[str, str]]:
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
+    known = [*COLUMNS, *OPTIONAL]
     for column in columns:
-        if column not in COLUMNS:
-            raise GridError(f"{path}: column {column!r} is unknown; {nearest(column, COLUMNS)}")
-    for column in COLUMNS:
+        if column not in known:
+            raise GridError(f"{path}: column {column!r} is unknown; {nearest(column, known)}")
+    for column in dict.fromkeys([*COLUMNS, *columns]):
         if columns.count(column) != 1:
             times = "is missing" if column not in columns else "is there twice"
             raise GridError(f"{path}: column {column!r} {times}")
@@ -75,7 +92,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 def _check(where: str, row: dict[str, str]) -> None:
     if "" in row or None in row.values():
-        raise GridError(f"{where}: not {len(COLUMNS)} fields")
+        raise GridError(f"{where}: not as many fields as columns")
     for column in ("bits", "value"):
         try:
             float(row[column])

@@ -12,7 +12,9 @@ import pydantic
 from harness.core.checked import AsWritten
 from harness.core.report_options import ReportOptions
 
-Tolerance = Annotated[float, pydantic.Field(ge=0, le=1e6, allow_inf_nan=False)]
+Difference = Annotated[float, pydantic.Field(ge=0, le=1e6, allow_inf_nan=False)]
+Share = Annotated[str, pydantic.Field(pattern=r"^\d{1,6}(\.\d{1,6})?%$")]
+Tolerance = Difference | Share
 Seed = Annotated[int, pydantic.Field(strict=True, ge=-(2**63), le=2**63 - 1)]
 # `{testbed-ppl: }` is a task without options, as `testbed-ppl` is.
 Options = Annotated[
@@ -31,9 +33,9 @@ class StandsFor(AsWritten, pydantic.BaseModel):
 class Published(AsWritten, pydantic.BaseModel):
     """`published:` of a grid: figures by name (`harness.grid.published`), of them those of `model`.
 
-    `published: NAME` is short for `{name: NAME}`. A tolerance is in the printed unit: one of all
-    figures, or by (published) task or metric. `tasks` has those that are measured otherwise than
-    the published ones, or under another name.
+    `published: NAME` is short for `{name: NAME}`. A tolerance is in the printed unit, or a
+    share of the figure (`2%`): one of all, or by (published) method, task or metric. `tasks` has
+    those that are measured otherwise than the published ones, or under another name.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid")

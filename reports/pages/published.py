@@ -199,8 +199,33 @@ def _tolerance(summary: Summary) -> str:
     tolerances = summary.grid.tolerances
     if not tolerances:
         return "No tolerance was stated."
-    listed = ", ".join(f"{name} {value:g}".strip() for name, value in tolerances.items())
+    listed = ", ".join(
+        f"{name} {limit if isinstance(limit, str) else format(limit, 'g')}".strip()
+        for name, limit in tolerances.items()
+    )
     return f"✓ within the stated tolerance ({listed}, in the printed unit), ✗ outside it."
+
+
+def find_limit(summary: Summary, figure: Figure) -> float | None:
+    """How far from a figure is within the stated tolerance, in the printed unit; None: not said."""
+    limits = summary.grid.tolerances
+    names = (figure["method"], figure["task"], figure["metric"], "")
+    limit = next((limits[name] for name in names if name in limits), None)
+    if isinstance(limit, str):
+        return float(limit.removesuffix("%")) / 100 * abs(read_value(figure["value"]))
+    return limit
+
+
+def fits(summary: Summary, figure: Figure, row: Row, column: Column) -> bool:
+    """Whether a place in the table is of a figure's method, width, task and metric."""
+    task = AVERAGE if column.task is None else _stands_for(summary, column.task)
+    is_metric = column.task is None or column.metric == figure["metric"]
+    return (
+        _is_of_method(figure, row)
+        and _is_of_width(figure, row)
+        and task == figure["task"]
+        and is_metric
+    )
 
 
 def _of_row(summary: Summary, row: Row, cells: pd.DataFrame) -> Iterator[tuple[int, Theirs]]:
@@ -225,8 +250,7 @@ def _of_row(summary: Summary, row: Row, cells: pd.DataFrame) -> Iterator[tuple[i
         if why is not None or not math.isfinite(difference):
             yield place, Theirs(figure["value"], why=why, remark=remark)
             continue
-        limits = summary.grid.tolerances
-        limit = limits.get(figure["task"], limits.get(figure["metric"], limits.get("")))
+        limit = find_limit(summary, figure)
         near = None if limit is None else abs(difference) <= limit + 1e-9
         yield place, Theirs(figure["value"], difference, near, remark=remark)
 
@@ -257,15 +281,7 @@ def _figure(
     summary: Summary, row: Row, column: Column, cells: pd.DataFrame
 ) -> tuple[Figure | None, str | None]:
     """What is printed of a method, width and task; and why of another model, where it is so."""
-    task = AVERAGE if column.task is None else _stands_for(summary, column.task)
-    lines = [
-        f
-        for f in summary.grid.published
-        if _is_of_method(f, row)
-        and _is_of_width(f, row)
-        and f["task"] == task
-        and (column.task is None or f["metric"] == column.metric)
-    ]
+    lines = [f for f in summary.grid.published if fits(summary, f, row, column)]
     models = list(dict.fromkeys(cells["model"]))
     stated = summary.grid.published_model
     if stated is None or len(models) > 1:

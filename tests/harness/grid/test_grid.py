@@ -394,7 +394,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "compare:",
             "published: {name: bitdistiller-2402.10631, tolerance: .inf}\ncompare:",
             8,
-            "published.tolerance: .inf should be a finite number or a mapping",
+            "published.tolerance: .inf should be a finite number or text or a mapping",
         ),
         ("data.length: 128", "data.temperature: .inf", 13, "temperature: .inf should be a finite"),
         ("data.length: 128", "train.lr: -1", 13, "train.lr: -1 should be more than 0"),
@@ -460,7 +460,7 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "compare:",
             "published: {name: bitdistiller-2402.10631, tolerance: {pp: 0.1}}\ncompare:",
             8,
-            "published.tolerance: task or metric 'pp' is unknown; did you mean 'ppl'?",
+            "published.tolerance: method, task or metric 'pp' is unknown; did you mean 'ppl'?",
         ),
         ("compare:", "published: {name: bitdistill}\ncompare:", 8, "did you mean 'bitdistiller-"),
         (
