@@ -92,7 +92,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 def _check(where: str, row: dict[str, str]) -> None:
     if "" in row or None in row.values():
-        raise GridError(f"{where}: not as many fields as columns")
+        raise GridError(f"{where}: not {len(row.keys() - {''})} fields")
     for column in ("bits", "value"):
         try:
             float(row[column])
