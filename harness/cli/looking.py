@@ -208,7 +208,7 @@ def _tasks(arguments: argparse.Namespace) -> int:
             for name in catalogue.names():  # thousands: not worth a table's time
                 print(f"{name:24}  {catalogue.about}")
         else:
-            print(f"and every task of {catalogue.about} by name (--all lists them)")
+            print(f"and those of {catalogue.about}, by name (--all lists them)")
     return 0
 
 

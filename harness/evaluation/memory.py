@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from harness.core.stage import Input, Stage
+from harness.evaluation.divergence import Divergence
 from harness.evaluation.lm_eval import LmEval, task_batch
 from harness.evaluation.perplexity import Perplexity
 from harness.evaluation.scores import EVALUATION_TOKENS
@@ -40,6 +41,15 @@ _LONGEST = 2048  # tokens, about, of a text in a task
 def _of_perplexity(
     stage: Perplexity, gpus: int | None = None, device: str = "cuda"
 ) -> Memory | None:
+    window = stage.protocol.window
+    return _of_scoring(stage.model, lambda _: (max(1, EVALUATION_TOKENS // 2 // window), window))
+
+
+@estimate_memory.register
+def _of_divergence(
+    stage: Divergence, gpus: int | None = None, device: str = "cuda"
+) -> Memory | None:
+    """Two sets of logits, each of half the rows of a perplexity."""
     window = stage.protocol.window
     return _of_scoring(stage.model, lambda _: (max(1, EVALUATION_TOKENS // 2 // window), window))
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -73,9 +73,9 @@ class Perplexity(Stage[Scores]):
 
     def run(self, work: Path) -> Scores:
         model = check_evaluable(value(self.model))
-        cut, window = _CUTS[self.protocol.cut], self.protocol.window
-        _check_window(self.task, window, model.context)
-        windows = cut(value(self.documents), model, window, self.bos)[: self.limit]
+        window = self.protocol.window
+        windows = cut_windows(self.protocol, value(self.documents), model, self.bos, self.task)
+        windows = windows[: self.limit]
         nll = torch.cat(list(_window_nll(model, windows))).double()
         mean, spread = nll.mean().item(), nll.std().item() if len(nll) > 1 else math.nan
         perplexity = math.exp(mean) if mean < 700 else math.inf
@@ -95,9 +95,7 @@ class Perplexity(Stage[Scores]):
             bos=self.bos,
             chat_template=None,
             limit=self.limit,
-            protocol="; ".join(
-                [self.protocol.words, *self._list_lacking(model), f"window {window}"]
-            ),
+            protocol=describe_protocol(self.protocol, model),
             window=window,
             tokenizer=describe_tokenizer(model),
             task_version=str(self.version),
@@ -107,14 +105,6 @@ class Perplexity(Stage[Scores]):
         return Scores(
             [row], describe_precision(model), [make_item_scores(row, enumerate(nll.tolist()))]
         )
-
-    def _list_lacking(self, model: Model) -> list[str]:
-        """What packed documents are joined by as a rule, and this tokenizer does not have."""
-        if self.protocol.cut != "packed":
-            return []
-        tokenizer = model.tokenizer
-        ids = {"BOS": tokenizer.bos_token_id, "EOS": tokenizer.eos_token_id}
-        return [f"the tokenizer has no {name}" for name, token in ids.items() if token is None]
 
 
 @dataclass(frozen=True)
@@ -162,13 +152,41 @@ class PerplexityTask(Evaluation):
     def stage(
         self, model: Stage[Model], options: PackedOptions, base: Pretrained | None
     ) -> Stage[Scores]:
+        return Perplexity(
+            model, task=self.name, limit=options.limit, **self.find_reading(options, base)
+        )
+
+    def find_reading(self, options: PackedOptions, base: Pretrained | None) -> dict[str, Any]:
+        """What is read, as fields of the stage: documents, protocol, bos, caveat."""
         protocol = replace(self.protocol, window=options.window or self.protocol.window)
-        documents = texts(protocol.text, "heldout")
-        caveat = join_caveats(find_text(protocol.text)[0].caveat, base.caveat if base else None)
         bos = bool(getattr(options, "bos", None))
         if self.protocol.cut == "packed":  # where there is one
             bos = base is None or base.tokenizer().bos_token_id is not None
-        return Perplexity(model, documents, self.name, protocol, bos, options.limit, caveat)
+        return {
+            "documents": texts(protocol.text, "heldout"),
+            "protocol": protocol,
+            "bos": bos,
+            "caveat": join_caveats(
+                find_text(protocol.text)[0].caveat, base.caveat if base else None
+            ),
+        }
+
+
+def cut_windows(
+    protocol: Protocol, documents: list[str], model: Model, bos: bool, task: str
+) -> Tensor:
+    """The windows (N, T) int64 of a text. Raises ModelError where the model cannot read one."""
+    _check_window(task, protocol.window, model.context)
+    return _CUTS[protocol.cut](documents, model, protocol.window, bos)
+
+
+def describe_protocol(protocol: Protocol, model: Model) -> str:
+    """In words, with what packed documents are joined by as a rule and this tokenizer lacks."""
+    tokenizer, lacking = model.tokenizer, []
+    if protocol.cut == "packed":
+        ids = {"BOS": tokenizer.bos_token_id, "EOS": tokenizer.eos_token_id}
+        lacking = [f"the tokenizer has no {name}" for name, token in ids.items() if token is None]
+    return "; ".join([protocol.words, *lacking, f"window {protocol.window}"])
 
 
 def _check_window(task: str, window: int, context: int | None) -> None:
@@ -182,7 +200,7 @@ def _window_nll(model: Model, windows: Tensor) -> Iterator[Tensor]:
     batch = max(1, EVALUATION_TOKENS // 2 // windows.shape[1])
     for start in range(0, len(windows), batch):
         ids = windows[start : start + batch].to(model.device)
-        logits = run_finite(model, partial(_logits, model, ids))
+        logits = run_finite(model, partial(compute_logits, model, ids))
         for row, labels in zip(logits, ids, strict=True):  # float32 for one window, not the batch
             loss = torch.nn.functional.cross_entropy(row[:-1].float(), labels[1:])
             if not math.isfinite(loss):
@@ -191,7 +209,7 @@ def _window_nll(model: Model, windows: Tensor) -> Iterator[Tensor]:
         report(min(start + batch, len(windows)), len(windows))
 
 
-def _logits(model: Model, ids: Tensor) -> Tensor:
+def compute_logits(model: Model, ids: Tensor) -> Tensor:
     """(B, T) -> (B, T, V)."""
     logits: Tensor = model.network(ids, use_cache=False).logits
     return logits

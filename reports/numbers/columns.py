@@ -96,7 +96,8 @@ def format_number(value: float, column: Column, decimals: int) -> str:
     if abs(value) >= 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa}e{int(exponent)}"
-    shown = 2 if column.decimals is None else column.decimals
+    usual = 2 if column.is_perplexity or abs(value) >= 10 else 3
+    shown = usual if column.decimals is None else column.decimals
     return f"{value:.{shown}f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
@@ -158,6 +159,8 @@ def _check_task(export: Export, where: str, task: str, known: Sequence[str]) -> 
 
 
 def name_task(task: str) -> str:
+    if task.startswith("kl:"):
+        return f"KL {name_task(task[3:])}".removesuffix(" PPL")
     bare = task.removeprefix("testbed_").removeprefix("testbed-")
     return TITLES.get(bare, bare if bare == task else bare.replace("_", " ").capitalize())
 
