@@ -19,13 +19,21 @@ from harness.core.stage import Input, Resources, Stage, incidental, report, valu
 from harness.data import Tokens
 from harness.models import Model, host_gib, run_finite
 from methods.training.confidence import CONFIDENCE_TOKENS, sample_rows
-from methods.training.forward import Labels, run_head, run_watched, split_tokens, token_nll
+from methods.training.forward import (
+    Labels,
+    run_head,
+    run_watched,
+    split_tokens,
+    token_entropy,
+    token_nll,
+)
 from methods.training.objectives import (
     BlockStates,
     Objective,
     Seen,
     Term,
     TokenLogits,
+    weigh_terms,
     weigh_tokens,
 )
 
@@ -59,10 +67,10 @@ class Contribution(Stage[dict[str, Any]]):
         rows = sample_rows(tokens, self.sequences)
         counts = torch.zeros(BINS, dtype=torch.int64)
         sums = torch.zeros(len(terms), BINS, dtype=torch.float64)
-        totals, unbounded = torch.zeros(len(terms), 1, dtype=torch.float64), 0
+        totals, unbounded, entropy = torch.zeros(len(terms), 1, dtype=torch.float64), 0, 0.0
         for row_chunk in rows.split(max(1, CONFIDENCE_TOKENS // tokens.ids.shape[1])):
             measure = partial(self._measure, tokens.ids[row_chunk], tokens.mask[row_chunk])
-            sure, losses, weights = run_finite(
+            sure, losses, weights, unsure = run_finite(
                 value(self.teacher), partial(run_finite, value(self.student), measure)
             )
             finite = losses.isfinite().all(0)
@@ -71,9 +79,11 @@ class Contribution(Stage[dict[str, Any]]):
             counts += torch.bincount(bins, minlength=BINS)
             sums.index_add_(1, bins, (losses * weights)[:, finite].double())
             totals += weights[:, finite].double().sum(1, keepdim=True)
+            entropy += float(unsure.double().sum())
             report(int(row_chunk[-1]) + 1, len(tokens))
-        factors = torch.tensor([[term.weight] for term in terms], dtype=torch.float64)
-        shares = factors * sums / totals.clamp(min=1e-300)
+        mean = entropy / max(1, int(counts.sum()) + unbounded)
+        own = weigh_terms(terms, lambda: mean)  # of all that was measured, as of one batch
+        shares = torch.tensor(own, dtype=torch.float64)[:, None] * sums / totals.clamp(min=1e-300)
         return {
             "diagnostic": "confidence",
             "objective": self.objective.title,
@@ -86,9 +96,9 @@ class Contribution(Stage[dict[str, Any]]):
         return self.objective.list_terms(None if self.statistic is None else value(self.statistic))
 
     @torch.no_grad()
-    def _measure(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _measure(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The teacher's probability of the label, (N,); each term's loss of the token, and the
-        token's weight in it, (terms, N)."""
+        token's weight in it, (terms, N); the teacher's entropy, (N,)."""
         teacher, student = value(self.teacher), value(self.student)
         ids, mask, terms = ids.to(student.device), mask.to(student.device), self._list_terms()
         labels = Labels.of(ids, mask)
@@ -110,14 +120,16 @@ class Contribution(Stage[dict[str, Any]]):
         keep = (lambda _, states: hidden.append(states)) if by_block else None
         teacher_states = run_watched(teacher.network, ids, labels, keep)
         states = run_watched(student.network, ids, labels, see if by_block else None)
-        nll = torch.zeros(len(states), device=states.device)
+        nll, entropy = torch.zeros(2, len(states), device=states.device)
         for part in split_tokens(len(states), student.vocabulary, states.device):
             target = run_head(teacher.network, teacher_states[part])
             nll[part] = token_nll(target, labels.ids[part])
+            entropy[part] = token_entropy(target, labels.ids[part])
             logits = run_head(student.network, states[part])
             add(TokenLogits(logits, target, labels.ids[part]), part)
         weights = [
             torch.ones_like(nll) if each is None else each
             for each in weigh_tokens(terms, labels, lambda: nll)
         ]
-        return nll.neg().exp().cpu(), losses.cpu(), torch.stack(weights).cpu()
+        sure = nll.neg().exp()
+        return sure.cpu(), losses.cpu(), torch.stack(weights).cpu(), entropy.cpu()

@@ -192,6 +192,11 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return -log_probabilities(logits).gather(-1, labels[:, None]).squeeze(-1)
 
 
+def token_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Σ −p log p, p = softmax(logits), in nats: (N, V), (N,) -> (N,). The labels do not matter."""
+    return torch.special.entr(log_probabilities(logits).exp()).sum(-1)
+
+
 def recompute_blocks(network: PreTrainedModel) -> None:
     """Gradient checkpointing: keep a block's input only, and run it again in the backward pass.
 

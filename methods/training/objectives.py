@@ -34,7 +34,7 @@ from harness.core.stage import Stage
 from harness.data import Tokens
 from harness.models import Model
 from methods.training.confidence import Confidence, Meaning
-from methods.training.forward import Labels, log_probabilities, token_nll, widen
+from methods.training.forward import Labels, log_probabilities, token_entropy, token_nll, widen
 
 Weight: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Sight: TypeAlias = Literal["logits", "blocks"]
@@ -184,29 +184,36 @@ class Objective(Component, family="objective"):
         """
         labels = Labels.of(ids, mask)
         target = None if teacher is None else labels.pick(teacher)
-        logits, terms = (
-            TokenLogits(labels.pick(student), target, labels.ids),
-            self.list_terms(statistic),
-        )
+        terms = self.list_terms(statistic)
+        logits = TokenLogits(labels.pick(student), target, labels.ids)
         weighed = weigh_tokens(
             terms, labels, lambda: token_nll(logits.require_teacher(), labels.ids)
         )
         total = logits.student.new_zeros(())
-        for term, counts in zip(terms, weighed, strict=True):
+        factors = weigh_terms(
+            terms, lambda: float(token_entropy(logits.require_teacher(), labels.ids).mean())
+        )
+        for term, factor, counts in zip(terms, factors, weighed, strict=True):
+            if term.share and not factor:
+                continue  # 0 times an infinite loss would be NaN
             losses = term.compute_losses(logits)
             weights = torch.ones_like(losses) if counts is None else counts
             least = torch.finfo(losses.dtype).tiny
-            total = total + term.weight * (losses * weights).sum() / weights.sum().clamp(min=least)
+            total = total + factor * (losses * weights).sum() / weights.sum().clamp(min=least)
         return total
 
 
 @dataclass(frozen=True)
 class Term:
-    """One of the losses that add up to an objective: `weight` times the mean of its own."""
+    """One of the losses that add up to an objective: `weight` times the mean of its own.
+
+    share: of a batch, what its weight is multiplied with, given the teacher's mean entropy there.
+    """
 
     objective: Objective
     weight: float = 1.0
     statistic: Any = None
+    share: Callable[[float], float] | None = None
 
     def compute_losses(self, seen: Seen) -> Tensor:
         """The objective's loss of each token, (N,), its statistic known. Raises BitgridError."""
@@ -229,6 +236,12 @@ def weigh_tokens(
         else None
         for term in terms
     ]
+
+
+def weigh_terms(terms: Sequence[Term], measure: Callable[[], float]) -> list[float]:
+    """Each term's weight in a batch; `measure` gives the teacher's mean entropy there, in nats."""
+    entropy = measure() if any(term.share for term in terms) else 0.0
+    return [term.weight * (term.share(entropy) if term.share else 1.0) for term in terms]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from methods.training.forward import (
     run_head,
     run_watched,
     split_tokens,
+    token_entropy,
     token_nll,
 )
 from methods.training.masters import Masters
@@ -53,6 +54,7 @@ from methods.training.objectives import (
     Sight,
     Term,
     TokenLogits,
+    weigh_terms,
     weigh_tokens,
 )
 from methods.training.optimizer import make_adamw, set_rate
@@ -191,23 +193,30 @@ class TrainingStep:
 
         return weigh_tokens(self.terms, labels, measure)
 
+    def _add_entropy(self, guide: Tensor | None, labels: Labels) -> Tensor:
+        """Σ of the teacher's entropy over the label tokens, a scalar; 0 where no term looks."""
+        if self.teacher is None or guide is None or not any(term.share for term in self.terms):
+            return torch.zeros((), device=labels.ids.device)
+        return measure_states(self.teacher.network, guide, labels, token_entropy).sum()
+
     def _find_factors(self, micro_batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
         """What the sum of each term's weighted losses is multiplied with, so that divided by the
         first term's token weights of the whole batch all of them add up to the objective.
 
         Where terms weigh tokens differently, how much the batch has of each must be known before
-        its first gradient: the teacher is run once more.
+        its first gradient, and where they look at its entropy that: the teacher is run once more.
         """
-        own = [term.weight for term in self.terms]
         ways = {term.objective if term.objective.weighted else None for term in self.terms}
-        if len(ways) == 1:
-            return own
-        sums = torch.zeros(len(own), device=self.masters.network.device)
+        if len(ways) == 1 and not any(term.share for term in self.terms):
+            return [term.weight for term in self.terms]
+        sums = torch.zeros(len(self.terms) + 2, device=self.masters.network.device)
         for ids, mask in micro_batches:
             labels = Labels.of(ids, mask)
             guide, _ = self._run_teacher(ids, labels)
-            sums += torch.stack([_add_up(w, labels) for w in self._weigh_tokens(guide, labels)])
-        first, *_ = totals = self.masters.shards.all_reduce(sums).tolist()
+            added = [_add_up(w, labels) for w in self._weigh_tokens(guide, labels)]
+            sums += torch.stack([*added, self._add_entropy(guide, labels), _add_up(None, labels)])
+        *totals, entropy, count = self.masters.shards.all_reduce(sums).tolist()
+        own, first = weigh_terms(self.terms, lambda: entropy / max(count, 1)), totals[0]
         return [f * first / total if total else 0.0 for f, total in zip(own, totals, strict=True)]
 
 
@@ -232,7 +241,7 @@ class _Losses:
         gradient goes back to where `seen.student` was made from."""
         sums = []
         for term, factor, weights in zip(self.terms, self.factors, self.weights, strict=True):
-            if term.objective.sees == seen.kind:
+            if term.objective.sees == seen.kind and (factor or not term.share):  # 0 · inf is NaN
                 losses = term.compute_losses(seen)
                 weighted = losses if weights is None else losses * weights[part]
                 sums.append(share * factor * weighted.sum())

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp, rel_entr, softmax
 from torch import Tensor
 
-import methods.training.sums  # noqa: F401 (defines one)
+import methods.training.eakld
+import methods.training.sums  # noqa: F401 (each defines one)
 from harness.core.errors import BitgridError, TextError
 from harness.core.execution import execute
 from harness.data import Documents, Tokens
@@ -302,6 +303,7 @@ def test_settings_are_checked() -> None:
 def test_every_objective_is_chosen_by_name() -> None:
     assert set(Objective.choices()) == {
         "none", "ce", "kl", "reverse-kl", "cakld", "jsd", "tsld", "mse", "block-mse", "sum",
+        "eakld",
     }  # fmt: skip
 
 
