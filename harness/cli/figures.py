@@ -6,7 +6,6 @@ Not here: the verb (`values`), how a grid is run (`running`), what is compared (
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,20 +25,18 @@ _MARKS = {"within": "✓", "outside": "✗"}
 def verify_figures(arguments: argparse.Namespace) -> int:
     """Run the grid behind the figures of a file, and say of each whether it is what was measured.
 
-    1 where one is outside its tolerance, or none could be compared. Where the grid cannot be run,
-    as without its model, none was run, and the reason is said.
+    1 where one is outside its tolerance, or none could be compared. Where there is no such grid, or
+    it cannot be run, as without its model, none was run, and the reason is said.
     """
     file: Path = arguments.grid
-    grid = published.find_grid(file)
-    print(f"{file.stem}: {grid}", flush=True)
     try:
-        verdicts = _measure(arguments, grid)
+        grid = published.find_grid(file)
+        print(f"{file.stem}: {grid}", flush=True)
+        return _show(_measure(arguments, grid))
     except BitgridError as error:
         from reports.pages.verdicts import Verdict
 
-        verdicts = [Verdict(each, "not run", why="") for each in published.figures(file)]
-        print_line(f"bitgrid: {error}", file=sys.stderr)
-    return _show(verdicts)
+        return _show([Verdict(each, "not run") for each in published.figures(file)], str(error))
 
 
 def _measure(arguments: argparse.Namespace, grid: Path) -> list[Verdict]:
@@ -56,8 +53,8 @@ def _measure(arguments: argparse.Namespace, grid: Path) -> list[Verdict]:
     return reports.judge(folder)
 
 
-def _show(verdicts: list[Verdict]) -> int:
-    """A line each, and how many there are of each kind; the exit status."""
+def _show(verdicts: list[Verdict], reason: str = "") -> int:
+    """A line each, how many there are of each kind, the reason for all; the exit status."""
     for each in verdicts:
         limit = "" if each.limit is None else f" ±{each.limit:.3g}"
         found = f"{each.ours or each.state}, printed {each.figure['value']}{limit}"
@@ -66,5 +63,6 @@ def _show(verdicts: list[Verdict]) -> int:
         source = f"  [{each.figure['source']}]"
         print_line(f"  {_MARKS.get(each.state, '–')} {each.describe()} {found}{told}{why}{source}")
     counts = Counter(each.state for each in verdicts)
-    print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    told = ", ".join(f"{count} {state}" for state, count in counts.items())
+    print_line(f"{told}: {reason}" if reason else told)
     return 1 if counts["outside"] or not counts["within"] else 0

@@ -13,7 +13,7 @@ from harness.core.checked import AsWritten
 from harness.core.report_options import ReportOptions
 
 Difference = Annotated[float, pydantic.Field(ge=0, le=1e6, allow_inf_nan=False)]
-Share = Annotated[str, pydantic.Field(pattern=r"^\d{1,6}(\.\d{1,6})?%$")]
+Share = Annotated[str, pydantic.Field(pattern=r"^\d{1,6}(\.\d{1,6})? ?%$")]
 Tolerance = Difference | Share
 Seed = Annotated[int, pydantic.Field(strict=True, ge=-(2**63), le=2**63 - 1)]
 # `{testbed-ppl: }` is a task without options, as `testbed-ppl` is.
