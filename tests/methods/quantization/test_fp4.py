@@ -218,3 +218,19 @@ def test_what_cannot_work_is_refused_in_the_plan() -> None:
     ):
         Clip().build(base, NVFP4())
     Clip(text="testbed").build(base, MXFP4())
+
+
+@pytest.mark.parametrize("size", [1.0, 0.02, 37.0])
+def test_values_are_those_of_torchao(size: float) -> None:
+    """Without ties: there torchao multiplies by 1 / scale, and a ratio may fall on either side."""
+    formats = pytest.importorskip("torchao.prototype.mx_formats", reason="torchao is no dependency")
+    mx = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")
+    nv = pytest.importorskip("torchao.prototype.mx_formats.nvfp4_tensor")
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)) * size
+    weight[0, 3], weight[5, :64], weight[7] = 30 * size, 0, weight[7] / 1000
+    floor = formats.config.ScaleCalculationMode.FLOOR
+    theirs = mx.MXTensor.to_mx(weight, torch.float4_e2m1fn_x2, 32, floor)
+    assert torch.equal(MXFP4().quantize(weight), theirs.dequantize(torch.float32))
+    scale = nv.per_tensor_amax_to_scale(weight.abs().amax())
+    found = nv.NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=scale).dequantize(torch.float32)
+    torch.testing.assert_close(NVFP4().quantize(weight), found, rtol=1e-6, atol=0)
