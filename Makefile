@@ -30,4 +30,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory --silent python
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/bitgrid methods >/dev/null  # which it remembers, so that the next one answers at once
 	touch $@

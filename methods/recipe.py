@@ -42,14 +42,14 @@ class Recipe(Method):
     """
 
     name = "recipe"
-    format: Format = IntAsym(bits=2, group_size=128)
-    init: Several[Init] = (NoInit(),)
-    rounding: Rounding = Nearest()
-    objective: Objective = Untrained()
-    data: Data | None = None
-    train: Training | None = None
-    teacher: str | None = None
-    attach: tuple[Attachment, ...] = ()
+    format: Format = IntAsym(bits=2, group_size=128)  # what weights are rounded to
+    init: Several[Init] = (NoInit(),)  # what is done to the weights first, in this order
+    rounding: Rounding = Nearest()  # how weights become levels at the end
+    objective: Objective = Untrained()  # what is trained; none: nothing is
+    data: Data | None = None  # what is trained on
+    train: Training | None = None  # how it is trained
+    teacher: str | None = None  # a model, named as in a grid; null: the base teaches itself
+    attach: tuple[Attachment, ...] = ()  # what the model does as it runs
 
     @property
     def is_reference(self) -> bool:

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
 
 from harness.cli.terminal import print_line, print_table
 from harness.cli.verb import (
@@ -25,6 +24,7 @@ from harness.cli.verb import (
 from harness.cluster import status as watch
 from harness.core.store import Store
 from harness.run import states
+from harness.run.listing import list_methods
 from harness.run.plan import Plan
 
 
@@ -152,38 +152,25 @@ def _add_methods_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> int:
-    from harness.config.settings import describe_setting, find_families, list_settings
-    from harness.core.component import Component
-    from harness.method import METHODS
-
+    listing = list_methods()
     if arguments.name is None:
-        methods = [(name, entry.about) for name, entry in METHODS.load().items()]
-        for name, missing in METHODS.unavailable().items():
-            source = os.path.relpath(missing.file)
-            methods.append((name, f"unavailable: {missing.reason} ({source})"))
-        print_table(methods, words=2)
+        methods = [(name, each.about) for name, each in listing.methods.items()]
+        print_table([*methods, *listing.unavailable.items()], words=2)
         return 0
-    entry = METHODS.find(arguments.name)
-    print(f"{entry.name} ({entry.title}): {entry.about}")
-    print(f"source: {os.path.relpath(entry.source)}")
-    settings, families = [], find_families(type(entry.method))
-    for path, value in list_settings(entry.method):
-        remarks = []
-        if path in families:
-            remarks.append(f"of {', '.join(sorted(families[path].siblings()))}")
-        if path in entry.fixed:
-            remarks.append("fixed where only compared against")
-        has_names = isinstance(value, Component | tuple | Mapping)
-        plain = "" if hasattr(value, "__dataclass_fields__") else str(value)
-        shown = describe_setting(value) if has_names else plain
-        settings.append((path, shown, "; ".join(remarks)))
-    print_table(settings, words=3, indent=2)
+    if arguments.name not in listing.methods:
+        from harness.method import METHODS
+
+        METHODS.find(arguments.name)  # says why, with the nearest name
+    method = listing.methods[arguments.name]
+    print(f"{method.name} ({method.title}): {method.about}")
+    print(f"source: {os.path.relpath(method.source)}")
+    print_table(((each.path, each.value, each.text) for each in method.settings), words=3, indent=2)
     return 0
 
 
 METHODS = Verb(
     "methods",
-    "the methods, or the fields of one",
+    "the methods, or the fields of one and what they mean",
     "bitgrid methods bitdistiller",
     _methods,
     _add_methods_arguments,

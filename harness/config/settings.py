@@ -44,13 +44,13 @@ def list_settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object
             if dataclasses.is_dataclass(part) and not isinstance(part, type):
                 inside = dict(list_settings(part, f"{prefix}{field.name}.")) | inside
         yield from inside.items()
-    if (stand_in := _find_stand_in(thing)) is not None:
+    if (stand_in := find_stand_in(thing)) is not None:
         for path, held in list_settings(stand_in, prefix):
             if path not in own:
                 yield path, held
 
 
-def _find_stand_in(held: object) -> object:
+def find_stand_in(held: object) -> object:
     """The component inside of `held` of which is said what `held` lacks; None where none is."""
     name = held.stands_in if isinstance(held, Component) else None
     return None if name is None else getattr(held, name)
@@ -296,7 +296,7 @@ def _lay_component(
         cls: Any = type(held) if name is _KEEP else family.find(name)
     except SettingError as error:
         raise SettingError(f"{where}: {error}", where) from None
-    stand_in = _find_stand_in(held)
+    stand_in = find_stand_in(held)
     before = held if stand_in is None or type(held) is cls else stand_in
     fields = _lay(before, cls, parts, f"{where}.")
     return {"name": cls.own_name(), **fields} if family.is_chosen_by_name() else fields
@@ -345,7 +345,7 @@ def is_redefined(thing: object, path: str, before: object) -> bool:
 def _differs(held: object, other: object, name: str) -> bool:
     """Whether a default of `held` is its own, rather than its bases' or that of `other`."""
     while isinstance(held, Component) and name not in _list_defaults(type(held)):
-        held = _find_stand_in(held)
+        held = find_stand_in(held)
     if not isinstance(held, Component):
         return False
     bases = [base for base in type(held).__mro__[1:] if dataclasses.is_dataclass(base)]

@@ -2,6 +2,7 @@
 
     read_path("~/models/mine", ModelError)        # the path; ModelError where there can be none
     check_file_name("quickstart", GridError)       # the same; GridError where it leads elsewhere
+    cache_folder()                                # what is made again where it is lost
 
 Not here: what should lie there (whoever asks).
 """
@@ -9,6 +10,7 @@ Not here: what should lie there (whoever asks).
 from __future__ import annotations
 
 import errno
+import os
 import re
 from pathlib import Path
 
@@ -47,3 +49,10 @@ def check_file_name(name: str, error: type[BitgridError]) -> str:
     what = f"the character U+{ord(fault[1]):04X}" if fault[1] else "'-' first"
     reason = f"has {what}" if fault[1] or fault[2] == "-" else "is no name of its own"
     raise error(f"{name!r} {reason}: nothing can be called so")
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: BITGRID_CACHE, else the user's cache folder."""
+    if chosen_folder := os.environ.get("BITGRID_CACHE"):
+        return Path(chosen_folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitgrid"

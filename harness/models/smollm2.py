@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from harness.core.errors import ModelError
+from harness.core.paths import cache_folder
 from harness.core.reads import Fetched, Read
 from harness.models.hub import measure_files
 from harness.models.model import read_model
@@ -94,13 +94,6 @@ def is_unpacked() -> bool:
             return all(json.loads((_folder() / name).read_text()) for name in _PARTS)
     except (OSError, ValueError, SafetensorError):
         return False
-
-
-def cache_folder() -> Path:
-    """Where what Bitgrid unpacks is kept: BITGRID_CACHE, else the user's cache folder."""
-    if chosen_folder := os.environ.get("BITGRID_CACHE"):
-        return Path(chosen_folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitgrid"
 
 
 def _folder() -> Path:

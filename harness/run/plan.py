@@ -165,7 +165,7 @@ def build(grid: Grid) -> Plan:
                 code=behind.digest,
                 stage=stage.description(),
                 **asdict(stage.resources),
-                files=tuple(_mark(path) for path in sorted(files)),
+                files=tuple(mark_file(path) for path in sorted(files)),
             )
     return Plan(
         name=grid.name,
@@ -176,7 +176,7 @@ def build(grid: Grid) -> Plan:
         published=grid.file.published.model_dump() if grid.file.published else None,
         cells=tuple(map(_describe, grid.cells)),
         nodes=nodes,
-        watch=tuple(_mark(path) for path in sorted(watched)),
+        watch=tuple(mark_file(path) for path in sorted(watched)),
         mirror=os.environ.get("BITGRID_MIRROR"),
         code=code,
     )
@@ -234,13 +234,15 @@ def _marks(raw: Iterable[Any]) -> tuple[Mark, ...]:
     return tuple((str(path), int(size), int(changed)) for path, size, changed in raw)
 
 
-def _mark(path: Path) -> Mark:
+def mark_file(path: Path) -> Mark:
+    """What tells that a file has changed. Raises OSError."""
     facts = path.stat()
     return str(path), facts.st_size, facts.st_mtime_ns
 
 
 def is_unchanged(mark: Mark) -> bool:
+    """Whether a file is as it was when it was marked."""
     try:
-        return _mark(Path(mark[0])) == mark
+        return mark_file(Path(mark[0])) == mark
     except OSError:
         return False

@@ -25,8 +25,8 @@ class Activations(Attachment):
     point for each token."""
 
     name = "activations"
-    bits: Annotated[int, Field(ge=2, le=8)] = 8
-    symmetric: bool = True
+    bits: Annotated[int, Field(ge=2, le=8)] = 8  # of what matrices read
+    symmetric: bool = True  # without a zero point
 
     @property
     def label(self) -> str:
@@ -45,7 +45,7 @@ class KVCache(Attachment):
     token and head."""
 
     name = "kv-cache"
-    bits: Annotated[int, Field(ge=2, le=8)] = 4
+    bits: Annotated[int, Field(ge=2, le=8)] = 4  # of keys and values
 
     @property
     def label(self) -> str:

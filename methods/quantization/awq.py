@@ -60,12 +60,12 @@ class AWQ(Init):
     """
 
     name = "awq"
-    grid: Annotated[Count, Field(le=10_000)] = 20
-    text: str = "pile-val"
-    sequences: Count = 128
-    length: Count = 512
-    tokens: Count = 512
-    clip: bool = False
+    grid: Annotated[Count, Field(le=10_000)] = 20  # exponents that are tried, from 0 to below 1
+    text: str = "pile-val"  # calibration text
+    sequences: Count = 128  # of calibration text
+    length: Count = 512  # of each, in tokens
+    tokens: Count = 512  # of these, on which errors are measured
+    clip: bool = False  # search ranges after scaling, as `clip` does
 
     def origin(self, base: Stage[Model], format: Format) -> Stage[Model]:
         if not has_levels(format):

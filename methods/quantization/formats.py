@@ -127,10 +127,10 @@ class Grouped(Format):
     the rounding (`gradients`).
     """
 
-    bits: Width
-    group_size: GroupSize = 128
-    tail: bool = False
-    gradient: Gradient = added("identity")
+    bits: Width  # of each weight's code
+    group_size: GroupSize = 128  # weights that share a range; 0: a row
+    tail: bool = False  # whether a row's last group may be shorter
+    gradient: Gradient = added("identity")  # how training's gradient passes the rounding
 
     widths: ClassVar[tuple[float, ...]] = (2, 3, 4, 8)
 
@@ -340,7 +340,7 @@ class NF(Grouped):
 
     name = "nf"
     bits: Bits = 3
-    asymmetric: bool = True
+    asymmetric: bool = True  # a scale for each sign
 
     widths: ClassVar[tuple[float, ...]] = (2, 3, 4)
 

@@ -32,7 +32,9 @@ class GPTQ(BlockRounding):
     """
 
     name = "gptq"
+    # Added to the Hessian's diagonal, as a share of its mean.
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    # Columns that read the most first, on ranges of the weights as they were.
     act_order: bool = False
 
     def round_weight(self, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:

@@ -75,12 +75,14 @@ class Clip(Init):
     """
 
     name = "clip"
+    # Steps that a range may shrink by, of its whole size.
     grid: Annotated[Count, Field(le=10_000)] = 20
+    # The most that is taken from a range, as a share.
     shrink: Annotated[float, Field(gt=0, le=1)] = 0.5
-    text: str = "pile-val"
-    sequences: Count = 128
-    length: Count = 512
-    tokens: Count = 512
+    text: str = "pile-val"  # calibration text
+    sequences: Count = 128  # of calibration text
+    length: Count = 512  # of each, in tokens
+    tokens: Count = 512  # of these, on which errors are measured
 
     def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
         if not has_levels(format):

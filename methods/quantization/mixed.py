@@ -30,7 +30,8 @@ class Mixed(Format):
 
     name = "mixed"
     stands_in: ClassVar[str] = "default"
-    default: Format = IntAsym(bits=2)
+    default: Format = IntAsym(bits=2)  # of layers that no pattern matches
+    # Formats by pattern of a layer's name.
     layers: Mapping[str, Format | Changes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ class OnlineHadamard(Attachment):
     two that divides their inputs."""
 
     name = "online-hadamard"
-    layer: str = "down_proj"
+    layer: str = "down_proj"  # the last part of the name of the layers that read rotated
 
     @property
     def label(self) -> str:

@@ -33,7 +33,7 @@ class Hadamard(Init):
 
     name = "hadamard"
     turns_states = True
-    seed: Seed = 0
+    seed: Seed = 0  # of the random signs
 
     def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
         return Rotated(base, self.seed)

@@ -65,10 +65,10 @@ class BlockRounding(Rounding):
     with `round_weight`.
     """
 
-    text: str = "c4"
-    sequences: Count = 128
-    length: Count = 2048
-    true_sequential: bool = False
+    text: str = "c4"  # calibration text
+    sequences: Count = 128  # of calibration text
+    length: Count = 2048  # of each, in tokens
+    true_sequential: bool = False  # whether layers of a block see those before them rounded
 
     @abstractmethod
     def round_weight(self, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:

@@ -39,7 +39,7 @@ class Ternary(Grouped):
 
     name = "ternary"
     bits: Width = 1.58
-    scale: Literal["fit", "max"] = "fit"
+    scale: Literal["fit", "max"] = "fit"  # least squared error, or the largest weight
 
     widths: ClassVar[tuple[float, ...]] = (1.58,)
 

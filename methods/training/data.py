@@ -44,8 +44,8 @@ Counts: TypeAlias = Annotated[dict[str, Count], Field(min_length=1)]  # sequence
 class Data(Component, family="data"):
     """Where training sequences come from. `sequences` of `length` tokens."""
 
-    sequences: Count = 8000
-    length: Annotated[Count, Field(ge=2)] = 1024
+    sequences: Count = 8000  # to train on
+    length: Annotated[Count, Field(ge=2)] = 1024  # of each, in tokens
 
     @abstractmethod
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
@@ -57,7 +57,7 @@ class GroundTruth(Data):
     """Documents of a text, joined end to end and cut; every token is learnt."""
 
     name = "ground-truth"
-    text: str = "wikitext2"
+    text: str = "wikitext2"  # whose documents are learnt
 
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
         return packed(texts(self.text, "train"), teacher, self.length, self.sequences)
@@ -75,13 +75,13 @@ class Generated(Data):
     """
 
     name = "generated"
-    text: str | Counts = "wikitext2"
-    prompt_chars: Count = 128
-    min_chars: CountOrNone = 512
-    temperature: Temperature = 0.7  # 0: greedy
-    top_p: Share = 1.0
-    learn_prompt: bool = True
-    seed: Seed = 0
+    text: str | Counts = "wikitext2"  # whose openings go on, or sequences by text
+    prompt_chars: Count = 128  # of a document that are its opening
+    min_chars: CountOrNone = 512  # documents that are shorter open nothing
+    temperature: Temperature = 0.7  # of the teacher's samples; 0: greedy
+    top_p: Share = 1.0  # the share of probability that is sampled from
+    learn_prompt: bool = True  # whether openings are learnt too
+    seed: Seed = 0  # of the samples
 
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
         counts = self.text if isinstance(self.text, Mapping) else {self.text: self.sequences}
@@ -117,10 +117,11 @@ class SelfGenerated(Data):
     """
 
     name = "self-generated"
+    # First tokens that are the likeliest, at least and at most.
     greedy: tuple[CountOrNone, CountOrNone] = (3, 5)
-    temperature: Temperature = 1.0
-    top_p: Share = 1.0
-    seed: Seed = 0
+    temperature: Temperature = 1.0  # of the samples after these; 0: greedy
+    top_p: Share = 1.0  # the share of probability that is sampled from
+    seed: Seed = 0  # of the samples
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -294,8 +294,8 @@ class CAKLD(Objective):
     """
 
     name = "cakld"
-    gamma: Weight | None = None
-    confidence: Meaning = "label"
+    gamma: Weight | None = None  # weight of KL(q‖p); null: the teacher's confidence
+    confidence: Meaning = "label"  # its probability of the label, or its largest
 
     def build_statistic(self, teacher: Stage[Model], tokens: Stage[Tokens]) -> Stage[float] | None:
         return Confidence(teacher, tokens, self.confidence) if self.gamma is None else None
@@ -322,7 +322,7 @@ class JSD(Objective):
     """
 
     name = "jsd"
-    beta: Weight = 0.5
+    beta: Weight = 0.5  # weight of KL(p‖m)
 
     def token_losses(self, logits: TokenLogits) -> Tensor:
         beta, log_q, log_p = self.beta, logits.log_q, logits.log_p
@@ -349,6 +349,7 @@ class TSLD(Objective):
 
     name = "tsld"
     weighted = True
+    # Of the softmax over the teacher's losses.
     temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
 
     def token_losses(self, logits: TokenLogits) -> Tensor:

@@ -29,25 +29,28 @@ class Training(Checked):
     default keeps them as they are, since all methods compared here share them.
     """
 
-    steps: Count | None = None  # optimizer steps; None: as many as `epochs` needs
+    steps: Count | None = None  # optimizer steps; null: as many as `epochs` needs
+    # Times that each sequence is seen, where `steps` is null.
     epochs: Annotated[float, Field(gt=0, le=10_000)] = 4.0
     batch_size: Count = 128  # sequences a step
-    lr: Annotated[float, Field(gt=0, le=10)] = 8e-6
+    lr: Annotated[float, Field(gt=0, le=10)] = 8e-6  # learning rate, at its highest
+    # Of the learning rate after the warm-up.
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup: CountOrNone = 0  # steps
+    warmup: CountOrNone = 0  # steps in which the learning rate rises to `lr`
     # Of matrices; never of norms and biases.
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    clip_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0  # 0: off
+    betas: tuple[Share, Share] = (0.9, 0.999)  # Adam's
+    clip_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0  # of all gradients together; 0: off
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; masters are float32
     optimizer: Optimizer = "adamw"  # 8-bit moments need torchao
-    trained: Trained = "body"
+    trained: Trained = "body"  # without embeddings and head, the rounded matrices alone, or all
     micro_batch: Count = incidental(8)  # sequences a process runs at once
     gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
     # Processes that share the model and the batch.
     gpus: Annotated[Count, Field(le=100_000)] = incidental(1)
-    checkpoint_every: CountOrNone = incidental(100)  # steps; 0: not by steps
-    checkpoint_minutes: Minutes = incidental(10.0)  # as well; 0: not by minutes
+    checkpoint_every: CountOrNone = incidental(100)  # steps between checkpoints; 0: not by steps
+    # Between checkpoints, beside the steps; 0: not by minutes.
+    checkpoint_minutes: Minutes = incidental(10.0)
     deterministic: bool = incidental(True)  # on a GPU: slower, and the same bits each time
     stop_diverged: bool = incidental(True)  # False: goes on, and keeps checkpoints, at any loss
 

@@ -33,7 +33,7 @@ class Sum(Objective):
     """
 
     name = "sum"
-    parts: tuple[Objective, ...]
+    parts: tuple[Objective, ...]  # objectives that add up
     weights: tuple[Factor, ...]  # of the parts, in their order
 
     def __post_init__(self) -> None:

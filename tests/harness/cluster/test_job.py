@@ -182,7 +182,7 @@ def test_a_file_that_changed_since_the_launch_is_refused(
     """Else another model's numbers would lie under this one's key."""
     key, weights = launch.jobs[0].keys[0], tmp_path / "weights"
     weights.write_text("0")
-    node = replace(made[1].nodes[key], files=(plans._mark(weights),))
+    node = replace(made[1].nodes[key], files=(plans.mark_file(weights),))
     plan = replace(made[1], nodes={**made[1].nodes, key: node})
     plans.write(plan, launch.folder / launches.PLAN)
     weights.write_text("01")

@@ -1,0 +1,79 @@
+"""What `bitgrid methods` says is remembered, and read anew where anything has changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.core.provenance import list_sources
+from harness.run import listing
+from harness.run.listing import Listing, read_methods, recall, remember
+
+HEAVY = ("torch", "transformers", "pandas", "numpy", "lm_eval", "methods.rtn")
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
+    monkeypatch.setenv("BITGRID_CACHE", str(tmp_path))
+    found = Listing(read_methods().methods, {})
+    remember(found)
+    return found
+
+
+def test_what_is_remembered_is_what_was_listed(kept: Listing) -> None:
+    assert recall() == kept
+    settings = {each.path: each for each in kept.methods["bitdistiller"].settings}
+    assert settings["format.bits"].value == "2"
+    assert settings["format.bits"].text == "of each weight's code"
+    assert settings["train.schedule"].remarks == ("of constant, cosine, linear",)
+    assert "fixed where only compared against" in settings["objective"].remarks
+    assert settings["train"].value == "" and settings["teacher"].value == "null"
+
+
+def test_a_method_is_listed_without_importing_one(kept: Listing) -> None:
+    code = (
+        "import sys; from harness.cli.main import main\n"
+        "assert main(['methods', 'bitdistiller']) == main(['methods']) == 0\n"
+        f"assert not set({HEAVY}) & set(sys.modules)"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    (line,) = [each for each in done.stdout.splitlines() if "  init.grid" in each]
+    assert line.split(maxsplit=2)[1:] == ["20", kept.methods["awq-clip"].settings[6].meaning]
+
+
+def test_a_change_is_seen(kept: Listing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "list_sources", lambda: [*list_sources(), tmp_path / "new.py"])
+        assert recall() is None  # a file came
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "_list_points", lambda: ["mine = my_package.mine"])
+        assert recall() is None  # a plug-in came
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "is_unchanged", lambda mark: not mark[0].endswith("rtn.py"))
+        assert recall() is None  # a file is another
+    assert recall() == kept
+    listing._find_place().write_text("[]")
+    assert recall() is None
+
+
+def test_what_is_unavailable_is_looked_for_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BITGRID_CACHE", str(tmp_path))
+    remember(Listing({}, {"mine": "unavailable: ImportError: hqq (mine.py)"}))
+    assert recall() is None and not any(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BITGRID_CACHE", str(tmp_path / "file"))
+    remember(Listing({}, {}))
+    assert recall() is None
