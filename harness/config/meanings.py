@@ -30,10 +30,11 @@ def find_owner(thing: object, path: str) -> Any:
     held = dict(list_settings(thing))[above] if above else thing
     for each in held if isinstance(held, tuple) else (held,):
         part: Any = each
-        while part is not None and name not in field_types(type(part)):
+        while part is not None:
+            cls: Any = type(part)
+            if name in field_types(cls):
+                return cls
             part = find_stand_in(part)
-        if part is not None:
-            return type(part)
     raise KeyError(path)
 
 
