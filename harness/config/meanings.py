@@ -5,7 +5,8 @@
     learn_prompt: bool = True
 
 A field's meaning is the comment behind it, or else the lines of comments right above. One that a
-subclass has again without a comment means what it did. Not here: what a field may hold (`hints`).
+subclass has again without a comment means what it did. Not here: what a field may hold
+(`harness.core.hints`).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class EAKLD(Objective):
     """
 
     name = "eakld"
-    k: Annotated[int, Field(ge=2, le=2**20)] = 16
+    k: Annotated[int, Field(ge=2, le=2**20)] = 16  # entropy log k is no confidence at all
 
     def list_terms(self, statistic: object = None) -> tuple[Term, ...]:
         return (
