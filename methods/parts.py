@@ -10,7 +10,10 @@ What changes here is told in the changelog. Not here: what the engine has for au
 from methods.quantization.formats import NF, Bits, Format, Grouped, IntAsym, IntSym, bounds
 from methods.quantization.fp4 import MXFP4, NVFP4
 from methods.quantization.gptq import GPTQ
+from methods.quantization.gradients import pass_gradient
 from methods.quantization.inits import Clip, Init
+from methods.quantization.learned import Learned
+from methods.quantization.lsq import IntLSQ
 from methods.quantization.readings import Reading
 from methods.quantization.rounding import BlockRounding, Nearest, Rounding, quantize_model
 from methods.quantization.ternary import Ternary
@@ -34,7 +37,9 @@ __all__ = [
     "Grouped",
     "Init",
     "IntAsym",
+    "IntLSQ",
     "IntSym",
+    "Learned",
     "Nearest",
     "Objective",
     "Reading",
@@ -44,6 +49,7 @@ __all__ = [
     "TokenLogits",
     "Training",
     "bounds",
+    "pass_gradient",
     "quantize_model",
     "sequentially",
     "widen",

@@ -14,7 +14,7 @@ ablation of the BitDistiller paper varies one field of `Recipe`. Not here: the p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import methods.training.sums  # noqa: F401 (an objective of several, which a grid may name)
 from harness.core.component import Several
@@ -24,6 +24,7 @@ from harness.method import Method, Step
 from harness.models import Attach, Attachment, Model, another, check_length
 from methods.quantization.formats import Format, FullPrecision, IntAsym
 from methods.quantization.inits import Init, NoInit
+from methods.quantization.learned import is_learned
 from methods.quantization.rounding import Nearest, Rounding
 from methods.training.contribution import Contribution
 from methods.training.data import Data
@@ -157,6 +158,14 @@ class Recipe(Method):
                 f"format {whole!r} rounds a weight whole, and processes that train together share "
                 "its rows; train.gpus: 1"
             )
+        train = self.train
+        if not is_learned(self.format):
+            if train.trained == "parameters":
+                raise BitgridError(
+                    f"train.trained: 'parameters' are those of a format, and {self.format.name!r} "
+                    "has none; format: int-lsq, or train.trained: linears"
+                )
+            train = replace(train, parameter_lr=None)  # cells of all such rates are one
         turning = next((each.name for each in self._inits if each.turns_states), None)
         if turning and any(term.objective.sees == "blocks" for term in self.objective.list_terms()):
             raise BitgridError(
@@ -175,6 +184,6 @@ class Recipe(Method):
             self.format,
             self.objective,
             statistic,
-            self.train,
+            train,
             seed,
         )

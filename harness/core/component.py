@@ -50,6 +50,8 @@ class Component(Checked, ABC):
     # A field of the own family that takes the place of the component which this one replaces in a
     # grid: what is said of the family in general, and this one lacks, is said of that one.
     stands_in: ClassVar[str | None] = None
+    # Only training makes it what it is: it is checked in a method that trains.
+    needs_training: ClassVar[bool] = False
     _family: ClassVar[str]
 
     def __init_subclass__(cls, family: str | None = None) -> None:

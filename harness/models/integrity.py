@@ -40,6 +40,7 @@ class Holder(Protocol):
     quantized: dict[str, Quantized]
     latent: bool
     attachments: tuple[Attachment, ...]
+    format_parameters: dict[str, dict[str, Tensor]]
 
 
 _HOOKS = {
@@ -71,6 +72,8 @@ def fingerprint_model(model: Holder) -> Fingerprint:
         if id(tensor) not in digests:
             digests[id(tensor)] = digest_tensor(tensor)
         parts[name] = digests[id(tensor)]
+    for name, own in _list_parameters(model):
+        parts[name] = digest_tensor(own)
     for name, module in network.named_modules():
         acting = describe_attached(module)
         parts[f"module {name}"] = (type(module).__qualname__, *_describe_extras(module), *acting)
@@ -165,6 +168,9 @@ def check_rounded(model: Holder) -> None:
     for name, parameter in model.network.named_parameters():
         if not parameter.is_meta and not _is_finite(parameter):
             raise ModelError(f"{name} has NaN or Inf")
+    for name, own in _list_parameters(model):
+        if not _is_finite(own):
+            raise ModelError(f"{name} has NaN or Inf")
     if model.latent:
         return
     matrices = survey(model.network).matrices | find_ends(model.network)
@@ -177,8 +183,21 @@ def check_rounded(model: Holder) -> None:
                 f"than its {record.bits} bits"
             )
         weight = matrices[name].weight
+        stored = sum(8 * each.nbytes for each in model.format_parameters.get(name, {}).values())
+        if record.bits_per_weight < record.bits + stored / weight.numel() - 1e-6:
+            raise ModelError(
+                f"layer {name}: parameters of its format take {stored / weight.numel():g} bits a "
+                f"weight, for which its {record.bits_per_weight:g} bits have no room"
+            )
         for part in weight if weight.dim() == 3 else (weight,):
             _check_levels(name, part.detach(), record)
+
+
+def _list_parameters(model: Holder) -> Iterator[tuple[str, Tensor]]:
+    """The trained parameters of formats, as they are called in messages."""
+    for layer, own in model.format_parameters.items():
+        for name, tensor in own.items():
+            yield f"parameter {name} of layer {layer}", tensor
 
 
 def _check_levels(name: str, weight: Tensor, record: Quantized) -> None:

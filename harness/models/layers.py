@@ -97,16 +97,17 @@ class Matrix:
     def in_features(self) -> int:
         return self.weight.shape[-1]
 
-    def map(self, change: Callable[[Tensor], Tensor], stored: Tensor) -> Tensor:
+    def map(self, change: Callable[..., Tensor], stored: Tensor, *beside: Tensor) -> Tensor:
         """`change` of the rows of what is stored as this parameter is, stored alike.
 
-        One expert at a time, so that what `change` needs beside is of one matrix.
+        One expert at a time, so that what `change` needs beside is of one matrix. beside: tensors
+        (O, ...), or (E, O, ...), which it is given too.
         """
         rows = self.layout.view(stored)
         changed = (
-            torch.stack([change(each) for each in rows])
+            torch.stack([change(*each) for each in zip(rows, *beside, strict=True)])
             if rows.dim() == 3 and len(rows)
-            else change(rows)
+            else change(rows, *beside)
         )
         return self.layout.store(changed)
 

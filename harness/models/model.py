@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -34,6 +35,7 @@ from harness.models.parts import count_vocabulary, find_blocks, read_context
 from harness.models.reading import explained, find_class, read_tokenizer
 from harness.models.sizes import bounded
 
+_PARAMETERS = "format_parameters.safetensors"  # by layer and name, a colon between
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,6 +46,8 @@ class Model:
 
     `latent` marks weights that training moves but that no format can represent: such a model is
     never evaluated. Trained or loaded it lies on the host, since only rounding reads it.
+    `format_parameters`: of each layer the trained parameters of its format by name, rows first, on
+    the host: as they are stored, of latent weights in float32.
     """
 
     network: PreTrainedModel
@@ -51,6 +55,7 @@ class Model:
     quantized: dict[str, Quantized] = field(default_factory=dict)
     latent: bool = False
     attachments: tuple[Attachment, ...] = ()
+    format_parameters: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def fork(self, **changes: Any) -> Model:
         """The same model with a module tree of its own; tensors are shared until replaced."""
@@ -59,6 +64,7 @@ class Model:
             shared[id(tensor)] = tensor
         network = copy.deepcopy(self.network, shared)
         forked = dataclasses.replace(self, network=network, quantized=dict(self.quantized))
+        forked.format_parameters = dict(self.format_parameters)
         return dataclasses.replace(forked, **changes)
 
     def attach(self, *attachments: Attachment) -> Model:
@@ -157,9 +163,16 @@ class Model:
         check_rounded(self)
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Weights (safetensors), configuration and tokenizer into `folder`."""
+        """Weights (safetensors), configuration, tokenizer, parameters of formats into `folder`."""
         self.network.save_pretrained(folder, max_shard_size="4GB")
         self.tokenizer.save_pretrained(folder)
+        parameters = {
+            f"{layer}:{name}": tensor.clone()  # tied layers share theirs
+            for layer, own in self.format_parameters.items()
+            for name, tensor in own.items()
+        }
+        if parameters:
+            save_file(parameters, folder / _PARAMETERS)
         return {
             "latent": self.latent,
             "own_code": type(self.network).__module__.startswith("transformers_modules."),
@@ -186,6 +199,10 @@ class Model:
         model.attachments = tuple(map(read_component, facts.get("attachments", ())))
         for each in model.attachments:
             each.attach(model.network)
+        if (folder / _PARAMETERS).exists():
+            for name, tensor in load_file(folder / _PARAMETERS).items():
+                layer, _, own = name.rpartition(":")
+                model.format_parameters.setdefault(layer, {})[own] = tensor
         return model
 
 

@@ -234,6 +234,13 @@ def _check_bits(case: _Case) -> str | None:
         if record.bits >= 16:
             continue
         weight = layers[name].weight
+        own = case.model.format_parameters.get(name, {})
+        packed = record.bits + sum(8 * each.nbytes for each in own.values()) / weight.numel()
+        if own and abs(packed - record.bits_per_weight) > 1e-6:
+            return (
+                f"layer {name}: codes and parameters take {packed:g} bits a weight, and "
+                f"bits_per_weight is {record.bits_per_weight:g}"
+            )
         levels = len(torch.cat([part.flatten() for part in weight.split(256)]).unique())
         if levels > record.levels and record.bits_per_weight <= record.bits:
             return (
@@ -261,6 +268,8 @@ def _check_files(case: _Case) -> str | None:
             return "what it says was quantised does not come back from its files"
         if loaded.attachments != case.model.attachments:
             return "its attachments do not come back from its files"
+        if name := _find_difference(loaded, case.model):
+            return f"saved and loaded, {name} differs"
         if loaded.bits_per_weight() != case.model.bits_per_weight():
             return "its bits do not come back from its files"
         other = case.bench.measure_logits(loaded)
@@ -371,6 +380,11 @@ def _find_difference(one: Model, other: Model) -> str | None:
     for name, ours in one.network.named_parameters():
         if not torch.equal(ours, theirs[name]):
             return name
+    for layer, own in (one.format_parameters | other.format_parameters).items():
+        for name in own:
+            pair = [each.format_parameters.get(layer, {}).get(name) for each in (one, other)]
+            if pair[0] is None or pair[1] is None or not torch.equal(pair[0], pair[1]):
+                return f"parameter {name} of layer {layer}"
     return None
 
 

@@ -134,7 +134,7 @@ def _carry(
 ) -> Subject:
     """The part inside the method of the fewest stages on which it makes a difference."""
     name, fault = identity.partition("/")[2], BitgridError("no method has such a part")
-    carriers: list[tuple[tuple[bool, int], Subject]] = []
+    carriers: list[tuple[tuple[bool, bool, int], Subject]] = []
     for entry in METHODS.load().values():
         for path, as_list in _find_places(entry.method, part):
             chosen: Any = {"name": name, **settings}
@@ -149,11 +149,17 @@ def _carry(
                 fault = error
                 continue
             title = f"{identity.replace('/', ' ')} (in method {entry.name})"
-            rank = entry.method.is_reference, len(closure([root]))
+            idle = part.needs_training and not _is_trained(method)
+            rank = entry.method.is_reference, idle, len(closure([root]))
             carriers.append((rank, Subject(title, method, None, part)))
     if not carriers:
         raise GridError(f"{identity.replace('/', ' ')} cannot be tried in any method: {fault}")
     return min(carriers, key=lambda pair: pair[0])[1]
+
+
+def _is_trained(method: Method) -> bool:
+    """Whether a method takes steps, by its having a learning rate."""
+    return any(path.rpartition(".")[2] == "lr" for path, _ in list_settings(method))
 
 
 def _find_places(method: Method, part: type[Component]) -> Iterator[tuple[str, bool]]:

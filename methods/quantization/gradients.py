@@ -85,3 +85,23 @@ def share_out(total: Tensor, groups: Tensor, bound: Tensor, gradient: Tensor, ou
     holders = torch.eq(groups, bound, out=torch.empty_like(groups))
     shared = gradient / holders.sum(-1, keepdim=True).clamp_(min=1)
     torch.addcmul(total, holders, shared, out=out)
+
+
+def pass_gradient(value: Tensor, source: Tensor, share: float = 1.0) -> Tensor:
+    """`value` exactly, whose gradient, times `share`, is that of `source`; both of one shape.
+
+    pass_gradient(x.round(), x) is rounding with the straight-through estimator.
+    """
+    result: Tensor = _Pass.apply(value.detach(), source, share)
+    return result
+
+
+class _Pass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, source: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, None]:
+        return None, gradients[0] * ctx.share, None

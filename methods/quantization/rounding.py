@@ -30,6 +30,7 @@ from harness.models import Matrix, Model, find_ends, host_gib, matrices
 from harness.models.tensors import move_buffers, replace_parameters
 from methods.quantization.by_layer import group_by_format, has_levels
 from methods.quantization.formats import Format, FullPrecision, Grouped
+from methods.quantization.learned import Learned
 from methods.quantization.observing import sum_grams
 from methods.quantization.walking import Block, sequentially
 
@@ -87,6 +88,11 @@ class BlockRounding(Rounding):
             raise FormatError(
                 f"rounding {self.name!r} needs a format with levels, and format {format.name!r} "
                 "rounds nothing; rounding: nearest"
+            )
+        if learned := next((kind for kind in format.kinds() if isinstance(kind, Learned)), None):
+            raise FormatError(
+                f"rounding {self.name!r} takes ranges from the weights, and format "
+                f"{learned.name!r} has trained parameters; rounding: nearest"
             )
 
 
@@ -242,19 +248,39 @@ def _round_to_nearest(
 ) -> None:
     """Give `model` new weights in these layers, and all of them the dtype and device of `like`."""
     rounds = {id(matrix.stored): (matrix, format) for matrix, format in layers.values()}
+    owners = {name: id(matrix.stored) for name, (matrix, _) in layers.items()}
+    parameters: dict[int, dict[str, Tensor]] = {}
 
     def make(name: str, old: nn.Parameter) -> nn.Parameter:
         tensor = old.detach() if like is None else old.detach().to(like.device)
         if id(old) in rounds:
             matrix, format = rounds[id(old)]
             _check(matrix.name, tensor)
-            tensor = matrix.map(format.quantize, tensor)
+            if isinstance(format, Learned):
+                own = model.format_parameters.get(matrix.name)
+                kept = format.store(own or format.parameters(matrix.layout.view(tensor)))
+                parameters[id(old)] = {name: each.cpu() for name, each in kept.items()}
+                tensor = _map_learned(matrix, format, tensor, kept)
+            else:
+                tensor = matrix.map(format.quantize, tensor)
         dtype = old.dtype if like is None else like.network.dtype
         return nn.Parameter(tensor.to(dtype), requires_grad=False)
 
     replace_parameters(model.network, make)
     for name, (matrix, format) in layers.items():
         model.quantized[name] = format.describe(matrix.in_features)
+        model.format_parameters.pop(name, None)
+        if owners[name] in parameters:
+            model.format_parameters[name] = parameters[owners[name]]
+
+
+def _map_learned(
+    matrix: Matrix, format: Learned, stored: Tensor, parameters: Mapping[str, Tensor]
+) -> Tensor:
+    def change(rows: Tensor, *own: Tensor) -> Tensor:
+        return format.quantize_with(rows, format.name_parameters(own))
+
+    return matrix.map(change, stored, *(each.to(stored.device) for each in parameters.values()))
 
 
 def _check(name: str, weight: Tensor) -> None:

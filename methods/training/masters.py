@@ -12,6 +12,8 @@ forward pass is the model's own, and gradients are added up in float32.
 Where several processes train together the network is sharded by rows (`shards`) and the masters are
 this process's rows as plain tensors: a format is applied row by row, and so is the optimizer.
 
+Formats may have trained parameters: masters too, cut as the rows of their weight.
+
 Not here: the optimizer and its state (`step`, `checkpoint`).
 """
 
@@ -31,14 +33,18 @@ from harness.core.errors import ModelError
 from harness.models import Matrix, Model, find_text_model, matrices
 from harness.models.tensors import move_buffers, replace_parameters
 from methods.quantization.formats import Format, FullPrecision
+from methods.quantization.learned import Learned
 from methods.training.shards import ALONE, Shards, find_rows, local_part
 
-Trained: TypeAlias = Literal["body", "linears", "all"]
+Trained: TypeAlias = Literal["body", "linears", "all", "parameters"]
 
 
 @dataclass
 class Masters:
-    """Trained parameters by name, in float32, in the order of the network."""
+    """Trained parameters by name, in float32, in the order of the network; then those of formats.
+
+    With `trained` "parameters" the weights of formats that have some are here too, and stay.
+    """
 
     student: Model
     format: Format
@@ -46,6 +52,8 @@ class Masters:
     weights: dict[str, nn.Parameter]
     quantized: dict[str, Matrix]  # the student's, by the parameter's name
     shards: Shards
+    # Of formats, by the name of their weight in the network: their names here.
+    parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _edges: dict[str, GradientEdge] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -71,7 +79,11 @@ class Masters:
                     "channels first, which processes that train together cannot share; train it "
                     "in one"
                 )
-        chosen = _choose_trained(student.network, trained, quantized.keys())
+        learned = {n for n, each in quantized.items() if isinstance(format.of(each.name), Learned)}
+        if trained == "parameters":
+            chosen = learned
+        else:
+            chosen = _choose_trained(student.network, trained, quantized.keys())
 
         network = shards.split(student, dtype, chosen).network.eval()
         places = dict(network.named_parameters())
@@ -80,22 +92,56 @@ class Masters:
             if name in chosen:
                 part = _take_part(old, place := places[name])
                 masters[name] = nn.Parameter(part.to(place.device, torch.float32, copy=True))
+                masters[name].requires_grad_(trained != "parameters")
         quantized = {name: each for name, each in quantized.items() if name in masters}
-        return cls(student, format, network, masters, quantized, shards)
+        result = cls(student, format, network, masters, quantized, shards)
+        for name in [each for each in masters if each in learned]:  # in one order everywhere
+            result._start_parameters(name, places[name])
+        return result
+
+    def _start_parameters(self, name: str, place: nn.Parameter) -> None:
+        """Make masters of a weight's parameters: the student's, or those that training starts
+        from."""
+        matrix, mine = self.quantized[name], find_rows(place)
+        format = self.format.of(matrix.name)
+        assert isinstance(format, Learned)
+        if given := self.student.format_parameters.get(matrix.name):
+            start = {n: p if mine is None else p[mine] for n, p in format.store(given).items()}
+        else:
+            start = format.parameters(matrix.layout.view(self.weights[name]))
+        named = {f"{name}:{own}": each for own, each in start.items()}
+        for own, each in named.items():
+            self.weights[own] = nn.Parameter(each.to(place.device, torch.float32, copy=True))
+        self.parameters[name] = tuple(named)
 
     @property
     def places(self) -> dict[str, nn.Parameter]:
-        """The network's parameters that the masters are written to, by name."""
-        return {name: p for name, p in self.network.named_parameters() if name in self.weights}
+        """The network's parameters that the masters are written to, by name; of a format's
+        parameters that of their weight, whose rows they have."""
+        places = {name: p for name, p in self.network.named_parameters() if name in self.weights}
+        owners = {own: name for name, named in self.parameters.items() for own in named}
+        return places | {own: places[name] for own, name in owners.items()}
+
+    def list_weights(self) -> list[nn.Parameter]:
+        """The masters that are trained and belong to the network."""
+        own = set(self.list_parameters())
+        return [each for each in self.weights.values() if each.requires_grad and each not in own]
+
+    def list_parameters(self) -> list[nn.Parameter]:
+        """The masters of formats' parameters."""
+        return [self.weights[own] for named in self.parameters.values() for own in named]
 
     def requantize(self) -> None:
         """Write the masters, rounded where the format applies, into the network."""
         self._edges.clear()
-        for name, place in self.places.items():
+        for name, place in self.network.named_parameters():
+            if name not in self.weights:
+                continue
             rounded: Tensor = self.weights[name]
             format = self.format.of(self.quantized[name].name) if name in self.quantized else None
             if format is not None and not isinstance(format, FullPrecision):
-                rounded = self.quantized[name].map(format.quantize_with_gradient, rounded)
+                own = [self.weights[each] for each in self.parameters.get(name, ())]
+                rounded = self.quantized[name].map(format.quantize_with_gradient, rounded, *own)
                 self._edges[name] = get_gradient_edge(rounded)
             with torch.no_grad():
                 local_part(place).copy_(rounded)
@@ -169,6 +215,14 @@ class Masters:
             return nn.Parameter(trained.detach().cpu().float(), requires_grad=False)
 
         replace_parameters(result.network, make)
+        for name, named in self.parameters.items():
+            gathered = {
+                own.rpartition(":")[2]: self.shards.gather(self.weights[own].detach(), places[own])
+                for own in named
+            }
+            whole = {own: each.clone() for own, each in gathered.items() if each is not None}
+            if self.shards.is_main:
+                result.format_parameters[self.quantized[name].name] = whole
         move_buffers(result.network, torch.device("cpu"))
         return result
 

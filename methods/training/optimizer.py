@@ -20,6 +20,7 @@ from methods.compat import fill_8bit, is_8bit, make_moment, read_8bit
 
 Optimizer: TypeAlias = Literal["adamw", "adamw-8bit"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_SHARE = "share"  # of the learning rate that a group of parameters has
 
 
 def require(kind: Optimizer) -> None:
@@ -40,12 +41,18 @@ def make_adamw(
     lr: float,
     betas: tuple[float, float],
     weight_decay: float,
+    parameters: Iterable[nn.Parameter] = (),
+    share: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """AdamW whose weight decay touches matrices only."""
+    """AdamW whose weight decay touches matrices only.
+
+    parameters: of formats, which do not decay, and whose rate is `share` times the weights'.
+    """
     weights = list(weights)
     groups: list[dict[str, Any]] = [
         {"params": [w for w in weights if w.ndim >= 2], "weight_decay": weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+        {"params": list(parameters), "weight_decay": 0.0, _SHARE: share},
     ]
     groups = [group for group in groups if group["params"]]
     if kind == "adamw":
@@ -57,11 +64,13 @@ def make_adamw(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all weights this learning rate, and the parameters of formats their share of it."""
     for group in optimizer.param_groups:
+        own = rate * group.get(_SHARE, 1.0)
         if isinstance(group["lr"], Tensor):  # torchao's, which compiled code reads
-            group["lr"].fill_(rate)
+            group["lr"].fill_(own)
         else:
-            group["lr"] = rate
+            group["lr"] = own
 
 
 def to_plain(moment: Tensor) -> tuple[Tensor, Tensor | None]:

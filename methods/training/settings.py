@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from harness.core.checked import Checked, Count, CountOrNone
-from harness.core.stage import incidental
+from harness.core.stage import added, incidental
 from methods.training.masters import Trained
 from methods.training.optimizer import Optimizer
 
@@ -26,7 +26,8 @@ class Training(Checked):
 
     `trained`: "linears" the quantised weights only; "body" everything but embeddings and head, so
     norms too; `all` (the published code) also those, which then leave the 16-bit model's. The
-    default keeps them as they are, since all methods compared here share them.
+    default keeps them as they are, since all methods compared here share them. "parameters" trains
+    those of formats alone (`int-lsq`'s steps), on weights that stay.
     """
 
     steps: Count | None = None  # optimizer steps; null: as many as `epochs` needs
@@ -43,7 +44,10 @@ class Training(Checked):
     clip_norm: Annotated[float, Field(ge=0, le=1e6)] = 1.0  # of all gradients together; 0: off
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; masters are float32
     optimizer: Optimizer = "adamw"  # 8-bit moments need torchao
-    trained: Trained = "body"  # without embeddings and head, the rounded matrices alone, or all
+    # Without embeddings and head, the rounded matrices alone, all, or formats' parameters alone.
+    trained: Trained = "body"
+    # Learning rate of formats' parameters, on the same schedule; null: `lr`.
+    parameter_lr: Annotated[float, Field(gt=0, le=10)] | None = added(None)
     micro_batch: Count = incidental(8)  # sequences a process runs at once
     gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
     # Processes that share the model and the batch.

@@ -80,10 +80,12 @@ class TrainingStep:
             recompute_blocks(self.masters.network)
         self.optimizer = make_adamw(
             self.training.optimizer,
-            self.masters.weights.values(),
+            self.masters.list_weights(),
             self.training.lr,
             self.training.betas,
             self.training.weight_decay,
+            self.masters.list_parameters(),
+            (self.training.parameter_lr or self.training.lr) / self.training.lr,
         )
 
     def compute_gradients(

@@ -96,6 +96,7 @@ class Place:
         objective: Any = "kl",
         text: str = "testbed",
         attach: Sequence[str] = (),
+        format: str = "int-asym",
         **train: Any,
     ) -> None:
         folder.mkdir()
@@ -103,6 +104,8 @@ class Place:
         settings = GRID["defaults"] | {f"train.{name}": given for name, given in train.items()}
         settings["data.text"] = text
         method = GRID["method"] | {"objective": objective, "attach": [*attach]}
+        if format != "int-asym":  # whose fields are then the method's own
+            method["format"] = format
         content = {"model": str(model), **GRID, "method": method, "defaults": settings}
         self.file.write_text("# Do two train as one?\n" + yaml.safe_dump(content))
         grid = grids.load(self.file)
@@ -186,9 +189,9 @@ def test_two_processes_train_everything_by_objectives_that_add_up_as_one_does(
     A few steps: where rounding of sums puts a weight on the other side of the middle between two
     levels, two trainings part, as those of one process with other micro-batches do.
 
-    The student rotates and rounds as it runs. The text is shorter than asked. The model is computed
-    with in another dtype than its files', so that they cannot be mapped, and both processes read a
-    copy.
+    The student rotates and rounds as it runs, and its format has trained steps. The text is shorter
+    than asked. The model is computed with in another dtype than its files', so that they cannot be
+    mapped, and both processes read a copy.
     """
     half = tmp_path / "half"
     shutil.copytree(tiny_folder, half)
@@ -199,7 +202,7 @@ def test_two_processes_train_everything_by_objectives_that_add_up_as_one_does(
     both = {"name": "sum", "parts": ["tsld", "block-mse"], "weights": [1, 10]}
     for gpus in (1, 2):
         trained = {"trained": "all", "steps": 8, "gpus": gpus}
-        place = Place(tmp_path / str(gpus), half, both, f"file:{text}", DOING, **trained)
+        place = Place(tmp_path / str(gpus), half, both, f"file:{text}", DOING, "int-lsq", **trained)
         seen, copies, watcher = [0], f"{place.work.parent}/", Watcher()
         monkeypatch.setattr(
             watcher, "step", lambda *_, seen=seen, copies=copies: seen.append(mapping(copies))
@@ -210,6 +213,10 @@ def test_two_processes_train_everything_by_objectives_that_add_up_as_one_does(
         mapped.append(max(seen))
     same(*places, steps=8, within=1e-5)
     assert mapped == [0, 2]
+    one, two = (place.store.load(place.stage).format_parameters for place in places)
+    assert len(one) == 14 and one.keys() == two.keys()
+    for layer, own in one.items():
+        torch.testing.assert_close(two[layer]["step"], own["step"], rtol=0, atol=1e-5)
     for place in places:
         assert tuple(each.name for each in place.store.load(place.stage).attachments) == DOING
     assert notes[0] == notes[1] and len(notes[0]) == 1
