@@ -139,7 +139,7 @@ class Grouped(Format):
         if self.bits not in self.widths:
             choices = ", ".join(map(str, self.widths))
             raise FormatError(f"{self.name} has no {self.bits:g}-bit form; bits: {choices}")
-        if self.gradient != "identity" and type(self).pull_range is Grouped.pull_range:
+        if self.gradient == "through-range" and type(self).pull_range is Grouped.pull_range:
             raise FormatError(
                 f"{self.name} does not say how a gradient passes through its range; "
                 "gradient: identity"

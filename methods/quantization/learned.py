@@ -19,12 +19,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from harness.core.errors import FormatError
+from harness.core.stage import added
 from methods.quantization.formats import Format, Grouped
 
 # Weights that are worked on together: so few that a CPU's cache holds all temporaries.
@@ -35,8 +36,10 @@ _AT_ONCE = {"cpu": 2**17, "cuda": 2**26}
 class Learned(Grouped):
     """A format whose groups have trained parameters. Subclasses are dataclasses with these two.
 
-    Its gradient is what autograd makes of `quantize_groups`, so `gradient` stays as it is.
+    `gradient` leaves nothing to choose: it is what autograd makes of `quantize_groups`.
     """
+
+    gradient: Literal["own"] = added("own")  # type: ignore[assignment]  # one choice of its own
 
     needs_training: ClassVar[bool] = True
 
@@ -54,13 +57,8 @@ class Learned(Grouped):
         Differentiable, in both: see `pass_gradient`. No write into what is given.
         """
 
-    def __post_init__(self) -> None:
-        if self.gradient != "identity":
-            raise FormatError(
-                f"{self.name} has trained parameters, and a gradient of its own through them and "
-                "its rounding; leave gradient out"
-            )
-        super().__post_init__()
+    def for_rounding(self) -> Learned:
+        return self
 
     def parameters(self, weight: Tensor) -> dict[str, Tensor]:
         """Where training starts for a weight (O, I): (O, G, k) each, in the type of its storage.

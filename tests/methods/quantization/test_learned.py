@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.core.errors import BitgridError, FormatError
+from harness.config.settings import configure
+from harness.core.errors import BitgridError, FormatError, SettingError
+from harness.method import METHODS
 from harness.models import Matrix, Model, matrices, pretrained
 from harness.models.layers import Layout
 from methods.parts import GPTQ, NF, Grouped, IntAsym, IntLSQ, Learned, Recipe, Training
@@ -200,8 +202,12 @@ def test_parameters_alone_and_at_a_rate_of_their_own(llama: Model) -> None:
 
 @pytest.mark.usefixtures("known_commits")
 def test_what_cannot_work_is_refused_in_a_line() -> None:
-    with pytest.raises(FormatError, match=r"int-lsq has trained parameters, .* leave gradient out"):
-        IntLSQ(3, 16, gradient="through-range")
+    published = METHODS.find("bitdistiller").method  # whose gradient is `through-range`
+    for method in (published, METHODS.find("llm-qat").method):
+        chosen = configure(method, {"format": {"name": "int-lsq", "bits": 3, "group_size": 64}})
+        assert isinstance(chosen, Recipe) and chosen.format == IntLSQ(3, 64)
+    with pytest.raises(SettingError, match=r"format\.gradient: 'through-range' should be 'own'"):
+        configure(published, {"format": "int-lsq", "format.gradient": "through-range"})
     for format in (LSQ, Mixed(IntAsym(2, 16), {"*.q_proj": LSQ})):
         with pytest.raises(
             FormatError, match="'int-lsq' has trained parameters; rounding: nearest"
