@@ -39,7 +39,8 @@ class Learned(Grouped):
     `gradient` leaves nothing to choose: it is what autograd makes of `quantize_groups`.
     """
 
-    gradient: Literal["own"] = added("own")  # type: ignore[assignment]  # one choice of its own
+    # How gradients pass: as `quantize_groups` says, to parameters too.
+    gradient: Literal["own"] = added("own")  # type: ignore[assignment]
 
     needs_training: ClassVar[bool] = True
 
