@@ -122,6 +122,9 @@ class Score:
     task_version: Annotated[str | None, "version of the task"]
     lm_eval: Annotated[str | None, "version of lm-eval, where it was used"]
     caveat: Annotated[str | None, "what whoever sees the value must know of its task or model"]
+    chance: Annotated[
+        float | None, "what guessing scores, in the value's unit; null: nothing to guess from"
+    ] = None
 
 
 PROTOCOL = (

@@ -249,6 +249,7 @@ class LmEval(Stage[Scores]):
             name: self.task if len(results["samples"]) == 1 else name for name in results["samples"]
         }
         rows = [row for name in full_names for row in self._rows(results, name, full_names[name])]
+        rows = [_with_chance(row, results, full_names) for row in rows]
         items = [
             make_item_scores(row, _scores_of(results["samples"][name], row))
             for name in full_names
@@ -297,6 +298,21 @@ class LmEval(Stage[Scores]):
             )
 
 
+def _with_chance(row: Score, results: Mapping[str, Any], full_names: Mapping[str, str]) -> Score:
+    """With what guessing scores: of choices one in their number, mean over items."""
+    name = next(name for name, shown in full_names.items() if shown == row.task)
+    output = results["configs"].get(name, {}).get("output_type")
+    if row.metric not in ("acc", "acc_norm") or output != "multiple_choice":
+        return row
+    if any(metric.startswith("acc_mutual_info") for metric in results["results"][name]):
+        return row  # each choice is scored twice
+    samples = [each for each in results["samples"][name] if each["filter"] == row.filter]
+    if not samples or any(isinstance(each["target"], list) for each in samples):
+        return row  # several are right
+    chances = [1 / len(each["filtered_resps"]) for each in samples]
+    return replace(row, chance=sum(chances) / len(chances))
+
+
 def task_batch(context: int | None) -> int:
     """How many of a task's texts are run at once by a model of so long a context."""
     return max(1, EVALUATION_TOKENS // min(context or USUAL_TOKENS, USUAL_TOKENS))
@@ -335,6 +351,7 @@ def _with_means(group: str, rows: list[Score]) -> list[Score]:
 def _macro_mean(task: str, rows: list[Score]) -> Score:
     """A group's row: the unweighted mean over its tasks, as MMLU is published."""
     errors = [row.stderr for row in rows if row.stderr is not None]
+    chances = [row.chance for row in rows if row.chance is not None]
     return replace(
         rows[0],
         task=task,
@@ -342,6 +359,7 @@ def _macro_mean(task: str, rows: list[Score]) -> Score:
         stderr=math.sqrt(math.fsum(e * e for e in errors)) / len(rows) if errors else None,
         n=sum(row.n or 0 for row in rows),
         aggregation="macro_mean",
+        chance=math.fsum(chances) / len(rows) if len(chances) == len(rows) else None,
         protocol=f"lm-eval; macro mean over {len(rows)} tasks",
     )
 

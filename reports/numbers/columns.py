@@ -50,6 +50,7 @@ class Column:
     decimals: int | None = None  # where the grid says
     filter: str = NO_FILTER
     is_perplexity: bool = False  # exp of a mean loss
+    chance: float | None = None  # what guessing scores; of the average, its tasks' mean
 
     @property
     def percent(self) -> bool:
@@ -122,6 +123,7 @@ def make_columns(shown: pd.DataFrame, export: Export) -> tuple[Column, ...]:
             bool(record["higher_is_better"]),
             filter=record["filter"],
             is_perplexity=record["aggregation"] == "exp_mean",
+            chance=_find_chance(shown, get_quantity(record)),
         )
         for record in kinds
     ]
@@ -137,11 +139,23 @@ def make_columns(shown: pd.DataFrame, export: Export) -> tuple[Column, ...]:
             _check_task(export, where, name, [*measured, *COLUMNS])
     averaged = options.list_averaged(tasks)
     if len(averaged) > 1:
-        columns.append(Column(None, "average", "Average", True, averaged))
+        parts = [column.chance for column in columns if column.higher and column.task in averaged]
+        known = [part for part in parts if part is not None]
+        chance = sum(known) / len(known) if len(known) == len(parts) else None
+        columns.append(Column(None, "average", "Average", True, averaged, chance=chance))
     decimals = options.decimals_by_name
     return tuple(
         replace(c, decimals=decimals.get(c.task or AVERAGE, decimals.get(""))) for c in columns
     )
+
+
+def _find_chance(shown: pd.DataFrame, quantity: Quantity) -> float | None:
+    """What guessing scores in a column, where its rows agree; of a group, over its members."""
+    task, metric, filter = quantity
+    own = (shown["task"] == task) & (shown["metric"] == metric) & (shown["filter"] == filter)
+    levels = shown.loc[own, "chance"].drop_duplicates().tolist()
+    alone = levels[0] if len(levels) == 1 else None
+    return None if alone is None or math.isnan(alone) else float(alone)
 
 
 def select_columns(columns: Sequence[Column], options: ReportOptions) -> list[int]:

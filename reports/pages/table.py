@@ -132,6 +132,7 @@ def list_explanations(summary: Summary, terminal: bool = False) -> list[str]:
     scores = [column for column in summary.columns if column.higher and column.task is not None]
     if average is not None and {column.task for column in scores} != set(average.tasks):
         sentences.append(f"Average over {', '.join(name_task(task) for task in average.tasks)}.")
+    sentences += _explain_chance(summary)
     sentences += _spreads(summary)
     if any(entry.se is not None for entry in entries):
         sentences.append("Standard errors over items are in the CSV (.se).")
@@ -163,6 +164,27 @@ def _explain_best(summary: Summary, terminal: bool) -> list[str]:
     if summary.seeds_fixed:
         sentences.append("Seeds are held fixed: other seeds may tell otherwise.")
     return sentences
+
+
+def _explain_chance(summary: Summary) -> list[str]:
+    """Which tasks say nothing of methods, since the full-precision model but guesses."""
+    reference = next((row for row in summary.rows if row.reference), None)
+    if reference is None:
+        return []
+    guessed = [
+        f"{column.title} ({100 * column.chance:.1f})"
+        for column, entry in zip(summary.columns, reference.entries, strict=True)
+        if column.chance is not None
+        and column.task is not None
+        and entry is not None
+        and (entry.mean if entry.interval is None else entry.interval[0]) <= column.chance
+    ]
+    if not guessed:
+        return []
+    return [
+        f"At chance: {', '.join(guessed)}. {reference.name} cannot be told from guessing there, so "
+        "that no method can be judged by it."
+    ]
 
 
 def _spreads(summary: Summary) -> list[str]:

@@ -18,6 +18,7 @@ from reports.plots.panels import (
     FEW,
     describe_means,
     describe_quantity,
+    draw_chance,
     draw_legend,
     draw_means,
     draw_references,
@@ -60,7 +61,10 @@ def draw_score_vs_bits(context: Context) -> Drawing | None:
         return None
     figure = Figure(figsize=(style.COLUMN if len(points) <= FEW else style.PAGE, 2.2))
     axes = figure.subplots()
-    handles: list[Line2D] = draw_references(axes, summary, index)
+    handles: list[Line2D] = [
+        *draw_references(axes, summary, index),
+        *draw_chance(axes, column),
+    ]
     shown = [(weight, each.mean) for line in points.values() for weight, each in line]
     front = data.find_pareto_front(shown, column.higher)
     handles += _front(axes, front, max(weights))

@@ -53,6 +53,14 @@ def draw_references(
     return lines
 
 
+def draw_chance(axes: Axes, column: Column) -> list[Line2D]:
+    """What guessing scores, as a dotted line."""
+    if column.chance is None:
+        return []
+    value = get_scale(column) * column.chance
+    return [axes.axhline(value, color=style.FAINT, ls=":", lw=1.0, zorder=1, label="guessing")]
+
+
 def get_scale(column: Column) -> float:
     """Scores are drawn in percent."""
     return 100.0 if column.percent else 1.0

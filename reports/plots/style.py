@@ -41,6 +41,7 @@ RC: dict[str, Any] = {
 }
 
 REFERENCE = "#333333"
+FAINT = "#8a8a8a"
 FRONT = "#d9d9d9"
 HEAT = "cividis"
 WEIGHTS, LEVELS = "#9ecae1", "#d55e00"

@@ -167,10 +167,44 @@ def test_lm_eval_through_us_equals_lm_eval_directly(task: str, tmp_path: Path) -
     assert (normalised.metric, normalised.primary) == ("acc_norm", False)
     assert (row.n, row.metric, row.filter, row.caveat) == (12, "acc", "none", world.CAVEAT)
     assert row.num_fewshot == (5 if task == "testbed_knowledge" else 0)
+    guesses = [1 / len(each["doc"]["choices"]) for each in direct["samples"][task]]
+    assert row.chance == normalised.chance == pytest.approx(sum(guesses) / 12)
     for each, items in zip(found.rows, found.items, strict=True):
         assert (items.task, items.metric, items.filter) == (task, each.metric, each.filter)
         assert each.aggregation == "mean"
         assert sum(items.scores) / 12 == pytest.approx(each.value)
+
+
+def test_what_guessing_scores_is_told_of_choices_alone() -> None:
+    def results(**facts: Any) -> dict[str, Any]:
+        given = {"output_type": "multiple_choice", "metrics": ["acc,none"], "target": 0} | facts
+        samples = [
+            {"filter": NO_FILTER, "target": given["target"], "filtered_resps": [(0.0, False)] * n}
+            for n in (2, 4)
+        ]
+        return {
+            "configs": {"t": {"output_type": given["output_type"]}},
+            "results": {"t": dict.fromkeys(given["metrics"], 0.5)},
+            "samples": {"t": samples},
+        }
+
+    names = {"t": "t"}
+    assert lm_eval._with_chance(_row(), results(), names).chance == (1 / 2 + 1 / 4) / 2
+    for row, facts in (
+        (_row(metric="f1"), results()),
+        (_row(), results(output_type="generate_until")),
+        (_row(), results(target=[0, 1])),
+        (_row(), results(metrics=["acc,none", "acc_mutual_info,none"])),
+    ):
+        assert lm_eval._with_chance(row, facts, names).chance is None
+
+
+def test_the_chance_of_a_group_is_its_tasks_mean() -> None:
+    rows = [
+        _row(task=name, value=0.5, n=4, chance=chance) for name, chance in (("a", 0.5), ("b", 0.25))
+    ]
+    assert lm_eval._macro_mean("g", rows).chance == 0.375
+    assert lm_eval._macro_mean("g", [rows[0], replace(rows[1], chance=None)]).chance is None
 
 
 def _row(**facts: Any) -> Score:

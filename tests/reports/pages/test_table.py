@@ -18,11 +18,12 @@ from rich.cells import cell_len
 
 import reports
 from harness.core.errors import show_text
+from harness.core.records import ITEM_KEY
 from reports.numbers.summary import Summary
 from reports.pages.escape import escape_latex
 from reports.pages.latex import write_latex
 from reports.pages.sheet import html, markdown, plain
-from reports.pages.table import make_sheet, write_csv
+from reports.pages.table import list_explanations, make_sheet, write_csv
 from tests.support.synthetic_grids import ppl, quickstart, row, summary_of, write
 
 TINY = """\
@@ -49,6 +50,31 @@ def tiny(folder: Path) -> Summary:
 
 def test_markdown_golden(tmp_path: Path) -> None:
     assert markdown(make_sheet(tiny(tmp_path))) == TINY
+
+
+@pytest.mark.parametrize(
+    ("value", "chance", "told"),
+    [(0.55, 0.5, True), (0.7, 0.5, False), (0.55, None, False), (0.2, 0.25, True)],
+)
+def test_a_task_that_the_full_precision_model_guesses_is_told(
+    tmp_path: Path, value: float, chance: float | None, told: bool
+) -> None:
+    scores = [1.0] * int(100 * value) + [0.0] * (100 - int(100 * value))
+    rows, items = [], []
+    for label, bits in (("BF16", 16), ("RTN", 2)):
+        rows.append(row(label=label, bits=bits, value=sum(scores) / 100, n=100, chance=chance))
+        item = {name: rows[-1][name] for name in (*ITEM_KEY, "schema")}
+        items.append(item | {"items": None, "scores": scores})
+    summary = summary_of(write(tmp_path, rows, items=items))
+    told_of = [each for each in list_explanations(summary) if each.startswith("At chance")]
+    assert told_of == (
+        [
+            f"At chance: Knowledge ({100 * (chance or 0):.1f}). BF16 cannot be told from guessing "
+            "there, so that no method can be judged by it."
+        ]
+        if told
+        else []
+    )
 
 
 def test_latex_is_balanced_and_complete(tmp_path: Path) -> None:
