@@ -199,6 +199,7 @@ class Divergences(Catalogue):
     """`kl:` before the name of each perplexity that is registered."""
 
     about = "KL divergence from the full-precision model"
+    is_short = True
 
     def find(self, name: str) -> Evaluation | None:
         if not name.startswith(PREFIX):

@@ -95,6 +95,7 @@ class Catalogue(ABC):
     """Evaluations by name that are made when they are asked for."""
 
     about: str
+    is_short: bool = False  # whether its names are few and known at once, so that editors list them
 
     @abstractmethod
     def find(self, name: str) -> Evaluation | None:

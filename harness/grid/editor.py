@@ -18,7 +18,7 @@ from harness.core.checked import fields_adapter
 from harness.core.records import DIAGNOSTICS, documentation
 from harness.core.report_options import ReportOptions
 from harness.evaluation.diagnostics import find_options
-from harness.evaluation.evaluations import EVALUATIONS
+from harness.evaluation.evaluations import CATALOGUES, EVALUATIONS, find_evaluation
 from harness.evaluation.lm_eval_options import LmEvalCodeOptions
 from harness.grid.schema import GridFile
 from harness.method import METHODS
@@ -36,6 +36,8 @@ def make_schema() -> Json:
     definitions["Settings"] = _mapping(settings)
     definitions["Method"] = _describe_method(settings)
     tasks = {name: evaluation.options for name, evaluation in EVALUATIONS.load().items()}
+    for catalogue in (each for each in CATALOGUES.load().values() if each.is_short):
+        tasks |= {name: find_evaluation(name).options for name in catalogue.names()}
     diagnostics = {name: find_options(name) for name in DIAGNOSTICS}
     options = dict.fromkeys([*tasks.values(), *diagnostics.values(), LmEvalCodeOptions])
     definitions |= {each.__name__: _describe_options(each) for each in options}
