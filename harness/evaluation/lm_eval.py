@@ -7,16 +7,15 @@ catalogue. Not here: a run of lm-eval (`lm_eval_run`), what its task files say (
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.core.errors import GridError
 from harness.core.reads import LocalFiles, Read
-from harness.core.records import NO_FILTER, ItemScores, Score
+from harness.core.records import NO_FILTER, Score
 from harness.core.stage import Input, Resources, Stage, incidental, kinds, value
 from harness.data.fill import DataSetRead
 from harness.data.hub import Access, current, find_access
@@ -28,6 +27,14 @@ from harness.evaluation.evaluations import (
     register_evaluation,
 )
 from harness.evaluation.lm_eval_options import LmEvalCodeOptions, LmEvalOptions
+from harness.evaluation.lm_eval_rows import (
+    add_aggregation,
+    add_chance,
+    add_cuts,
+    add_means,
+    choose_primary,
+    read_scores,
+)
 from harness.evaluation.lm_eval_run import check_task, run_task
 from harness.evaluation.scores import (
     EVALUATION_TOKENS,
@@ -52,15 +59,6 @@ from harness.evaluation.task_files import (
 from harness.models import Model, Pretrained, host_gib
 
 FEWSHOT = {"mmlu": 5}  # where the field's habit is not the task's own default
-# The metric that stands for its task, as the papers have it; the others are rows too.
-PRIMARY = (
-    "acc",
-    "exact_match,flexible-extract",
-    "exact_match",
-    "pass@1",
-    "pass_at_1",
-    "word_perplexity",
-)
 USUAL_TOKENS = 1024  # what few task items exceed, however long a model's context is
 
 
@@ -249,18 +247,18 @@ class LmEval(Stage[Scores]):
             name: self.task if len(results["samples"]) == 1 else name for name in results["samples"]
         }
         rows = [row for name in full_names for row in self._rows(results, name, full_names[name])]
-        rows = [_with_chance(row, results, full_names) for row in rows]
+        rows = [add_chance(row, results, full_names) for row in rows]
         items = [
-            make_item_scores(row, _scores_of(results["samples"][name], row))
+            make_item_scores(row, read_scores(results["samples"][name], row))
             for name in full_names
             for row in rows
             if row.task == full_names[name]
         ]
-        rows = [_with_aggregation(row, of_row) for row, of_row in zip(rows, items, strict=True)]
+        rows = [add_aggregation(row, of_row) for row, of_row in zip(rows, items, strict=True)]
         if self.task not in full_names.values():
-            rows = _with_means(self.task, rows)
+            rows = add_means(self.task, rows)
         cut = {full_names[name]: count for name, count in results["cut"].items()}
-        rows = [_with_cuts(row, cut) for row in rows]
+        rows = [add_cuts(row, cut) for row in rows]
         return Scores(rows, describe_precision(model), [each for each in items if each.scores])
 
     def _rows(self, results: Mapping[str, Any], name: str, shown: str) -> Iterator[Score]:
@@ -271,7 +269,7 @@ class LmEval(Stage[Scores]):
             if "," in metric and isinstance(score, int | float)
         }
         metrics = {metric for metric in scores if "_stderr" not in metric}
-        primary = _primary(metrics)
+        primary = choose_primary(metrics)
         for metric in [primary, *sorted(metrics - {primary})]:
             base, _, chosen = metric.partition(",")
             yield Score(
@@ -298,109 +296,9 @@ class LmEval(Stage[Scores]):
             )
 
 
-def _with_chance(row: Score, results: Mapping[str, Any], full_names: Mapping[str, str]) -> Score:
-    """With what guessing scores: of choices one in their number, mean over items."""
-    name = next(name for name, shown in full_names.items() if shown == row.task)
-    output = results["configs"].get(name, {}).get("output_type")
-    if row.metric not in ("acc", "acc_norm") or output != "multiple_choice":
-        return row
-    if any(metric.startswith("acc_mutual_info") for metric in results["results"][name]):
-        return row  # each choice is scored twice
-    samples = [each for each in results["samples"][name] if each["filter"] == row.filter]
-    if not samples or any(isinstance(each["target"], list) for each in samples):
-        return row  # several are right
-    chances = [1 / len(each["filtered_resps"]) for each in samples]
-    return replace(row, chance=sum(chances) / len(chances))
-
-
 def task_batch(context: int | None) -> int:
     """How many of a task's texts are run at once by a model of so long a context."""
     return max(1, EVALUATION_TOKENS // min(context or USUAL_TOKENS, USUAL_TOKENS))
-
-
-def _primary(metrics: set[str]) -> str:
-    for preferred in PRIMARY:
-        for metric in sorted(metrics):
-            if metric == preferred or metric.startswith(f"{preferred},"):
-                return metric
-    return min(metrics)
-
-
-def _with_means(group: str, rows: list[Score]) -> list[Score]:
-    """A group's own rows, a macro mean for each metric that all its tasks have, before theirs.
-
-    A group whose tasks share no metric has no mean: then each task stands for itself.
-    """
-    count = len({row.task for row in rows})
-    by_metric: dict[tuple[str, str], list[Score]] = {}
-    for row in rows:
-        by_metric.setdefault((row.metric, row.filter), []).append(row)
-    shared = {metric: same for metric, same in by_metric.items() if len(same) == count}
-    if not shared:
-        return rows
-    primary = _primary({_full_name(*metric) for metric in shared})
-    means = [_macro_mean(group, same) for same in shared.values()]
-    means = [replace(m, primary=_full_name(m.metric, m.filter) == primary) for m in means]
-    members = [
-        replace(row, primary=False, group=group if (row.metric, row.filter) in shared else None)
-        for row in rows
-    ]
-    return [*means, *members]
-
-
-def _macro_mean(task: str, rows: list[Score]) -> Score:
-    """A group's row: the unweighted mean over its tasks, as MMLU is published."""
-    errors = [row.stderr for row in rows if row.stderr is not None]
-    chances = [row.chance for row in rows if row.chance is not None]
-    return replace(
-        rows[0],
-        task=task,
-        value=math.fsum(math.nan if row.value is None else row.value for row in rows) / len(rows),
-        stderr=math.sqrt(math.fsum(e * e for e in errors)) / len(rows) if errors else None,
-        n=sum(row.n or 0 for row in rows),
-        aggregation="macro_mean",
-        chance=math.fsum(chances) / len(rows) if len(chances) == len(rows) else None,
-        protocol=f"lm-eval; macro mean over {len(rows)} tasks",
-    )
-
-
-def _full_name(metric: str, filter: str) -> str:
-    """`exact_match,strict-match`, as lm-eval has it; without a filter the metric alone."""
-    return metric if filter == NO_FILTER else f"{metric},{filter}"
-
-
-def _with_cuts(row: Score, cut: Mapping[str, int]) -> Score:
-    """The row, saying how many prompts were cut; of a group's, over all its tasks."""
-    count = cut[row.task] if row.task in cut else sum(cut.values())
-    told = f"; {count} prompts cut to fit the context" if count else ""
-    return replace(row, protocol=f"{row.protocol}{told}")
-
-
-def _scores_of(samples: Iterable[Mapping[str, Any]], row: Score) -> Iterator[tuple[int, float]]:
-    """(item, score) of a row's task, metric and filter, in lm-eval's order.
-
-    A score that is not one number, as what a word perplexity sums, is left out.
-    """
-    for sample in samples:
-        if (
-            row.metric in sample.get("metrics", ())
-            and sample.get("filter", NO_FILTER) == row.filter
-        ):
-            score = sample.get(row.metric)
-            if isinstance(score, bool | int | float):
-                yield sample["doc_id"], float(score)
-
-
-def _with_aggregation(row: Score, items: ItemScores) -> Score:
-    """The row, saying that its value is the mean of its items, where it is.
-
-    lm-eval aggregates some metrics otherwise (F1, BLEU), and does not tell which.
-    """
-    if row.value is None or not items.scores:
-        return row
-    mean = math.fsum(items.scores) / len(items.scores)
-    is_mean = math.isclose(mean, row.value, rel_tol=1e-9, abs_tol=1e-12)
-    return replace(row, aggregation="mean") if is_mean else row
 
 
 register_catalogue("lm-eval", LmEvalCatalogue())

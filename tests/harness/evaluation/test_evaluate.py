@@ -14,8 +14,9 @@ import torch
 from harness.core.errors import GridError, ModelError, TextError
 from harness.core.execution import execute
 from harness.core.records import NO_FILTER, ItemScores, Precision, Score
-from harness.evaluation import lm_eval
+from harness.evaluation import lm_eval_rows
 from harness.evaluation.evaluations import EVALUATIONS, build_evaluation, find_evaluation
+from harness.evaluation.lm_eval import task_batch
 from harness.evaluation.perplexity import PerplexityTask
 from harness.evaluation.scores import Scores, make_item_scores
 from harness.models import Model, pretrained, read_model
@@ -189,22 +190,22 @@ def test_what_guessing_scores_is_told_of_choices_alone() -> None:
         }
 
     names = {"t": "t"}
-    assert lm_eval._with_chance(_row(), results(), names).chance == (1 / 2 + 1 / 4) / 2
+    assert lm_eval_rows.add_chance(_row(), results(), names).chance == (1 / 2 + 1 / 4) / 2
     for row, facts in (
         (_row(metric="f1"), results()),
         (_row(), results(output_type="generate_until")),
         (_row(), results(target=[0, 1])),
         (_row(), results(metrics=["acc,none", "acc_mutual_info,none"])),
     ):
-        assert lm_eval._with_chance(row, facts, names).chance is None
+        assert lm_eval_rows.add_chance(row, facts, names).chance is None
 
 
 def test_the_chance_of_a_group_is_its_tasks_mean() -> None:
     rows = [
         _row(task=name, value=0.5, n=4, chance=chance) for name, chance in (("a", 0.5), ("b", 0.25))
     ]
-    assert lm_eval._macro_mean("g", rows).chance == 0.375
-    assert lm_eval._macro_mean("g", [rows[0], replace(rows[1], chance=None)]).chance is None
+    assert lm_eval_rows.average_tasks("g", rows).chance == 0.375
+    assert lm_eval_rows.average_tasks("g", [rows[0], replace(rows[1], chance=None)]).chance is None
 
 
 def _row(**facts: Any) -> Score:
@@ -222,9 +223,9 @@ def test_filters_of_an_answer_have_their_own_items() -> None:
     ]
     for name, scores in (("flexible", [1, 0, 1]), ("strict-match", [0, 0, 1])):
         row = _row(metric="exact_match", filter=name, value=sum(scores) / 3)
-        items = make_item_scores(row, lm_eval._scores_of(samples, row))
+        items = make_item_scores(row, lm_eval_rows.read_scores(samples, row))
         assert (items.filter, items.items, items.scores) == (name, [7, 8, 9], scores)
-        assert lm_eval._with_aggregation(row, items).aggregation == "mean"
+        assert lm_eval_rows.add_aggregation(row, items).aggregation == "mean"
 
 
 def test_a_value_that_is_not_the_mean_of_its_items_is_not_said_to_be() -> None:
@@ -233,9 +234,9 @@ def test_a_value_that_is_not_the_mean_of_its_items_is_not_said_to_be() -> None:
     ]
     for metric, value in (("f1", 0.5), ("word_perplexity", 3.0), ("f1", math.nan)):
         row = _row(metric=metric, value=value)
-        items = make_item_scores(row, lm_eval._scores_of(samples, row))
+        items = make_item_scores(row, lm_eval_rows.read_scores(samples, row))
         assert items.scores == ([1] if metric == "f1" else [])
-        assert lm_eval._with_aggregation(row, items).aggregation is None
+        assert lm_eval_rows.add_aggregation(row, items).aggregation is None
 
 
 def test_bos_is_what_the_row_says_or_an_error(tmp_path: Path) -> None:
@@ -250,7 +251,7 @@ def test_a_group_is_the_macro_mean_over_its_tasks() -> None:
         _row(task=f"t{i}", value=v, stderr=s, n=n, primary=True)
         for i, (v, s, n) in enumerate([(0.2, 0.1, 10), (0.4, 0.2, 1000), (0.9, 0.2, 10)])
     ]
-    mean = lm_eval._macro_mean("mmlu", rows)
+    mean = lm_eval_rows.average_tasks("mmlu", rows)
     assert mean.value == pytest.approx(0.5)
     assert mean.stderr == pytest.approx(0.1)
     assert (mean.n, mean.task, mean.aggregation) == (1020, "mmlu", "macro_mean")
@@ -266,19 +267,19 @@ def test_a_group_has_a_mean_of_each_metric_that_its_tasks_share() -> None:
         row("a", "acc_norm", 0.4, False),
         row("b", "acc", 0.6, True),
     ]
-    found = lm_eval._with_means("group", rows)
+    found = lm_eval_rows.add_means("group", rows)
     assert [(r.task, r.metric) for r in found if r.primary] == [("group", "acc")]
     assert found[0].value == pytest.approx(0.4)
     assert [r.group for r in found] == [None, "group", None, "group"]
     unlike = [row("a", "acc", 0.2, True), row("b", "em", 0.6, True)]
-    assert lm_eval._with_means("group", unlike) == unlike
+    assert lm_eval_rows.add_means("group", unlike) == unlike
 
 
 def test_primary_metrics_follow_the_papers() -> None:
-    assert lm_eval._primary({"acc_norm", "acc"}) == "acc"
+    assert lm_eval_rows.choose_primary({"acc_norm", "acc"}) == "acc"
     flexible, strict = "exact_match,flexible-extract", "exact_match,strict-match"
-    assert lm_eval._primary({strict, flexible}) == flexible
-    assert lm_eval._primary({"pass@1,create_test"}) == "pass@1,create_test"
+    assert lm_eval_rows.choose_primary({strict, flexible}) == flexible
+    assert lm_eval_rows.choose_primary({"pass@1,create_test"}) == "pass@1,create_test"
 
 
 def test_scores_come_back_from_disk(tmp_path: Path) -> None:
@@ -327,7 +328,7 @@ def test_c4_without_a_long_document_ends(tiny_folder: Path, model: Model, tmp_pa
 
 
 def test_tasks_are_batched_by_usual_lengths_not_by_the_context() -> None:
-    assert [lm_eval.task_batch(context) for context in (512, 1024, 4096, 131_072)] == [
+    assert [task_batch(context) for context in (512, 1024, 4096, 131_072)] == [
         32,
         16,
         16,
