@@ -32,7 +32,9 @@ from harness.core.errors import BitgridError, ModelError, nearest
 from harness.core.registry import Place, Registry, find_caller
 from harness.core.stage import Input, Resources, Stage, identify, to_canonical_json, value
 from harness.data import Tokens
-from harness.models import Model, check_applied, host_gib
+from harness.models import Model, check_applied, host_gib, matrices
+from harness.models.rehearsal import rehearse
+from harness.models.stage import find_pretrained, meta_network
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,13 @@ class Method(Component, family="method"):
     all that a method changes unless it says so. `seeded`: whether `apply` draws random numbers; one
     that does not gives one model whatever the seed, which is computed once. `needs`: packages
     beside Bitgrid's own, as pip calls them; their versions are part of what `apply` computes.
+    `layer_classes`: of layers, by name, the only ones that it can quantise; none named, all.
     """
 
     changes: ClassVar[tuple[str, ...]] = ()
     seeded: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
+    layer_classes: ClassVar[tuple[str, ...]] = ()
 
     def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
         """The graph from `base` to the quantised model. By default one stage that calls `apply`.
@@ -139,6 +143,20 @@ class Apply(Stage[Model]):
         except ModelError as error:
             raise ModelError(f"method {self.method.name}: {error}") from None
         return result
+
+
+@rehearse.register
+def _of_apply(stage: Apply) -> None:
+    base, classes = find_pretrained(stage), stage.method.layer_classes
+    if base is None or not classes:
+        return
+    network = meta_network(base.source, base.trust_remote_code, base.digest)
+    for name, matrix in matrices(network).items():
+        if (kind := type(matrix.module).__name__) not in classes:
+            raise ModelError(
+                f"{stage.subject}: layer {name} is of a {kind}, and it quantises only layers of "
+                f"{' and '.join(classes)}; rtn quantises all"
+            )
 
 
 def find_package(method: Method, name: str) -> str:

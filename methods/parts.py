@@ -16,6 +16,7 @@ from methods.quantization.learned import Learned
 from methods.quantization.lsq import IntLSQ
 from methods.quantization.readings import Reading
 from methods.quantization.rounding import BlockRounding, Nearest, Rounding, quantize_model
+from methods.quantization.spans import check_groups
 from methods.quantization.ternary import Ternary
 from methods.quantization.walking import Block, sequentially
 from methods.recipe import Recipe
@@ -49,6 +50,7 @@ __all__ = [
     "TokenLogits",
     "Training",
     "bounds",
+    "check_groups",
     "pass_gradient",
     "quantize_model",
     "sequentially",

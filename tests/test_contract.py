@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.core.errors import BitgridError
+from harness.method import METHODS, find_package
 from harness.testing import Bench, check, list_names
 
 NAMES = [name for name in list_names() if not name.partition("/")[2].startswith("test-")]
@@ -21,4 +23,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_does_what_it_must(bench: Bench, name: str) -> None:
+    if (entry := METHODS.load().get(name)) is not None:
+        for package in entry.method.needs:
+            try:
+                find_package(entry.method, package)
+            except BitgridError as error:
+                pytest.skip(str(error))
     check(name, SETTINGS.get(name), bench)

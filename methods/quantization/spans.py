@@ -5,9 +5,12 @@ Not here: which groups a format has (`formats`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
+
+from harness.core.errors import FormatError
 
 
 class Span(NamedTuple):
@@ -35,3 +38,29 @@ def explain_misfit(width: int, in_features: int) -> str:
         f"groups of {width} do not divide its {in_features} inputs; group sizes that do: "
         f"{', '.join(map(str, useful))}, or 0 (per channel), or set tail: true"
     )
+
+
+def check_groups(
+    layers: Mapping[str, tuple[int, int]],
+    group_size: int,
+    sizes: Sequence[int] = (),
+    multiple: int = 1,
+) -> None:
+    """Raise FormatError where groups do not divide a row of a layer (O, I), with sizes that do, and
+    where O or I is no multiple of a number.
+
+    sizes: the only ones that there are; none given, all are, and 0 is one group a row.
+    """
+    for name, (out_features, in_features) in layers.items():
+        if out_features % multiple or in_features % multiple:
+            raise FormatError(
+                f"layer {name} is {out_features} x {in_features}; only layers whose sizes are "
+                f"multiples of {multiple} are rounded so"
+            )
+        if in_features % (group_size or in_features):
+            fitting = [str(n) for n in sizes or range(16, 1025) if in_features % n == 0]
+            fitting += [] if sizes else ["0 (per channel)"]
+            raise FormatError(
+                f"layer {name}: groups of {group_size} do not divide its {in_features} inputs; "
+                f"group sizes that do: {', '.join(fitting) or 'none'}"
+            )

@@ -1,0 +1,141 @@
+"""Ours against the libraries' on one model, text and evaluation, at equal bits and group sizes.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.libraries --out benchmarks/libraries.csv
+
+Each case is a process of its own on the CPU: perplexity by `testbed-ppl`, wall seconds of the
+method alone (what it computes of the model, its text read already; a library's import counted
+apart), and the peak of the process's memory, the model and PyTorch in it. A case that the plan
+refuses is a row with the reason. Bits differ where a library stores scales or zero points in other
+types. Methods that the installation lacks are left out, and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from harness.config.settings import configure
+from harness.core.errors import BitgridError
+from harness.core.execution import execute
+from harness.core.stage import closure
+from harness.evaluation.evaluations import build_evaluation
+from harness.evaluation.scores import Scores
+from harness.method import METHODS
+from harness.models import Model, pretrained, read_layer_shapes
+
+COLUMNS = ["model", "compared", "method", "settings", "bits_per_weight", "ppl", "seconds"]
+COLUMNS += ["import_seconds", "peak_mib", "versions", "refused"]
+TUNED = {"text": "testbed", "sequences": 64, "length": 256, "batch_size": 8, "iterations": 50}
+
+
+def list_cases(group: int) -> list[tuple[str, str, dict[str, Any]]]:
+    """What is compared with what: heading, method, settings."""
+    cases: list[tuple[str, str, dict[str, Any]]] = [("16 bits", "bf16", {})]
+    for bits in (4, 3, 2):
+        for symmetric, name in ((False, "int-asym"), (True, "int-sym")):
+            heading = f"nearest {name} {bits} bits"
+            format = {"name": name, "bits": bits, "group_size": group}
+            theirs = {"bits": bits, "group_size": group, "symmetric": symmetric}
+            cases += [(heading, "rtn", {"format": format}), (heading, "torchao", theirs)]
+    if group:
+        nf = {"name": "nf", "bits": 4, "group_size": group, "asymmetric": False}
+        cases += [("nearest nf 4 bits", "rtn", {"format": nf})]
+        for double in (False, True):
+            theirs = {"group_size": group, "double_quant": double}
+            cases += [("nearest nf 4 bits", "bitsandbytes", theirs)]
+    for bits in (4, 3, 2) if group else ():
+        tuned = {"bits": bits, "group_size": group}
+        cases += [(f"signround {bits} bits", "auto-round", tuned | {"symmetric": False} | TUNED)]
+        ours = {"format": {"name": "int-asym", **tuned}}
+        cases += [(f"signround {bits} bits", "signround", ours)]
+        cases += [(f"hqq {bits} bits", "hqq", tuned)]
+    learned = {"bits": 2, "group_size": group, "symmetric": False, "lr": 1e-4} | TUNED
+    return [*cases, ("fake quantisation 2 bits", "torchao-qat", learned)]
+
+
+def measure(model: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one case, computed in this process."""
+    method = configure(METHODS.find(name).method, settings)
+    shapes = read_layer_shapes(model)
+    method.check(shapes)
+    base = pretrained(model, "bfloat16")
+    root = method.build(base, 0)
+    began = time.monotonic()
+    for package in method.needs:
+        importlib.import_module(package.replace("-", "_"))
+    imported = time.monotonic() - began
+    values, spent = dict[str, Any](), 0.0
+    with tempfile.TemporaryDirectory() as work:
+        for stage in closure([root, build_evaluation(root, "testbed-ppl", base)]):
+            folder = Path(work, stage.key)
+            folder.mkdir()
+            began = time.monotonic()
+            values[stage.key] = value = execute(stage, values, folder)
+            if isinstance(value, Model) and stage is not base:
+                spent += time.monotonic() - began
+    quantised, scores = values[root.key], value
+    assert isinstance(scores, Scores)
+    packages = ("torch", "transformers", *method.needs)
+    return {
+        "bits_per_weight": f"{quantised.bits_per_weight():.4f}",
+        "ppl": f"{scores.rows[0].value:.4f}",
+        "seconds": f"{spent:.2f}",
+        "import_seconds": f"{imported:.2f}" if method.needs else "",
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "versions": ", ".join(f"{each} {version(each)}" for each in packages),
+    }
+
+
+def run_case(model: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    told = json.dumps([model, name, settings])
+    command = [sys.executable, "-m", "benchmarks.libraries", "--case", told]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{told}: {done.stderr[-2000:]}")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--out", type=Path)
+    options.add_argument("--case", help=argparse.SUPPRESS)
+    options.add_argument("--models", nargs="+", default=["testbed:64", "testbed-small:64"])
+    chosen = options.parse_args()
+    if chosen.case:
+        model, name, settings = json.loads(chosen.case)
+        try:
+            print(json.dumps(measure(model, name, settings)))
+        except BitgridError as error:
+            print(json.dumps({"refused": str(error)}))
+        return
+    known, rows = METHODS.load(), []
+    for model, group in (each.rsplit(":", 1) for each in chosen.models):
+        for heading, name, settings in list_cases(int(group)):
+            if name not in known:
+                print(f"{heading}: no method {name} is installed", flush=True)
+                continue
+            first = {"model": Path(model).name, "compared": heading, "method": name}
+            row = first | {"settings": json.dumps(settings)} | run_case(model, name, settings)
+            rows.append(row)
+            print(*row.values(), flush=True)
+    if chosen.out is not None:
+        with chosen.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

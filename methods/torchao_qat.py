@@ -1,0 +1,68 @@
+"""torchao's quantisation-aware training: `QATConfig` around `IntxWeightOnlyConfig`.
+
+An adapter: torchao (0.18 was run) puts its fake quantisation into the linear layers of a copy, and
+the loop here trains their weights, kept in float32, by cross-entropy on blocks of text taken in
+turn; AdamW, no weight decay, nothing drawn at random. Trained weights go to the model's dtype and
+are rounded as method `torchao` rounds. Norms and ends stay.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from harness.api import (
+    Count,
+    Model,
+    Stage,
+    Tokens,
+    calibration,
+    matrices,
+    register,
+    report,
+)
+from methods.torchao_intx import TorchAO
+
+
+@dataclass(frozen=True)
+class TorchAOQAT(TorchAO):
+    """Linear layers trained with torchao's fake quantisation, then rounded by torchao."""
+
+    layer_classes = ("Linear",)
+    text: str = "pile-val"
+    sequences: Count = 128
+    length: Count = 512
+    iterations: Count = 128
+    batch_size: Count = 8
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-5
+
+    def calibration(self, base: Stage[Model]) -> Stage[Tokens]:
+        return calibration(base, self.text, self.sequences, self.length)
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        from torchao.quantization import quantize_
+        from torchao.quantization.qat import QATConfig
+
+        assert calibration is not None
+        scratch: Any = copy.deepcopy(model.network).float().requires_grad_(False)
+        layers = matrices(scratch)
+        quantize_(scratch, QATConfig(self.make_config()), lambda _, name: name in layers)
+        weights = {name: scratch.get_submodule(name).weight.requires_grad_() for name in layers}
+        optimizer = torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=0.0)
+        for step in range(self.iterations):
+            picked = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+            ids = calibration.ids[picked % len(calibration)].to(model.device)
+            scratch(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            report(step + 1, self.iterations)
+        trained = model.fork()
+        for name, matrix in matrices(trained.network).items():
+            matrix.replace(weights[name].detach())
+        return super().apply(trained, None, work)
+
+
+register("torchao-qat", TorchAOQAT(), title="torchao QAT", about="fake quantisation of torchao")
