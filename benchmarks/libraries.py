@@ -1,12 +1,14 @@
 """Ours against the libraries' on one model, text and evaluation, at equal bits and group sizes.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.libraries --out benchmarks/libraries.csv
+    OMP_NUM_THREADS=1 python -m benchmarks.libraries --out benchmarks/libraries.csv \\
+        --models testbed:64 $BITGRID_SHARED/models/stories260K:0
 
-Each case is a process of its own on the CPU: perplexity by `testbed-ppl`, wall seconds of the
-method alone (what it computes of the model, its text read already; a library's import counted
-apart), and the peak of the process's memory, the model and PyTorch in it. A case that the plan
-refuses is a row with the reason. Bits differ where a library stores scales or zero points in other
-types. Methods that the installation lacks are left out, and named.
+Each case is a process of its own on the CPU: perplexity by `testbed-ppl`, its first 64 windows of
+512 tokens; processor seconds of the method alone, of one thread, since other work may run on the
+machine (what it computes of the model, its text read already; a library's import apart); the peak
+of the process's memory until then, PyTorch and the model in it. A case that the plan refuses is a
+row with the reason. Bits differ where a library stores scales or zero points in other types.
+Methods that the installation lacks are left out, and named. MODEL:0 compares per channel.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ import argparse
 import csv
 import importlib
 import json
+import multiprocessing
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from harness.config.settings import configure
 from harness.core.errors import BitgridError
@@ -33,15 +36,16 @@ from harness.evaluation.scores import Scores
 from harness.method import METHODS
 from harness.models import Model, pretrained, read_layer_shapes
 
+WINDOWS = 64
 COLUMNS = ["model", "compared", "method", "settings", "bits_per_weight", "ppl", "seconds"]
 COLUMNS += ["import_seconds", "peak_mib", "versions", "refused"]
-TUNED = {"text": "testbed", "sequences": 64, "length": 256, "batch_size": 8, "iterations": 50}
+TUNED = {"text": "testbed", "sequences": 32, "length": 256, "batch_size": 8, "iterations": 30}
 
 
 def list_cases(group: int) -> list[tuple[str, str, dict[str, Any]]]:
     """What is compared with what: heading, method, settings."""
     cases: list[tuple[str, str, dict[str, Any]]] = [("16 bits", "bf16", {})]
-    for bits in (4, 3, 2):
+    for bits in (3, 2):
         for symmetric, name in ((False, "int-asym"), (True, "int-sym")):
             heading = f"nearest {name} {bits} bits"
             format = {"name": name, "bits": bits, "group_size": group}
@@ -53,14 +57,14 @@ def list_cases(group: int) -> list[tuple[str, str, dict[str, Any]]]:
         for double in (False, True):
             theirs = {"group_size": group, "double_quant": double}
             cases += [("nearest nf 4 bits", "bitsandbytes", theirs)]
-    for bits in (4, 3, 2) if group else ():
+    for bits in (3, 2) if group else ():
         tuned = {"bits": bits, "group_size": group}
         cases += [(f"signround {bits} bits", "auto-round", tuned | {"symmetric": False} | TUNED)]
         ours = {"format": {"name": "int-asym", **tuned}}
         cases += [(f"signround {bits} bits", "signround", ours)]
         cases += [(f"hqq {bits} bits", "hqq", tuned)]
-    learned = {"bits": 2, "group_size": group, "symmetric": False, "lr": 1e-4} | TUNED
-    return [*cases, ("fake quantisation 2 bits", "torchao-qat", learned)]
+    learned = {"bits": 2, "group_size": group, "lr": 1e-4} | TUNED
+    return [*cases, ("nearest int-sym 2 bits", "torchao-qat", learned)]
 
 
 def measure(model: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -70,19 +74,20 @@ def measure(model: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     method.check(shapes)
     base = pretrained(model, "bfloat16")
     root = method.build(base, 0)
-    began = time.monotonic()
+    began = time.process_time()
     for package in method.needs:
         importlib.import_module(package.replace("-", "_"))
-    imported = time.monotonic() - began
-    values, spent = dict[str, Any](), 0.0
+    imported = time.process_time() - began
+    values, spent, peak = dict[str, Any](), 0.0, 0
     with tempfile.TemporaryDirectory() as work:
-        for stage in closure([root, build_evaluation(root, "testbed-ppl", base)]):
+        for stage in closure([root, build_evaluation(root, "testbed-ppl", base, limit=WINDOWS)]):
             folder = Path(work, stage.key)
             folder.mkdir()
-            began = time.monotonic()
+            began = time.process_time()
             values[stage.key] = value = execute(stage, values, folder)
-            if isinstance(value, Model) and stage is not base:
-                spent += time.monotonic() - began
+            if isinstance(value, Model) and (stage is not base or root is base):
+                spent += time.process_time() - began
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     quantised, scores = values[root.key], value
     assert isinstance(scores, Scores)
     packages = ("torch", "transformers", *method.needs)
@@ -91,43 +96,35 @@ def measure(model: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
         "ppl": f"{scores.rows[0].value:.4f}",
         "seconds": f"{spent:.2f}",
         "import_seconds": f"{imported:.2f}" if method.needs else "",
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mib": peak,
         "versions": ", ".join(f"{each} {version(each)}" for each in packages),
     }
 
 
 def run_case(model: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    told = json.dumps([model, name, settings])
-    command = [sys.executable, "-m", "benchmarks.libraries", "--case", told]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{told}: {done.stderr[-2000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    """`measure`, or why the plan refuses it."""
+    torch.set_num_threads(1)
+    try:
+        return measure(model, name, settings)
+    except BitgridError as error:
+        return {"refused": str(error)}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path)
-    options.add_argument("--case", help=argparse.SUPPRESS)
-    options.add_argument("--models", nargs="+", default=["testbed:64", "testbed-small:64"])
+    options.add_argument("--models", nargs="+", default=["testbed:64"])
     chosen = options.parse_args()
-    if chosen.case:
-        model, name, settings = json.loads(chosen.case)
-        try:
-            print(json.dumps(measure(model, name, settings)))
-        except BitgridError as error:
-            print(json.dumps({"refused": str(error)}))
-        return
-    known, rows = METHODS.load(), []
+    known, rows, fork = METHODS.load(), [], multiprocessing.get_context("fork")
     for model, group in (each.rsplit(":", 1) for each in chosen.models):
         for heading, name, settings in list_cases(int(group)):
             if name not in known:
                 print(f"{heading}: no method {name} is installed", flush=True)
                 continue
             first = {"model": Path(model).name, "compared": heading, "method": name}
-            row = first | {"settings": json.dumps(settings)} | run_case(model, name, settings)
+            with fork.Pool(1) as pool:
+                figures = pool.apply(run_case, (model, name, settings))
+            row = first | {"settings": json.dumps(settings)} | figures
             rows.append(row)
             print(*row.values(), flush=True)
     if chosen.out is not None:

@@ -14,16 +14,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from harness.api import (
-    Count,
-    Model,
-    Stage,
-    Tokens,
-    calibration,
-    matrices,
-    register,
-    report,
-)
+from harness import api
+from harness.api import Count, Model, Stage, Tokens, matrices
 from methods.torchao_intx import TorchAO
 
 
@@ -39,8 +31,13 @@ class TorchAOQAT(TorchAO):
     batch_size: Count = 8
     lr: Annotated[float, Field(gt=0, le=10)] = 1e-5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.symmetric:
+            raise api.FormatError("torchao trains for symmetric integers only; symmetric: true")
+
     def calibration(self, base: Stage[Model]) -> Stage[Tokens]:
-        return calibration(base, self.text, self.sequences, self.length)
+        return api.calibration(base, self.text, self.sequences, self.length)
 
     def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
         from torchao.quantization import quantize_
@@ -58,11 +55,11 @@ class TorchAOQAT(TorchAO):
             scratch(input_ids=ids, labels=ids, use_cache=False).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            report(step + 1, self.iterations)
+            api.report(step + 1, self.iterations)
         trained = model.fork()
         for name, matrix in matrices(trained.network).items():
             matrix.replace(weights[name].detach())
         return super().apply(trained, None, work)
 
 
-register("torchao-qat", TorchAOQAT(), title="torchao QAT", about="fake quantisation of torchao")
+api.register("torchao-qat", TorchAOQAT(), title="torchao QAT", about="fake quantisation of torchao")

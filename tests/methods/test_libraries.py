@@ -1,0 +1,200 @@
+"""Methods of libraries: the same values as the library alone gives, bits as its tensors hold them.
+
+Where a library is not installed its tests are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from harness.core.errors import BitgridError, FormatError, ModelError
+from harness.core.execution import clean_state
+from harness.data import Tokens
+from harness.method import Apply, Method
+from harness.models import Model, matrices, pretrained
+from harness.models.rehearsal import rehearse
+from methods.auto_round_lib import AutoRound
+from methods.bnb_4bit import BitsAndBytes
+from methods.torchao_intx import TorchAO
+from methods.torchao_qat import TorchAOQAT
+from tests.support.architectures import build
+
+SHORT: dict[str, Any] = {"iterations": 2, "batch_size": 4, "group_size": 32}
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tokens:
+    ids = torch.randint(3, 97, (6, 32), generator=torch.Generator().manual_seed(0))
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+def make(model: Model, dtype: torch.dtype) -> Model:
+    return replace(model, network=copy.deepcopy(model.network).to(dtype))
+
+
+def check_same(result: Model, theirs: dict[str, Tensor], origin: Model) -> None:
+    """Bit for bit the library's weights; all else is what it was."""
+    assert theirs.keys() == matrices(result.network).keys() == result.quantized.keys()
+    before = dict(origin.network.named_parameters())
+    for name, parameter in result.network.named_parameters():
+        layer = name.removesuffix(".weight")
+        expected = theirs.get(layer, before[name])
+        assert torch.equal(parameter, expected), name
+        assert layer not in theirs or not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "group_size"), [(2, 32), (3, 0), (4, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torchao_rounds_as_on_its_own(
+    llama: Model, bits: int, group_size: int, symmetric: bool, dtype: torch.dtype
+) -> None:
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup, quantize_
+
+    model = make(llama, dtype)
+    result = TorchAO(bits, group_size, symmetric).apply(model, None, Path())
+    whole = copy.deepcopy(model.network)
+    groups = PerGroup(group_size) if group_size else PerAxis(0)
+    mapping = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
+    quantize_(whole.model, IntxWeightOnlyConfig(getattr(torch, f"int{bits}"), groups, mapping))
+    packed: dict[str, Any] = {n: whole.get_submodule(n).weight for n in matrices(model.network)}
+    check_same(result, {name: each.dequantize() for name, each in packed.items()}, model)
+    for name, each in packed.items():
+        assert each.qdata.min() >= -(2 ** (bits - 1)) and each.qdata.max() < 2 ** (bits - 1)
+        beside = 8 * (each.scale.nbytes + each.zero_point.nbytes)
+        total = each.qdata.numel() * bits + beside
+        assert result.quantized[name].bits_per_weight == pytest.approx(total / each.numel())
+
+
+def test_torchao_trains_and_converts_as_on_its_own(llama: Model, tokens: Tokens) -> None:
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
+    from torchao.quantization.qat import QATConfig
+
+    method = TorchAOQAT(bits=2, lr=1e-3, **SHORT)
+    result = method.apply(llama, tokens, Path())
+    whole: Any = copy.deepcopy(llama.network)
+    config = IntxWeightOnlyConfig(torch.int2, PerGroup(32))
+    quantize_(whole.model, QATConfig(config, step="prepare"))
+    weights = [m.weight.requires_grad_() for m in whole.model.modules() if isinstance(m, nn.Linear)]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0)
+    for picked in ([0, 1, 2, 3], [4, 5, 0, 1]):
+        optimizer.zero_grad()
+        whole(input_ids=tokens.ids[picked], labels=tokens.ids[picked]).loss.backward()
+        optimizer.step()
+    quantize_(whole.model, QATConfig(config, step="convert"))
+    theirs = {name: whole.get_submodule(name).weight for name in matrices(llama.network)}
+    check_same(result, {name: each.dequantize() for name, each in theirs.items()}, llama)
+    untrained = TorchAO(2, 32).apply(llama, None, Path())
+    name = next(iter(theirs))
+    assert not torch.equal(
+        matrices(untrained.network)[name].weight, matrices(result.network)[name].weight
+    )
+
+
+@pytest.mark.parametrize("levels", ["nf4", "fp4"])
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bitsandbytes_rounds_as_its_layer(
+    llama: Model, levels: Any, double_quant: bool, dtype: torch.dtype
+) -> None:
+    library = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model = make(llama, dtype)
+    method = BitsAndBytes(levels, double_quant=double_quant)
+    result = method.apply(model, None, Path())
+    theirs = {}
+    for name, matrix in matrices(model.network).items():
+        packed = library.nn.Params4bit(
+            matrix.weight.clone(), False, compress_statistics=double_quant, quant_type=levels
+        ).to("cpu")
+        theirs[name] = library.functional.dequantize_4bit(packed.data, packed.quant_state)
+        held = packed.quant_state.as_dict(packed=True)
+        held = {n: each for n, each in held.items() if "map" not in n and "state" not in n}
+        stored = packed.nbytes + sum(each.nbytes for each in held.values())
+        stored += 4 if double_quant else 0  # the offset lies in its JSON
+        bits = result.quantized[name].bits_per_weight
+        assert bits == pytest.approx(8 * stored / matrix.weight.numel())
+    check_same(result, theirs, model)
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (4, True)])
+def test_auto_round_tunes_as_on_its_own(
+    llama: Model, tokens: Tokens, bits: int, symmetric: bool, tmp_path: Path
+) -> None:
+    library = pytest.importorskip("auto_round", reason="auto-round is not installed")
+    method = AutoRound(bits=bits, symmetric=symmetric, **SHORT)
+    with clean_state(7):
+        result = method.apply(llama, tokens, tmp_path)
+    whole = copy.deepcopy(llama.network)
+    scheme = library.schemes.QuantizationScheme(bits=bits, group_size=32, sym=symmetric)
+    data = [{"input_ids": row[None]} for row in tokens.ids]
+    run = library.AutoRound(
+        whole, llama.tokenizer, scheme=scheme, iters=2, dataset=data, nsamples=6, seqlen=32,
+        batch_size=4, seed=7, device_map="cpu", amp=False, enable_torch_compile=False,
+    )  # fmt: skip
+    run.quantize()
+    theirs = {name: each.weight.detach().clone() for name, each in matrices(whole).items()}
+    check_same(result, theirs, llama)
+    run.save_quantized(str(tmp_path / "packed"), format="auto_round")
+    files = [load_file(path) for path in (tmp_path / "packed").rglob("*.safetensors")]
+    stored = {name: each for file in files for name, each in file.items()}
+    for name, weight in theirs.items():
+        parts = [stored[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")]
+        total = 8 * sum(each.nbytes for each in parts)
+        assert result.quantized[name].bits_per_weight == total / weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "message"),
+    [
+        (
+            TorchAO(group_size=48),
+            (64, 64),
+            "do not divide its 64 inputs; group sizes .* 16, 32, 64",
+        ),
+        (BitsAndBytes(), (64, 96), "groups of 64 do not divide its 96 inputs; .* do: 32$"),
+        (BitsAndBytes(), (64, 80), "group sizes that do: none"),
+        (AutoRound(group_size=0), (100, 64), "100 x 64; only layers .* multiples of 32"),
+    ],
+)
+def test_the_plan_refuses_shapes(method: Method, shape: tuple[int, int], message: str) -> None:
+    with pytest.raises(FormatError, match=f"layer down: .*{message}|layer down is .*{message}"):
+        method.check({"down": shape})
+    method.check({"down": (128, 768)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (TorchAO, {"bits": 9}),
+        (TorchAO, {"bits": 1}),
+        (TorchAOQAT, {"symmetric": False}),
+        (BitsAndBytes, {"group_size": 48}),
+        (BitsAndBytes, {"levels": "nf3"}),
+        (AutoRound, {"bits": 1}),
+    ],
+)
+def test_the_plan_refuses_what_a_library_has_not(
+    kind: type[Method], settings: dict[str, Any]
+) -> None:
+    with pytest.raises(BitgridError):
+        kind(**settings)
+
+
+def test_the_plan_refuses_layers_of_classes_that_a_method_does_not_take(tmp_path: Path) -> None:
+    base = pretrained(str(build("gpt2", tmp_path / "gpt2")))
+    rehearse(Apply(AutoRound(), base))
+    with pytest.raises(ModelError, match=r"layer transformer.h.0.attn.c_attn is of a Conv1D, and"):
+        rehearse(Apply(TorchAOQAT(), base))
+    base = pretrained(str(build("mixtral", tmp_path / "mixtral")))
+    with pytest.raises(ModelError, match="only layers of Linear and Conv1D; rtn quantises all"):
+        rehearse(Apply(AutoRound(), base))
