@@ -14,25 +14,31 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
+import hashlib
+import json
 import math
 import random
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from harness.core.files import digest_json, write_json
 from harness.core.provenance import find_versions
+from harness.core.records import ItemScores, Precision, Score
 from harness.core.store import Store
+from harness.run.plan import CellInfo
 from harness.run.remembering import remember
 from tests.support.plans import plan_of
 from tests.support.synthetic_grids import measured, write
 
 SIZES = (1_000, 3_000, 10_000)
 SEEDS, TASKS, ITEMS = 5, 8, 50
+REPORT = {"rows": ["group_size", "lr"]}
 LIMIT_S = 120.0
 _STAGES = 12  # of a cell
 _TIMED = """
@@ -55,8 +61,8 @@ FORMATS = {
 }
 
 
-def make_grid(folder: Path, count: int) -> Path:
-    """An exported grid of `count` rows."""
+def make_rows(count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """That many rows, and the line of items of each."""
     chance = random.Random(count)
     rows: list[dict[str, Any]] = []
     items: list[dict[str, Any]] = []
@@ -71,46 +77,73 @@ def make_grid(folder: Path, count: int) -> Path:
                 )
                 rows.append(row)
                 items.append(line)
-    report = {"rows": ["group_size", "lr"]}
-    return write(folder, rows, items=items, report=report)
+    return rows, items
 
 
-def make_store(folder: Path, count: int) -> Path:
-    """A store with `count` values of a grid's kept plan, and a tenth more that no grid needs."""
+def make_grid(folder: Path, count: int) -> Path:
+    """An exported grid of `count` rows."""
+    rows, items = make_rows(count)
+    return write(folder, rows, items=items, report=REPORT)
+
+
+def make_store(folder: Path, rows: int) -> Path:
+    """A store with three values to two rows, all of a grid's kept plan, and a tenth more that no
+    grid needs. The rows are those of `make_grid`."""
     store, grid = Store(folder / "store"), folder / "grid.yaml"
     folder.mkdir(parents=True)
     grid.write_text("# Which stages are done?\n")
-    plan = plan_of(grid, range(1, count + 1))
-    keys = list(plan.nodes)
-    cells = [
-        replace(
-            cell,
-            id=f"cell {number}",
-            model=keys[first],
-            scores=tuple(keys[first + 1 : first + _STAGES]),
+    count = rows * 3 // 2
+    plan, scores = plan_of(grid, range(1, count + 1)), list(zip(*make_rows(rows), strict=True))
+    keys, cells = list(plan.nodes), []
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for first in range(0, rows, TASKS):
+        own = keys[first * 3 // 2 : first * 3 // 2 + _STAGES]
+        found |= zip(own[-TASKS:], scores[first : first + TASKS], strict=True)
+        row = scores[first][0]
+        told = {name: row[name] for name in ("method", "label", "seed")}
+        cells.append(
+            CellInfo(
+                **told,
+                id=row["cell"],
+                axes=row["settings"],
+                source=row["model"],
+                model=own[-TASKS - 1],
+                scores=tuple(own[-TASKS:]),
+            )
         )
-        for number, (first, cell) in enumerate(
-            zip(range(0, count, _STAGES), plan.cells, strict=False)
-        )
-    ]
-    remember(replace(plan, cells=tuple(cells)), store)
-    facts = {
+    remember(replace(plan, cells=tuple(cells), report=REPORT), store)
+    for number in range(1, count + count // 10 + 1):
+        _write_value(store.path(f"k{number}"), found.get(f"k{number}"))
+    return grid
+
+
+def _write_value(place: Path, score: tuple[dict[str, Any], dict[str, Any]] | None) -> None:
+    """A value with a file of eight bytes, or one with a row and its items."""
+    value, name, data = {}, "weights", b"8 bytes."
+    if score is not None:
+        row, items = score
+        value = {"model": _pick(Precision, row), "rows": [_pick(Score, row)]}
+        line = json.dumps(_pick(ItemScores, items)) + "\n"
+        name, data = "items.jsonl.gz", gzip.compress(line.encode(), mtime=0)
+    place.mkdir(parents=True)
+    (place / name).write_bytes(data)
+    manifest = {
         "schema": 1,
         "code": "c",
         "host": "node",
         "packages": find_versions(),
         "stage": {"kind": "toy", "version": 1, "text": "x" * 500},
-        "files": {"weights": 8},
-        "sha256": {"weights": "0" * 64},
+        "files": {name: len(data)},
+        "sha256": {name: hashlib.sha256(data).hexdigest()},
+        "key": place.name,
+        "value": value,
     }
-    for number in range(1, count + count // 10 + 1):
-        key = f"k{number}"
-        place = store.path(key)
-        place.mkdir(parents=True)
-        (place / "weights").write_text("8 bytes.")
-        manifest = {**facts, "key": key, "value": {}}
-        write_json(place / "manifest.json", {**manifest, "digest": digest_json(manifest)})
-    return grid
+    write_json(place / "manifest.json", {**manifest, "digest": digest_json(manifest)})
+
+
+def _pick(kind: type, line: dict[str, Any]) -> dict[str, Any]:
+    """What a line has of a record."""
+    return {each.name: line[each.name] for each in fields(kind) if each.name in line}
 
 
 def measure(command: list[str], folder: Path) -> tuple[float, float, float, str]:
@@ -138,11 +171,13 @@ def list_commands(
     for each in formats:
         yield f"report {each}", rows, [*bitgrid, "report", str(grid), *FORMATS[each]]
     stages = rows * 3 // 2
-    path = make_store(folder / f"stages-{stages}", stages)
+    path = make_store(folder / f"stages-{stages}", rows)
     store = ["--store", str(path.parent / "store")]
     for verb in ("status, first", "status", "gc"):
         words = ["gc"] if verb == "gc" else ["status", str(path)]
         yield verb, stages, [*bitgrid, *words, *store]
+    out = ["--out", str(path.parent / "out")]  # rows and report, and the table on the screen
+    yield "report GRID", rows, [*bitgrid, "report", str(path), *out, *store]
 
 
 def main() -> None:

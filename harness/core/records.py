@@ -25,8 +25,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, get_type_hints
 
 from harness.core.errors import ReportError
@@ -47,6 +48,7 @@ COLUMNS = (AVERAGE, DEVICE_HOURS)
 Aggregation = Literal["mean", "exp_mean", "macro_mean"]
 Setting = Any  # of a grid: JSON
 T = TypeVar("T")
+_PLAIN = frozenset({str, int, float, bool, NoneType})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +335,20 @@ class GridHead:
 
 def to_json(record: Any) -> dict[str, Any]:
     """A record as the object that stands in its file."""
-    return {"schema": SCHEMA, **asdict(record)}
+    return {"schema": SCHEMA, **_to_plain(record)}
+
+
+def _to_plain(value: Any) -> Any:
+    """A copy without records. `asdict` takes several times as long, over 10,000 rows seconds."""
+    if isinstance(value, dict):
+        parts = value.items()
+    elif is_dataclass(value):
+        parts = ((each.name, getattr(value, each.name)) for each in fields(value))
+    elif isinstance(value, list | tuple):
+        return [each if type(each) in _PLAIN else _to_plain(each) for each in value]
+    else:
+        return value
+    return {name: part if type(part) in _PLAIN else _to_plain(part) for name, part in parts}
 
 
 def from_json(kind: type[T], line: object, where: str, text: str | None = None) -> T:

@@ -161,12 +161,14 @@ class Store:
         return kind.load(folder, facts) if hasattr(kind, "load") else facts
 
     def check_files(
-        self, key: str, manifest: Mapping[str, Any] | None = None, only: str | None = None
-    ) -> None:
-        """Raise Damaged where a file of a value (all, or one) is not the one that was written; from
-        then on the value is not there."""
+        self, key: str, manifest: dict[str, Any] | None = None, only: str | None = None
+    ) -> dict[str, Any]:
+        """Its manifest. Raises Damaged where a file of a value (all, or one) is not the one that
+        was written; from then on the value is not there."""
         try:
-            self._check_files(key, manifest or self.manifest(key), only)
+            manifest = manifest or self.manifest(key)
+            self._check_files(key, manifest, only)
+            return manifest
         except Damaged as error:
             if (found := self._read(key)) is not None:
                 self.index.add(key, replace(found, fault=str(error)))

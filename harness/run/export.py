@@ -13,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from harness.run.plan import CellInfo, Plan
 from harness.run.states import check_scores, explain_staleness, find_states, standing_failure
 
 CURVE = "metrics.jsonl"
+_LARGE = 2**20  # bytes of items
 _CURVE_FIELDS = {each.name for each in fields(CurvePoint)}
 
 
@@ -65,9 +68,49 @@ def _writing(folder: Path) -> Iterator[None]:
         raise ReportError(f"{folder} cannot be written: {error.strerror}") from error
 
 
+@dataclass(frozen=True)
+class _Values:
+    """What of a plan is there, and how far the rest is: looked at once."""
+
+    plan: Plan
+    store: Store
+    state: Mapping[str, str]  # of each stage, by key
+    roots: Mapping[str, Mapping[str, Any]]  # manifests of scores and diagnostics, by key
+
+    @classmethod
+    def read(cls, plan: Plan, store: Store) -> _Values:
+        manifests = check_scores(plan, store)
+        return cls(plan, store, find_states(plan, store), manifests)
+
+    def has(self, key: str) -> bool:
+        return self.state[key] in ("done", "stale")
+
+    def find(self, key: str) -> Mapping[str, Any]:
+        """The facts of a value that is there. Raises StoreError."""
+        return self.roots[key] if key in self.roots else self.store.manifest(key)
+
+    @cached_property
+    def reasons(self) -> dict[str, str | None]:
+        """Of each score, which stages behind it are stale, and why; None where none is."""
+        stale, touched = dict[str, str](), set[str]()
+        for key, node in self.plan.nodes.items():  # inputs before users
+            if self.state[key] == "stale":
+                stale[key] = f"{node.kind}: {explain_staleness(self.plan, key, self.store)}"
+            if key in stale or not touched.isdisjoint(node.inputs):
+                touched.add(key)
+        keys = {key for cell in self.plan.cells for key in cell.scores}
+        return {
+            key: "; ".join(
+                dict.fromkeys(stale[above] for above in self.plan.upstream(key) if above in stale)
+            )
+            if key in touched
+            else None
+            for key in keys
+        }
+
+
 def _export(plan: Plan, store: Store, folder: Path) -> None:
-    check_scores(plan, store)
-    state = find_states(plan, store)
+    values = _Values.read(plan, store)
     published = plan.published or {}
     head = GridHead(
         name=plan.name,
@@ -80,33 +123,33 @@ def _export(plan: Plan, store: Store, folder: Path) -> None:
         published_tasks=published.get("tasks"),
         tolerance=published.get("tolerance"),
         cells=len(plan.cells),
-        holes=list(_holes(plan, store, state)),
+        holes=list(_holes(values)),
     )
     (folder / "grid.json").write_text(json.dumps(to_json(head), indent=1) + "\n")
-    _write_lines(folder / "rows.jsonl", map(to_json, _rows(plan, store, state)))
-    items = "".join(json.dumps(to_json(line)) + "\n" for line in _items(plan, store))
-    (folder / "items.jsonl.gz").write_bytes(gzip.compress(items.encode(), mtime=0))
-    _write_lines(folder / "curves.jsonl", map(to_json, _curves(plan, store)))
+    _write_lines(folder / "rows.jsonl", map(to_json, _rows(values)))
+    items = "".join(json.dumps(to_json(line)) + "\n" for line in _items(values)).encode()
+    level = 9 if len(items) < _LARGE else 6  # a tenth of the time for a tenth more bytes
+    (folder / "items.jsonl.gz").write_bytes(gzip.compress(items, level, mtime=0))
+    _write_lines(folder / "curves.jsonl", map(to_json, _curves(values)))
     if any(cell.diagnostics for cell in plan.cells):
-        _write_lines(folder / "diagnostics.jsonl", _diagnostics(plan, store))
+        _write_lines(folder / "diagnostics.jsonl", _diagnostics(values))
     else:
         (folder / "diagnostics.jsonl").unlink(missing_ok=True)
-    _write_lines(folder / "provenance.jsonl", _provenance(plan, store))
+    _write_lines(folder / "provenance.jsonl", _provenance(values))
 
 
-def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[Row]:
+def _rows(values: _Values) -> Iterator[Row]:
+    plan = values.plan
     for cell in plan.cells:
-        for key in cell.scores:
-            if not store.has(key):
-                continue
-            scores = store.manifest(key)["value"]
-            stale = _say_why_stale(plan, store, state, key)
+        facts = vars(_facts(cell))
+        for key in filter(values.has, cell.scores):
+            scores = values.find(key)["value"]
             for score in scores["rows"]:
                 precision = dict(scores["model"])
                 if cell.published_bits is not None:  # a wider type adds none
                     precision["bits_per_weight"] = cell.published_bits
                 yield Row(
-                    **asdict(_facts(cell)),
+                    **facts,
                     **precision,
                     **score,
                     grid=plan.name,
@@ -114,33 +157,24 @@ def _rows(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[Row]:
                     model=cell.source,
                     key=key,
                     model_key=cell.model,
-                    stale=stale,
+                    stale=values.reasons[key],
                 )
 
 
-def _say_why_stale(plan: Plan, store: Store, state: dict[str, str], key: str) -> str | None:
-    """Which stages behind a row are stale, and why; None where none is."""
-    stale = [above for above in plan.upstream(key) if state[above] == "stale"]
-    reasons = (
-        f"{plan.nodes[above].kind}: {explain_staleness(plan, above, store)}" for above in stale
-    )
-    return "; ".join(dict.fromkeys(reasons)) or None
-
-
-def _items(plan: Plan, store: Store) -> Iterator[RowItems]:
+def _items(values: _Values) -> Iterator[RowItems]:
     """The items of each row; a group of tasks has none of its own."""
-    for key in dict.fromkeys(key for cell in plan.cells for key in cell.scores):
-        path = store.path(key) / "items.jsonl.gz"
-        if store.has(key) and path.exists():
+    for key in dict.fromkeys(key for cell in values.plan.cells for key in cell.scores):
+        path = f"{values.store.path(key)}/items.jsonl.gz"  # not a Path: there may be 10,000
+        if values.has(key) and os.path.exists(path):
             try:
-                lines = [
-                    json.loads(line)
-                    for line in gzip.decompress(path.read_bytes()).split(b"\n")
-                    if line
-                ]
+                with open(path, "rb") as file:
+                    data = gzip.decompress(file.read())
+                lines = [json.loads(line) for line in data.split(b"\n") if line]
             except (OSError, EOFError, ValueError, zlib.error) as error:
                 # Only where it has no digest: it was written before there were any.
-                raise ReportError(f"{path} cannot be read: {error}; remove {path.parent}") from None
+                raise ReportError(
+                    f"{path} cannot be read: {error}; remove {values.store.path(key)}"
+                ) from None
             yield from (RowItems(key=key, **line) for line in lines)
 
 
@@ -151,42 +185,43 @@ def _published(plan: Plan) -> list[dict[str, str]]:
     return published.figures(published.find(name, model), model)
 
 
-def _holes(plan: Plan, store: Store, state: dict[str, str]) -> Iterator[Hole]:
-    for cell in plan.cells:
-        missing = [key for key in cell.scores if not store.has(key)]
+def _holes(values: _Values) -> Iterator[Hole]:
+    for cell in values.plan.cells:
+        missing = [key for key in cell.scores if not values.has(key)]
         if missing:
-            yield Hole(**asdict(_facts(cell)), reason=_reason(plan, store, state, missing[0]))
+            yield Hole(**vars(_facts(cell)), reason=_reason(values, missing[0]))
 
 
-def _reason(plan: Plan, store: Store, state: dict[str, str], key: str) -> str:
-    if (fault := store.find_fault(key)) is not None:
+def _reason(values: _Values, key: str) -> str:
+    if (fault := values.store.find_fault(key)) is not None:
         return f"damaged: {fault}; run the grid again"
-    for above in plan.upstream(key):
-        if state[above] == "failed":
-            record = standing_failure(plan.nodes[above], above, store) or {}
+    for above in values.plan.upstream(key):
+        if values.state[above] == "failed":
+            node = values.plan.nodes[above]
+            record = standing_failure(node, above, values.store) or {}
             hint = f" ({record['hint']})" if record.get("hint") else ""
-            return f"failed: {plan.nodes[above].kind}: {record.get('message', 'unknown')}{hint}"
+            return f"failed: {node.kind}: {record.get('message', 'unknown')}{hint}"
     return NOT_RUN
 
 
-def _curves(plan: Plan, store: Store) -> Iterator[CurvePoint]:
-    exported_keys: set[str] = set()
-    for cell in plan.cells:
-        bits = _bits(cell, store)
+def _curves(values: _Values) -> Iterator[CurvePoint]:
+    seen: set[str] = set()
+    for cell in values.plan.cells:
+        bits = _bits(cell, values)
         if bits is None:
             continue
-        for key in plan.upstream(cell.model):
-            if key in exported_keys or not (store.path(key) / CURVE).exists():
+        for key in values.plan.upstream(cell.model, seen):
+            seen.add(key)
+            if not os.path.exists(f"{values.store.path(key)}/{CURVE}"):
                 continue
-            exported_keys.add(key)
             try:
-                steps = _read_curve(store, key)
+                steps = _read_curve(values.store, key)
             except StoreError as error:
                 warnings.warn(f"no curve of {cell.id}: {error}", stacklevel=1)
                 continue
             for step in steps:
                 known = {name: fact for name, fact in step.items() if name in _CURVE_FIELDS}
-                yield CurvePoint(**asdict(_facts(cell)), bits=bits, **known)
+                yield CurvePoint(**vars(_facts(cell)), bits=bits, **known)
 
 
 def _read_curve(store: Store, key: str) -> list[dict[str, Any]]:
@@ -199,36 +234,39 @@ def _read_curve(store: Store, key: str) -> list[dict[str, Any]]:
         raise StoreError(f"{path} cannot be read: {error}") from None
 
 
-def _diagnostics(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:
-    for cell in plan.cells:
-        bits = _bits(cell, store)
+def _diagnostics(values: _Values) -> Iterator[dict[str, Any]]:
+    for cell in values.plan.cells:
+        bits = _bits(cell, values)
         for key in cell.diagnostics:
-            if bits is not None and store.has(key):
+            if bits is not None and values.has(key):
                 # The label is the plan's: two stages that differ in it alone are one.
-                step = {"step": plan.nodes[key].stage.get("step")}
+                step = {"step": values.plan.nodes[key].stage.get("step")}
                 facts = {**to_json(_facts(cell)), "bits": bits, "key": key}
-                yield {**facts, **step, **store.manifest(key)["value"]}
+                yield {**facts, **step, **values.find(key)["value"]}
 
 
 def _facts(cell: CellInfo) -> Cell:
     return Cell(cell=cell.id, label=cell.label, settings=cell.axes, seed=cell.seed)
 
 
-def _bits(cell: CellInfo, store: Store) -> float | None:
+def _bits(cell: CellInfo, values: _Values) -> float | None:
     """Of the cell's model; None before its first score, which tells them."""
-    for key in cell.scores:
-        if store.has(key):
-            bits: float = store.manifest(key)["value"]["model"]["bits"]
-            return bits
+    for key in filter(values.has, cell.scores):
+        bits: float = values.find(key)["value"]["model"]["bits"]
+        return bits
     return None
 
 
-def _provenance(plan: Plan, store: Store) -> Iterator[dict[str, Any]]:
-    done = {key for key in plan.stored() if store.has(key)}
-    behind = {above for key in done for above in plan.upstream(key)}
+def _provenance(values: _Values) -> Iterator[dict[str, Any]]:
+    plan = values.plan
+    done = {key for key in plan.stored() if values.has(key)}
+    behind = set(done)
+    for key in reversed(plan.nodes):  # users before inputs
+        if key in behind:
+            behind.update(plan.nodes[key].inputs)
     for key, node in plan.nodes.items():
         if key in done:
-            facts = {n: fact for n, fact in store.manifest(key).items() if n != "value"}
+            facts = {n: fact for n, fact in values.find(key).items() if n != "value"}
             yield {**facts, "schema": SCHEMA}
         elif key in behind and not node.stored:
             yield {"schema": SCHEMA, "key": key, "stage": node.stage}

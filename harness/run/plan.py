@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -87,12 +87,13 @@ class Plan:
         """Keys of the stages that are kept, inputs first."""
         return [key for key, node in self.nodes.items() if node.stored]
 
-    def upstream(self, key: str) -> list[str]:
-        """Keys of all stages that `key` needs, itself last."""
+    def upstream(self, key: str, known: Container[str] = ()) -> list[str]:
+        """Keys of all stages that `key` needs, itself last, without those of `known` and what
+        these need."""
         keys: dict[str, None] = {}
 
         def visit(at: str) -> None:
-            if at not in keys:
+            if at not in keys and at not in known:
                 for above in self.nodes[at].inputs:
                     visit(above)
                 keys[at] = None

@@ -65,12 +65,15 @@ def list_new(plan: Plan, store: Store) -> list[str]:
     return _counted([f"{node.kind}: {node.why}" for node in missing if node.stored and node.why])
 
 
-def check_scores(plan: Plan, store: Store) -> None:
-    """Read what a report needs, so that the store knows which of it is damaged."""
-    for key in {key for cell in plan.cells for key in cell.roots}:
+def check_scores(plan: Plan, store: Store) -> dict[str, dict[str, Any]]:
+    """Read what a report needs, so that the store knows which of it is damaged; the manifests of
+    what is whole, by key."""
+    manifests = {}
+    for key in dict.fromkeys(key for cell in plan.cells for key in cell.roots):
         if store.has(key):
             with contextlib.suppress(StoreError):
-                store.check_files(key)
+                manifests[key] = store.check_files(key)
+    return manifests
 
 
 def list_damaged(plan: Plan, store: Store, whole: Container[str] = ()) -> list[str]:
