@@ -55,10 +55,15 @@ def describe(error: OSError, path: Path) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """JSON at `path`, whole or not at all. Raises OSError."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text at `path`, whole or not at all. Raises OSError."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with draft.open("w") as file:
-            json.dump(content, file, indent=1)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

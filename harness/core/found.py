@@ -3,22 +3,27 @@
     <root>/index.json    for each value the stamp of its manifest's file, and what it says
 
 A cache and never the truth: what it says of a manifest counts while that file has the stamp (inode,
-size, time of change) that it had. It may be missing, old, half right or removed at any time, which
-costs time and nothing else. Not here: the values (`store`).
+size, time of change) that it had. It begins with a digest of its own text: without the right one
+nothing of it counts. It may be missing, old, damaged or removed at any time, which costs time and
+nothing else. Not here: the values (`store`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import StoreError
-from harness.core.files import read_json, write_json
+from harness.core.files import write_text
 
-SCHEMA = 1
+SCHEMA = 2
+_HEAD = '{"sha256": "%s", "index": '
 _FEW = 100  # manifests that are read again rather than remembered
 
 
@@ -54,11 +59,24 @@ class Index:
         self._found.pop(key, None)
 
     def save(self) -> None:
-        """Keep it for the next process, where that saves something and can be done."""
-        if self._new >= _FEW:
-            with contextlib.suppress(OSError, StoreError):
-                write_json(self._path, _describe(self._found))
-                self._new = 0
+        """Keep it for the next process, without values that are gone, where that saves something
+        and can be done."""
+        if not self._found:
+            return
+        with contextlib.suppress(OSError, StoreError):
+            there = set(os.listdir(self._path.parent / "values"))
+            gone = self._found.keys() - there
+            if self._new + len(gone) < _FEW:
+                return
+            for key in gone:
+                self.forget(key)
+            text = json.dumps(_describe(self._found))  # on one line: indents take 20 times as long
+            write_text(self._path, f"{_HEAD % _digest(text.encode())}{text}}}")
+            self._new = 0
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _describe(found: Mapping[str, Found]) -> dict[str, Any]:
@@ -74,7 +92,11 @@ def _describe(found: Mapping[str, Found]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Found]:
     with contextlib.suppress(OSError, StoreError, ValueError, TypeError, KeyError, IndexError):
-        index = read_json(path)
+        raw = path.read_bytes()
+        text = raw[len(_HEAD % _digest(b"")) : -1]
+        if raw != f"{_HEAD % _digest(text)}".encode() + text + b"}":
+            return {}
+        index = json.loads(text)
         if index["schema"] == SCHEMA:
             return {
                 key: Found((inode, size, when), None, files, host, code, index["packages"][number])

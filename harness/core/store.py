@@ -130,7 +130,7 @@ class Store:
         Raises StoreError where it is missing, unreadable or of another version, Damaged where it is
         not what was written.
         """
-        path = self.path(key) / MANIFEST
+        path = Path(f"{self.root}/values/{key}/{MANIFEST}")
         try:
             manifest = read_json(path)
         except FileNotFoundError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,26 @@ def test_damage_is_not_remembered(store: Store, monkeypatch: pytest.MonkeyPatch)
     for _ in range(2):
         whole, read = _look(store, monkeypatch)
         assert whole == ["k1", "k2"] and "k0" in read
+
+
+def test_a_flipped_digit_in_the_index_damages_no_value(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = _look(store, monkeypatch)[0]
+    index = store.root / "index.json"
+    text = index.read_text()
+    assert '"weights": 8' in text
+    index.write_text(text.replace('"weights": 8', '"weights": 9', 1))
+    assert _look(store, monkeypatch) == (everything, everything)
+    assert _look(store, monkeypatch) == (everything, [])  # it was written anew
+
+
+def test_values_that_are_gone_leave_the_index(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _look(store, monkeypatch)
+    for number in range(COUNT):
+        shutil.rmtree(store.path(f"k{number}"))
+    _write(store, "other", "c")
+    assert _look(store, monkeypatch) == ([], [])
+    assert json.loads((store.root / "index.json").read_text())["index"]["values"] == {}
