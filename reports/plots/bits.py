@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from reports.numbers.columns import format_bits
-from reports.numbers.entries import Entry
+from reports.numbers.entries import Entry, Row
 from reports.plots import data, style
 from reports.plots.context import Context, Drawing, Plot
 from reports.plots.data import Mean
@@ -41,6 +41,9 @@ def draw_score_vs_bits(context: Context) -> Drawing | None:
     index = data.find_main_score(summary)
     index = 0 if index is None else index
     column = summary.columns[index]
+    costs = [_find_cost(row) for row in summary.rows if row.entries[index] and not row.reference]
+    if not costs or max(costs) - min(costs) < _APART:
+        return None  # before means are taken, which cost much of many rows
     means = data.average_by_row(models, index, get_scale(column))
     points: dict[str, list[tuple[float, Mean]]] = {}
     marked: dict[str, list[Entry]] = {}
@@ -50,8 +53,7 @@ def draw_score_vs_bits(context: Context) -> Drawing | None:
         if entry is None or row.reference:
             continue
         if math.isfinite(mean.mean):
-            weight = row.bits if row.bits_per_weight is None else row.bits_per_weight
-            points.setdefault(row.name, []).append((weight, mean))
+            points.setdefault(row.name, []).append((_find_cost(row), mean))
             marked.setdefault(row.name, []).append(entry)
         else:
             which = f"{row.name}, {format_bits(row.bits)} bits"
@@ -92,6 +94,10 @@ def draw_score_vs_bits(context: Context) -> Drawing | None:
         words.append(f"no point lies {better} and left of the Pareto front")
     title = f"{title_quantities([column])} against effective bits per weight"
     return Drawing(figure, title, words)
+
+
+def _find_cost(row: Row) -> float:
+    return row.bits if row.bits_per_weight is None else row.bits_per_weight
 
 
 def _front(axes: Axes, front: list[tuple[float, float]], end: float) -> list[Line2D]:

@@ -170,10 +170,8 @@ def find_sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
         on, off = quantised[at.notna()], quantised[at.isna()]
         names = name_series(on, without=axis)
         for name, rows in on.groupby(names, sort=False):
-            places = at[rows.index]
-            sweep.series[str(name)] = {
-                float(place): rows[places == place] for place in sorted(places.unique())
-            }
+            by_place = rows.groupby(at[rows.index])  # by rising place
+            sweep.series[str(name)] = {float(str(place)): same for place, same in by_place}
         for name, rows in off.groupby(_with_bits(off, among=quantised), sort=False):
             sweep.level[str(name)] = rows
         if any(len(places) >= least for places in sweep.series.values()):

@@ -28,16 +28,18 @@ from reports.plots.panels import (
     set_logarithmic,
     set_places,
     title_quantities,
+    write_remark,
 )
 from reports.plots.style import Look
 
 _MORE = 1.2  # most over least: less is one cost
+_LINES = 24  # along an axis: of more, none can be followed
 
 
 def draw_sweep(context: Context) -> Drawing | None:
     """For each numeric axis the average and each perplexity (a panel each) over its values."""
     summary, known = context.summary, context.looks
-    swept = data.find_sweeps(context.models)
+    swept, unshown = _choose_lines(data.find_sweeps(context.models))
     score = data.find_main_score(summary)
     columns = [] if score is None else [score]
     columns += [i for i, column in enumerate(summary.columns) if not column.higher][:2]
@@ -62,12 +64,28 @@ def draw_sweep(context: Context) -> Drawing | None:
     for each in swept:
         handles |= {name: make_handle(looks[name], name) for name in each.series}
         handles |= {name: make_handle(looks[name], name, line=True) for name in each.level}
+    write_remark(figure, unshown)
     draw_legend(figure, list(handles.values()))
-    words = describe_means(means, summary.grid.report, "bands")
+    words = [*describe_means(means, summary.grid.report, "bands"), *unshown]
     if any(each.level for each in swept):
         words.append("level lines are methods or settings without a value on the axis")
     shown = title_quantities(summary.columns[index] for index in columns)
     return Drawing(figure, f"{shown} along {', '.join(each.axis for each in swept)}", words)
+
+
+def _choose_lines(swept: list[Sweep]) -> tuple[list[Sweep], list[str]]:
+    """The first lines along each axis, in the table's order, and what is not drawn, in words."""
+    chosen, unshown = [], []
+    for each in swept:
+        names = [*each.series, *each.level]
+        shown = set(names[:_LINES])
+        if len(names) > len(shown):
+            more = f"{len(names) - len(shown)} of {len(names)} lines along {each.axis} not drawn"
+            unshown.append(f"{more}: those after the first {len(shown)} of the table")
+        series = {name: points for name, points in each.series.items() if name in shown}
+        level = {name: rows for name, rows in each.level.items() if name in shown}
+        chosen.append(Sweep(each.axis, series, level))
+    return chosen, unshown
 
 
 def _swept(

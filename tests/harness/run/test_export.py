@@ -6,7 +6,12 @@ import dataclasses
 import gzip
 import json
 import re
+from collections import Counter
+from collections.abc import Container
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from harness.core.records import ITEM_KEY
 from harness.core.report_options import Finding, ReportOptions
@@ -16,6 +21,7 @@ from harness.grid.schema import GridFile
 from harness.run import export as rows
 from harness.run import plan as plans
 from harness.run import remembering
+from harness.run.plan import Plan
 from harness.run.runner import run
 from reports.reading.export import Export
 from tests.harness.run.test_run import Silent
@@ -35,6 +41,39 @@ def test_items_are_exported_with_the_key_of_their_row(tmp_path: Path) -> None:
     }
     rows.export(plan, store, tmp_path / "out")
     assert (tmp_path / "out/items.jsonl.gz").read_bytes() == data  # the same bytes each time
+
+
+def test_each_value_is_looked_at_and_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = toy_plan(tmp_path / "toy.yaml")
+    store = Store(tmp_path / "store")
+    run(plan, store, Silent())
+    for key in plan.stored():
+        assert store.has(key)  # from here on its index knows them
+    looked, read, steps = Counter[str](), Counter[str](), Counter[str]()
+    for name, counts in (("look", looked), ("manifest", read)):
+        plain = getattr(Store, name)
+
+        def count(self: Store, key: str, plain: Any = plain, counts: Any = counts) -> Any:
+            counts[key] += 1
+            return plain(self, key)
+
+        monkeypatch.setattr(Store, name, count)
+    upstream = Plan.upstream
+
+    def walk(self: Plan, key: str, known: Container[str] = ()) -> list[str]:
+        keys = upstream(self, key, known)
+        steps.update(keys)
+        return keys
+
+    monkeypatch.setattr(Plan, "upstream", walk)
+    rows.export(plan, store, tmp_path / "out")
+    roots = {key for cell in plan.cells for key in cell.roots}
+    curves = {key for key in plan.stored() if (store.path(key) / rows.CURVE).exists()}
+    assert read == Counter([*plan.stored(), *curves])
+    assert looked == dict.fromkeys(plan.stored(), 1) | dict.fromkeys(roots, 2)
+    assert max(steps.values()) == 1  # what stands behind several models is gone through once
 
 
 def test_note_and_finding_of_a_grid_are_exported(tmp_path: Path) -> None:

@@ -17,7 +17,16 @@ from harness.core.errors import ReportError
 from harness.core.records import Weights, from_json
 from reports.plots import PLOTS, data, inside
 from reports.reading.export import Export
-from tests.support.synthetic_grids import TASKS, drawn_of, ppl, quickstart, row, summary_of, write
+from tests.support.synthetic_grids import (
+    TASKS,
+    drawings_of,
+    drawn_of,
+    ppl,
+    quickstart,
+    row,
+    summary_of,
+    write,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -285,3 +294,19 @@ def test_a_broken_diagnostic_is_one_line(tmp_path: Path) -> None:
     (folder / "diagnostics.jsonl").write_text(json.dumps(broken) + "\n")
     with pytest.raises(ReportError, match="key 'errors' is missing"):
         _ = Export(folder).diagnostics
+
+
+def test_lines_that_are_left_out_of_a_sweep_are_counted_in_the_caption(tmp_path: Path) -> None:
+    rows = [
+        row(settings={"lr": lr, "width": width}, value=0.5)
+        for width in range(26)
+        for lr in range(3)
+    ]
+    folder = write(tmp_path, rows, report={"rows": ["lr", "width"]})
+    drawing = drawings_of(folder)["sweep"]
+    assert "2 of 26 lines along lr not drawn: those after the first 24 of the table" in (
+        drawing.words
+    )
+    assert "along width not drawn" not in drawing.words
+    assert "2 of 26 lines along lr" in drawing.figure.get_suptitle().replace("\n", " ")
+    assert max(len(axes.lines) for axes in drawing.figure.axes) == 24
