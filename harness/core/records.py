@@ -339,16 +339,14 @@ def to_json(record: Any) -> dict[str, Any]:
 
 
 def _to_plain(value: Any) -> Any:
-    """A copy without records. `asdict` takes several times as long, over 10,000 rows seconds."""
-    if isinstance(value, dict):
-        parts = value.items()
-    elif is_dataclass(value):
-        parts = ((each.name, getattr(value, each.name)) for each in fields(value))
-    elif isinstance(value, list | tuple):
+    """A copy without records; that of dataclasses takes seconds more over 10,000 rows."""
+    if is_dataclass(value):
+        value = {each.name: getattr(value, each.name) for each in fields(value)}
+    if isinstance(value, list | tuple):
         return [each if type(each) in _PLAIN else _to_plain(each) for each in value]
-    else:
+    if not isinstance(value, dict):
         return value
-    return {name: part if type(part) in _PLAIN else _to_plain(part) for name, part in parts}
+    return {n: part if type(part) in _PLAIN else _to_plain(part) for n, part in value.items()}
 
 
 def from_json(kind: type[T], line: object, where: str, text: str | None = None) -> T:
