@@ -324,13 +324,9 @@ class GridHead:
     def tolerances(self) -> dict[str, float | str]:
         """`tolerance` by method, task or metric; "" of all others."""
         tolerance = self.tolerance
-        return (
-            {}
-            if tolerance is None
-            else tolerance
-            if isinstance(tolerance, dict)
-            else {"": tolerance}
-        )
+        if tolerance is None:
+            return {}
+        return tolerance if isinstance(tolerance, dict) else {"": tolerance}
 
 
 def to_json(record: Any) -> dict[str, Any]:
