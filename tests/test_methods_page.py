@@ -43,7 +43,7 @@ def test_an_example_imports_what_is_public(title: str, code: str) -> None:
 
 
 def test_the_page_has_an_example_of_each_kind() -> None:
-    assert len(EXAMPLES) == 9 and len(ROWS) == len(MISTAKES) > 25
+    assert len(EXAMPLES) == 10 and len(ROWS) == len(MISTAKES) > 25
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[each.title for each in MISTAKES])
