@@ -19,6 +19,7 @@ Not here: any method; parts of methods (`component`); how settings become fields
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +29,7 @@ from typing import Any, ClassVar, cast
 from harness.config.settings import list_settings
 from harness.core.component import Component
 from harness.core.declared import locate
-from harness.core.errors import BitgridError, ModelError, nearest
+from harness.core.errors import BitgridError, FormatError, ModelError, nearest
 from harness.core.registry import Place, Registry, find_caller
 from harness.core.stage import Input, Resources, Stage, identify, to_canonical_json, value
 from harness.data import Tokens
@@ -80,7 +81,17 @@ class Method(Component, family="method"):
         return Resources(gpus=1, memory_gib=host_gib(base, 32.0), hours=2.0)
 
     def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
-        """Raise a BitgridError where a layer, given as (O, I) by name, cannot be quantised so."""
+        """Raise a BitgridError where a layer, given as (O, I) by name, cannot be quantised so.
+
+        By default where a field `group_size` does not divide its inputs; 0 is a whole row.
+        """
+        size = getattr(self, "group_size", 0)
+        for name, (_, inputs) in layers.items():
+            if isinstance(size, int) and size and inputs % size:
+                raise FormatError(
+                    f"layer {name}: groups of {size} do not divide its {inputs} inputs; a "
+                    f"group_size that does: {math.gcd(size, inputs)}"
+                )
 
     @property
     def is_reference(self) -> bool:

@@ -6,7 +6,7 @@ Not here: what is checked (`checks`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +15,11 @@ from harness.core.errors import ValueChanged
 from harness.core.execution import execute
 from harness.core.stage import Stage, closure
 from harness.models import Model, pretrained, read_layer_shapes
+from harness.models.dry_run import estimate_memory
 from harness.testing.tiny import make_tiny_model
+from harness.testing.watching import Counting, Stopped, Stopping
+
+Other: TypeAlias = Literal["odd", "experts", "bfloat16"]
 
 
 class Bench:
@@ -24,10 +28,13 @@ class Bench:
     model: a folder with a model; work: an empty folder for what stages write.
     """
 
-    def __init__(self, model: Path, work: Path) -> None:
-        self.base = pretrained(str(model), "float32")
+    def __init__(self, model: Path, work: Path, dtype: str = "float32") -> None:
+        self.base = pretrained(str(model), dtype)
         self.shapes = read_layer_shapes(str(model))
-        self._work, self._values, self._attempts = work, dict[str, Any](), 0
+        self.peaks: dict[str, int] = {}  # bytes, by key, of stages that were computed anew
+        self.stopped: dict[str, str | None] = {}  # what differs once a stage was stopped, by key
+        self._model, self._work, self._values, self._attempts = model, work, dict[str, Any](), 0
+        self._others: dict[str, Bench] = {}
 
     @classmethod
     def make(cls, folder: Path) -> Bench:
@@ -35,6 +42,18 @@ class Bench:
         (folder / "model").mkdir()
         (folder / "work").mkdir()
         return cls(make_tiny_model(folder / "model"), folder / "work")
+
+    def on(self, other: Other) -> Bench:
+        """One on another model: of an odd width, with experts, or this one in bfloat16."""
+        if other not in self._others:
+            folder = self._work / f"on-{other}"
+            (folder / "work").mkdir(parents=True)
+            if other == "bfloat16":
+                self._others[other] = Bench(self._model, folder / "work", other)
+            else:
+                model = make_tiny_model(folder / "model", other)
+                self._others[other] = Bench(model, folder / "work")
+        return self._others[other]
 
     def compute(self, root: Stage[Any]) -> Any:
         """The value of a graph; stages that were computed before are not computed again."""
@@ -47,15 +66,40 @@ class Bench:
         """
         self._attempts += 1
         values = {self.base.key: self.compute(self.base)}
-        return self._fill(values, root, "" if resumed else f"-{self._attempts}")
+        attempt = "" if resumed else f"-{self._attempts}"
+        return self._fill(values, root, attempt, watched=not resumed)
 
-    def _fill(self, values: dict[str, Any], root: Stage[Any], attempt: str) -> Any:
+    def compute_stopped(self, stage: Stage[Any], changes: int) -> tuple[Any, bool]:
+        """The value of a stage that was stopped once its folder had changed so many times, and run
+        again; and whether it came so far. Inputs are as they were computed before."""
+        self._attempts += 1
+        work = self._work / f"{stage.key}-{self._attempts}"
+        work.mkdir()
+        try:
+            with Stopping(work, changes):
+                return execute(stage, self._values, work), False
+        except Stopped:
+            return execute(stage, self._values, work), True
+
+    def keeps(self, stage: Stage[Any]) -> bool:
+        """Whether a stage that was computed left something in its folder."""
+        work = self._work / stage.key
+        return work.is_dir() and any(work.iterdir())
+
+    def _fill(
+        self, values: dict[str, Any], root: Stage[Any], attempt: str, watched: bool = False
+    ) -> Any:
         try:
             for stage in closure([root]):
                 if stage.key not in values:
                     work = self._work / f"{stage.key}{attempt}"
                     work.mkdir(exist_ok=True)
-                    values[stage.key] = execute(stage, values, work)
+                    if watched and estimate_memory(stage) is None:
+                        with Counting() as counted:
+                            values[stage.key] = execute(stage, values, work)
+                        self.peaks[stage.key] = counted.peak().total
+                    else:
+                        values[stage.key] = execute(stage, values, work)
         except ValueChanged:  # what others share is not what it was
             self._values.clear()
             raise

@@ -1,35 +1,34 @@
 """The checks: one function each, which says in a line what is wrong, or nothing.
 
 They come in order, and one that needs a model of the method is not tried where there is none. Not
-here: what is checked (`subjects`), the model that it is tried on (`tiny`).
+here: what is checked (`subjects`), the model that it is tried on (`tiny`), other models (`others`),
+bits (`packing`), what happens while it runs (`stopping`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.config.settings import configure, list_settings
+from harness.config.settings import configure
 from harness.core.component import Component
-from harness.core.errors import BitgridError, ModelError, ValueChanged, first_line, make_line
+from harness.core.errors import BitgridError, ModelError, ValueChanged, make_line
 from harness.core.stage import Stage, closure
-from harness.method import Apply, Method
+from harness.method import Apply
 from harness.models import Matrix, Model, matrices
 from harness.testing.bench import Bench
+from harness.testing.case import Case, Skip, explain, find_difference
+from harness.testing.others import check_dtype, check_experts, check_odd_width
+from harness.testing.packing import find_uncounted
+from harness.testing.stopping import check_copies, check_stopped
 from harness.testing.subjects import Subject
-
-_BITS = ("bits", "format.bits")  # where a method says how many it rounds to
-_TRIED = (2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -46,97 +45,29 @@ class Finding:
         return "FAILED" if self.fault else "skipped" if self.skipped else "passed"
 
 
-class _Skip(Exception):
-    """A check that does not apply; its text says why."""
-
-
-@dataclass
-class _Case:
-    """A subject on a bench, with what several checks look at."""
-
-    subject: Subject
-    bench: Bench
-
-    @property
-    def method(self) -> Method:
-        return self.subject.method
-
-    @cached_property
-    def root(self) -> Stage[Model]:
-        self.method.check(self.bench.shapes)
-        return self.method.build(self.bench.base, 0)
-
-    @cached_property
-    def model(self) -> Model:
-        model: Model = self.bench.compute(self.root)
-        return model
-
-    @cached_property
-    def error(self) -> Exception | None:
-        """What stands in the way of a model."""
-        try:
-            self.model  # noqa: B018
-        except Exception as error:  # whatever an author's code raises
-            return error
-        return None
-
-    @cached_property
-    def logits(self) -> Tensor:
-        return self.bench.measure_logits(self.model)
-
-    @cached_property
-    def unrepeated(self) -> str | None:
-        """A parameter that differs when all is computed once more; None where none does."""
-        return _find_difference(self.model, self.bench.compute_anew(self.root))
-
-    @cached_property
-    def by_bits(self) -> dict[int, Model]:
-        """The model at every number of bits that the method takes, of those that are tried."""
-        found = {}
-        for bits, method in _vary_bits(self.method, self.subject.part):
-            method.check(self.bench.shapes)
-            found[bits] = self.bench.compute(method.build(self.bench.base, 0))
-        return found
-
-
 def run_checks(subject: Subject, bench: Bench) -> list[Finding]:
     """Every check of a subject, in order."""
-    case, findings, is_broken = _Case(subject, bench), list[Finding](), False
+    case, findings, is_broken = Case(subject, bench), list[Finding](), False
     for title, find_fault in _CHECKS.items():
         if is_broken:
             findings.append(Finding(title, skipped="there is no model to look at"))
             continue
         try:
             fault = find_fault(case)
-        except _Skip as skip:
+        except Skip as skip:
             findings.append(Finding(title, skipped=str(skip)))
             continue
         except Exception as error:  # whatever an author's code raises
-            fault = _explain(error, subject)
+            fault = explain(error, subject)
         findings.append(Finding(title, make_line(fault) if fault else None))
         is_broken = fault is not None and find_fault in _NEEDED
     return findings
 
 
-def _explain(error: Exception, subject: Subject) -> str:
-    """An error as one line, with the last place in the author's file where it passed."""
-    if isinstance(error, BitgridError):
-        return str(error)
-    files = {_find_file(each) for each in (type(subject.method), subject.part) if each is not None}
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename in files] or frames
-    place = f"{own[-1].filename}:{own[-1].lineno}" if own else "?"
-    return f"{place}: {type(error).__name__}: {first_line(error)}"
-
-
-def _find_file(cls: type) -> str:
-    return str(getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__)
-
-
 # --- what it says, and how it is planned ----------------------------------------------------------
 
 
-def _check_words(case: _Case) -> str | None:
+def _check_words(case: Case) -> str | None:
     entry, part = case.subject.entry, case.subject.part
     if entry is None:
         described = part or type(case.method)
@@ -150,7 +81,7 @@ def _check_words(case: _Case) -> str | None:
     return None if Path(entry.source).is_file() else f"its source {entry.source} is no file"
 
 
-def _check_plan(case: _Case) -> str | None:
+def _check_plan(case: Case) -> str | None:
     if not isinstance(case.root, Stage):
         return f"`build` should give a stage, and gave {type(case.root).__name__}"
     if case.bench.base.key not in {stage.key for stage in closure([case.root])}:
@@ -158,7 +89,7 @@ def _check_plan(case: _Case) -> str | None:
     return None
 
 
-def _check_key(case: _Case) -> str | None:
+def _check_key(case: Case) -> str | None:
     """Equal fields, equal key; a field that differs is in the key unless it is declared not to."""
     copy = configure(case.method, {})
     if copy.build(case.bench.base, 0).key != case.root.key:
@@ -191,17 +122,17 @@ def _vary(held: object) -> Iterator[object]:
 # --- what comes of it -----------------------------------------------------------------------------
 
 
-def _check_run(case: _Case) -> str | None:
+def _check_run(case: Case) -> str | None:
     if case.error is not None and not isinstance(case.error, ValueChanged | ModelError):
-        return _explain(case.error, case.subject)
+        return explain(case.error, case.subject)
     return None
 
 
-def _check_input(case: _Case) -> str | None:
+def _check_input(case: Case) -> str | None:
     return str(case.error) if isinstance(case.error, ValueChanged) else None
 
 
-def _check_result(case: _Case) -> str | None:
+def _check_result(case: Case) -> str | None:
     if isinstance(case.error, ModelError):
         return str(case.error)
     if not isinstance(case.model, Model):
@@ -211,10 +142,10 @@ def _check_result(case: _Case) -> str | None:
     return None
 
 
-def _check_levels(case: _Case) -> str | None:
+def _check_levels(case: Case) -> str | None:
     """At most 2^bits values a group, counted anew; the bits that were asked for."""
     if not case.model.quantized:
-        raise _Skip("it rounds nothing")
+        raise Skip("it rounds nothing")
     models: list[tuple[int | None, Model]] = [(None, case.model), *case.by_bits.items()]
     for bits, model in models:
         layers = matrices(model.network)
@@ -227,30 +158,12 @@ def _check_levels(case: _Case) -> str | None:
     return None
 
 
-def _check_bits(case: _Case) -> str | None:
-    """What tells the groups' levels apart takes bits too: scales are counted."""
-    layers = matrices(case.model.network)
-    for name, record in case.model.quantized.items():
-        if record.bits >= 16:
-            continue
-        weight = layers[name].weight
-        own = case.model.format_parameters.get(name, {})
-        packed = record.bits + sum(8 * each.nbytes for each in own.values()) / weight.numel()
-        if own and abs(packed - record.bits_per_weight) > 1e-6:
-            return (
-                f"layer {name}: codes and parameters take {packed:g} bits a weight, and "
-                f"bits_per_weight is {record.bits_per_weight:g}"
-            )
-        levels = len(torch.cat([part.flatten() for part in weight.split(256)]).unique())
-        if levels > record.levels and record.bits_per_weight <= record.bits:
-            return (
-                f"layer {name}: its groups have levels of their own, and bits_per_weight is "
-                f"{record.bits_per_weight:g}: count scales and zero points too"
-            )
-    return None
+def _check_bits(case: Case) -> str | None:
+    """What tells the groups' levels apart takes bits too, as far as packing them shows."""
+    return find_uncounted(case.model)
 
 
-def _check_others(case: _Case) -> str | None:
+def _check_others(case: Case) -> str | None:
     """Embeddings and head are those of the model whose weights the result's stand for."""
     steps = case.method.steps(case.bench.base, 0)
     origin = case.bench.compute(steps[-1].origin if steps else case.bench.base)
@@ -261,7 +174,7 @@ def _check_others(case: _Case) -> str | None:
     return None
 
 
-def _check_files(case: _Case) -> str | None:
+def _check_files(case: Case) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = Model.load(Path(folder), case.model.save(Path(folder)))
         if loaded.quantized != case.model.quantized:
@@ -281,45 +194,39 @@ def _check_files(case: _Case) -> str | None:
 # --- what it depends on ---------------------------------------------------------------------------
 
 
-def _check_again(case: _Case) -> str | None:
+def _check_again(case: Case) -> str | None:
     if name := case.unrepeated:
         return f"run twice with one seed, it gives two models: {name} differs"
     return None
 
 
-def _need_repeatable(case: _Case) -> None:
-    if case.unrepeated:
-        raise _Skip("it is not even the same when nothing differs")
-
-
-def _check_resumed(case: _Case) -> str | None:
-    _need_repeatable(case)
-    again = case.bench.compute_anew(case.root, resumed=True)
-    if name := _find_difference(case.model, again):
+def _check_resumed(case: Case) -> str | None:
+    case.need_repeatable()
+    if name := case.unresumed:
         return f"run again on what it left in `work`, it gives another model: {name} differs"
     return None
 
 
-def _check_seed(case: _Case) -> str | None:
-    _need_repeatable(case)
+def _check_seed(case: Case) -> str | None:
+    case.need_repeatable()
     other = case.method.build(case.bench.base, 1)
     if isinstance(case.root, Apply) and not case.method.seeded:
         drawn = case.bench.compute(dataclasses.replace(case.root, seed=1))
-        if name := _find_difference(case.model, drawn):
+        if name := find_difference(case.model, drawn):
             return (
                 f"it draws random numbers ({name} differs with the seed) and does not say so: "
                 "seeded: ClassVar[bool] = True"
             )
     if other.key == case.root.key:
         return None
-    if not _find_difference(case.model, case.bench.compute(other)):
+    if not find_difference(case.model, case.bench.compute(other)):
         return "its key has a seed, and another seed gives the same model: every run is done twice"
     return None
 
 
-def _check_error(case: _Case) -> str | None:
+def _check_error(case: Case) -> str | None:
     if len(case.by_bits) < 2:
-        raise _Skip("it has no bits to vary")
+        raise Skip("it has no bits to vary")
     origin = case.bench.measure_logits(case.bench.compute(case.bench.base))
     errors = {
         bits: (case.bench.measure_logits(model) - origin).square().mean().item()
@@ -331,7 +238,7 @@ def _check_error(case: _Case) -> str | None:
     return None
 
 
-_CHECKS: Mapping[str, Callable[[_Case], str | None]] = {
+_CHECKS: Mapping[str, Callable[[Case], str | None]] = {
     "says what it is": _check_words,
     "is planned": _check_plan,
     "runs": _check_run,
@@ -339,11 +246,16 @@ _CHECKS: Mapping[str, Callable[[_Case], str | None]] = {
     "gives what it declares": _check_result,
     "has at most 2^bits values a group": _check_levels,
     "counts its bits": _check_bits,
+    "rounds any width, or refuses it": check_odd_width,
+    "rounds experts, or refuses them": check_experts,
+    "keeps the type of the model": check_dtype,
     "leaves embeddings and head": _check_others,
     "saves and loads": _check_files,
     "has the key of its fields": _check_key,
     "gives the same again": _check_again,
     "goes on after a kill": _check_resumed,
+    "goes on where it was stopped": check_stopped,
+    "holds few copies of the model": check_copies,
     "depends on its seed as it says": _check_seed,
     "errs less with more bits": _check_error,
 }
@@ -353,39 +265,12 @@ _NEEDED = (_check_plan, _check_run, _check_input, _check_result)  # the others l
 # --- helpers --------------------------------------------------------------------------------------
 
 
-def _vary_bits(method: Method, part: type[Component] | None) -> Iterator[tuple[int, Method]]:
-    """The method at each number of bits that it takes; none where only a part without bits is
-    meant."""
-    settings = dict(list_settings(method))
-    for path in (each for each in _BITS if isinstance(settings.get(each), int)):
-        owner = settings.get(path.rpartition(".")[0], method)
-        for bits in _TRIED if part is None or isinstance(owner, part) else ():
-            try:
-                yield bits, configure(method, {path: bits})
-            except BitgridError:  # a format without such a form
-                continue
-
-
 def _count_levels(matrix: Matrix, group_size: int) -> Iterator[int]:
     """The values in each group of a row."""
     rows = matrix.weight.flatten(0, -2)
     for part in rows.split(group_size or rows.shape[1], dim=1):
         ordered = part.sort(-1).values
         yield int((ordered.diff(dim=-1) != 0).sum(-1).max()) + 1
-
-
-def _find_difference(one: Model, other: Model) -> str | None:
-    """The first parameter that differs, by name; None where all are equal."""
-    theirs = dict(other.network.named_parameters())
-    for name, ours in one.network.named_parameters():
-        if not torch.equal(ours, theirs[name]):
-            return name
-    for layer, own in (one.format_parameters | other.format_parameters).items():
-        for name in own:
-            pair = [each.format_parameters.get(layer, {}).get(name) for each in (one, other)]
-            if pair[0] is None or pair[1] is None or not torch.equal(pair[0], pair[1]):
-                return f"parameter {name} of layer {layer}"
-    return None
 
 
 def _measure(one: Tensor, other: Tensor) -> float:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from harness.cli.main import main
 from harness.config.settings import list_settings
-from harness.core.errors import GridError
-from harness.core.stage import Stage
+from harness.core.errors import FormatError, GridError
+from harness.core.stage import Input, Stage, value
 from harness.data import Tokens
 from harness.method import METHODS, Method, register
 from harness.models import Model, Quantized, matrices
@@ -186,6 +188,121 @@ class Backwards(Ternary):
 
 
 @dataclass(frozen=True)
+class Zeroed(Ternary):
+    """Even steps from a group's minimum, of which the zero points are not counted."""
+
+    name = "test-zeroed"
+
+    def last(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        step = values.abs().amax(-1, keepdim=True)
+        codes = (values / step).round() + 1
+        first = torch.arange(values.shape[-3])[:, None, None] % 3 - 2  # -2, -1, 0: by row
+        return (codes + first) * step
+
+
+class Anywhere(Ternary):
+    """Takes any width."""
+
+    def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Odd(Anywhere):
+    """Cuts groups as if they always fitted."""
+
+    name = "test-odd"
+
+
+@dataclass(frozen=True)
+class Nameless(Anywhere):
+    """Refuses a width without saying whose."""
+
+    name = "test-nameless"
+
+    def draw(self, groups: torch.Tensor) -> torch.Tensor:
+        return groups
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        if any(each.in_features % 32 for each in matrices(model.network).values()):
+            raise FormatError("groups do not fit")
+        return super().apply(model, calibration, work)
+
+
+@dataclass(frozen=True)
+class Flat(Ternary):
+    """Takes every weight for one matrix."""
+
+    name = "test-flat"
+
+    def draw(self, groups: torch.Tensor) -> torch.Tensor:
+        rows, count, width = groups.shape
+        return groups.view(rows, count, width)
+
+
+@dataclass(frozen=True)
+class Wide(Stage[Model]):
+    """A model in float32 whatever it was."""
+
+    kind: ClassVar[str] = "test-wide"
+    stored: ClassVar[bool] = False
+    model: Input[Model]
+
+    def run(self, work: Path) -> Model:
+        result = value(self.model).fork()
+        head = result.network.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.float(), requires_grad=False)
+        return result
+
+
+@dataclass(frozen=True)
+class Widened(Ternary):
+    """Gives a model of another type than it was given."""
+
+    name = "test-widened"
+
+    def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
+        return Wide(super().build(base, seed))
+
+
+@dataclass(frozen=True)
+class Hasty(Ternary):
+    """Says that a layer is done before it is."""
+
+    name = "test-hasty"
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        kept = work / "done"
+        result = model.fork()
+        for name, matrix in matrices(result.network).items():
+            is_late = name.endswith("layers.1.mlp.down_proj")
+            if is_late and kept.exists() and kept.read_text() == "begun":
+                kept.write_text("all")
+                continue
+            if is_late:
+                kept.write_text("begun")
+            groups = matrix.weight.float().unflatten(-1, (-1, self.group_size))
+            scale = groups.abs().mean(-1, keepdim=True)
+            matrix.replace(((groups / scale).round().clamp(-1, 1) * scale).flatten(-2))
+            result.quantized[name] = Quantized("ternary", 2, self.group_size, self.count())
+        kept.write_text("all")
+        return result
+
+
+@dataclass(frozen=True)
+class Copies(Ternary):
+    """Holds the model five times."""
+
+    name = "test-copies"
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        kept = [[each.detach().clone() for each in model.network.parameters()] for _ in range(5)]
+        result = super().apply(model, calibration, work)
+        del kept
+        return result
+
+
+@dataclass(frozen=True)
 class Silent(Ternary):
     name = "test-silent"
 
@@ -198,7 +315,7 @@ FAULTS: list[tuple[type[Method], str, str]] = [
     (
         Free,
         "counts its bits",
-        r"layer model\.\S+: its groups have levels of their own, and bits_per",
+        r"layer model\.\S+: its groups have levels of their own, a scale of 16 bits a group, and",
     ),
     (Writes, "leaves its input as it was", r"changed model\.layers\.0\.self_attn\.q_proj\.weight"),
     (Raises, "runs", r"test_checks\.py:\d+: IndexError: index 70 is out of bounds"),
@@ -209,6 +326,41 @@ FAULTS: list[tuple[type[Method], str, str]] = [
     ),
     (Keyless, "has the key of its fields", "with another rounds the key is the same"),
     (Backwards, "errs less with more bits", "does not fall as bits grow: 2 bits"),
+    (
+        Zeroed,
+        "counts its bits",
+        r"layer model\.\S+: .* a scale of 16 bits and a zero point of 2 a group, and bits_per_w",
+    ),
+    (
+        Odd,
+        "rounds any width, or refuses it",
+        r"layer model\.layers\.0\.mlp\.down_proj, of 88 inputs: \S+test_checks\.py:\d+: Runtime",
+    ),
+    (
+        Nameless,
+        "rounds any width, or refuses it",
+        r"without naming the layer, model\.layers\.0\.mlp\.down_proj: groups do not fit",
+    ),
+    (
+        Flat,
+        "rounds experts, or refuses them",
+        r"layer model\.layers\.0\.mlp\.experts\.\S+ \(E x O x I: 4 x \d+ x 64\): \S+checks\.py:",
+    ),
+    (
+        Widened,
+        "keeps the type of the model",
+        r"lm_head\.weight comes back torch\.float32 on cpu; it was torch\.bfloat16 on cpu",
+    ),
+    (
+        Hasty,
+        "goes on where it was stopped",
+        r"`work` had changed 1 times, .*: model\.layers\.1\.mlp\.down_proj\.weight differs",
+    ),
+    (
+        Copies,
+        "holds few copies of the model",
+        r"beside the model, 0\.36 MiB, it holds [2-9]\.\d+ MiB of tensors at once; 4 models",
+    ),
     (Silent, "says what it is", "Silent has no docstring"),
 ]
 
@@ -217,7 +369,9 @@ FAULTS: list[tuple[type[Method], str, str]] = [
 def test_a_fault_is_said(kind: Any, title: str, words: str, bench: Bench) -> None:
     with pytest.raises(AssertionError) as told:
         check_method(kind(), bench=bench)
-    opening, line = str(told.value).splitlines()
+    opening, *lines = str(told.value).splitlines()
+    assert len(lines) == 1, lines
+    (line,) = lines
     assert re.fullmatch(rf"method {kind.__name__} fails 1 of \d+ checks:", opening)
     assert line.startswith(f"  {title}: ") and re.search(words, line), line
 
@@ -265,8 +419,8 @@ def test_the_verb_prints_each_check(tmp_path: Path, capsys: pytest.CaptureFixtur
     good.write_text(source.read_text().replace('"rtn"', '"test-good"'))
     assert main(["check", str(good), "--set", "format.bits=3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "test-good:" and len(lines) == 15
-    assert all(line.startswith("  passed  ") for line in lines[1:])
+    assert lines[0] == "test-good:" and len(lines) == 20
+    assert all(line.startswith(("  passed  ", "  skipped  ")) for line in lines[1:])
     register("test-free", Free(), title="Free", about="counts no scales")
     assert main(["check", "test-free"]) == 1
     assert re.search(r"\n  FAILED +counts its bits +layer model\.", capsys.readouterr().out)
