@@ -181,7 +181,7 @@ def _check_files(case: Case) -> str | None:
             return "what it says was quantised does not come back from its files"
         if loaded.attachments != case.model.attachments:
             return "its attachments do not come back from its files"
-        if name := _find_difference(loaded, case.model):
+        if name := find_difference(loaded, case.model):
             return f"saved and loaded, {name} differs"
         if loaded.bits_per_weight() != case.model.bits_per_weight():
             return "its bits do not come back from its files"
