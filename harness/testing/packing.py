@@ -73,7 +73,8 @@ def count_own_bits(weight: Tensor, group_size: int, levels: int) -> OwnBits:
         return OwnBits(16, "a scale")
     tops = groups.abs().amax(-1, keepdim=True)
     scale = 8 if _fit_bytes(tops[:, 0]) else 16
-    if _count_values(groups / tops) <= levels:
+    signed = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))  # a scale may be negative
+    if min(_count_values(groups / tops), _count_values(groups / signed)) <= levels:
         return OwnBits(scale, f"a scale of {scale} bits")
     if (codes := _find_codes(groups, levels)) is not None:
         if int(codes.amax() - codes.amin()) < levels:
