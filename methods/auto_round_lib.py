@@ -24,14 +24,14 @@ class AutoRound(Method):
     """SignRound of auto-round with its own defaults; per row with group_size 0."""
 
     needs, seeded, layer_classes = ("auto-round",), True, ("Linear", "Conv1D")
-    bits: Annotated[int, Field(ge=2, le=8)] = 4
-    group_size: Annotated[int, Field(ge=0, le=2**24)] = 128
-    symmetric: bool = True
+    bits: Annotated[int, Field(ge=2, le=8)] = 4  # of each weight's code
+    group_size: Annotated[int, Field(ge=0, le=2**24)] = 128  # weights that share a scale; 0: a row
+    symmetric: bool = True  # without a zero point
     iterations: Count = 200  # a block; the learning rate is 1 / iterations
-    batch_size: Count = 8
-    text: str = "pile-val"
-    sequences: Count = 128
-    length: Count = 2048
+    batch_size: Count = 8  # sequences a step
+    text: str = "pile-val"  # calibration text
+    sequences: Count = 128  # of calibration text
+    length: Count = 2048  # of each, in tokens
 
     def calibration(self, base: Stage[Model]) -> Stage[Tokens]:
         return api.calibration(base, self.text, self.sequences, self.length)

@@ -21,9 +21,9 @@ class BitsAndBytes(Method):
     """16 levels times the largest magnitude of a block of bitsandbytes."""
 
     needs = ("bitsandbytes",)
-    levels: Literal["nf4", "fp4"] = "nf4"
-    group_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64
-    double_quant: bool = False
+    levels: Literal["nf4", "fp4"] = "nf4"  # of normal floats, or of 4-bit floats
+    group_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64  # weights that share a scale
+    double_quant: bool = False  # whether scales are rounded to 8 bits
 
     def check(self, layers: Any) -> None:
         check_groups(layers, self.group_size, SIZES)  # blocks run on from row to row otherwise

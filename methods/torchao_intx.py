@@ -22,8 +22,8 @@ class TorchAO(Method):
     """Integers of torchao, a scale and a zero point a group; per row with group_size 0."""
 
     needs = ("torchao",)
-    bits: Annotated[int, Field(ge=2, le=8)] = 4
-    group_size: Annotated[int, Field(ge=0, le=2**24)] = 128
+    bits: Annotated[int, Field(ge=2, le=8)] = 4  # of each weight's code
+    group_size: Annotated[int, Field(ge=0, le=2**24)] = 128  # weights that share a scale; 0: a row
     symmetric: bool = True  # codes from -2^(bits-1), one more below 0 than above
 
     def check(self, layers: Any) -> None:

@@ -24,12 +24,12 @@ class TorchAOQAT(TorchAO):
     """Linear layers trained with torchao's fake quantisation, then rounded by torchao."""
 
     layer_classes = ("Linear",)
-    text: str = "pile-val"
-    sequences: Count = 128
-    length: Count = 512
-    iterations: Count = 128
-    batch_size: Count = 8
-    lr: Annotated[float, Field(gt=0, le=10)] = 1e-5
+    text: str = "pile-val"  # that is trained on
+    sequences: Count = 128  # of this text
+    length: Count = 512  # of each, in tokens
+    iterations: Count = 128  # optimizer steps
+    batch_size: Count = 8  # sequences a step
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-5  # learning rate
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -170,7 +170,7 @@ def _describe(entry: Any) -> Listed:
         if path in families:
             choices = sorted(families[path].siblings())
         for hint in list_choices(field_types(owner)[name]):
-            choices += get_args(hint) if get_origin(hint) is Literal else ()
+            choices += map(str, get_args(hint) if get_origin(hint) is Literal else ())
         remarks = [f"of {', '.join(choices)}"] if choices else []
         if path in entry.fixed:
             remarks.append("fixed where only compared against")
