@@ -271,18 +271,18 @@ class IntAsym(Grouped):
         return 16 + self.bits
 
     def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        scale, first, last = self._find_codes(low, high)
+        scale, first, last = self.find_codes(low, high)
         return _code(groups, scale, first, last).mul_(scale)
 
     def pull_range(
         self, groups: Tensor, low: Tensor, high: Tensor, gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        passed, slope = pull_codes(groups, *self._find_codes(low, high), gradient)
+        passed, slope = pull_codes(groups, *self.find_codes(low, high), gradient)
         top = 2**self.bits - 1
         slope = pull_stored((high - low) / top, slope) / top
         return passed, -slope, slope
 
-    def _find_codes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def find_codes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The scale, and the first and last code less the zero point, of each range."""
         top = 2**self.bits - 1
         scale = store_scale((high - low) / top)
@@ -310,18 +310,18 @@ class IntSym(Grouped):
         return 16
 
     def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        scale, first, last = self._find_codes(low, high)
+        scale, first, last = self.find_codes(low, high)
         return _code(groups, scale, first, last).mul_(scale)
 
     def pull_range(
         self, groups: Tensor, low: Tensor, high: Tensor, gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        passed, slope = pull_codes(groups, *self._find_codes(low, high), gradient)
+        passed, slope = pull_codes(groups, *self.find_codes(low, high), gradient)
         top = 2 ** (self.bits - 1) - 1
         slope = pull_stored(torch.maximum(high, -low) / top, slope) / top
         return passed, *pull_larger(low, high, slope)
 
-    def _find_codes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def find_codes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The scale, and the first and last code, of each range."""
         top = 2 ** (self.bits - 1) - 1
         scale = store_scale(torch.maximum(high, -low) / top)

@@ -37,6 +37,7 @@ from methods.quantization.by_layer import group_by_format
 from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
 from methods.quantization.rounding import Round, RoundBlocks, quantize_model
+from methods.quantization.signround import SignRound
 from methods.quantization.walking import Block
 
 _SEARCHED = 8  # float32 tensors of the weights that a search tries together
@@ -83,12 +84,15 @@ def _of_search(
 
 @estimate_memory.register
 def of_block_rounding(stage: RoundBlocks, gpus: int | None = None, device: str = "cuda") -> Memory:
-    """A block, X'X of what its layers read, and the largest layer at work; the rest lies on the
-    host."""
-    at_work = 0
+    """A block, and what rounding it takes: X'X of what its layers read and the largest layer at
+    work, or a few steps of what learns. The rest lies on the host."""
+    at_work, rounding, length = 0, stage.rounding, find_length(stage.calibration)
 
     def observe(block: Block) -> None:
         nonlocal at_work
+        if isinstance(rounding, SignRound):
+            dataclasses.replace(rounding, steps=2).round_block(block, stage.format)
+            return
         for reading, gram in observing.sum_grams(block, block.layers).items():
             rows = sum(block.layers[name].out_features for name in reading.layers)
             copies = _FACTORS * gram.numel() + _ROUNDED * rows * len(gram)
@@ -96,22 +100,30 @@ def of_block_rounding(stage: RoundBlocks, gpus: int | None = None, device: str =
 
     with dry_run() as live:
         model = load_weightless(live, pretrained_of(stage.model), "host")
-        walk_weightless(live, model, find_length(stage.calibration), observe)
+        at_once = rounding.count_at_once(length)
+        walk_weightless(live, model, length, observe, rounding.originals, at_once)
     peak = live.peak()
     return dataclasses.replace(peak, other=peak.other + at_work)
 
 
-def walk_weightless(live: Live, model: Model, length: int, work: Callable[[Block], object]) -> None:
+def walk_weightless(
+    live: Live,
+    model: Model,
+    length: int,
+    work: Callable[[Block], object],
+    originals: bool = False,
+    at_once: int | None = None,
+) -> None:
     """A walk over one batch of sequences of `length` tokens, with `work` done at each block."""
 
     def place(old: nn.Parameter, where: torch.device) -> nn.Parameter:
         with live.part("parameters"):  # as where the model lies on the host and the block does not
             return nn.Parameter(torch.empty_like(old), requires_grad=False)
 
-    ids = make_ids(max(1, walking.TOKENS_AT_ONCE // length), length)
+    ids = make_ids(at_once or max(1, walking.TOKENS_AT_ONCE // length), length)
     tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
     with replaced(walking, "_place", place):
-        for block in walking.sequentially(model, tokens, Path(), quantized_inputs=False):
+        for block in walking.sequentially(model, tokens, Path(), False, originals, at_once):
             work(block)
 
 

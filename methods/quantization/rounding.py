@@ -4,9 +4,9 @@
     rounded = Nearest().build(trained, base, NF(bits=3))            # Stage[Model] -> Stage[Model]
 
 How a model is rounded is a part of a recipe: each weight to the nearest level, or block by block so
-that a layer's output on calibration text stays what it was (`BlockRounding`).
-Not here: the formats (`formats`), roundings by blocks (`gptq`), the rounding of a training step
-(`methods.training.masters`).
+that the output on calibration text stays what it was: a layer's (`BlockRounding`), or whatever a
+`WalkedRounding` looks at. Not here: the formats (`formats`), such roundings (`gptq`, `signround`),
+the rounding of a training step (`methods.training.masters`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,26 +59,26 @@ class Nearest(Rounding):
 
 
 @dataclass(frozen=True)
-class BlockRounding(Rounding):
+class WalkedRounding(Rounding):
     """One that rounds block by block, on what the blocks before it give once they are rounded.
 
-    It sees `sequences` blocks of `length` tokens of `text`. `true_sequential`: within a block, too,
-    layers see what those before them give once they are rounded. A subclass is a frozen dataclass
-    with `round_weight`.
+    It sees `sequences` blocks of `length` tokens of `text`. A subclass is a frozen dataclass with
+    `round_block`.
     """
 
     text: str = "c4"  # calibration text
     sequences: Count = 128  # of calibration text
     length: Count = 2048  # of each, in tokens
-    true_sequential: bool = False  # whether layers of a block see those before them rounded
+
+    originals: ClassVar[bool] = False  # whether blocks come with what the unrounded model's give
 
     @abstractmethod
-    def round_weight(self, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
-        """Values of `format` for a weight (O, I), given X'X (I, I) of what it reads; all float32.
+    def round_block(self, block: Block, format: Format) -> dict[str, Tensor]:
+        """Values of `format` for the layers of a block, by name: (O, I), or (E, O, I)."""
 
-        A row for which they change the output more than the nearest ones would gets those. May
-        raise torch.linalg.LinAlgError where X'X has no full rank.
-        """
+    def count_at_once(self, length: int) -> int | None:
+        """Sequences of `length` tokens in a batch of the walk; None: as many as it takes."""
+        return None
 
     def build(self, model: Stage[Model], base: Stage[Model], format: Format) -> Stage[Model]:
         tokens = calibration(base, self.text, self.sequences, self.length)
@@ -97,6 +98,72 @@ class BlockRounding(Rounding):
 
 
 @dataclass(frozen=True)
+class BlockRounding(WalkedRounding):
+    """One that rounds each weight by X'X of what it reads.
+
+    `true_sequential`: within a block, too, layers see what those before them give once they are
+    rounded. A subclass is a frozen dataclass with `round_weight`.
+    """
+
+    true_sequential: bool = False
+
+    @abstractmethod
+    def round_weight(self, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
+        """Values of `format` for a weight (O, I), given X'X (I, I) of what it reads; all float32.
+
+        A row for which they change the output more than the nearest ones would gets those. May
+        raise torch.linalg.LinAlgError where X'X has no full rank.
+        """
+
+    def round_block(self, block: Block, format: Format) -> dict[str, Tensor]:
+        turns = [list(block.layers)]
+        if self.true_sequential:
+            readings = block.observe(lambda reading, rows: None)
+            turns = [list(names) for names in dict.fromkeys(tuple(r.layers) for r in readings)]
+        for layers in turns:
+            rounded = {name: block.layers[name].weight.clone() for name in layers}
+            for reading, gram in sum_grams(block, layers).items():
+                for kind, names in _group(format, reading.layers):
+                    # Layers that read the same and have one format are one with more rows.
+                    parts = [
+                        rounded[name] if reading.expert is None else rounded[name][reading.expert]
+                        for name in names
+                    ]
+                    values = self._round_weight(names[0], torch.cat(parts).float(), gram, kind)
+                    for part, new in zip(parts, values.split([*map(len, parts)]), strict=True):
+                        part.copy_(new)
+            for name, weight in rounded.items():
+                block.layers[name].replace(weight)
+        return {name: matrix.weight for name, matrix in block.layers.items()}
+
+    @torch.no_grad()
+    def _round_weight(self, name: str, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
+        if not bool(gram.isfinite().all()):
+            raise ModelError(
+                f"layer {name}: what it reads on the text has NaN or Inf, or overflows"
+            )
+        try:
+            values = self.round_weight(weight, gram, format.fit(weight))
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ModelError(f"layer {name}: rounding {self.name!r}: {error}") from error
+        nearest = format.quantize(weight)
+        worse = _measure(values - weight, gram) > _measure(nearest - weight, gram)
+        return torch.where(worse[:, None], nearest, values)
+
+
+def _group(format: Format, layers: Sequence[str]) -> Iterator[tuple[Grouped, list[str]]]:
+    """Layers that are rounded as one weight, with their format."""
+    for kind, names in group_by_format(format, layers).items():
+        for together in [names] if kind.by_row else [[name] for name in names]:
+            yield kind, together
+
+
+def _measure(change: Tensor, gram: Tensor) -> Tensor:
+    """How much a change of each row moves its output, |change X'|^2: (O, I), (I, I) -> (O,)."""
+    return ((change @ gram) * change).sum(-1)
+
+
+@dataclass(frozen=True)
 class RoundBlocks(Stage[Model]):
     """A model rounded block by block, in the base's dtype; it goes on after a kill at the block
     where it was."""
@@ -107,7 +174,7 @@ class RoundBlocks(Stage[Model]):
     base: Input[Model]
     calibration: Input[Tokens]
     format: Format
-    rounding: BlockRounding
+    rounding: WalkedRounding
 
     @property
     def resources(self) -> Resources:
@@ -122,8 +189,11 @@ class RoundBlocks(Stage[Model]):
             format.check(name, matrix.in_features)
         ends = {name: each for name, each in layers.items() if name not in inside}
         _round_to_nearest(model, ends)  # first: what the blocks see comes from the embedding
-        for block in sequentially(model, value(self.calibration), work):
-            for name, weight in block.once("weights", self._round_block).items():
+        tokens, how = value(self.calibration), self.rounding
+        at_once = how.count_at_once(tokens.ids.shape[1])
+        compute = partial(how.round_block, format=self.format)
+        for block in sequentially(model, tokens, work, originals=how.originals, at_once=at_once):
+            for name, weight in block.once("weights", compute).items():
                 block.layers[name].replace(weight)
                 if name in layers:
                     model.quantized[name] = layers[name][1].describe(weight.shape[-1])
@@ -132,53 +202,6 @@ class RoundBlocks(Stage[Model]):
             model.network, lambda _, old: nn.Parameter(old.detach().to(dtype), requires_grad=False)
         )
         return model
-
-    def _round_block(self, block: Block) -> dict[str, Tensor]:
-        """The rounded weight of each layer of the block: (O, I), or (E, O, I)."""
-        turns = [list(block.layers)]
-        if self.rounding.true_sequential:
-            readings = block.observe(lambda reading, rows: None)
-            turns = [list(names) for names in dict.fromkeys(tuple(r.layers) for r in readings)]
-        for layers in turns:
-            rounded = {name: block.layers[name].weight.clone() for name in layers}
-            for reading, gram in sum_grams(block, layers).items():
-                for format, names in self._group(reading.layers):
-                    # Layers that read the same and have one format are one with more rows.
-                    parts = [
-                        rounded[name] if reading.expert is None else rounded[name][reading.expert]
-                        for name in names
-                    ]
-                    values = self._round_weight(names[0], torch.cat(parts).float(), gram, format)
-                    for part, new in zip(parts, values.split([*map(len, parts)]), strict=True):
-                        part.copy_(new)
-            for name, weight in rounded.items():
-                block.layers[name].replace(weight)
-        return {name: matrix.weight for name, matrix in block.layers.items()}
-
-    def _group(self, layers: Sequence[str]) -> Iterator[tuple[Grouped, list[str]]]:
-        """Layers that are rounded as one weight, with their format."""
-        for format, names in group_by_format(self.format, layers).items():
-            for together in [names] if format.by_row else [[name] for name in names]:
-                yield format, together
-
-    @torch.no_grad()
-    def _round_weight(self, name: str, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
-        if not bool(gram.isfinite().all()):
-            raise ModelError(
-                f"layer {name}: what it reads on the text has NaN or Inf, or overflows"
-            )
-        try:
-            values = self.rounding.round_weight(weight, gram, format.fit(weight))
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise ModelError(f"layer {name}: rounding {self.rounding.name!r}: {error}") from error
-        nearest = format.quantize(weight)
-        worse = _measure(values - weight, gram) > _measure(nearest - weight, gram)
-        return torch.where(worse[:, None], nearest, values)
-
-
-def _measure(change: Tensor, gram: Tensor) -> Tensor:
-    """How much a change of each row moves its output, |change X'|^2: (O, I), (I, I) -> (O,)."""
-    return ((change @ gram) * change).sum(-1)
 
 
 @dataclass(frozen=True)

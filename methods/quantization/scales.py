@@ -5,6 +5,8 @@ Not here: what scales are multiplied with (`formats`, `ternary`, `fp4`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,23 @@ _LARGEST = 65504.0
 
 
 def store_scale(scale: Tensor) -> Tensor:
-    """A scale as 16 bits hold it, in float32; never 0 and never Inf."""
-    return scale.clamp(_SMALLEST, _LARGEST).half().float()
+    """A scale as 16 bits hold it, in float32; never 0 and never Inf. Gradients pass in float32, as
+    `pull_stored` says."""
+    stored: Tensor = _Store.apply(scale)
+    return stored
+
+
+class _Store(torch.autograd.Function):
+    """Not left to autograd: behind `half()` a small gradient of a scale would be 0."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return scale.clamp(_SMALLEST, _LARGEST).half().float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        return pull_stored(ctx.saved_tensors[0], gradients[0])
 
 
 def pull_stored(scale: Tensor, gradient: Tensor) -> Tensor:

@@ -68,9 +68,16 @@ class Block:
     before: dict[str, nn.Parameter] = field(default_factory=dict)  # as the walk came to it
     gave: list[Any] = field(default_factory=list)  # by batch, as long as it was unchanged
 
-    def run(self, inputs: Inputs) -> Tensor:
-        """Its hidden states for a batch, (B, T, D) on the device. Gradients are the caller's."""
-        return get_states(self._run(inputs))
+    def run(self, inputs: Inputs, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Its hidden states for a batch, (B, T, D) on the device. Gradients are the caller's.
+
+        weights: in place of its parameters, by their names in the network.
+        """
+        if not weights:
+            return get_states(self._run(inputs))
+        own = {name.removeprefix(f"{self.name}."): each for name, each in weights.items()}
+        args, kwargs = move(inputs.args, device()), move(inputs.kwargs, device())
+        return get_states(torch.func.functional_call(self.module, own, args, kwargs))
 
     @torch.no_grad()
     def observe(self, see: See, layers: Mapping[str, Matrix] | None = None) -> list[Reading]:
@@ -120,17 +127,19 @@ def sequentially(
     work: Path,
     quantized_inputs: bool = True,
     originals: bool = False,
+    at_once: int | None = None,
 ) -> Iterator[Block]:
     """The blocks of `model` in order, each with what it reads of `tokens`.
 
     A block reads what the blocks before it give as they are when the walk goes on, changed or not;
     without `quantized_inputs` as they were. The caller changes `model` by giving layers new
     weights (`Matrix.replace`), and may train a block's parameters. How far the walk is, is
-    reported. A block that the trunk does not run on text has no inputs.
+    reported. A block that the trunk does not run on text has no inputs. at_once: sequences of a
+    batch; None: those of about 4,096 tokens.
     """
     model.network.eval()
     found, layers = blocks(model.network), matrices(model.network)
-    batches = tokens.ids.split(max(1, TOKENS_AT_ONCE // tokens.ids.shape[1]))
+    batches = tokens.ids.split(at_once or max(1, TOKENS_AT_ONCE // tokens.ids.shape[1]))
     own, clean = ([None] * len(batches) for _ in range(2))  # what the last block gave, by batch
     for number, (name, module) in enumerate(found.items()):
         reads = partial(_Batches, model.network, list(found.values()), number, batches)

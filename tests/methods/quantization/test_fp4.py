@@ -17,7 +17,6 @@ from methods.quantization.formats import Grouped
 from methods.quantization.fp4 import MXFP4, NVFP4, round_e2m1
 from methods.quantization.gptq import GPTQ
 from methods.quantization.inits import Clip
-from methods.quantization.rounding import RoundBlocks
 
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FORMATS: list[Grouped] = [MXFP4(), NVFP4()]
@@ -193,9 +192,9 @@ def test_gradients_through_the_range(family: type[Grouped], seed: int) -> None:
 def test_gptq_gives_values_of_the_format(format: Grouped) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, read = torch.randn(6, 64, generator=generator), torch.randn(80, 64, generator=generator)
-    stage = RoundBlocks(*[None] * 3, format, GPTQ())  # type: ignore[arg-type]
+    rounding = GPTQ()
     gram = read.T @ read
-    values = stage._round_weight("layer", weight, gram, format)
+    values = rounding._round_weight("layer", weight, gram, format)
     whole = float(weight.abs().max()) / (6 * 448)
     scales = [2.0**e for e in range(-12, 4)]
     if isinstance(format, NVFP4):

@@ -75,8 +75,8 @@ def test_each_row_moves_its_output_no_more_than_the_nearest_levels_do(
     seed: int, format: Grouped, act_order: bool, tokens: int
 ) -> None:
     weight, gram = _draw(seed, 4, 32, tokens)
-    stage = RoundBlocks(*[None] * 3, format, GPTQ(act_order=act_order))  # type: ignore[arg-type]
-    values = stage._round_weight("layer", weight, gram, format)
+    rounding = GPTQ(act_order=act_order)
+    values = rounding._round_weight("layer", weight, gram, format)
 
     def measure(rounded: Tensor) -> Tensor:
         change = (rounded - weight).double()

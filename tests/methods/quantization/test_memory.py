@@ -21,7 +21,8 @@ from harness.models.dry_run import estimate_memory
 from methods.quantization.awq import ScaleSearch
 from methods.quantization.gptq import GPTQ
 from methods.quantization.inits import ClipSearch
-from methods.quantization.rounding import Round, RoundBlocks
+from methods.quantization.rounding import Round, RoundBlocks, WalkedRounding
+from methods.quantization.signround import SignRound
 from tests.support import architectures
 from tests.support.memory import (
     FORMAT,
@@ -51,7 +52,8 @@ def test_searches_hold_a_block_and_what_it_observes(base: Pretrained, model: Mod
     calibrated = Packed([], base, 64, 128)
     search = ClipSearch(base, calibrated, FORMAT, 20, 10, 512)
     stages: list[Stage[Any]] = [search, ScaleSearch(base, calibrated, FORMAT, 20, 512)]
-    stages.append(RoundBlocks(base, base, calibrated, FORMAT, GPTQ()))
+    for rounding in (GPTQ(), SignRound(length=128)):
+        stages.append(RoundBlocks(base, base, calibrated, FORMAT, rounding))
     for each in stages:
         memory = estimate_memory(each)
         assert memory is not None and memory.parameters == _measure_block(model.network)
@@ -59,18 +61,22 @@ def test_searches_hold_a_block_and_what_it_observes(base: Pretrained, model: Mod
     assert pretrained_of(search) == base
 
 
-@pytest.mark.parametrize("rounds", [False, True])
-def test_a_model_of_70b_is_walked_on_a_gpu_of_24_gib(tmp_path: Path, rounds: bool) -> None:
+@pytest.mark.parametrize(
+    ("rounding", "gib"), [(None, 24), (GPTQ(), 24), (SignRound(), 80)], ids=["clip", "gptq", "sign"]
+)
+def test_a_model_of_70b_is_walked_on_one_gpu(
+    tmp_path: Path, rounding: WalkedRounding | None, gib: int
+) -> None:
     """Two blocks of its size: the others lie on the host."""
     sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 2}
     LlamaConfig(num_attention_heads=64, num_key_value_heads=8, **sizes).save_pretrained(tmp_path)
     huge = Pretrained(str(tmp_path), "of no weights", "bfloat16")
     tokens = Packed([], huge, 2048, 128)
     stage: Stage[Any] = ClipSearch(huge, tokens, FORMAT, 20, 10, 512)
-    if rounds:
-        stage = RoundBlocks(huge, huge, tokens, FORMAT, GPTQ())
+    if rounding is not None:
+        stage = RoundBlocks(huge, huge, tokens, FORMAT, rounding)
     memory = estimate_memory(stage)
-    assert memory is not None and 1.5 * 2**30 < memory.total < 24 * 2**30
+    assert memory is not None and 1.5 * 2**30 < memory.total < gib * 2**30
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt2"])

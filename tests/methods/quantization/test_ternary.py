@@ -19,7 +19,6 @@ from methods.quantization.formats import Grouped, IntSym
 from methods.quantization.fp4 import NVFP4
 from methods.quantization.gptq import GPTQ
 from methods.quantization.inits import Clip
-from methods.quantization.rounding import RoundBlocks
 from methods.quantization.ternary import Ternary
 from methods.recipe import Recipe
 from methods.training.data import GroundTruth
@@ -104,9 +103,9 @@ def test_bits_are_those_of_a_packed_file() -> None:
 def test_gptq_gives_values_of_the_format(format: Grouped, act_order: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, read = torch.randn(6, 32, generator=generator), torch.randn(80, 32, generator=generator)
-    stage = RoundBlocks(*[None] * 3, format, GPTQ(act_order=act_order))  # type: ignore[arg-type]
+    rounding = GPTQ(act_order=act_order)
     gram = read.T @ read
-    values, nearest = stage._round_weight("layer", weight, gram, format), format.quantize(weight)
+    values, nearest = rounding._round_weight("layer", weight, gram, format), format.quantize(weight)
     for group in format.groups(32):
         assert all(len(row.abs().unique()) <= 2 for row in values[:, group])
     errors = [(((each - weight) @ gram) * (each - weight)).sum() for each in (values, nearest)]
