@@ -105,7 +105,7 @@ class BlockRounding(WalkedRounding):
     rounded. A subclass is a frozen dataclass with `round_weight`.
     """
 
-    true_sequential: bool = False
+    true_sequential: bool = False  # whether layers of a block see those before them rounded
 
     @abstractmethod
     def round_weight(self, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
