@@ -5,7 +5,7 @@
 
 The loss is the mean squared difference of the block's output from what the original block gives in
 the original model, as in the walk's `targets`. Not here: what is learnt and how it moves
-(`signround`, `omniquant`), the walk (`walking`).
+(`signround`), the walk (`walking`).
 """
 
 from __future__ import annotations
