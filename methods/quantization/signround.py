@@ -49,9 +49,9 @@ class SignRound(WalkedRounding):
     name = "signround"
     text: str = "pile-val"
     sequences: Count = 512
-    steps: Count = 200
-    batch_size: Count = 8
-    seed: Seed = 0
+    steps: Count = 200  # of a block
+    batch_size: Count = 8  # sequences a step
+    seed: Seed = 0  # of which sequences each step has
 
     originals: ClassVar[bool] = True
 
