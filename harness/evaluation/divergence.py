@@ -206,7 +206,7 @@ class Divergences(Catalogue):
             return None
         known = {each.name: each for each in self._list_perplexities()}
         if (of := name.removeprefix(PREFIX)) not in known:
-            raise GridError(f"task {name!r}: perplexity {of!r} is unknown; {nearest(of, known)}")
+            raise GridError(f"task {name!r} is unknown; {nearest(name, self.names())}")
         return DivergenceTask(known[of])
 
     def names(self) -> Iterable[str]:

@@ -38,18 +38,10 @@ _LONGEST = 2048  # tokens, about, of a text in a task
 
 
 @estimate_memory.register
-def _of_perplexity(
-    stage: Perplexity, gpus: int | None = None, device: str = "cuda"
+def _of_text(
+    stage: Perplexity | Divergence, gpus: int | None = None, device: str = "cuda"
 ) -> Memory | None:
-    window = stage.protocol.window
-    return _of_scoring(stage.model, lambda _: (max(1, EVALUATION_TOKENS // 2 // window), window))
-
-
-@estimate_memory.register
-def _of_divergence(
-    stage: Divergence, gpus: int | None = None, device: str = "cuda"
-) -> Memory | None:
-    """Two sets of logits, each of half the rows of a perplexity."""
+    """A divergence has two sets of logits, each of half as many rows."""
     window = stage.protocol.window
     return _of_scoring(stage.model, lambda _: (max(1, EVALUATION_TOKENS // 2 // window), window))
 

@@ -122,7 +122,7 @@ def test_masked_tokens() -> None:
 
 def test_names() -> None:
     with pytest.raises(
-        GridError, match="'kl:wikitext': perplexity 'wikitext' is unknown; did you mean 'wikitext2'"
+        GridError, match="task 'kl:wikitext' is unknown; did you mean 'kl:wikitext2'"
     ):
         find_evaluation("kl:wikitext")
     evaluation = find_evaluation("kl:testbed-ppl")
