@@ -6,10 +6,11 @@ import io
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -212,15 +213,18 @@ def _taller(figure: Figure, inches: float) -> None:
 
 
 def encode_figure(figure: Figure) -> dict[str, bytes]:
-    """Without date or program version, so that they are equal whenever the picture is."""
+    """Without date or program version, so that they are equal whenever the picture is.
+
+    Axes and legends are laid out once, for the PNG, and lie in the PDF as they do in it.
+    """
     _show_texts(figure)
-    metadata = {"png": ["Software"], "pdf": ["CreationDate", "Creator", "Producer"]}
-    contents = {}
-    for suffix, keys in metadata.items():
-        out = io.BytesIO()
-        figure.savefig(out, format=suffix, metadata=dict.fromkeys(keys))
-        contents[suffix] = out.getvalue()
-    return contents
+    png, pdf = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.set_layout_engine("none")
+    # Not by `savefig`, which draws twice: first for a layout, whatever the engine.
+    empty: dict[str, Any] = dict.fromkeys(["CreationDate", "Creator", "Producer"])
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata=empty)
+    return {"png": png.getvalue(), "pdf": pdf.getvalue()}
 
 
 def _show_texts(figure: Figure) -> None:
