@@ -28,6 +28,7 @@ FROM_METHODS = {
 FROM_REPORTS = {
     "harness.core.errors",
     "harness.core.model_names",
+    "harness.core.record_lines",
     "harness.core.records",
     "harness.core.report_options",
 }

@@ -24,6 +24,8 @@ _ADVICE = {
     errno.EIO: "the disk or the network failed: the same command goes on once it is back",
     errno.ESTALE: "the network file system failed: the same command goes on once it is back",
 }
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_PART = 2**20  # bytes of a file that are read at once
 
 
 @contextlib.contextmanager
@@ -73,10 +75,11 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path | str) -> dict[str, Any]:
     """The object in a file. Raises OSError, and StoreError where it holds something else."""
     try:
-        content = json.loads(path.read_bytes())
+        with open(path, "rb") as file:
+            content = json.loads(file.read())
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is no JSON: {error}") from None
     if not isinstance(content, dict):
@@ -86,16 +89,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def digest_json(content: Mapping[str, Any]) -> str:
     """A digest of what an object says, however it is laid out."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_SORTED.encode(content).encode()).hexdigest()
 
 
 def digest_file(path: Path, *, durable: bool = False) -> str:
     """sha256 of a file's content; `durable`: it is on the disk when this returns."""
-    with path.open("rb") as file:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
         if durable:
             os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        # Not `hashlib.file_digest`, which makes room for much before it reads a small file.
+        while part := file.read(_PART):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def list_files(folder: Path) -> list[Path]:

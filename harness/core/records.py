@@ -16,8 +16,8 @@ read.
 An item is joined with its row by `ITEM_KEY`. Who evaluates fills `Score`, `Precision` and
 `ItemScores`; `harness.run.export` knows the cell and makes `Row` and `RowItems` of them.
 
-Not here: reading and writing files (`harness.run.export`, `reports.reading`), and anything that
-needs torch, pandas or pydantic to be imported.
+Not here: records as lines and back (`record_lines`), reading and writing files
+(`harness.run.export`, `reports.reading`), and anything that needs torch or pandas.
 """
 
 from __future__ import annotations
@@ -25,16 +25,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
-from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, get_type_hints
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, get_type_hints
 
-from harness.core.errors import ReportError
-from harness.core.report_options import Finding, ReportOptions
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from harness.core.report_options import ReportOptions
 
 SCHEMA = 2
 ITEM_KEY = ("key", "task", "metric", "filter")
@@ -47,8 +41,6 @@ COLUMNS = (AVERAGE, DEVICE_HOURS)
 
 Aggregation = Literal["mean", "exp_mean", "macro_mean"]
 Setting = Any  # of a grid: JSON
-T = TypeVar("T")
-_PLAIN = frozenset({str, int, float, bool, NoneType})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,47 +321,6 @@ class GridHead:
         return tolerance if isinstance(tolerance, dict) else {"": tolerance}
 
 
-def to_json(record: Any) -> dict[str, Any]:
-    """A record as the object that stands in its file."""
-    return {"schema": SCHEMA, **_to_plain(record)}
-
-
-def _to_plain(value: Any) -> Any:
-    """A copy without records; that of dataclasses takes seconds more over 10,000 rows."""
-    if is_dataclass(value):
-        value = {each.name: getattr(value, each.name) for each in fields(value)}
-    if isinstance(value, list | tuple):
-        return [each if type(each) in _PLAIN else _to_plain(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    return {n: part if type(part) in _PLAIN else _to_plain(part) for n, part in value.items()}
-
-
-def from_json(kind: type[T], line: object, where: str, text: str | None = None) -> T:
-    """A record of `kind` from the object in its file, and the text that it was read from.
-
-    Raises ReportError, in one line that begins with `where`, for another schema and for what does
-    not fit the record. Names that the record does not have are passed over.
-    """
-    import pydantic
-
-    from harness.core.misfit import explain
-
-    if not isinstance(line, dict):
-        raise ReportError(f"{where}: expected an object, found {type(line).__name__}")
-    if line.get("schema") != SCHEMA:
-        raise ReportError(
-            f"{where}: schema version {line.get('schema')!r}, expected {SCHEMA}; "
-            "export the grid again with this version of the code"
-        )
-    try:
-        adapter: TypeAdapter[T] = _adapter(cast(type, kind))
-        # As JSON: of Python objects a strict validator takes no mapping for a record.
-        return adapter.validate_json(text or json.dumps(line), strict=True)
-    except pydantic.ValidationError as error:
-        raise ReportError(f"{where}: {explain(error, line, _OPTIONS).message}") from error
-
-
 def documentation(kind: type) -> dict[str, str]:
     """Field of a record -> what it means."""
     hints = get_type_hints(kind, include_extras=True)
@@ -385,13 +336,3 @@ def rows_digest(rows: Iterable[Mapping[str, Any]]) -> str:
     names = ("method", "settings", "seed", "task", "metric", "filter", "value")
     lines = sorted({json.dumps([row[name] for name in names], sort_keys=True) for row in rows})
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
-
-
-_OPTIONS = {"report": ReportOptions, "report.finding": Finding}  # where no other key may be given
-
-
-@cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)

@@ -101,8 +101,9 @@ class Store:
         if found is None or found.fault is not None:
             return found
         for name, size in found.files.items():
-            if (fault := _find_fault(f"{self.root}/values/{key}/{name}", size)) is not None:
-                return Found(found.stamp, fault, found.files, found.host)
+            seen = _look(f"{self.root}/values/{key}/{name}", size)
+            if isinstance(seen, str):
+                return Found(found.stamp, seen, found.files, found.host)
         return found
 
     def find_fault(self, key: str) -> str | None:
@@ -130,13 +131,13 @@ class Store:
         Raises StoreError where it is missing, unreadable or of another version, Damaged where it is
         not what was written.
         """
-        path = Path(f"{self.root}/values/{key}/{MANIFEST}")
+        path = f"{self.root}/values/{key}/{MANIFEST}"  # not a Path: there may be 15,000
         try:
             manifest = read_json(path)
         except FileNotFoundError:
             raise Damaged(f"{path} is missing: nothing is stored under {key}", key) from None
         except OSError as error:
-            raise StoreError(describe(error, path)) from None
+            raise StoreError(describe(error, Path(path))) from None
         except StoreError as error:
             raise Damaged(f"{error}; it is computed again when it is needed", key) from None
         if manifest.get("schema") != SCHEMA:
@@ -179,16 +180,14 @@ class Store:
         for name, size in manifest.get("files", {}).items():
             if only not in (None, name):
                 continue
-            path = self.path(key) / name
-            if (fault := _find_fault(path, size)) is not None:
-                raise Damaged(fault, key)
-            if name not in digests:
+            path = Path(f"{self.root}/values/{key}/{name}")
+            seen = _look(path, size)
+            if isinstance(seen, str):
+                raise Damaged(seen, key)
+            known = (f"{key}/{name}", seen.st_ino, seen.st_size, seen.st_mtime_ns)
+            if name not in digests or known in self._intact:
                 continue
             with explained(path):
-                seen = path.stat()
-                known = (f"{key}/{name}", seen.st_ino, seen.st_size, seen.st_mtime_ns)
-                if known in self._intact:
-                    continue
                 if digest_file(path) != digests[name]:
                     raise Damaged(f"{path} is not what was written: its sha256 differs", key)
             self._intact.add(known)
@@ -383,12 +382,12 @@ def _describe(key: str, facts: Mapping[str, Any], folder: Path, saved: Any) -> d
     return {**as_read, "digest": digest_json(as_read)}
 
 
-def _find_fault(path: str, size: int) -> str | None:
-    """What is wrong with a file of a value, as far as one look tells."""
+def _look(path: Path | str, size: int) -> os.stat_result | str:
+    """A file of a value, or what is wrong with it as far as one look tells."""
     try:
-        seen = os.stat(path).st_size
+        seen = os.stat(path)
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
         return describe(error, Path(path))
-    return None if seen == size else f"{path} has {seen} of {size} bytes"
+    return seen if seen.st_size == size else f"{path} has {seen.st_size} of {size} bytes"

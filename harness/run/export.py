@@ -25,6 +25,7 @@ from typing import Any
 
 from harness.core.definitions import ROOT
 from harness.core.errors import ReportError, StoreError
+from harness.core.record_lines import to_json
 from harness.core.records import (
     NOT_RUN,
     SCHEMA,
@@ -34,7 +35,6 @@ from harness.core.records import (
     Hole,
     Row,
     RowItems,
-    to_json,
 )
 from harness.core.report_options import ReportOptions
 from harness.core.store import Store

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,9 @@ TITLES = {
 
 Quantity = tuple[str, str, str]
 """Task, metric and filter: what the values of one column have in common."""
+
+QUANTITY = ("task", "metric", "filter")
+"""The fields of a row that are its quantity."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def make_columns(shown: pd.DataFrame, export: Export) -> tuple[Column, ...]:
     `report.columns`, else of all scores.
     """
     options = export.grid.report
-    kinds = list_records(shown.drop_duplicates(["task", "metric", "filter"]))
+    kinds = list_records(shown.drop_duplicates(list(QUANTITY)))
     titles = _titles([get_quantity(record) for record in kinds])
     columns = [
         Column(
@@ -195,15 +199,12 @@ def _titles(quantities: Sequence[Quantity]) -> dict[Quantity, str]:
 
 def find_usual_protocol(shown: pd.DataFrame, column: Column) -> dict[str, Any]:
     """How most numbers of the column were measured; of equally many, the one with most items."""
-    counts: dict[str, int] = {}
-    protocols: dict[str, dict[str, Any]] = {}
-    for record in list_records(column.select(shown)[list(PROTOCOL)]):
-        protocol = get_protocol(record)
-        text = json.dumps(protocol, sort_keys=True)
-        counts[text] = counts.get(text, 0) + 1
-        protocols[text] = protocol
-    best = max(counts, key=lambda text: (counts[text], protocols[text]["n"] or 0, text))
-    return protocols[best]
+    records = list_records(column.select(shown)[list(PROTOCOL)])
+    counts = Counter(tuple(get_protocol(record).values()) for record in records)
+    known = [(count, dict(zip(PROTOCOL, told, strict=True))) for told, count in counts.items()]
+    return max(
+        known, key=lambda each: (each[0], each[1]["n"] or 0, json.dumps(each[1], sort_keys=True))
+    )[1]
 
 
 def get_protocol(record: Mapping[Any, Any]) -> dict[str, Any]:

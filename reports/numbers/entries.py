@@ -8,8 +8,8 @@ listed. NaN is never skipped. Not here: which of them stand out (`ranking`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from reports.numbers.columns import (
     get_quantity,
 )
 from reports.numbers.naming import format_setting, name_method, name_width
-from reports.numbers.variance import Models, average_models, have_same_items
+from reports.numbers.variance import Models, average_groups, have_same_items
 from reports.reading.frames import list_records
 from reports.reading.items import ItemIndex, Items
 
@@ -116,63 +116,39 @@ def make_rows(
 
     `usual`: for each column of a task, how most of its values were measured.
     """
-    labels, names = _number(shown["label"]), _number(shown["name"])
+    # Once: a frame's selections cost a millisecond each, and a table has many numbers.
+    records = list_records(shown)
+    labels, names = (_number(record[key] for record in records) for key in ("label", "name"))
     keys = sorted(
-        set(zip(shown["bits"], shown["name"], shown["label"], strict=True)),
+        {(record["bits"], record["name"], record["label"]) for record in records},
         key=lambda key: (-key[0], labels[key[2]], names[key[1]]),
     )
-    # Once: a frame's selections cost a millisecond each, and a table has many numbers.
     cells_of: dict[tuple[Any, Any], _Cells] = {}
-    for record in list_records(shown):
+    for record in records:
         cells_of.setdefault((record["bits"], record["name"]), _Cells()).add(record)
+    drafts = {
+        (r, c): draft
+        for r, (bits, name, _) in enumerate(keys)
+        for c, draft in _draft_row(cells_of[bits, name], columns, usual, notes).items()
+    }
+    entries = dict(zip(drafts, _make_entries(list(drafts.values()), index, options), strict=True))
     table = []
-    for bits, name, label in keys:
-        cells = cells_of[bits, name]
-        entries: list[Entry | None] = []
-        for column, protocol in zip(columns, [*usual, {}], strict=False):
-            if column.task is None:
-                entries.append(_average(cells, column, columns, entries, notes, index, options))
-                continue
-            rows = cells.select(column)
-            marks = _marks(rows, protocol, notes)
-            models = [[record] for record in _distinct(rows)]
-            entry = _entry(models, marks, index, options) if models else None
-            several = len(models) == 1 and _count_seeds(rows) > 1
-            entries.append(replace(entry, fixed=several) if entry else None)
-        models_of = _distinct(cells.records)
-        weight = pd.Series([each["bits_per_weight"] for each in models_of], dtype=float).mean()
+    for r, (bits, name, label) in enumerate(keys):
+        models_of = _distinct(cells_of[bits, name].records)
+        weights = [w for each in models_of if not pd.isna(w := each["bits_per_weight"])]
         table.append(
             Row(
                 name=name,
                 label=label,
                 bits=float(bits),
-                bits_per_weight=None if pd.isna(weight) else float(weight),
+                bits_per_weight=float(np.mean(weights)) if weights else None,
                 models=len(models_of),
-                entries=tuple(entries),
+                entries=tuple(entries.get((r, c)) for c in range(len(columns))),
                 attachments=_find_attachments(models_of),
             )
         )
     runs = _number([None, *(row.attachments for row in table)])
-    return _add_intervals(sorted(table, key=lambda row: (-row.bits, runs[row.attachments])))
-
-
-def _add_intervals(table: Sequence[Row]) -> list[Row]:
-    """The same rows, with the intervals of what is an average over tasks: all at once."""
-    averages = {
-        (r, c): average_models(entry.items)
-        for r, row in enumerate(table)
-        for c, entry in enumerate(row.entries)
-        if entry and len(next(iter(entry.items.values()), ())) > 1
-    }
-    intervals = stats.average_intervals(list(averages.values()))
-    entries = {(r, c): entry for r, row in enumerate(table) for c, entry in enumerate(row.entries)}
-    for place, each in zip(averages, intervals, strict=True):
-        if (entry := entries[place]) is not None:
-            entries[place] = replace(entry, interval=(each.low, each.high))
-    return [
-        replace(row, entries=tuple(entries[r, c] for c in range(len(row.entries))))
-        for r, row in enumerate(table)
-    ]
+    return sorted(table, key=lambda row: (-row.bits, runs[row.attachments]))
 
 
 _Record = dict[Any, Any]
@@ -216,16 +192,49 @@ def _count_seeds(rows: Iterable[_Record]) -> int:
     return len({record["seed"] for record in rows if not pd.isna(record["seed"])})
 
 
+@dataclass(frozen=True)
+class _Draft:
+    """What a number will be computed from: of each model one row a task."""
+
+    models: list[list[_Record]]
+    marks: tuple[str, ...]
+    fixed: bool  # one model, whatever the seed
+
+
+def _draft_row(
+    cells: _Cells, columns: Sequence[Column], usual: Sequence[dict[str, Any]], notes: Notes
+) -> dict[int, _Draft]:
+    """By number of a column; without those of which a row has no value."""
+    drafts: dict[int, _Draft] = {}
+    for number, (column, protocol) in enumerate(zip(columns, [*usual, {}], strict=False)):
+        if column.task is None:
+            marks = {columns[other]: draft.marks for other, draft in drafts.items()}
+            draft = _average(cells, column, columns, marks, notes)
+        else:
+            draft = _draft(cells.select(column), protocol, notes)
+        if draft is not None:
+            drafts[number] = draft
+    return drafts
+
+
+def _draft(rows: list[_Record], usual: dict[str, Any], notes: Notes) -> _Draft | None:
+    """Of one task."""
+    marks, models = _marks(rows, usual, notes), [[record] for record in _distinct(rows)]
+    fixed = len(models) == 1 and _count_seeds(rows) > 1
+    return _Draft(models, tuple(marks), fixed) if models else None
+
+
 def _average(
     cells: _Cells,
     column: Column,
     columns: Sequence[Column],
-    entries: Sequence[Entry | None],
+    marks: Mapping[Column, Sequence[str]],
     notes: Notes,
-    index: ItemIndex,
-    options: ReportOptions,
-) -> Entry | None:
-    """Over a model's tasks first, then over models, and only over models that have every task."""
+) -> _Draft | None:
+    """Over a model's tasks first, then over models, and only over models that have every task.
+
+    marks: of the row's numbers, by column.
+    """
     parts = [c for c in columns if c.task in column.tasks and c.higher]
     if {part.task for part in parts} != set(column.tasks):
         return None
@@ -234,45 +243,45 @@ def _average(
         for record in _distinct(cells.select(part)):
             models.setdefault(record["model_key"], []).append(record)
     complete = [records for records in models.values() if len(records) == len(parts)]
-    several = len(models) == 1 and _count_seeds(cells.records) > 1
     if not complete:
         return None
-    marks = sorted(
-        {
-            mark
-            for c, entry in zip(columns, entries, strict=False)
-            if entry and c in parts
-            for mark in entry.marks
-            if mark in notes.unlike
-        }
-    )
-    return replace(_entry(complete, marks, index, options), fixed=several)
+    unlike = {mark for part in parts for mark in marks.get(part, ()) if mark in notes.unlike}
+    fixed = len(models) == 1 and _count_seeds(cells.records) > 1
+    return _Draft(complete, tuple(sorted(unlike)), fixed)
 
 
-def _entry(
-    models: list[list[_Record]], marks: Sequence[str], index: ItemIndex, options: ReportOptions
-) -> Entry:
-    """Of one row a task for each model."""
-    values = [math.fsum(record["value"] for record in rows) / len(rows) for rows in models]
+def _make_entries(
+    drafts: Sequence[_Draft], index: ItemIndex, options: ReportOptions
+) -> Iterator[Entry]:
+    """What several numbers need is computed for all of them at once."""
     median = options.aggregate == "median"
-    by_seed = _find_items(models, index) if not median or len(models) == 1 else {}
-    items = average_models(by_seed)
-    errors = [record["stderr"] for rows in models for record in rows]
-    error = math.fsum(errors) / len(errors) if len(errors) == len(models) else math.nan
-    error = _error(items) if math.isnan(error) else error
-    over = stats.t_interval(values)
-    several = len(models) > 1 and not median
-    sd = float(np.std(values, ddof=1)) if several else None
-    return Entry(
-        mean=float(np.median(values)) if median else over.mean,
-        sd=sd,
-        spread=(over.high - over.low) / 2 if several and options.spread == "interval" else sd,
-        se=None if math.isnan(error) else error,
-        n=len(models),
-        marks=tuple(marks),
-        interval=_interval(models, items),
-        items=by_seed,
-    )
+    values = [
+        [math.fsum(record["value"] for record in rows) / len(rows) for rows in draft.models]
+        for draft in drafts
+    ]
+    by_seed = [
+        _find_items(draft.models, index) if not median or len(draft.models) == 1 else {}
+        for draft in drafts
+    ]
+    items = average_groups(by_seed)
+    intervals = _compute_intervals(drafts, items)
+    for number, (draft, over) in enumerate(zip(drafts, stats.t_intervals(values), strict=True)):
+        errors = [record["stderr"] for rows in draft.models for record in rows]
+        error = math.fsum(errors) / len(errors) if len(errors) == len(draft.models) else math.nan
+        error = _error(items[number]) if math.isnan(error) else error
+        sd = over.sd if len(draft.models) > 1 and not median else None
+        half = (over.high - over.low) / 2
+        yield Entry(
+            mean=float(np.median(values[number])) if median else over.mean,
+            sd=sd,
+            spread=half if sd is not None and options.spread == "interval" else sd,
+            se=None if math.isnan(error) else error,
+            n=len(draft.models),
+            marks=draft.marks,
+            interval=intervals.get(number),
+            fixed=draft.fixed,
+            items=by_seed[number],
+        )
 
 
 def _find_items(models: list[list[_Record]], index: ItemIndex) -> Models:
@@ -292,15 +301,23 @@ def _error(items: Sequence[Items]) -> float:
     return math.hypot(*errors) if errors else math.nan
 
 
-def _interval(models: list[list[_Record]], items: Sequence[Items]) -> tuple[float, float] | None:
-    """Of one task; for an average over several see `_add_intervals`."""
-    if len(items) != 1:
-        return None
-    interval = stats.task_interval(items[0].scores)
-    if models[0][0]["aggregation"] != "exp_mean":
-        return interval.low, interval.high
-    # exp is monotonic, but the mean of several models' perplexities is not exp of their mean.
-    return (math.exp(interval.low), math.exp(interval.high)) if len(models) == 1 else None
+def _compute_intervals(
+    drafts: Sequence[_Draft], items: Sequence[Sequence[Items]]
+) -> dict[int, tuple[float, float]]:
+    """95 % over items (a task's, or of an average those of several) by the number of a draft."""
+    tasks = [number for number, each in enumerate(items) if len(each) == 1]
+    averages = [number for number, each in enumerate(items) if len(each) > 1]
+    of_tasks = stats.task_intervals([items[number][0].scores for number in tasks])
+    of_averages = stats.average_intervals([items[number] for number in averages])
+    found = {}
+    for number, each in zip([*tasks, *averages], [*of_tasks, *of_averages], strict=True):
+        models = drafts[number].models
+        if len(items[number]) > 1 or models[0][0]["aggregation"] != "exp_mean":
+            found[number] = each.low, each.high
+        elif len(models) == 1:
+            # exp is monotonic, but a mean of several perplexities is not exp of their losses' mean.
+            found[number] = math.exp(each.low), math.exp(each.high)
+    return found
 
 
 def _marks(rows: list[_Record], usual: dict[str, Any], notes: Notes) -> list[str]:

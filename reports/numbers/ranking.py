@@ -34,7 +34,7 @@ from reports.numbers.columns import Column, format_number
 from reports.numbers.entries import Entry, Notes, Row
 from reports.numbers.variance import (
     Models,
-    average_models,
+    average_groups,
     combine,
     compute_item_variance,
     have_same_items,
@@ -201,7 +201,7 @@ def _test(
     The entries have the same items. seeds: (P,) the variance of the difference over seeds; with
     it never below the p over items alone.
     """
-    averages = [average_models(entry.items) for entry in entries]
+    averages = average_groups([entry.items for entry in entries])
     scores = [np.array([each[b].scores for each in averages]) for b in range(len(averages[0]))]
     weighed = np.concatenate(
         [b.weight / len(b.scores) * s for b, s in zip(averages[0], scores, strict=True)], axis=1

@@ -43,6 +43,7 @@ class Interval:
     high: float
     p: float = math.nan
     n: int = 0  # what it stands on: items, or seeds
+    sd: float = math.nan  # of those, where the interval is Student's
 
 
 class Weighted(Protocol):
@@ -64,10 +65,17 @@ def standard_error(scores: Floats) -> float:
 
 def task_interval(scores: Floats) -> Interval:
     """Of a task's mean over items (N,): Wilson's where they are right or wrong, else Student's."""
-    if len(scores) and np.isin(scores, (0.0, 1.0)).all():
-        low, high = _compute_wilson_limits(float(scores.sum()), len(scores))
-        return Interval(float(scores.mean()), low, high, n=len(scores))
-    return t_interval(scores)
+    return task_intervals([scores])[0]
+
+
+def task_intervals(tasks: Sequence[Floats]) -> list[Interval]:
+    """`task_interval` of each of many."""
+    drawn = [place for place, scores in enumerate(tasks) if not _is_right_or_wrong(scores)]
+    found = dict(zip(drawn, t_intervals([tasks[place] for place in drawn]), strict=True))
+    return [
+        found[place] if place in found else _compute_wilson_interval(scores)
+        for place, scores in enumerate(tasks)
+    ]
 
 
 def t_interval(values: Floats | Sequence[float]) -> Interval:
@@ -76,19 +84,42 @@ def t_interval(values: Floats | Sequence[float]) -> Interval:
     For one value, and for values that are all equal, ends and p are NaN: what does not vary among
     three seeds may vary among thirty.
     """
-    values = np.asarray(values, float)
-    mean, n = float(values.mean()), len(values)
-    if n < 2 or not np.isfinite(values).all():
-        return Interval(mean, math.nan, math.nan, n=n)
-    if np.ptp(values) <= _ALIKE * np.abs(values).max():
-        return Interval(mean, math.nan, math.nan, n=n)
-    # scipy's functions of the distribution, not its test, which takes a hundred times as long.
-    error = standard_error(values)
-    if error == 0:  # squares of differences below 1e-154 are 0
-        return Interval(mean, math.nan, math.nan, n=n)
-    width = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * error
-    p = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
-    return Interval(mean, mean - width, mean + width, p, n)
+    return t_intervals([values])[0]
+
+
+def t_intervals(samples: Sequence[Floats | Sequence[float]]) -> list[Interval]:
+    """`t_interval` of each of many, those of one size computed together."""
+    by_size: dict[int, list[int]] = {}
+    for place, sample in enumerate(samples):
+        by_size.setdefault(len(sample), []).append(place)
+    found: dict[int, Interval] = {}
+    for places in by_size.values():
+        together = np.array([samples[place] for place in places], float)
+        found |= zip(places, _compute_t_intervals(together), strict=True)
+    return [found[place] for place in range(len(samples))]
+
+
+def _compute_t_intervals(samples: Floats) -> list[Interval]:
+    """Of rows of one size (P, N)."""
+    n, means = samples.shape[1], samples.mean(axis=1)
+    if n < 2:
+        return [Interval(mean, math.nan, math.nan, n=n) for mean in means.tolist()]
+    with np.errstate(divide="ignore", invalid="ignore"):  # of rows that are not known
+        deviations = samples.std(axis=1, ddof=1)
+        errors = deviations / math.sqrt(n)
+        varied = np.ptp(samples, axis=1) > _ALIKE * np.abs(samples).max(axis=1)
+        # Squares of differences below 1e-154 are 0.
+        known = np.isfinite(samples).all(axis=1) & varied & (errors > 0)
+        # scipy's functions of the distribution, not its test: that takes a hundred times as long.
+        widths = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * errors
+        p = 2 * special.stdtr(n - 1, -np.abs(means) / errors)
+    numbers = zip(means, means - widths, means + widths, p, deviations, known, strict=True)
+    return [
+        Interval(float(mean), float(low), float(high), float(each), n, float(sd))
+        if is_known
+        else Interval(float(mean), math.nan, math.nan, n=n, sd=float(sd))
+        for mean, low, high, each, sd, is_known in numbers
+    ]
 
 
 def average_interval(blocks: Sequence[Weighted]) -> Interval:
@@ -130,18 +161,29 @@ def average_intervals(averages: Sequence[Sequence[Weighted]]) -> list[Interval]:
                 blocks = [averages[place][number] for place in part]
                 scores = np.array([block.weight * block.scores / (size - 1) for block in blocks])
                 drawn += scores @ _draw_counts(size, RESAMPLES, (0, number)).T.astype(np.float64)
-            for place, each in zip(part, drawn, strict=True):
-                found[place] = _make_interval(averages[place], each)
+            intervals = _make_intervals([averages[place] for place in part], drawn)
+            found |= zip(part, intervals, strict=True)
     return [found[place] for place in range(len(averages))]
 
 
 def _is_drawn(blocks: Sequence[Weighted]) -> bool:
     """Whether the interval of an average needs a bootstrap."""
-    return any(len(b.scores) < _MANY or not np.isin(b.scores, (0, 1)).all() for b in blocks)
+    return any(len(b.scores) < _MANY or not _is_right_or_wrong(b.scores) for b in blocks)
+
+
+def _is_right_or_wrong(scores: Floats) -> bool:
+    """Whether all of some items are 0 or 1."""
+    return len(scores) > 0 and bool(((scores == 0) | (scores == 1)).all())
 
 
 def _is_finite(blocks: Sequence[Weighted]) -> bool:
     return all(np.isfinite(block.scores).all() for block in blocks)
+
+
+def _compute_wilson_interval(scores: Floats) -> Interval:
+    """Of items (N,) that are right or wrong."""
+    low, high = _compute_wilson_limits(float(scores.sum()), len(scores))
+    return Interval(float(scores.mean()), low, high, n=len(scores))
 
 
 def _compute_wilson_limits(right: float, count: int) -> tuple[float, float]:
@@ -172,16 +214,20 @@ def bootstrap(blocks: Sequence[Weighted], resamples: int = RESAMPLES, seed: int 
     drawn = np.zeros(resamples)
     for number, block in enumerate(blocks):
         drawn += block.weight * _draw_means(block.scores, resamples, (seed, number))
-    return _make_interval(blocks, drawn)
+    return _make_intervals([blocks], drawn[None])[0]
 
 
-def _make_interval(blocks: Sequence[Weighted], drawn: Floats) -> Interval:
-    """Of means that were drawn (resamples,)."""
+def _make_intervals(averages: Sequence[Sequence[Weighted]], drawn: Floats) -> list[Interval]:
+    """Of averages (P,), of each of which means were drawn (P, resamples)."""
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    lows, highs = np.quantile(drawn, [tail, 1 - tail], axis=1)
     drawn[np.abs(drawn) < 1e-12] = 0  # sums of thirds that cancel
-    p = 2 * (1 + float(min((drawn <= 0).sum(), (drawn >= 0).sum()))) / (len(drawn) + 1)
-    return Interval(_compute_mean(blocks), float(low), float(high), min(1.0, p), _count(blocks))
+    fewer = np.minimum((drawn <= 0).sum(axis=1), (drawn >= 0).sum(axis=1))
+    p = np.minimum(1.0, 2 * (1 + fewer) / (drawn.shape[1] + 1))
+    return [
+        Interval(_compute_mean(blocks), float(low), float(high), float(each), _count(blocks))
+        for blocks, low, high, each in zip(averages, lows, highs, p, strict=True)
+    ]
 
 
 def _compute_mean(blocks: Sequence[Weighted]) -> float:

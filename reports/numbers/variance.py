@@ -43,10 +43,25 @@ def have_same_items(groups: Sequence[Models]) -> bool:
 
 def average_models(models: Models) -> tuple[Items, ...]:
     """Each item's mean over models, which have the same items; none of no models."""
-    return tuple(
-        replace(same[0], scores=np.mean([items.scores for items in same], axis=0))
-        for same in zip(*models.values(), strict=True)
-    )
+    return average_groups([models])[0]
+
+
+def average_groups(groups: Sequence[Models]) -> list[tuple[Items, ...]]:
+    """`average_models` of each of many, tasks of as many models and items computed together."""
+    tasks = [list(zip(*models.values(), strict=True)) for models in groups]
+    alike: dict[tuple[int, int], list[tuple[Items, ...]]] = {}
+    for same in (same for group in tasks for same in group):
+        alike.setdefault((len(same), len(same[0].scores)), []).append(same)
+    means = {
+        shape: iter(np.array([[i.scores for i in same] for same in known]).mean(axis=1))
+        for shape, known in alike.items()
+    }
+    return [
+        tuple(
+            replace(same[0], scores=next(means[len(same), len(same[0].scores)])) for same in group
+        )
+        for group in tasks
+    ]
 
 
 def compute_item_variance(groups: Sequence[Models], paired: bool) -> ItemVariance:

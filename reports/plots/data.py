@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from reports.numbers.columns import Quantity, format_bits, get_quantity
+from reports.numbers.columns import QUANTITY, Quantity, format_bits, get_quantity
 from reports.numbers.entries import REFERENCE_BITS
 from reports.numbers.naming import format_setting
 from reports.numbers.stats import t_interval
@@ -67,12 +67,12 @@ def list_models(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     facts = ["label", "settings", "seed", "cell", "bits_per_weight"]
     models = shown.drop_duplicates(identity)[[*identity, *facts]].reset_index(drop=True)
     values: dict[tuple[Any, ...], dict[Quantity, float]] = {}
-    for record in list_records(shown):
+    for record in list_records(shown[[*identity, *QUANTITY, "value"]]):
         of_model = values.setdefault(tuple(record[key] for key in identity), {})
         of_model.setdefault(get_quantity(record), record["value"])
     # Of all tasks, as an average may be over some that have no column.
-    better = list_records(shown[shown["higher_is_better"]])
-    scores = list(dict.fromkeys(map(get_quantity, better)))
+    better = shown.loc[shown["higher_is_better"], list(QUANTITY)].drop_duplicates()
+    scores = list(map(get_quantity, list_records(better)))
     for index, column in enumerate(summary.columns):
         keys = [key for key in scores if key[0] in column.tasks]
         if column.task is not None:

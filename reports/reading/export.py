@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.core.errors import ReportError
+from harness.core.record_lines import from_json, from_text
 from harness.core.records import (
     DIAGNOSTICS,
     PROTOCOL,
@@ -22,12 +23,11 @@ from harness.core.records import (
     Row,
     RowItems,
     StageRecord,
-    from_json,
     rows_digest,
 )
 from reports.reading.frames import make_frame
 from reports.reading.items import ItemIndex, make_index
-from reports.reading.lines import parse_json, read_objects, read_records
+from reports.reading.lines import read_objects, read_records
 
 Stages = dict[str, StageRecord]
 """Stage key -> its line of provenance.jsonl."""
@@ -48,9 +48,7 @@ class Export:
         path = self.folder / "grid.json"
         if not path.exists():
             raise ReportError(f"{path} is missing: {self.folder} is not an exported grid")
-        return from_json(
-            GridHead, parse_json(path.read_text(encoding="utf-8"), f"{path}"), f"{path}"
-        )
+        return from_text(GridHead, path.read_text(encoding="utf-8"), f"{path}")
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -78,7 +76,7 @@ class Export:
         """The items behind the rows; empty where none were exported."""
         path = self.folder / "items.jsonl.gz"
         lines = ((f"{path}:{number}", line) for number, line in read_records(path, RowItems))
-        return make_index(lines, self.rows)
+        return make_index(lines, [row for _, row in self._row_lines])
 
     @cached_property
     def curves(self) -> pd.DataFrame:

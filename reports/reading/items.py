@@ -8,8 +8,9 @@ its value follows from them. Nothing is guessed from values. Not here: what is c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.core.errors import ReportError
-from harness.core.records import ITEM_KEY, RowItems
-from reports.reading.frames import list_records
+from harness.core.records import ITEM_KEY, Row, RowItems
 
 Floats = NDArray[np.float64]
 Key = tuple[str, ...]
@@ -27,6 +27,7 @@ Key = tuple[str, ...]
 ITEM_COLUMNS = dict.fromkeys(ITEM_KEY, "str") | {"item": "int64", "score": "float64"}
 """The columns of `load_items` and their types; `item` is the number of an item in its task."""
 
+_find_key = itemgetter(*ITEM_KEY)
 _NO_MEAN: Key = ()  # of a member whose value is not the mean of its items: no items are found
 
 
@@ -40,12 +41,14 @@ class Items:
     weight: float = 1.0  # of their mean in the row's value
 
     def weighted(self, factor: float) -> Items:
-        return replace(self, weight=self.weight * factor)
+        return self if factor == 1 else replace(self, weight=self.weight * factor)
 
     def alike(self, other: Items) -> bool:
         """Whether these are the same items with the same weight."""
         same = self.task == other.task and self.weight == other.weight
-        return same and np.array_equal(self.numbers, other.numbers)
+        return same and (
+            self.numbers is other.numbers or np.array_equal(self.numbers, other.numbers)
+        )
 
 
 @dataclass(frozen=True)
@@ -72,27 +75,31 @@ class ItemIndex:
         return [part.weighted(1 / len(parts)) for part in parts if part is not None]
 
 
-def make_index(lines: Iterable[tuple[str, RowItems]], rows: pd.DataFrame) -> ItemIndex:
+def make_index(lines: Iterable[tuple[str, RowItems]], rows: Sequence[Row]) -> ItemIndex:
     """Of the lines of items.jsonl.gz, each with its place in words, and the rows of the export.
 
     Raises ReportError for items that do not give the value of their row.
     """
     by_row: dict[Key, Items] = {}
-    told = rows[[*ITEM_KEY, "aggregation", "value"]]  # few columns: there may be 10,000 rows
-    values = {get_key(row): row for row in list_records(told)}
+    by_key = {get_key(vars(row)): row for row in rows}
+    counted: dict[int, NDArray[np.int64]] = {}  # shared: that two are one array is seen at once
     for where, line in lines:
-        scores = np.asarray(line.scores, np.float64)
-        numbers = np.arange(len(scores)) if line.items is None else np.asarray(line.items, np.int64)
-        if len(numbers) != len(scores) or not len(scores):
-            raise ReportError(f"{where}: {len(numbers)} items, but {len(scores)} scores")
-        by_row[get_key(vars(line))] = Items(line.task, numbers, scores)
-        _check_value(where, scores, values.get(get_key(vars(line)), {}))
-    members: dict[Key, list[Key]] = {}
-    named = [*ITEM_KEY, "group", "aggregation"]
-    for row in list_records(rows.loc[rows["group"].notna(), named].drop_duplicates()):
-        group = members.setdefault(get_key({**row, "task": row["group"]}), [])
-        group.append(get_key(row) if row["aggregation"] == "mean" else _NO_MEAN)
-    return ItemIndex(by_row, members)
+        count, key = len(line.scores), get_key(vars(line))
+        if line.items is None:
+            numbers = counted.setdefault(count, np.arange(count))
+        else:
+            numbers = np.asarray(line.items, np.int64)
+        if len(numbers) != count or not count:
+            raise ReportError(f"{where}: {len(numbers)} items, but {count} scores")
+        by_row[key] = Items(line.task, numbers, np.asarray(line.scores, np.float64))
+        if key in by_key:
+            _check_value(where, line.scores, by_key[key])
+    members: dict[Key, dict[Key, None]] = {}
+    for key, row in by_key.items():
+        if row.group is not None:
+            group = members.setdefault(get_key({**vars(row), "task": row.group}), {})
+            group[key if row.aggregation == "mean" else _NO_MEAN] = None
+    return ItemIndex(by_row, {group: list(keys) for group, keys in members.items()})
 
 
 def make_items_frame(index: ItemIndex) -> pd.DataFrame:
@@ -111,12 +118,11 @@ def make_items_frame(index: ItemIndex) -> pd.DataFrame:
     )
 
 
-def _check_value(where: str, scores: Floats, row: Mapping[Any, Any]) -> None:
-    mean, aggregation = float(scores.mean()), row.get("aggregation")
-    if aggregation not in ("mean", "exp_mean"):
+def _check_value(where: str, scores: Sequence[float], row: Row) -> None:
+    if row.aggregation not in ("mean", "exp_mean"):
         return
-    expected = math.exp(min(mean, 700.0)) if aggregation == "exp_mean" else mean
-    value = row["value"]
+    mean, value = sum(scores) / len(scores), math.nan if row.value is None else row.value
+    expected = math.exp(min(mean, 700.0)) if row.aggregation == "exp_mean" else mean
     if math.isfinite(value) and not math.isclose(expected, value, rel_tol=1e-6, abs_tol=1e-9):
         raise ReportError(
             f"{where}: these items give {expected:g}, but the value of their row is {value:g}"
@@ -125,4 +131,5 @@ def _check_value(where: str, scores: Floats, row: Mapping[Any, Any]) -> None:
 
 def get_key(record: Mapping[Any, Any]) -> Key:
     """The fields by which items are joined with their row."""
-    return tuple(str(record[name]) for name in ITEM_KEY)
+    key: Key = _find_key(record)
+    return key

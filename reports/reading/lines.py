@@ -6,13 +6,12 @@ Not here: what is made of them (`export`).
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.core.errors import ReportError
-from harness.core.records import from_json
+from harness.core.record_lines import from_text, parse_json
 
 T = TypeVar("T")
 
@@ -23,8 +22,7 @@ def read_records(path: Path, kind: type[T]) -> Iterator[tuple[int, T]]:
     Raises ReportError with file and line for what is no such record.
     """
     for number, text in _read_lines(path):
-        where = f"{path}:{number}"
-        yield number, from_json(kind, parse_json(text, where), where, text)
+        yield number, from_text(kind, text, f"{path}:{number}")
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, Any]]:
@@ -39,14 +37,6 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if line.strip():
             yield number, line
-
-
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. Raises ReportError that begins with `where`."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ReportError(f"{where}: not JSON ({error})") from error
 
 
 def _read_text(path: Path) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from harness.core import records
 from harness.core.errors import ReportError
+from harness.core.record_lines import from_json, to_json
 from harness.core.records import (
     SCHEMA,
     CurvePoint,
@@ -19,9 +20,7 @@ from harness.core.records import (
     Hole,
     Row,
     documentation,
-    from_json,
     rows_digest,
-    to_json,
 )
 from harness.core.report_options import Finding, ReportOptions
 

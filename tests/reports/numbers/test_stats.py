@@ -21,7 +21,9 @@ from reports.numbers.stats import (
     sign_flips,
     standard_error,
     t_interval,
+    t_intervals,
     task_interval,
+    task_intervals,
 )
 from reports.reading.items import Items
 
@@ -176,6 +178,24 @@ def test_intervals_of_seeds_are_scipys() -> None:
     assert (found.low, found.high, found.p) == pytest.approx((low, high, theirs.pvalue), rel=1e-9)
     assert standard_error(values) == pytest.approx(scipy_stats.sem(values))
     assert math.isnan(t_interval([0.0, 1e-200]).low)  # whose squares are 0
+
+
+def test_intervals_of_many_are_in_their_order_whatever_their_sizes() -> None:
+    chance = np.random.default_rng(5)
+    samples = [chance.random(size) for size in (3, 5, 3, 1, 5)]
+    samples += [np.array([0.5, np.inf, 1.0]), np.ones(3), np.array([1.0, 0.0, 1.0, 1.0, 0.0])]
+    for found, values in zip(t_intervals(samples), samples, strict=True):
+        low, high = math.nan, math.nan
+        if len(values) > 1 and np.ptp(values) > 0 and np.isfinite(values).all():
+            low, high = DescrStatsW(values).tconfint_mean()
+            assert found.sd == pytest.approx(values.std(ddof=1))
+        assert (found.low, found.high) == pytest.approx((low, high), nan_ok=True)
+        assert (found.mean, found.n) == (values.mean(), len(values))
+    for found, values in zip(task_intervals(samples), samples, strict=True):
+        low, high = t_interval(values).low, t_interval(values).high
+        if set(values) <= {0.0, 1.0}:
+            low, high = proportion_confint(values.sum(), len(values), method="wilson")
+        assert (found.low, found.high) == pytest.approx((low, high), nan_ok=True)
 
 
 def test_many_sums_are_flipped_at_once_as_one_by_one() -> None:

@@ -11,6 +11,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from reports.numbers.variance import (
+    average_groups,
     average_models,
     combine,
     compute_item_variance,
@@ -57,6 +58,17 @@ def test_tasks_add_up_by_their_weights() -> None:
     assert whole.total[0, 0] == pytest.approx(sum(each.total[0, 0] for each in alone) / 4)
     means = average_models(together)
     assert means[1].scores == pytest.approx(parts[1].mean(axis=0)) and means[1].weight == 0.5
+
+
+def test_averages_of_groups_are_in_their_order_whatever_their_sizes() -> None:
+    tables = [GENERATOR.normal(0, 1, shape) for shape in ((2, 4), (3, 4), (2, 4), (2, 5))]
+    groups = [models(table) for table in tables]
+    groups.append({s: (groups[0][s][0], groups[3][s][0]) for s in range(2)})
+    found = average_groups([{}, *groups])
+    assert found[0] == () and list(map(len, found[1:])) == [1, 1, 1, 1, 2]
+    means = [table.mean(axis=0) for table in (*tables, tables[0], tables[3])]
+    for items, mean in zip([each for group in found for each in group], means, strict=True):
+        assert items.scores == pytest.approx(mean)
 
 
 def test_items_must_be_the_same() -> None:

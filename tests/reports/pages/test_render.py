@@ -130,7 +130,7 @@ reports.text(sys.argv[1], 80)
 print(sorted({"matplotlib", "torch", "lm_eval", "seaborn"} & set(sys.modules)))
 print(sorted(name for name in sys.modules if name.startswith(("harness", "methods"))))
 """
-    names = ("errors", "misfit", "model_names", "records", "report_options", "scalars", "secrets")
+    names = ("errors", "model_names", "record_lines", "records", "report_options", "secrets")
     core = ("", *(f".{name}" for name in names))
     assert python(code, rendered).splitlines() == [
         "[]",

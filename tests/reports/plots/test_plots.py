@@ -14,7 +14,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from harness.core.errors import ReportError
-from harness.core.records import Weights, from_json
+from harness.core.record_lines import from_json
+from harness.core.records import Weights
 from reports.plots import PLOTS, data, inside
 from reports.reading.export import Export
 from tests.support.synthetic_grids import (
