@@ -16,6 +16,7 @@ from methods.quantization.learned import Learned
 from methods.quantization.lsq import IntLSQ
 from methods.quantization.readings import Reading
 from methods.quantization.rounding import BlockRounding, Nearest, Rounding, quantize_model
+from methods.quantization.seq import IntSEQ
 from methods.quantization.signround import SignRound
 from methods.quantization.spans import check_groups
 from methods.quantization.ternary import Ternary
@@ -40,6 +41,7 @@ __all__ = [
     "Init",
     "IntAsym",
     "IntLSQ",
+    "IntSEQ",
     "IntSym",
     "Learned",
     "Nearest",

@@ -127,7 +127,7 @@ def _vary_bits(method: Method, part: type[Component] | None) -> Iterator[tuple[i
     """The method at each number of bits that it takes; none where only a part without bits is
     meant."""
     settings = dict(list_settings(method))
-    for path in (each for each in _BITS if isinstance(settings.get(each), int)):
+    for path in (each for each in _BITS if isinstance(settings.get(each), int | float)):
         owner = settings.get(path.rpartition(".")[0], method)
         for bits in _TRIED if part is None or isinstance(owner, part) else ():
             try:

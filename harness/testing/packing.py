@@ -27,14 +27,13 @@ def find_uncounted(model: Model) -> str | None:
         if record.bits >= 16 or name not in layers:
             continue
         weight = layers[name].weight
-        if learned := model.format_parameters.get(name):
-            packed = record.bits + sum(8 * e.nbytes for e in learned.values()) / weight.numel()
-            if abs(packed - record.bits_per_weight) > 1e-6:
-                return (
-                    f"layer {name}: codes and parameters take {packed:g} bits a weight, and "
-                    f"bits_per_weight is {record.bits_per_weight:g}"
-                )
-            continue
+        learned = model.format_parameters.get(name, {})
+        packed = record.bits + sum(8 * each.nbytes for each in learned.values()) / weight.numel()
+        if packed > record.bits_per_weight + 1e-6:
+            return (
+                f"layer {name}: codes and parameters take {packed:g} bits a weight, and "
+                f"bits_per_weight is {record.bits_per_weight:g}"
+            )
         width = min(record.group_size or weight.shape[-1], weight.shape[-1])
         counted = record.bits_per_weight - record.bits  # a weight, beside its code
         counted *= weight.shape[-1] / -(-weight.shape[-1] // width)

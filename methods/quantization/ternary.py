@@ -19,7 +19,7 @@ from methods.quantization.formats import Grouped, IntSym, Width
 from methods.quantization.scales import store_scale
 
 _LEVELS = IntSym(2)  # those of a range: -1, 0 and 1 times its larger end
-_PACKED = 8 / 5  # bits: a byte holds five of three, 3^5 <= 2^8
+PACKED = 8 / 5  # bits: a byte holds five of three, 3^5 <= 2^8
 _NO_RANGE = (
     "ternary with scale 'fit' has no range for a gradient to pass through; "
     "gradient: identity, or scale: max"
@@ -60,7 +60,7 @@ class Ternary(Grouped):
         return 16
 
     def bits_per_weight(self, in_features: int) -> float:
-        return super().bits_per_weight(in_features) - self.bits + _PACKED
+        return super().bits_per_weight(in_features) - self.bits + PACKED
 
     def find_range(self, groups: Tensor) -> tuple[Tensor, Tensor]:
         if not self._fits:

@@ -46,7 +46,8 @@ class Training(Checked):
     optimizer: Optimizer = "adamw"  # 8-bit moments need torchao
     # Without embeddings and head, the rounded matrices alone, all, or formats' parameters alone.
     trained: Trained = "body"
-    # Learning rate of formats' parameters, on the same schedule; null: `lr`.
+    # Learning rate of formats' parameters, on the same schedule; null: `lr`, the one rate of the
+    # papers (LSQ, ParetoQ). It was not tuned here: with Adam a step moves by it, however large.
     parameter_lr: Annotated[float, Field(gt=0, le=10)] | None = added(None)
     micro_batch: Count = incidental(8)  # sequences a process runs at once
     gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
