@@ -19,6 +19,7 @@ from harness.cli.verb import (
     Verb,
     add_computing_arguments,
     add_grid_argument,
+    describe_cells,
     find_plan,
     load_grid,
     open_store,
@@ -62,7 +63,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
     store.check()
     # First: what is imported after it reads what it says of the hub.
-    grid = load_grid(arguments.grid, arguments.allow_code_execution)
+    grid = load_grid(arguments.grid, arguments.allow_code_execution, store=store)
     from harness.cluster import profile as profiles
     from harness.cluster import submit
     from harness.core.stage import kinds
@@ -95,6 +96,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     ids = [launch.submitted[number] for number in range(len(prepared.arrays))]
     print(f"launched {launch.id}: {len(prepared.jobs)} jobs as {', '.join(ids)}")
     print(f"  bitgrid status {arguments.grid} --watch")
+    if plan.awaiting:
+        print(f"  bitgrid launch {arguments.grid}  # once its trials have ended: the other cells")
     return 0
 
 
@@ -231,7 +234,7 @@ def _summarise(
     limit = sum(job.gpus * (job.request.hours or 0.0) for job in prepared.jobs)
     expected = _expected(plan, store, prepared)
     facts = [
-        ("cells", str(len(plan.cells))),
+        ("cells", describe_cells(plan).replace(" cells", "", 1)),
         ("distinct models", str(len({cell.model for cell in plan.cells}))),
         ("stages", f"{len(stored)}, done already: {done}, queued by another launch: {queued}"),
         (

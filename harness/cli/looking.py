@@ -16,6 +16,7 @@ from harness.cli.terminal import print_line, print_table
 from harness.cli.verb import (
     Verb,
     add_grid_argument,
+    describe_cells,
     find_plan,
     load_grid,
     open_store,
@@ -53,7 +54,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     plan = find_plan(arguments, store)
     _show_plan(plan, store)
     if arguments.memory:
-        print(_memory(arguments))
+        print(_memory(arguments, store))
     if arguments.cells:
         print_table(((cell.model[:8], cell.id) for cell in plan.cells), words=2, indent=2)
     return 0
@@ -71,7 +72,7 @@ def _show_plan(plan: Plan, store: Store) -> None:
     shared = sum(users[key] > 1 for key in stored)
     kinds = Counter(plan.nodes[key].kind for key in stored if key in missing)
     facts = [
-        ("cells", str(len(plan.cells))),
+        ("cells", describe_cells(plan).replace(" cells", "", 1)),
         ("distinct models", str(len({cell.model for cell in plan.cells}))),
         ("stages kept", f"{len(stored)}, shared by several cells: {shared}"),
         ("stages to compute", str(sum(kinds.values()))),
@@ -86,10 +87,10 @@ def _show_plan(plan: Plan, store: Store) -> None:
         print_line(f"  stale: {line}")
 
 
-def _memory(arguments: argparse.Namespace) -> str:
+def _memory(arguments: argparse.Namespace, store: Store) -> str:
     import harness.evaluation.memory  # noqa: F401  it registers estimates
 
-    grid = load_grid(arguments.grid)
+    grid = load_grid(arguments.grid, store=store)
     from harness.core.stage import closure
     from harness.run import memory
 
@@ -128,7 +129,7 @@ def _show_status(arguments: argparse.Namespace, store: Store) -> watch.View:
     if arguments.watch and sys.stdout.isatty():
         print("\033[2J\033[H", end="")
     models = len({cell.model for cell in plan.cells})
-    print(f"{plan.name}: {len(plan.cells)} cells, {models} models")
+    print(f"{plan.name}: {describe_cells(plan)}, {models} models")
     head, rows = watch.count_states(view)
     print_table(rows, head, words=head.index("") + 1)
     for line in watch.details(view, store):

@@ -108,6 +108,8 @@ def show_report(folder: Path) -> None:
     paths = reports.render(folder)
     print(reports.text(folder))
     print("\nreport:", *(os.path.relpath(path) for path in paths), sep="\n  ")
+    if (trials := folder / "trials" / "rows.jsonl").is_file():
+        print(f"its trials: bitgrid report {os.path.relpath(trials.parent)}")
 
 
 def _gather_records(arguments: argparse.Namespace, out: Path | None) -> Path:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.cli.reporting import show_report
 from harness.cli.terminal import print_line
@@ -27,6 +28,10 @@ from harness.core.store import Store
 from harness.run import plan as plans
 from harness.run import remembering, states
 from harness.run.plan import Plan
+from harness.run.trials import are_due
+
+if TYPE_CHECKING:
+    from harness.run.runner import Outcome
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,13 +69,32 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
-    """Run what is missing; the plan, and how many stages failed or lack an input."""
+    """Run what is missing; the plan, and how many stages failed or lack an input.
+
+    Where trials choose settings, first the trials, then what was chosen by them.
+    """
+    began, computed, bad = time.time(), set[str](), dict[str, None]()
+    while True:
+        plan, outcome = _compute_planned(arguments, store, began)
+        computed |= set(outcome.computed)
+        bad |= dict.fromkeys((*outcome.failed, *outcome.blocked))
+        if not are_due(plan, store):
+            break
+    if computed:
+        print(f"computed {len(computed)} stages of {len(plan.stored())}", file=sys.stderr)
+    return plan, len(bad)
+
+
+def _compute_planned(
+    arguments: argparse.Namespace, store: Store, began: float
+) -> tuple[Plan, Outcome]:
+    """Run what is missing of the grid's plan as it can be made now."""
     # First: what is imported after it reads what it says of the hub.
-    grid = load_grid(arguments.grid, arguments.allow_code_execution)
+    grid = load_grid(arguments.grid, arguments.allow_code_execution, store=store)
     from harness import models
     from harness.run import export
     from harness.run.progress import Bar
-    from harness.run.runner import run
+    from harness.run.runner import Outcome, run
 
     models.device()  # this and the folders: before anything is computed
     plan = plans.build(grid)
@@ -82,11 +106,9 @@ def compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
     export.check(arguments.out or RUNS / plan.name)
     missing = [key for key in states.needed(plan, store) if plan.nodes[key].stored]
     if not missing:
-        return plan, 0
+        return plan, Outcome()
     with Bar(plan, missing, store) as bar:
-        outcome = run(plan, store, bar, time.time() if arguments.retry else 0.0)
-    print(f"computed {len(outcome.computed)} stages of {len(plan.stored())}", file=sys.stderr)
-    return plan, len(outcome.failed) + len(outcome.blocked)
+        return plan, run(plan, store, bar, began if arguments.retry else 0.0)
 
 
 RUN = Verb(

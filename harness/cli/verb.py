@@ -74,20 +74,32 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
+def describe_cells(plan: Plan) -> str:
+    """How many cells a plan has, with the trials by which their settings are chosen."""
+    number = len(plan.rows) + len(plan.awaiting)
+    trials = len(plan.cells) - len(plan.rows)
+    waiting = f", for which {len(plan.awaiting)} cells wait" if plan.awaiting else ""
+    return f"{number} cells" + (f" and {trials} trials{waiting}" if trials else "")
+
+
 def find_plan(arguments: argparse.Namespace, store: Store) -> Plan:
     """The plan of a grid: remembered where nothing changed, else built (which imports torch)."""
     plan = remembering.remembered(arguments.grid, store)
     if plan is None:
-        plan = remembering.remember(plans.build(load_grid(arguments.grid)), store)
+        plan = remembering.remember(plans.build(load_grid(arguments.grid, store=store)), store)
     return plan
 
 
-def load_grid(path: Path, allow_code_execution: bool = True) -> Grid:
-    """The grid of a file; what a mirror has is not asked of the hub from here on."""
+def load_grid(path: Path, allow_code_execution: bool = True, *, store: Store) -> Grid:
+    """The grid of a file; what a mirror has is not asked of the hub from here on.
+
+    `store`: where trials are whose scores choose settings.
+    """
     _go_offline(path)
     from harness.grid import expand as grids
+    from harness.run.trials import look_into
 
-    return grids.load(path, allow_code_execution)
+    return grids.load(path, allow_code_execution, look=look_into(store))
 
 
 def _go_offline(path: Path) -> None:

@@ -129,6 +129,27 @@ PROTOCOL = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How settings of a cell were chosen among several, on a text that no score reads."""
+
+    chosen: Annotated[dict[str, Setting], "the settings, dotted path -> value"]
+    on: Annotated[str, "by what, in words"]
+    tried: Annotated[dict[str, list[Setting]], "the values of each that were tried"] = field(
+        default_factory=dict
+    )
+    trials: Annotated[int, "models that were made to choose; 0: its own settings were kept"] = 0
+    combinations: Annotated[int, "of the values, of which a budget may leave some untried"] = 0
+    failed: Annotated[int, "trials that failed"] = 0
+    score: Annotated[float | None, "of the chosen one: perplexity or divergence"] = None
+    at_end: Annotated[
+        list[str], "settings whose least or largest value was chosen: a better one may lie beyond"
+    ] = field(default_factory=list)
+    models: Annotated[list[str], "keys of the trials' models"] = field(default_factory=list)
+    tokens: Annotated[float | None, "that the trials trained on; null: unknown"] = None
+    device_hours: Annotated[float | None, "of making the trials' models; null: unknown"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row(Score, Precision, Cell):
     """One line of rows.jsonl: a score of a cell."""
 
@@ -138,6 +159,9 @@ class Row(Score, Precision, Cell):
     key: Annotated[str, "key of the evaluation's stage"]
     model_key: Annotated[str, "key of the quantised model; equal keys are one model"]
     stale: Annotated[str | None, "why the value is out of date, if it is"]
+    tuning: Annotated[
+        Tuning | None, "how its settings were chosen, where the grid tunes and the method can be"
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,10 +302,11 @@ class Hole:
     @property
     def waits(self) -> bool:
         """Whether it was not run yet, rather than failed."""
-        return self.reason == NOT_RUN
+        return self.reason in (NOT_RUN, WAITS)
 
 
 NOT_RUN = "not run yet"
+WAITS, ALL_FAILED = "waits for its trials", "every trial failed"  # where settings are tuned
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from harness.core.errors import GridError, ModelError, nearest
 from harness.core.records import NO_FILTER, Score
-from harness.core.stage import Input, Resources, Stage, incidental, report, value
+from harness.core.stage import Input, Resources, Stage, added, incidental, report, value
 from harness.evaluation.evaluations import EVALUATIONS, Catalogue, Evaluation, register_catalogue
 from harness.evaluation.perplexity import (
     PackedOptions,
@@ -32,6 +32,7 @@ from harness.evaluation.perplexity import (
     compute_logits,
     cut_windows,
     describe_protocol,
+    select_windows,
 )
 from harness.evaluation.scores import (
     EVALUATION_TOKENS,
@@ -62,6 +63,7 @@ class Divergence(Stage[Scores]):
     bos: bool
     limit: int | None = None  # windows
     caveat: str | None = incidental(None)
+    skip: int = added(0)  # windows before the first that is read
 
     @property
     def resources(self) -> Resources:
@@ -71,7 +73,8 @@ class Divergence(Stage[Scores]):
     def run(self, work: Path) -> Scores:
         model, original = check_evaluable(value(self.model)), value(self.original)
         windows = cut_windows(self.protocol, value(self.documents), original, self.bos, self.task)
-        compared = list(_compare(original, model, windows[: self.limit]))
+        windows = select_windows(windows, self.skip, self.limit, self.task)
+        compared = list(_compare(original, model, windows))
         divergences = torch.stack([each for each, _ in compared]).double()  # (N, T - 1)
         agreements = torch.stack([each for _, each in compared]).double().mean(1)
         middle, high = numpy.quantile(divergences.numpy(), (0.5, 0.99))
@@ -87,7 +90,8 @@ class Divergence(Stage[Scores]):
             bos=self.bos,
             chat_template=None,
             limit=self.limit,
-            protocol=f"KL from the full-precision model; {describe_protocol(self.protocol, model)}",
+            protocol="KL from the full-precision model; "
+            + describe_protocol(self.protocol, model, self.skip),
             window=self.protocol.window,
             tokenizer=describe_tokenizer(model),
             task_version=str(self.version),

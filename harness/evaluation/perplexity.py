@@ -25,7 +25,7 @@ from torch import Tensor
 from harness.core.checked import Checked
 from harness.core.errors import ModelError, TextError
 from harness.core.records import NO_FILTER, Score
-from harness.core.stage import Input, Resources, Stage, incidental, report, value
+from harness.core.stage import Input, Resources, Stage, added, incidental, report, value
 from harness.data import pack, texts
 from harness.data.sources import find_text
 from harness.evaluation.evaluations import Evaluation, register_evaluation
@@ -66,6 +66,7 @@ class Perplexity(Stage[Scores]):
     bos: bool
     limit: int | None = None  # windows
     caveat: str | None = incidental(None)
+    skip: int = added(0)  # windows before the first that is read
 
     @property
     def resources(self) -> Resources:
@@ -75,7 +76,7 @@ class Perplexity(Stage[Scores]):
         model = check_evaluable(value(self.model))
         window = self.protocol.window
         windows = cut_windows(self.protocol, value(self.documents), model, self.bos, self.task)
-        windows = windows[: self.limit]
+        windows = select_windows(windows, self.skip, self.limit, self.task)
         nll = torch.cat(list(_window_nll(model, windows))).double()
         mean, spread = nll.mean().item(), nll.std().item() if len(nll) > 1 else math.nan
         perplexity = math.exp(mean) if mean < 700 else math.inf
@@ -95,7 +96,7 @@ class Perplexity(Stage[Scores]):
             bos=self.bos,
             chat_template=None,
             limit=self.limit,
-            protocol=describe_protocol(self.protocol, model),
+            protocol=describe_protocol(self.protocol, model, self.skip),
             window=window,
             tokenizer=describe_tokenizer(model),
             task_version=str(self.version),
@@ -180,13 +181,21 @@ def cut_windows(
     return _CUTS[protocol.cut](documents, model, protocol.window, bos)
 
 
-def describe_protocol(protocol: Protocol, model: Model) -> str:
+def select_windows(windows: Tensor, skip: int, limit: int | None, task: str) -> Tensor:
+    """Of windows (N, T) at most `limit` after the first `skip`. Raises TextError for none."""
+    if skip >= len(windows):
+        raise TextError(f"{task}: skip {skip}, but the text has {len(windows)} windows")
+    return windows[skip:][:limit]
+
+
+def describe_protocol(protocol: Protocol, model: Model, skip: int = 0) -> str:
     """In words, with what packed documents are joined by as a rule and this tokenizer lacks."""
     tokenizer, lacking = model.tokenizer, []
     if protocol.cut == "packed":
         ids = {"BOS": tokenizer.bos_token_id, "EOS": tokenizer.eos_token_id}
         lacking = [f"the tokenizer has no {name}" for name, token in ids.items() if token is None]
-    return "; ".join([protocol.words, *lacking, f"window {protocol.window}"])
+    skipped = [f"after the first {skip} windows"] if skip else []
+    return "; ".join([protocol.words, *lacking, f"window {protocol.window}", *skipped])
 
 
 def _check_window(task: str, window: int, context: int | None) -> None:

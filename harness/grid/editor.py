@@ -43,6 +43,8 @@ def make_schema() -> Json:
     definitions |= {each.__name__: _describe_options(each) for each in options}
     definitions["Published"] = {"anyOf": [_TEXT, definitions["Published"]]}  # a name alone will do
     axes = {path: _list_of(_refer("Settings", path)) for path in settings}
+    definitions["Tune"]["properties"] |= axes
+    definitions["Tune"]["additionalProperties"] = False
     seed = _list_of({"type": "integer"})
     grid["properties"] |= {
         "base": {"anyOf": [_TEXT, _list_of(_TEXT)]},

@@ -21,12 +21,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.config.document import Document
 from harness.core.errors import BitgridError, GridError, TextError, nearest
 from harness.core.misfit import Where
 from harness.core.paths import check_file_name, read_path
+from harness.core.records import Tuning
 from harness.core.stage import Stage, closure
 from harness.data import hub
 from harness.evaluation.diagnostics import DIAGNOSTICS, Facts, build_diagnostics, find_options
@@ -36,7 +37,8 @@ from harness.grid.names import check_distinct, check_names, check_report, check_
 from harness.grid.points import Point, list_points
 from harness.grid.reading import read_grid, read_named
 from harness.grid.schema import GridFile
-from harness.models import Model, pretrained, read_layer_shapes
+from harness.grid.tuning import Look, check_apart, choose, list_groups
+from harness.models import Model, Pretrained, pretrained, read_layer_shapes
 from harness.models.rehearsal import rehearse_all
 
 
@@ -54,6 +56,9 @@ class Cell:
     scores: tuple[Stage[Scores], ...]
     diagnostics: tuple[Stage[Facts], ...] = ()
     published_bits: float | None = None  # a weight, of a reference: see `Pretrained.weights`
+    tuning: Tuning | None = None  # how its settings were chosen, where the grid says `tune`
+    is_trial: bool = False  # it is there to choose by, and is no row
+    awaits: str = ""  # why its settings are not chosen yet; its scores are those of its trials
 
     @property
     def roots(self) -> tuple[Stage[Any], ...]:
@@ -72,13 +77,19 @@ class Grid:
     file: GridFile
     cells: tuple[Cell, ...]
     access: hub.Access = hub.Access()  # how its data sets are read
+    awaiting: tuple[Cell, ...] = ()  # whose settings are not chosen yet
 
 
-def load(path: Path, allow_code_execution: bool = False, fill: Path | None = None) -> Grid:
+def load(
+    path: Path,
+    allow_code_execution: bool = False,
+    fill: Path | None = None,
+    look: Look = lambda score: None,
+) -> Grid:
     """Read, validate and expand a grid file.
 
     `fill`: data sets that the mirror lacks are asked of the hub, to be put there; into this folder
-    where no mirror is named.
+    where no mirror is named. `look`: the scores of trials, where the grid says `tune`.
 
     Raises GridError in one line: file, line, what was given, the nearest valid name.
     """
@@ -100,11 +111,14 @@ def load(path: Path, allow_code_execution: bool = False, fill: Path | None = Non
     if not (allow_code_execution or file.allow_code_execution):
         _refuse_code(document, list(tasks))
     with hub.reading(access):
-        cells = tuple(_list_cells(document, file, points, tasks, diagnosed))
+        trials, picks = _choose_settings(document, file, points, look)
+        cells = tuple(_list_cells(document, file, picks, tasks, diagnosed))
     check_names(document, file, dict.fromkeys(axis for cell in cells for axis in cell.axes), tasks)
     check_report(document, file, tasks)
     files = tuple(document.files)
-    return Grid(name, path, files, document.comment, file, cells, access)
+    ready = tuple(cell for cell in cells if not cell.awaits)
+    waiting = tuple(cell for cell in cells if cell.awaits)
+    return Grid(name, path, files, document.comment, file, (*trials, *ready), access, waiting)
 
 
 def _find_access(document: Document, file: GridFile, fill: Path | None) -> hub.Access:
@@ -128,10 +142,45 @@ def _refuse_code(document: Document, tasks: Sequence[str]) -> None:
             )
 
 
+class _Pick(NamedTuple):
+    """A point that is a cell, and how its settings were chosen, or why they are not yet."""
+
+    point: Point
+    tuning: Tuning | None = None
+    awaits: str = ""
+    trials: tuple[Stage[Scores], ...] = ()
+
+
+def _choose_settings(
+    document: Document, file: GridFile, points: Sequence[Point], look: Look
+) -> tuple[list[Cell], list[_Pick]]:
+    """The trials of a grid, and its points with the settings that were chosen by them."""
+    if file.tune is None:
+        return [], list(map(_Pick, points))
+    trials: list[Cell] = []
+    picks: list[_Pick] = []
+
+    def build(point: Point) -> Stage[Model]:
+        return _make_model(document, file, point)[1]
+
+    for group in list_groups(points):
+        first = [point for point in group if point.seed == points[0].seed]
+        base, _ = _make_model(document, file, first[0])
+        found = choose(document, file.tune, first, base, build, look)
+        for trial in found.trials:
+            cell = _describe_cell(file, trial.point, base, trial.model, (trial.score,))
+            trials.append(replace(cell, id=f"{cell.id} (trial)", is_trial=True))
+        shown = first[0].tried if found.chosen is None else found.chosen
+        chosen = [replace(each, tried={}) for each in group if each.tried == shown]
+        scores = tuple(trial.score for trial in found.trials)
+        picks += [_Pick(point, found.tuning, found.awaits, scores) for point in chosen]
+    return trials, picks
+
+
 def _list_cells(
     document: Document,
     file: GridFile,
-    points: Sequence[Point],
+    picks: Sequence[_Pick],
     tasks: Mapping[str, Any],
     diagnosed: Mapping[str, Any],
 ) -> Iterator[Cell]:
@@ -139,9 +188,13 @@ def _list_cells(
     seen: set[tuple[Any, ...]] = set()
     named: dict[str, Point] = {}
     offered = set(DIAGNOSTICS.load())
-    for point in points:
-        cell = _make_cell(document, file, point, tasks)
-        if diagnosed and cell.seed == points[0].seed:  # a figure of a model's inside shows one seed
+    for point, tuning, awaits, trials in picks:
+        cell = replace(_make_cell(document, file, point, tasks), tuning=tuning)
+        if awaits:
+            cell = replace(cell, awaits=awaits, scores=trials)
+        if (
+            diagnosed and cell.seed == picks[0].point.seed
+        ):  # a figure of a model's inside shows one seed
             stages = _diagnose(document, file, point, diagnosed)
             offered |= set(stages)
             inside = tuple(stage for name in diagnosed for stage in stages.get(name, ()))
@@ -159,8 +212,11 @@ def _list_cells(
             raise document.error(("diagnose", number), message)
 
 
-def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[str, Any]) -> Cell:
-    contender, seed, source = point.contender, point.seed, point.source
+def _make_model(
+    document: Document, file: GridFile, point: Point
+) -> tuple[Pretrained, Stage[Model]]:
+    """The full-precision model of a point, and the one that its method makes."""
+    contender, source = point.contender, point.source
     try:
         base = pretrained(source, file.dtype, file.trust_remote_code, file.attention)
         shapes = read_layer_shapes(source, file.trust_remote_code)
@@ -170,11 +226,16 @@ def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[
         raise document.error(place, str(error)) from None
     try:
         point.method.check(shapes)
-        model = point.method.build(base, seed)
+        model = point.method.build(base, point.seed)
         rehearse_all(closure([model]))
     except BitgridError as error:
         raise document.error(contender.where, f"{contender.label}: {error}") from None
-    scores = []
+    return base, model
+
+
+def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[str, Any]) -> Cell:
+    base, model = _make_model(document, file, point)
+    scores: list[Stage[Scores]] = []
     for number, (task, options) in enumerate(tasks.items()):
         try:
             evaluation = find_evaluation(task)
@@ -182,7 +243,21 @@ def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[
             scores.append(evaluation.stage(model, options, base))
         except BitgridError as error:
             raise document.error(("evaluate", number, task), str(error)) from None
-    axes = {"model": source, **point.axes} if "model" in file.vary else point.axes
+    if file.tune is not None:
+        check_apart(document, file.tune, scores)
+    return _describe_cell(file, point, base, model, tuple(scores))
+
+
+def _describe_cell(
+    file: GridFile,
+    point: Point,
+    base: Pretrained,
+    model: Stage[Model],
+    scores: tuple[Stage[Scores], ...],
+) -> Cell:
+    contender, seed, source = point.contender, point.seed, point.source
+    axes = {**point.axes, **point.tried}
+    axes = {"model": source, **axes} if "model" in file.vary else axes
     label, weights = contender.label, None
     if point.method.is_reference and contender.entry.method.is_reference:
         label = label if contender.is_labelled else base.title
@@ -196,7 +271,7 @@ def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[
         seed,
         source,
         model,
-        tuple(scores),
+        scores,
         published_bits=None if weights is None else weights.bits_per_weight,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,9 +25,9 @@ from harness.config.settings import (
 from harness.core.component import Component
 from harness.core.errors import GridError, SettingError, nearest
 from harness.core.misfit import Where, show
-from harness.core.scalars import forget_text
 from harness.grid.reading import fit
 from harness.grid.schema import GridFile, Seed
+from harness.grid.showing import show_setting
 from harness.method import METHODS, Entry, Method
 
 _LONGEST_LABEL = 120  # characters
@@ -59,6 +59,7 @@ class Point:
     seed: int
     method: Method
     axes: dict[str, Any]
+    tried: dict[str, Any]  # those of its settings that are tuned, as tables show them
 
 
 class Configured(NamedTuple):
@@ -82,7 +83,8 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
     # A default may be for a component that this grid does not choose, since bases share defaults.
     methods = dict.fromkeys(type(each.entry.method) for each in contenders)
     known = {path for method in methods for path, *_ in list_places(method)}
-    for section, paths in (("vary", {*file.vary} - {"seed", "model"}), ("defaults", file.defaults)):
+    sections = (("vary", {*file.vary} - {"seed", "model"}), ("defaults", file.defaults))
+    for section, paths in (*sections, ("tune", _read_tuned(file))):
         for path in paths:
             if not any(is_possible(method, path) for method in methods):
                 message = f"{path!r} is not a setting of any method here; {nearest(path, known)}"
@@ -97,27 +99,39 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
             used |= made.axes
             taken |= made.defaults
             kept |= made.kept
-            points.append(
-                Point(contender, chosen["model"], chosen["seed"], made.method, made.shown)
-            )
+            points.append(_make_point(contender, chosen, made, _read_tuned(file)))
     for (section, path), why in kept.items():
-        if path not in (used if section == "vary" else taken):
+        if path not in (taken if section == "defaults" else used):
             raise document.error((section, path), why)
         print(document.error((section, path), why), file=sys.stderr)
-    for path in (path for path in file.vary if path not in used):
+    for path in (path for path in axes if path not in used):
         axis = _find_mapping(axes, path)
         message = (
             f"{path!r} is not a setting of any method here; {nearest(path, known)}"
             if axis is None
             else f"{path!r} is said by the values of the axis {axis!r} already"
         )
-        raise document.error(("vary", path), message)
+        raise document.error((_find_section(file, path), path), message)
     for path, value in file.defaults.items():
         try:
             _check_default(points, path, value)
         except SettingError as error:
             raise document.error(("defaults", path), str(error)) from None
     return points
+
+
+def _make_point(
+    contender: Contender, chosen: Mapping[str, Any], made: Configured, tuned: Container[str]
+) -> Point:
+    shown = made.shown.items()
+    return Point(
+        contender,
+        chosen["model"],
+        chosen["seed"],
+        made.method,
+        {path: value for path, value in shown if path not in tuned},
+        {path: value for path, value in shown if path in tuned},
+    )
 
 
 def _check_number(
@@ -127,10 +141,11 @@ def _check_number(
     number = methods * math.prod(map(len, axes.values()))
     if number > file.max_points:
         longest = max(axes, key=lambda path: len(axes[path]))
+        section = _find_section(file, longest)
         raise document.error(
-            ("vary", longest),
-            f"vary: {methods} methods at {number // methods:,} combinations are {number:,} points; "
-            f"'max_points: {number}' in the grid would let it have so many",
+            (section, longest),
+            f"{section}: {methods} methods at {number // methods:,} combinations are {number:,} "
+            f"points; 'max_points: {number}' in the grid would let it have so many",
         )
 
 
@@ -172,12 +187,17 @@ def _find_mapping(axes: Mapping[str, list[Any]], path: str) -> str | None:
 
 def _read_axes(document: Document, file: GridFile) -> dict[str, list[Any]]:
     """The values of every axis; seed and model are axes of each grid."""
-    axes = dict(file.vary)
+    tuned = _read_tuned(file)
+    for path in tuned:
+        if path in file.vary or path in ("seed", "model"):
+            why = "is an axis of `vary` already" if path in file.vary else "cannot be tuned"
+            raise document.error(("tune", path), f"tune: {path!r} {why}")
+    axes = {**file.vary, **tuned}
     axes.setdefault("seed", file.seed if isinstance(file.seed, list) else [file.seed])
     axes.setdefault("model", [file.model])
     for path, values in axes.items():
         if not values:
-            raise document.error(("vary", path), f"axis {path!r} has no values")
+            raise document.error((_find_section(file, path), path), f"axis {path!r} has no values")
     axes["seed"] = fit(document, ("vary", "seed"), list[Seed], axes["seed"])
     axes["model"] = fit(document, ("vary", "model"), list[str], axes["model"])
     if "seed" in file.vary and _is_beside(document, "seed"):
@@ -187,6 +207,16 @@ def _read_axes(document: Document, file: GridFile) -> dict[str, list[Any]]:
         message = f"model: {file.model!r} is no value of the axis over models; {near}"
         raise document.error(("model",), message)
     return axes
+
+
+def _read_tuned(file: GridFile) -> dict[str, list[Any]]:
+    """The settings that are tuned, each with the values that are tried."""
+    return {} if file.tune is None else file.tune.axes
+
+
+def _find_section(file: GridFile, axis: str) -> str:
+    """The key of the grid under which an axis stands."""
+    return "tune" if axis in _read_tuned(file) else "vary"
 
 
 def _is_beside(document: Document, key: str) -> bool:
@@ -243,7 +273,7 @@ def _configure(
             continue
         is_chosen = path.rpartition(".")[0] in settings
         is_general = section == "defaults" or (
-            section == "vary" and (is_chosen or not contender.main)
+            section in ("vary", "tune") and (is_chosen or not contender.main)
         )
         if is_general and is_redefined(method, path, contender.entry.method):
             kept[section, axis_of.get(path, path)] = _say_own(method, path, settings[path])
@@ -254,12 +284,13 @@ def _configure(
             inside = error.path.removeprefix(path).removeprefix(".")
             raise document.error(document.descend(where, inside), str(error)) from None
         if path in varied:
-            shown[path] = _show(settings[path], dict(list_settings(method))[path])
+            shown[path] = show_setting(settings[path], dict(list_settings(method))[path])
     method, overruled = _lay_own_again(method, settings, axis_of, kept)
     for path in overruled:
         if contender.main:
             message = f"{path!r} is said by what {path.rpartition('.')[0]!r} holds itself"
-            raise document.error(("vary", axis_of[path]), message)
+            axis = axis_of[path]
+            raise document.error((_find_section(file, axis), axis), message)
         shown.pop(path, None)
     in_order = {path: shown[path] for path in varied if path in shown}
     taken = {path for path in defaults if ("defaults", path) not in kept}
@@ -301,7 +332,9 @@ def _find_origin(
     """Which part of the grid a setting is from: vary, own (the method's entry) or defaults."""
     if path in axis_of:
         axis = axis_of[path]
-        return "vary", ("vary", axis, file.vary[axis].index(chosen[axis]))
+        section = _find_section(file, axis)
+        values = file.vary[axis] if section == "vary" else _read_tuned(file)[axis]
+        return section, (section, axis, values.index(chosen[axis]))
     if path in contender.own:
         return "own", (*contender.where, path)
     return "defaults", ("defaults", path)
@@ -363,26 +396,3 @@ def _list_parts(method: Method, axis: str, value: Any) -> dict[str, Any]:
         named = method  # said where it stands
     parts = {f"{axis}.{part}": setting for part, setting in value.items() if part != "name"}
     return {path: part for path, part in parts.items() if not is_redefined(named, path, method)}
-
-
-def _show(value: Any, held: object) -> Any:
-    """An axis value, which a method now holds, as tables show it: `{name: nf, bits: 3}` -> `nf
-    bits=3`. Text is what it was in the file, a number what it is worth."""
-    if isinstance(value, Mapping):
-        name = [str(value["name"])] if "name" in value else []
-        parts = {k: _show_part(v, _find_part(held, k)) for k, v in value.items() if k != "name"}
-        return " ".join(name + [f"{k}={part}" for k, part in parts.items()])
-    members = held if isinstance(held, tuple) else ()
-    if isinstance(value, list) and any(isinstance(each, Component) for each in members):
-        return " + ".join(map(str, map(_show, value, members)))
-    return " ".join(held.split()) if isinstance(held, str) else forget_text(value)
-
-
-def _show_part(value: Any, held: object) -> Any:
-    """A value inside of another one: what has parts of its own is in parentheses."""
-    shown = _show(value, held)
-    return f"({shown})" if isinstance(value, Mapping) or " + " in str(shown) else shown
-
-
-def _find_part(held: object, name: str) -> object:
-    return held.get(name) if isinstance(held, Mapping) else getattr(held, name, None)

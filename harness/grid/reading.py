@@ -17,13 +17,14 @@ from harness.core.checked import make_adapter
 from harness.core.errors import BitgridError
 from harness.core.misfit import Where, explain
 from harness.core.report_options import Finding, ReportOptions
-from harness.grid.schema import GridFile, Published
+from harness.grid.schema import GridFile, Published, TuneText
 
 KEYS: Mapping[str, type] = {
     "": GridFile,
     "report": ReportOptions,
     "report.finding": Finding,
     "published": Published,
+    "tune.on": TuneText,
 }
 
 

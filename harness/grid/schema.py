@@ -5,7 +5,7 @@ Not here: what the names in it mean, and the expansion into cells (`grid`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -50,6 +50,35 @@ class Published(AsWritten, pydantic.BaseModel):
         return {"name": value} if isinstance(value, str) else value
 
 
+class TuneText(AsWritten, pydantic.BaseModel):
+    """The text on which settings are chosen, in windows that no score of the grid reads."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    text: str
+    split: Literal["train", "calibration", "heldout"] = "heldout"
+    cut: Literal["joined", "packed"] = "joined"
+    window: Annotated[int, pydantic.Field(ge=2, le=2**24)] = 512  # tokens
+    skip: Annotated[int, pydantic.Field(ge=0, le=100_000_000)] = 0  # windows
+    limit: Annotated[int, pydantic.Field(ge=1, le=100_000_000)] = 64  # windows
+
+
+class Tune(AsWritten, pydantic.BaseModel):
+    """`tune:` of a grid: settings by dotted path with the values that are tried, and how one is
+    chosen. Every other key is such a path."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, list[Any]] = pydantic.Field(init=False)
+    on: TuneText
+    metric: Literal["nll", "kl"] = "nll"
+    # The most trials for one row of a table; null: every combination of the values.
+    budget: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] | None = None
+
+    @property
+    def axes(self) -> dict[str, list[Any]]:
+        """The settings that are tried, each with its values."""
+        return dict(self.__pydantic_extra__)
+
+
 class GridFile(AsWritten, pydantic.BaseModel):
     """The keys of a grid file."""
 
@@ -67,6 +96,7 @@ class GridFile(AsWritten, pydantic.BaseModel):
     published: Published | None = None
     report: ReportOptions = ReportOptions()
     seed: Seed | list[Seed] = 0
+    tune: Tune | None = None
     allow_code_execution: bool = False
     # Methods times values of all axes: more is taken for a slip of the pen.
     max_points: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 2_000

@@ -1,7 +1,8 @@
 """Rows out of the store: what `reports` reads, and of a published grid lies under results/.
 
 The files and what their lines hold are described in `harness.core.records`. diagnostics.jsonl is
-absent where `diagnose:` asked for nothing. provenance.jsonl has the stages that are not kept too,
+absent where `diagnose:` asked for nothing. The trials of a grid that tunes have a folder of their
+own among them. provenance.jsonl has the stages that are not kept too,
 so that a number can be followed to the model's revision.
 
 Nothing here but reading manifests: no torch, no time stamps in rows, the same bytes for the same
@@ -18,7 +19,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from harness.core.records import (
     Hole,
     Row,
     RowItems,
+    Tuning,
 )
 from harness.core.report_options import ReportOptions
 from harness.core.store import Store
@@ -43,6 +45,7 @@ from harness.run.plan import CellInfo, Plan
 from harness.run.states import check_scores, explain_staleness, find_states, standing_failure
 
 CURVE = "metrics.jsonl"
+TRIALS = "trials"  # the folder, beside the rows of a grid that tunes, of the rows of its trials
 _LARGE = 2**20  # bytes of items
 _CURVE_FIELDS = {each.name for each in fields(CurvePoint)}
 
@@ -51,6 +54,25 @@ def export(plan: Plan, store: Store, folder: Path) -> None:
     """Write the rows of everything that is done so far into `folder`. Raises ReportError."""
     with _writing(folder):
         _export(plan, store, folder)
+        if trials := _find_trials(plan):
+            (folder / TRIALS).mkdir(exist_ok=True)
+            _export(trials, store, folder / TRIALS)
+
+
+def _find_trials(plan: Plan) -> Plan | None:
+    """The trials of a plan, as a grid of their own; None where it has none."""
+    cells = tuple(replace(cell, is_trial=False) for cell in plan.cells if cell.is_trial)
+    if not cells:
+        return None
+    return replace(
+        plan,
+        name=f"{plan.name}-{TRIALS}",
+        question=f"Trials by which settings of {plan.name} are chosen",
+        report=asdict(ReportOptions()),
+        published=None,
+        cells=cells,
+        awaiting=(),
+    )
 
 
 def check(folder: Path) -> None:
@@ -98,7 +120,7 @@ class _Values:
                 stale[key] = f"{node.kind}: {explain_staleness(self.plan, key, self.store)}"
             if key in stale or not touched.isdisjoint(node.inputs):
                 touched.add(key)
-        keys = {key for cell in self.plan.cells for key in cell.scores}
+        keys = {key for cell in self.plan.rows for key in cell.scores}
         return {
             key: "; ".join(
                 dict.fromkeys(stale[above] for above in self.plan.upstream(key) if above in stale)
@@ -122,7 +144,7 @@ def _export(plan: Plan, store: Store, folder: Path) -> None:
         published_model=published.get("model"),
         published_tasks=published.get("tasks"),
         tolerance=published.get("tolerance"),
-        cells=len(plan.cells),
+        cells=len(plan.rows) + len(plan.awaiting),
         holes=list(_holes(values)),
     )
     (folder / "grid.json").write_text(json.dumps(to_json(head), indent=1) + "\n")
@@ -131,7 +153,7 @@ def _export(plan: Plan, store: Store, folder: Path) -> None:
     level = 9 if len(items) < _LARGE else 6  # a tenth of the time for a tenth more bytes
     (folder / "items.jsonl.gz").write_bytes(gzip.compress(items, level, mtime=0))
     _write_lines(folder / "curves.jsonl", map(to_json, _curves(values)))
-    if any(cell.diagnostics for cell in plan.cells):
+    if any(cell.diagnostics for cell in plan.rows):
         _write_lines(folder / "diagnostics.jsonl", _diagnostics(values))
     else:
         (folder / "diagnostics.jsonl").unlink(missing_ok=True)
@@ -140,8 +162,9 @@ def _export(plan: Plan, store: Store, folder: Path) -> None:
 
 def _rows(values: _Values) -> Iterator[Row]:
     plan = values.plan
-    for cell in plan.cells:
+    for cell in plan.rows:
         facts = vars(_facts(cell))
+        tuning = None if cell.tuning is None else _count_cost(Tuning(**cell.tuning), values)
         for key in filter(values.has, cell.scores):
             scores = values.find(key)["value"]
             for score in scores["rows"]:
@@ -158,12 +181,13 @@ def _rows(values: _Values) -> Iterator[Row]:
                     key=key,
                     model_key=cell.model,
                     stale=values.reasons[key],
+                    tuning=tuning,
                 )
 
 
 def _items(values: _Values) -> Iterator[RowItems]:
     """The items of each row; a group of tasks has none of its own."""
-    for key in dict.fromkeys(key for cell in values.plan.cells for key in cell.scores):
+    for key in dict.fromkeys(key for cell in values.plan.rows for key in cell.scores):
         path = f"{values.store.path(key)}/items.jsonl.gz"  # not a Path: there may be 10,000
         if values.has(key) and os.path.exists(path):
             try:
@@ -185,8 +209,32 @@ def _published(plan: Plan) -> list[dict[str, str]]:
     return published.figures(published.find(name, model), model)
 
 
+def _count_cost(tuning: Tuning, values: _Values) -> Tuning:
+    """With what the trials cost: the hours of making each model, and the tokens of its training.
+
+    What trials share, as a clip search, counts once. Unknown where a trial has not ended.
+    """
+    plan, store = values.plan, values.store
+    behind = dict.fromkeys(key for model in tuning.models for key in plan.upstream(model))
+    made = [key for key in behind if plan.nodes[key].stored]
+    if not tuning.models or not all(map(values.has, made)):
+        return tuning
+    seconds = [
+        float(store.manifest(key).get("wall_s", 0.0)) * max(1, plan.nodes[key].gpus) for key in made
+    ]
+    curves = [_read_curve(store, key) for key in made if os.path.exists(store.path(key) / CURVE)]
+    tokens = [curve[-1].get("tokens") for curve in curves if curve]
+    return replace(
+        tuning,
+        tokens=None if None in tokens else float(sum(filter(None, tokens))),
+        device_hours=sum(seconds) / 3600,
+    )
+
+
 def _holes(values: _Values) -> Iterator[Hole]:
-    for cell in values.plan.cells:
+    for cell in values.plan.awaiting:
+        yield Hole(**vars(_facts(cell)), reason=cell.awaits)
+    for cell in values.plan.rows:
         missing = [key for key in cell.scores if not values.has(key)]
         if missing:
             yield Hole(**vars(_facts(cell)), reason=_reason(values, missing[0]))
@@ -206,7 +254,7 @@ def _reason(values: _Values, key: str) -> str:
 
 def _curves(values: _Values) -> Iterator[CurvePoint]:
     seen: set[str] = set()
-    for cell in values.plan.cells:
+    for cell in values.plan.rows:
         bits = _bits(cell, values)
         if bits is None:
             continue
@@ -235,7 +283,7 @@ def _read_curve(store: Store, key: str) -> list[dict[str, Any]]:
 
 
 def _diagnostics(values: _Values) -> Iterator[dict[str, Any]]:
-    for cell in values.plan.cells:
+    for cell in values.plan.rows:
         bits = _bits(cell, values)
         for key in cell.diagnostics:
             if bits is not None and values.has(key):

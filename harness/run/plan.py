@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.core.stage import Stage
     from harness.grid.expand import Cell, Grid
 
-SCHEMA = 6
+SCHEMA = 7
 
 
 Mark: TypeAlias = tuple[str, int, int]  # file, size, time of change in ns
@@ -62,6 +62,9 @@ class CellInfo:
     scores: tuple[str, ...]
     diagnostics: tuple[str, ...] = ()
     published_bits: float | None = None  # a weight, of the reference, where files tell
+    tuning: dict[str, Any] | None = None  # how its settings were chosen: see `records.Tuning`
+    is_trial: bool = False  # it is there to choose by, and is no row
+    awaits: str = ""  # why its settings are not chosen yet; its scores are those of its trials
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -82,6 +85,12 @@ class Plan:
     watch: tuple[Mark, ...]
     mirror: str | None = None  # the environment's, when the plan was made
     code: dict[str, dict[str, str]] = field(default_factory=dict)  # digest -> definitions, digests
+    awaiting: tuple[CellInfo, ...] = ()  # cells whose settings are not chosen yet
+
+    @property
+    def rows(self) -> tuple[CellInfo, ...]:
+        """The cells that are rows of its table, not trials."""
+        return tuple(cell for cell in self.cells if not cell.is_trial)
 
     def stored(self) -> list[str]:
         """Keys of the stages that are kept, inputs first."""
@@ -180,6 +189,9 @@ def build(grid: Grid) -> Plan:
         watch=tuple(mark_file(path) for path in sorted(watched)),
         mirror=os.environ.get("BITGRID_MIRROR"),
         code=code,
+        awaiting=tuple(
+            replace(_describe(cell), model="", diagnostics=()) for cell in grid.awaiting
+        ),
     )
 
 
@@ -196,6 +208,9 @@ def _describe(cell: Cell) -> CellInfo:
         scores=tuple(stage.key for stage in cell.scores),
         diagnostics=tuple(stage.key for stage in cell.diagnostics),
         published_bits=cell.published_bits,
+        tuning=None if cell.tuning is None else asdict(cell.tuning),
+        is_trial=cell.is_trial,
+        awaits=cell.awaits,
     )
 
 
@@ -220,9 +235,10 @@ def read(path: Path) -> Plan:
 
 def _read(raw: dict[str, Any]) -> Plan:
     lists = ("scores", "diagnostics")
-    raw["cells"] = tuple(
-        CellInfo(**{**c, **{name: tuple(c[name]) for name in lists}}) for c in raw["cells"]
-    )
+    for cells in ("cells", "awaiting"):
+        raw[cells] = tuple(
+            CellInfo(**{**c, **{name: tuple(c[name]) for name in lists}}) for c in raw[cells]
+        )
     raw["nodes"] = {
         key: Node(**{**node, "inputs": tuple(node["inputs"]), "files": _marks(node["files"])})
         for key, node in raw["nodes"].items()

@@ -29,18 +29,22 @@ from harness.core.store import Store
 from harness.core.trash import Trash
 from harness.run import plan as plans
 from harness.run.plan import Plan, is_unchanged, read, write
+from harness.run.trials import are_due
 
 SCHEMA = 1
 
 
 def remembered(path: Path, store: Store) -> Plan | None:
-    """The kept plan of a grid file, or None where it, or code behind it, has changed since."""
+    """The kept plan of a grid file, or None where it, or code behind it, has changed since, or
+    where trials have ended by which it chooses settings."""
     try:
         plan = read(_place(path, store))
     except BitgridError:  # of another version, broken or unreadable: it is made anew
         return None
     same = plan.mirror == os.environ.get("BITGRID_MIRROR")
-    return plan if same and all(map(is_unchanged, plan.watch)) else None
+    if not same or not all(map(is_unchanged, plan.watch)) or are_due(plan, store):
+        return None
+    return plan
 
 
 def remember(plan: Plan, store: Store, required: bool = False) -> Plan:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from harness.core.errors import ReportError
-from harness.core.records import GridHead
+from harness.core.records import GridHead, Tuning
 from reports.numbers.columns import (
     Column,
     find_usual_protocol,
@@ -42,6 +42,14 @@ class ModelFacts:
     column: ModelColumn
     values: pd.Series  # by key of the model
     description: str
+
+
+class Tuned(NamedTuple):
+    """How settings of a row were chosen: the same for all its seeds."""
+
+    name: str
+    bits: float
+    tuning: Tuning
 
 
 class Remark(NamedTuple):
@@ -71,6 +79,8 @@ class Summary:
     seeds_fixed: bool = False  # whether some methods were compared as the one model that each has
     model_facts: tuple[ModelFacts, ...] = ()  # where asked for
     models: tuple[str, ...] = ()  # the full-precision ones behind the rows
+    tuned: tuple[Tuned, ...] = ()  # rows that could be tuned, in a grid that says so
+    is_trained: bool = False  # whether a model of a row was trained
 
     @property
     def several(self) -> bool:
@@ -137,6 +147,8 @@ def summarise(export: Export) -> Summary:
         seeds_fixed=ranked.seeds_fixed,
         model_facts=facts,
         models=tuple(dict.fromkeys(shown["model"])),
+        tuned=_list_tuned(shown),
+        is_trained=not export.curves.empty,
     )
 
 
@@ -145,6 +157,15 @@ def _mean_fact(row: Row, shown: pd.DataFrame, values: pd.Series) -> float | None
     models = shown.loc[(shown["name"] == row.name) & (shown["bits"] == row.bits), "model_key"]
     known = values.reindex(models.unique())
     return None if known.isna().any() else float(known.mean())
+
+
+def _list_tuned(shown: pd.DataFrame) -> tuple[Tuned, ...]:
+    known = shown[shown["tuning"].notna()].sort_values("bits", ascending=False, kind="stable")
+    rows = {
+        (name, bits): tuning
+        for name, bits, tuning in zip(known["name"], known["bits"], known["tuning"], strict=True)
+    }
+    return tuple(Tuned(name, bits, tuning) for (name, bits), tuning in rows.items())
 
 
 def _remarks(export: Export) -> list[Remark]:

@@ -13,7 +13,7 @@ from reports.numbers.columns import name_metric
 from reports.numbers.effects import Effect
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
-from reports.pages import effects, printed, published
+from reports.pages import effects, printed, published, tuning
 from reports.pages.escape import escape_markdown, write_code
 from reports.pages.pictures import Picture
 from reports.pages.sheet import Sheet, markdown, plain, wrap
@@ -56,12 +56,16 @@ def write_page(
     parts.append(markdown(make_sheet(summary)).rstrip())
     parts.append(escape_markdown(" ".join(list_explanations(summary))))
     parts += [f"{each.heading}: {escape_markdown(each.text)}" for each in summary.remarks]
+    if sentence := tuning.describe(summary):
+        parts.append(f"Tuning: {escape_markdown(sentence)}")
     parts.append(
         "`bitgrid report` writes this table as LaTeX, HTML and, unrounded, as CSV too, and the "
         "figures as PDF."
     )
     if ranks := make_ranks(summary):
         parts += ["## Ranks", escape_markdown(ranks.caption), markdown(ranks).rstrip()]
+    if choices := tuning.make_sheet(summary):
+        parts += ["## Tuning", escape_markdown(choices.caption), markdown(choices).rstrip()]
     if grid.published:
         parts += _published(summary, beside)
     if tested:
@@ -103,6 +107,7 @@ def list_tables(
     title = published.title_comparison(summary)
     ranks = make_ranks(summary)
     sheets = [] if ranks is None else [("Ranks", ranks)]
+    sheets += [("Tuning", each) for each in [tuning.make_sheet(summary)] if each]
     sheets += [] if beside is None else [(title, beside)]
     if beside is None and (sentence := published.explain_silence(summary)):
         sheets.append((title, Sheet("published", sentence, head=(), groups=())))
@@ -127,6 +132,8 @@ def write_terminal(summary: Summary, width: int, tested: Sequence[Effect] = ()) 
         lines += wrap(effects.count_statuses(tested), width)
     for remark in summary.remarks:
         lines += wrap(f"{remark.heading}: {remark.text}", width)
+    if sentence := tuning.describe(summary):
+        lines += wrap(f"Tuning: {sentence}", width)
     for caveat in summary.caveats:
         lines += wrap(f"{caveat}.", width)
     if grid.holes or summary.stale:

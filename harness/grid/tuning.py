@@ -1,0 +1,220 @@
+"""`tune:` of a grid: settings chosen, for each method alike, on a text that no score reads.
+
+    tune:
+      train.lr: [1e-4, 4e-4, 1.6e-3]
+      on: {text: testbed, cut: packed, skip: 60}     # windows that no score of the grid reads
+      metric: kl                                     # or nll
+      budget: 3                                      # the most trials for one row
+
+For each method at each point of `vary`, every combination of the values is a trial at the grid's
+first seed. Trials are cells like others, so that they are shared, resumed and run on a cluster;
+once they have ended, the cells of the combination that was chosen are part of the plan, whose
+models at the first seed are there already. Not here: reading trials' scores (`harness.run.trials`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from harness.config.document import Document
+from harness.config.settings import configure, list_settings
+from harness.core.errors import BitgridError, ModelError, SettingError
+from harness.core.records import ALL_FAILED, WAITS, Tuning
+from harness.core.stage import Stage, closure
+from harness.data.sources import Documents, texts
+from harness.evaluation.divergence import Divergence
+from harness.evaluation.perplexity import Perplexity, Protocol
+from harness.evaluation.scores import Scores
+from harness.grid.points import Point
+from harness.grid.schema import Tune
+from harness.models import Model, Pretrained
+
+Look: TypeAlias = Callable[[Stage[Scores]], float | None]
+"""The score of a trial, lower is better: None before it has ended, infinite where it failed."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One combination of the values that are tried: the model that it makes, and its score."""
+
+    point: Point
+    model: Stage[Model]
+    score: Stage[Scores]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is known of one method at one point of `vary`."""
+
+    trials: tuple[Trial, ...]  # none where there is nothing to choose
+    chosen: Mapping[str, Any] | None  # settings; None while trials are to come, or all have failed
+    tuning: Tuning | None = None  # None: the method has none of the settings, or nothing is chosen
+    awaits: str = ""  # why nothing is chosen
+
+
+def list_groups(points: Sequence[Point]) -> list[list[Point]]:
+    """Points that differ in seeds and in what is tried alone, in the grid's order."""
+    groups: dict[tuple[str, str, str], list[Point]] = {}
+    for point in points:
+        place = (str(point.contender.where), point.source, json.dumps(point.axes, default=str))
+        groups.setdefault(place, []).append(point)
+    return list(groups.values())
+
+
+def choose(
+    document: Document,
+    tune: Tune,
+    points: Sequence[Point],
+    base: Pretrained,
+    build: Callable[[Point], Stage[Model]],
+    look: Look,
+) -> Tuned:
+    """The settings of a group of points of one seed: those of the trial with the least score.
+
+    Of trials that score the same, the first of the grid. Raises GridError where the text cannot be
+    read, or is read by the method itself.
+    """
+    models = {build(point).key: point for point in reversed(points)}  # of equal ones the first
+    distinct = [point for point in points if models[build(point).key] is point]
+    if len(distinct) == 1:
+        return Tuned((), distinct[0].tried, _describe_own(tune, distinct[0], base))
+    tried = _spread(distinct, tune.budget)
+    trials = tuple(_make_trial(document, tune, point, base, build(point)) for point in tried)
+    scores = [look(trial.score) for trial in trials]
+    if None in scores:
+        return Tuned(trials, None, awaits=WAITS)
+    ended = [math.inf if score is None else score for score in scores]
+    if min(ended) == math.inf:
+        return Tuned(trials, None, awaits=ALL_FAILED)
+    winner = trials[ended.index(min(ended))]
+    values = {
+        path: list(dict.fromkeys(t.point.tried[path] for t in trials))
+        for path in tune.axes
+        if path in winner.point.tried
+    }
+    tuning = Tuning(
+        chosen=winner.point.tried,
+        tried=values,
+        trials=len(trials),
+        combinations=len(distinct),
+        failed=ended.count(math.inf),
+        score=min(ended),
+        on=describe(tune),
+        at_end=[p for p, each in values.items() if _is_at_end(winner.point.tried[p], each)],
+        models=[trial.model.key for trial in trials],
+    )
+    return Tuned(trials, winner.point.tried, tuning)
+
+
+def describe(tune: Tune) -> str:
+    """How a setting is chosen, in words."""
+    on = tune.on
+    skipped = f" after the first {on.skip}" if on.skip else ""
+    return f"{tune.metric} on {on.text} ({on.split}), {on.limit} windows of {on.window}{skipped}"
+
+
+def check_apart(document: Document, tune: Tune, scores: Sequence[Stage[Scores]]) -> None:
+    """Raise GridError where a score of the grid reads the windows on which settings are chosen."""
+    own = _read_text(document, tune)
+    for stage in scores:
+        if not isinstance(stage, Perplexity | Divergence) or not _is_same(stage.documents, own):
+            continue
+        windows = math.inf if stage.limit is None else stage.skip + stage.limit
+        if stage.protocol.cut == "first":
+            windows = min(windows, 256)
+        read = windows * stage.protocol.window
+        if read == math.inf or stage.protocol.cut == "random":
+            why = f"{stage.task!r} reads the whole of {tune.on.text!r} ({tune.on.split})"
+            raise document.error(("tune", "on"), f"tune.on: {why}; choose another text or split")
+        if stage.protocol.cut not in (tune.on.cut, "first"):
+            cut = stage.protocol.cut
+            message = f"tune.on.cut: {tune.on.cut!r} should be {cut!r}, as {stage.task!r} cuts it"
+            raise document.error(("tune", "on"), message)
+        least = math.ceil(read / tune.on.window)
+        if tune.on.skip < least:
+            message = f"tune.on.skip: {tune.on.skip} should be at least {least}: {stage.task!r} "
+            raise document.error(("tune", "on"), f"{message}scores the windows before")
+
+
+def _make_trial(
+    document: Document, tune: Tune, point: Point, base: Pretrained, model: Stage[Model]
+) -> Trial:
+    documents = _read_text(document, tune)
+    for stage in closure([model]):
+        if _is_same(stage, documents):
+            raise document.error(
+                ("tune", "on"),
+                f"tune.on: {point.contender.label} itself reads {tune.on.text!r} "
+                f"({tune.on.split}); choose another text or split",
+            )
+    context = base.context()
+    if context is not None and tune.on.window > context:
+        message = f"tune.on.window: {tune.on.window}, but the context is {context}"
+        raise document.error(("tune", "on"), message)
+    words = {"joined": "documents joined by blank lines", "packed": "documents end to end"}
+    protocol = Protocol(tune.on.text, tune.on.window, tune.on.cut, words[tune.on.cut])
+    read: dict[str, Any] = {
+        "documents": documents,
+        "task": "tuning",
+        "protocol": protocol,
+        "bos": tune.on.cut == "packed" and base.tokenizer().bos_token_id is not None,
+        "limit": tune.on.limit,
+        "caveat": base.caveat,
+        "skip": tune.on.skip,
+    }
+    nll = tune.metric == "nll"
+    return Trial(
+        point, model, Perplexity(model, **read) if nll else Divergence(model, base, **read)
+    )
+
+
+def _read_text(document: Document, tune: Tune) -> Documents:
+    try:
+        return texts(tune.on.text, tune.on.split)
+    except BitgridError as error:
+        raise document.error(("tune", "on"), f"tune.on: {error}") from None
+
+
+def _is_same(stage: object, documents: Documents) -> bool:
+    """Whether a stage reads these documents, be it by another name."""
+    if not isinstance(stage, Documents) or stage.digest != documents.digest:
+        return False
+    files = stage.reads()
+    named = (stage.source, stage.split) == (documents.source, documents.split)
+    return named or (bool(files) and files == documents.reads())
+
+
+def _spread(points: Sequence[Point], budget: int | None) -> list[Point]:
+    """At most `budget` of them, drawn the same for every method."""
+    if budget is None or len(points) <= budget:
+        return list(points)
+    drawn = sorted(random.Random(0).sample(range(len(points)), budget))
+    return [points[number] for number in drawn]
+
+
+def _is_at_end(chosen: Any, values: Sequence[Any]) -> bool:
+    """Whether a number is the least or the largest that was tried: a better one may lie beyond."""
+    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+    return numbers and len(values) > 1 and chosen in (min(values), max(values))
+
+
+def _describe_own(tune: Tune, point: Point, base: Pretrained) -> Tuning | None:
+    """That a method has settings which others are tuned in, and keeps its own; None where none of
+    them changes its model."""
+    model = point.method.build(base, point.seed).key
+    held = dict(list_settings(point.method))
+    own = {}
+    for path, values in tune.axes.items():
+        for each in values if path in held else ():
+            try:
+                other = configure(point.method, {path: each}).build(base, point.seed)
+            except (SettingError, ModelError):
+                continue
+            if other.key != model:
+                own[path] = held[path]
+    return Tuning(chosen=own, on=describe(tune)) if own else None

@@ -1,0 +1,209 @@
+"""Settings that are chosen by trials: which trials there are, which one wins, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cli.main import main
+from harness.core.errors import GridError
+from harness.core.records import ALL_FAILED, WAITS
+from harness.core.store import Store
+from harness.evaluation.divergence import Divergence
+from harness.evaluation.perplexity import Perplexity
+from harness.grid.expand import Grid, load
+from harness.grid.tuning import Look
+from harness.run import remembering
+from harness.run.plan import build
+from methods.training.train import Train
+
+GRID = """\
+# Is it tuned?
+model: {model}
+dtype: float32
+method: bitdistiller
+vary: {format.bits: [2, 3]}
+compare: [rtn, bf16]
+seed: [0, 1]
+tune:
+  train.lr: [1e-4, 4e-4, 1.6e-3]
+  on: {text: testbed, cut: packed, window: 32, skip: 40, limit: 2}
+defaults:
+  format.group_size: 32
+  init.text: testbed
+  init.sequences: 2
+  init.length: 16
+  data: ground-truth
+  data.text: testbed
+  data.sequences: 4
+  data.length: 16
+  train.steps: 1
+  train.batch_size: 2
+  train.dtype: float32
+evaluate: [{testbed-ppl: {window: 64, limit: 2}}]
+"""
+
+Write = Callable[..., Grid]
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny_folder: Path) -> Write:
+    def written(text: str = GRID, look: Look = lambda score: None) -> Grid:
+        path = tmp_path / "tuned.yaml"
+        path.write_text(text.replace("{model}", str(tiny_folder)))
+        return load(path, look=look)
+
+    return written
+
+
+def _rate(model: Any) -> float:
+    """The learning rate that made a model; that of one which was not trained is NaN."""
+    while model is not None and not isinstance(model, Train):
+        model = getattr(model, "model", None)
+    return math.nan if model is None else float(model.training.lr)
+
+
+def test_trials_come_first_and_the_cells_that_need_none_are_there(write: Write) -> None:
+    grid = write()
+    trials = [cell for cell in grid.cells if cell.is_trial]
+    assert [(c.axes["format.bits"], c.axes["train.lr"], c.seed) for c in trials] == [
+        (bits, rate, 0) for bits in (2, 3) for rate in (1e-4, 4e-4, 1.6e-3)
+    ]
+    assert [_rate(c.model) for c in trials] == 2 * [1e-4, 4e-4, 1.6e-3]
+    assert all(isinstance(c.scores[0], Perplexity) and c.scores[0].skip == 40 for c in trials)
+    assert {c.label for c in grid.cells if not c.is_trial} == {"RTN", "FP32"}
+    assert [(c.axes, c.seed, c.awaits) for c in grid.awaiting] == [
+        ({"format.bits": bits}, seed, WAITS) for bits in (2, 3) for seed in (0, 1)
+    ]
+
+
+def test_the_least_score_wins_for_every_seed(write: Write) -> None:
+    scores = {1e-4: 3.0, 4e-4: 2.0, 1.6e-3: 2.5}
+    grid = write(look=lambda score: scores[_rate(score.model)])
+    assert not grid.awaiting
+    tuned = [c for c in grid.cells if c.label == "BitDistiller" and not c.is_trial]
+    assert [(_rate(c.model), c.seed) for c in tuned] == [(4e-4, 0), (4e-4, 1)] * 2
+    trials = {c.model.key for c in grid.cells if c.is_trial}
+    assert [c.model.key in trials for c in tuned] == [True, False] * 2  # the first seed is there
+    tuning = tuned[0].tuning
+    assert tuning is not None and (tuning.trials, tuning.combinations, tuning.score) == (3, 3, 2.0)
+    assert (tuning.chosen, tuning.at_end) == ({"train.lr": 4e-4}, [])
+    assert tuning.on == "nll on testbed (heldout), 2 windows of 32 after the first 40"
+    assert "train.lr" not in tuned[0].axes and "train.lr" not in tuned[0].id
+    assert [c.tuning for c in grid.cells if c.label == "RTN"] == [None] * 4
+
+
+def test_failed_trials_lose_and_ties_go_to_the_first(write: Write) -> None:
+    def look(score: Any) -> float:
+        bits = score.model.rounding.format.bits if hasattr(score.model, "rounding") else 2
+        return math.inf if _rate(score.model) == 1e-4 else 2.0 + 0 * bits
+
+    tuning = next(c.tuning for c in write(look=look).cells if c.tuning)
+    assert (tuning.chosen, tuning.failed) == ({"train.lr": 4e-4}, 1)
+    assert tuning.at_end == []
+    grid = write(look=lambda score: math.inf)
+    assert {c.awaits for c in grid.awaiting} == {ALL_FAILED}
+
+
+def test_the_end_of_what_was_tried_is_said(write: Write) -> None:
+    tuning = next(c.tuning for c in write(look=lambda s: -_rate(s.model)).cells if c.tuning)
+    assert tuning.at_end == ["train.lr"]
+
+
+def test_a_budget_gives_every_method_the_same_trials(write: Write) -> None:
+    text = GRID.replace("  on:", "  train.warmup: [0, 1, 2]\n  budget: 4\n  on:")
+    grid = write(text, look=lambda score: _rate(score.model))
+    counts = {c.tuning.trials for c in grid.cells if c.tuning}
+    assert counts == {4} and sum(c.is_trial for c in grid.cells) == 2 * 4
+    assert next(c.tuning.combinations for c in grid.cells if c.tuning) == 9
+    again = write(text, look=lambda score: _rate(score.model))
+    assert [c.id for c in again.cells] == [c.id for c in grid.cells]
+
+
+def test_a_method_that_sets_it_itself_is_said_to_be_untuned(write: Write) -> None:
+    own = "{name: llm-qat, data: ground-truth, train.lr: 2e-4}"
+    grid = write(GRID.replace("[rtn, bf16]", f"[rtn, {own}]"))
+    tuning = next(c.tuning for c in grid.cells if c.label == "LLM-QAT")
+    assert tuning is not None and (tuning.trials, tuning.chosen) == (0, {"train.lr": 2e-4})
+
+
+def test_a_divergence_can_choose(write: Write) -> None:
+    grid = write(GRID.replace("  on:", "  metric: kl\n  on:"))
+    assert all(isinstance(c.scores[0], Divergence) for c in grid.cells if c.is_trial)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("train.lr: [1e-4", "train.ls: [1e-4", "9: 'train.ls' is not a setting of any method here"),
+        ("train.lr: [1e-4, 4e-4, 1.6e-3]", "train.lr: []", "9: axis 'train.lr' has no values"),
+        ("train.lr: [1e-4, 4e-4", "train.lr: [1e-4, none", "9: train.lr: 'none' should be"),
+        ("train.lr: [1e-4, 4e-4, 1.6e-3]", "train.lr: 1e-4", "9: tune.train.lr: 1e-4 should be a list"),
+        (
+            "train.lr: [1e-4",
+            "format.bits: [1e-4",
+            "tune: 'format.bits' is an axis of `vary` already",
+        ),
+        ("train.lr: [1e-4", "seed: [1e-4", "tune: 'seed' cannot be tuned"),
+        ("skip: 40", "skip: 3", "skip: 3 should be at least 4: 'testbed-ppl' scores the windows"),
+        ("cut: packed", "cut: joined", "'joined' should be 'packed', as 'testbed-ppl' cuts it"),
+        (", limit: 2}}]", "}}]", "'testbed-ppl' reads the whole of 'testbed' (heldout)"),
+        ("cut: packed", "split: train", "BitDistiller itself reads 'testbed' (train)"),
+        ("cut: packed", "split: calibration", "BitDistiller itself reads 'testbed' (calibration)"),
+        ("text: testbed, cut", "text: testbde, cut", "text 'testbde' is unknown"),
+        ("window: 32", "window: 4096", "tune.on.window: 4096, but the context is"),
+        ("skip: 40", "skp: 40", "tune.on: key 'skp' is unknown; did you mean 'skip'?"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    write: Write, old: str, new: str, words: str
+) -> None:
+    assert GRID.count(old) == 1
+    with pytest.raises(GridError) as error:
+        write(GRID.replace(old, new))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_makes_the_trials_then_what_they_chose(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grid = GRID.replace("{model}", str(tiny_folder)).replace("[2, 3]", "[2]")
+    (tmp_path / "tuned.yaml").write_text(grid.replace("[rtn, bf16]", "[rtn]"))
+    assert main(["plan", "tuned.yaml"]) == 0
+    assert "4 and 3 trials, for which 2 cells wait" in capsys.readouterr().out
+    store = Store.default()
+    waiting = remembering.remembered(Path("tuned.yaml"), store)
+    assert waiting is not None and len(waiting.awaiting) == 2
+    assert main(["run", "tuned.yaml"]) == 0
+    told = capsys.readouterr()
+    assert "train.lr chosen for each row among 3 trials by the least nll" in _join(told.out)
+    rows = [json.loads(line) for line in Path("runs/tuned/rows.jsonl").read_text().splitlines()]
+    trials = [
+        json.loads(line) for line in Path("runs/tuned/trials/rows.jsonl").read_text().splitlines()
+    ]
+    best = min(trials, key=lambda row: row["value"])
+    tuned = [row for row in rows if row["label"] == "BitDistiller"]
+    chosen = {"train.lr": best["settings"]["train.lr"]}
+    assert [row["tuning"]["chosen"] for row in tuned] == [chosen] * 2
+    assert tuned[0]["model_key"] == best["model_key"]
+    assert tuned[0]["tuning"]["tokens"] == 3 * 2 * 15 and tuned[0]["tuning"]["device_hours"] > 0
+    plan = remembering.remembered(Path("tuned.yaml"), store)
+    assert plan is not None and not plan.awaiting and len(plan.rows) == 4
+    assert main(["run", "tuned.yaml"]) == 0
+    assert "were done already" in capsys.readouterr().err
+    assert main(["report", "runs/tuned/trials"]) == 0
+    assert plan == build(load(Path("tuned.yaml"), look=lambda s: _read(s, store)))
+
+
+def _read(score: Any, store: Store) -> float:
+    return float(store.manifest(score.key)["value"]["rows"][0]["value"])
+
+
+def _join(text: str) -> str:
+    return " ".join(text.split())
