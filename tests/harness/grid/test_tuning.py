@@ -143,7 +143,11 @@ def test_a_divergence_can_choose(write: Write) -> None:
         ("train.lr: [1e-4", "train.ls: [1e-4", "9: 'train.ls' is not a setting of any method here"),
         ("train.lr: [1e-4, 4e-4, 1.6e-3]", "train.lr: []", "9: axis 'train.lr' has no values"),
         ("train.lr: [1e-4, 4e-4", "train.lr: [1e-4, none", "9: train.lr: 'none' should be"),
-        ("train.lr: [1e-4, 4e-4, 1.6e-3]", "train.lr: 1e-4", "9: tune.train.lr: 1e-4 should be a list"),
+        (
+            "train.lr: [1e-4, 4e-4, 1.6e-3]",
+            "train.lr: 1e-4",
+            "9: tune.train.lr: 1e-4 should be a list",
+        ),
         (
             "train.lr: [1e-4",
             "format.bits: [1e-4",
