@@ -96,7 +96,7 @@ def test_a_finished_store_whose_plans_cannot_be_read_is_read(
     grid, where = Path(plan.path), ["--store", str(store.root)]
     monkeypatch.chdir(grid.parent)
     for module in (running, verb):
-        monkeypatch.setattr(module, "load_grid", lambda *_: toy_grid(grid))
+        monkeypatch.setattr(module, "load_grid", lambda *_, **__: toy_grid(grid))
     monkeypatch.setattr(running, "show_report", lambda folder: None)  # which takes its time
     shutil.rmtree(store.root / "plans")
     (store.root / "plans").write_text("no folder")

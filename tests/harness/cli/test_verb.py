@@ -15,8 +15,9 @@ CODE = """
 import sys
 from pathlib import Path
 from harness.cli.verb import load_grid
+from harness.core.store import Store
 assert "huggingface_hub" not in sys.modules
-load_grid(Path(sys.argv[1]))
+load_grid(Path(sys.argv[1]), store=Store.default())
 from huggingface_hub import constants
 print(constants.HF_HUB_OFFLINE)
 """
