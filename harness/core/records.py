@@ -29,7 +29,6 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
 from harness.core.report_options import ReportOptions
-from harness.core.tuning import WAITS, Tuning
 
 SCHEMA = 2
 ITEM_KEY = ("key", "task", "metric", "filter")
@@ -127,6 +126,27 @@ PROTOCOL = (
     *("task_version", "lm_eval"),
 )
 """Fields in which two values of one task may differ so that they are not comparable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How settings of a cell were chosen among several, on a text that no score reads."""
+
+    chosen: Annotated[dict[str, Setting], "the settings, dotted path -> value"]
+    on: Annotated[str, "by what, in words"]
+    tried: Annotated[dict[str, list[Setting]], "the values of each that were tried"] = field(
+        default_factory=dict
+    )
+    trials: Annotated[int, "models that were made to choose; 0: its own settings were kept"] = 0
+    combinations: Annotated[int, "of the values, of which a budget may leave some untried"] = 0
+    failed: Annotated[int, "trials that failed"] = 0
+    score: Annotated[float | None, "of the chosen one: perplexity or divergence"] = None
+    at_end: Annotated[
+        list[str], "settings whose least or largest value was chosen: a better one may lie beyond"
+    ] = field(default_factory=list)
+    models: Annotated[list[str], "keys of the trials' models"] = field(default_factory=list)
+    tokens: Annotated[float | None, "that the trials trained on; null: unknown"] = None
+    device_hours: Annotated[float | None, "of making the trials' models; null: unknown"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +306,7 @@ class Hole:
 
 
 NOT_RUN = "not run yet"
+WAITS, ALL_FAILED = "waits for its trials", "every trial failed"  # where settings are tuned
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ from harness.config.document import Document
 from harness.core.errors import BitgridError, GridError, TextError, nearest
 from harness.core.misfit import Where
 from harness.core.paths import check_file_name, read_path
+from harness.core.records import Tuning
 from harness.core.stage import Stage, closure
-from harness.core.tuning import Tuning
 from harness.data import hub
 from harness.evaluation.diagnostics import DIAGNOSTICS, Facts, build_diagnostics, find_options
 from harness.evaluation.evaluations import find_evaluation

@@ -24,8 +24,8 @@ from typing import Any, TypeAlias
 from harness.config.document import Document
 from harness.config.settings import configure, list_settings
 from harness.core.errors import BitgridError, ModelError, SettingError
+from harness.core.records import ALL_FAILED, WAITS, Tuning
 from harness.core.stage import Stage, closure
-from harness.core.tuning import ALL_FAILED, WAITS, Tuning
 from harness.data.sources import Documents, texts
 from harness.evaluation.divergence import Divergence
 from harness.evaluation.perplexity import Perplexity, Protocol

@@ -36,10 +36,10 @@ from harness.core.records import (
     Hole,
     Row,
     RowItems,
+    Tuning,
 )
 from harness.core.report_options import ReportOptions
 from harness.core.store import Store
-from harness.core.tuning import Tuning
 from harness.grid import published
 from harness.run.plan import CellInfo, Plan
 from harness.run.states import check_scores, explain_staleness, find_states, standing_failure

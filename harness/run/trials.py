@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import StoreError
+from harness.core.records import ALL_FAILED
 from harness.core.store import Store
-from harness.core.tuning import ALL_FAILED
 from harness.run.plan import CellInfo, Plan
 from harness.run.states import standing_failure
 

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from harness.core.errors import ReportError
-from harness.core.records import GridHead
-from harness.core.tuning import Tuning
+from harness.core.records import GridHead, Tuning
 from reports.numbers.columns import (
     Column,
     find_usual_protocol,

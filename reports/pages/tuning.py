@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.core.tuning import Tuning
+from harness.core.records import Tuning
 from reports.numbers.columns import format_bits
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary, Tuned

@@ -12,8 +12,8 @@ import pytest
 
 from harness.cli.main import main
 from harness.core.errors import GridError
+from harness.core.records import ALL_FAILED, WAITS
 from harness.core.store import Store
-from harness.core.tuning import ALL_FAILED, WAITS
 from harness.evaluation.divergence import Divergence
 from harness.evaluation.perplexity import Perplexity
 from harness.grid.expand import Grid, load
