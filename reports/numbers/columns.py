@@ -97,13 +97,26 @@ def format_number(value: float, column: Column, decimals: int) -> str:
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     if column.percent:
-        return f"{100 * value:.{decimals if column.decimals is None else column.decimals}f}"
+        return format_fixed(100 * value, decimals if column.decimals is None else column.decimals)
     if abs(value) >= 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa}e{int(exponent)}"
     usual = 2 if column.is_perplexity or abs(value) >= 10 else 3
     shown = usual if column.decimals is None else column.decimals
-    return f"{value:.{shown}f}" if abs(value) < 1000 else f"{value:.0f}"
+    return format_fixed(value, shown if abs(value) < 1000 else 0)
+
+
+def format_fixed(value: float, decimals: int) -> str:
+    """With that many decimals; what rounds to zero has no sign."""
+    return f"{value:z.{decimals}f}"
+
+
+def format_difference(value: float, decimals: int) -> str:
+    """With its sign, +2.5 or −0.3; what rounds to zero has none: 0.0."""
+    shown = format_fixed(value, decimals)
+    if float(shown) == 0:
+        return shown
+    return f"−{shown[1:]}" if shown.startswith("-") else f"+{shown}"
 
 
 def format_bits(bits: float) -> str:

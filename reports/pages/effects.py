@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reports.numbers.columns import format_difference
 from reports.numbers.effects import Effect, Status
 from reports.numbers.stats import Interval
 from reports.pages.sheet import MISSING, Cell, Sheet
@@ -93,6 +94,5 @@ def _ends(difference: Interval) -> tuple[float, float, float]:
 
 def _shown(effect: Effect, value: float, decimals: int) -> str:
     """With its sign; a difference of scores in points."""
-    if effect.column.percent:
-        return f"{100 * value:+.{decimals}f}".replace("-", "−")
-    return f"{value:+.3f}".replace("-", "−")
+    percent = effect.column.percent
+    return format_difference(100 * value if percent else value, decimals if percent else 3)

@@ -20,7 +20,7 @@ import pandas as pd
 
 from harness.core.model_names import list_name_parts, may_be_called
 from harness.core.records import AVERAGE
-from reports.numbers.columns import Column, format_bits, format_number
+from reports.numbers.columns import Column, format_bits, format_difference, format_number
 from reports.numbers.entries import REFERENCE_BITS, Row
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
@@ -191,7 +191,7 @@ def _beside(ours: str, theirs: Theirs, marks: dict[str, str]) -> Cell:
     if theirs.why is not None or theirs.difference is None:
         return Cell(ours, after=f"/ {theirs.printed}", marks=marked)
     decimals = len(theirs.printed.partition(".")[2]) if "e" not in theirs.printed else 0
-    text = f"{theirs.difference:+.{decimals}f}".replace("-", "−")
+    text = format_difference(theirs.difference, decimals)
     return Cell(ours, after=f"/ {theirs.printed} ({text})", marks=marked, near=theirs.near)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from harness.core.errors import ReportError
-from reports.numbers.columns import format_bits, format_number
+from reports.numbers.columns import format_bits, format_fixed, format_number
 from reports.numbers.summary import Summary, summarise
 from reports.pages.printed import Figure, name_printed_task, read_value
 from reports.pages.published import compare, find_limit, fits
@@ -69,7 +69,7 @@ def _judge(figure: Figure, summary: Summary, export: Export) -> Verdict:
     state: State = "no tolerance"
     printed = figure["value"]
     decimals = len(printed.partition(".")[2]) if "e" not in printed else 0
-    ours = f"{theirs.difference + read_value(printed):.{max(2, decimals)}f}"
+    ours = format_fixed(theirs.difference + read_value(printed), max(2, decimals))
     if theirs.near is not None:
         state = "within" if theirs.near else "outside"
     return Verdict(figure, state, ours, theirs.remark or "", find_limit(summary, figure))

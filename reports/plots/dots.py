@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from reports.numbers.columns import Column, format_number
+from reports.numbers.columns import Column, format_difference, format_number
 from reports.numbers.effects import Effect, Status, compute_effects
 from reports.numbers.entries import Row
 from reports.plots import data, style
@@ -125,8 +125,7 @@ def draw_ablation(context: Context) -> Drawing | None:
                 _print(axes, at, "untested")
                 continue
             _dot(axes, at, mean, Look(_STATUSES[status]["color"], "o"), False)
-            shown = f"{mean.mean:+.{1 if column.percent else 3}f}"  # as in the table
-            _print(axes, at, shown.replace("-", "−"))
+            _print(axes, at, format_difference(mean.mean, 1 if column.percent else 3))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(x=0.08)
         axes.set_xlabel(f"Δ {describe_quantity(column)}".replace("(%)", "(points)"))

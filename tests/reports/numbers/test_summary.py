@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.core.errors import ReportError
-from reports.numbers.columns import format_number
+from reports.numbers.columns import format_difference, format_number
 from reports.numbers.entries import Entry
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
@@ -277,6 +277,16 @@ def test_numbers_look_as_in_the_paper(tmp_path: Path) -> None:
     ]
     assert format_number(0.49184, score, 2) == "49.18"
     assert format_number(0.49184, score, 1) == "49.2"
+
+
+def test_what_rounds_to_zero_has_no_sign(tmp_path: Path) -> None:
+    perplexity, score = summary_of(write(tmp_path, [row(), ppl()])).columns
+    for zero in (0.0, -0.0, -4e-5, 4e-5):
+        assert format_number(zero, score, 1) == "0.0" and format_number(zero, score, 2) == "0.00"
+        assert format_number(zero, perplexity, 2) == "0.00"
+        assert format_difference(zero, 1) == "0.0" and format_difference(zero, 3) == "0.000"
+    shown = [format_difference(value, 1) for value in (-0.06, 0.06, -12.34, math.inf)]
+    assert shown == ["−0.1", "+0.1", "−12.3", "+inf"]
 
 
 def test_a_group_of_a_whole_channel_is_called_so() -> None:

@@ -127,7 +127,7 @@ def test_ours_theirs_and_the_difference(tmp_path: Path) -> None:
     (line,) = shown.rows
     assert [f"{c.text} {c.after}" for c in line[2:4]] == [
         "3400 / 3453 (−53)",
-        "24.12 / 24.12 (+0.00)",
+        "24.12 / 24.12 (0.00)",
     ]
     assert "✓ within the stated tolerance (0.1, ppl 100, winogrande 0.01" in shown.caption
 
