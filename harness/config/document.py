@@ -3,7 +3,8 @@
 Whatever lies at a path, it is read in bounded time and memory, or refused in one line: a file and
 all that it builds on have at most `MOST_FILES` files, `MOST_CHARACTERS` and `MOST_VALUES`, counted
 as aliases stand for them, and no value lies deeper than `DEEPEST`. Text has no characters that do
-not show as they are. Not here: what a grid may contain (`grid`).
+not show as they are, and no value of a variable that is named as secrets are. Not here: what a grid
+may contain (`grid`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from harness.core.errors import UNSHOWABLE, GridError, first_line, nearest
 from harness.core.misfit import Where, show
 from harness.core.paths import read_path
 from harness.core.scalars import Real, Whole, find_kind, read_scalar
+from harness.core.secrets import name_secret
 
 Places = dict[Where, tuple[Path, int]]
 MOST_FILES = 32
@@ -72,6 +74,7 @@ class Document:
         self.files = [file]
         self._total = _Total() if total is None else total
         text = _read_text(file)
+        _refuse_secrets(file, text)
         self._total.add(file, 1, files=1, characters=len(text))
         self.places: Places = {}
         self.data: Any = self._parse(text)
@@ -196,6 +199,17 @@ class Document:
 
 class _Unreadable(GridError):
     """No text can be had from a file; who names it as a base says where."""
+
+
+def _refuse_secrets(file: Path, text: str) -> None:
+    """Raise GridError for a token that the environment has too: what a grid or a profile says
+    stands in plans, scripts and reports."""
+    for number, line in enumerate(text.splitlines() if name_secret(text) else (), start=1):
+        if name := name_secret(line):
+            raise GridError(
+                f"{file}:{number}: the value of {name} stands here, and would in what others read; "
+                f"leave it out: runs and jobs have the environment (${name} in 'setup')"
+            )
 
 
 def _read_text(file: Path) -> str:

@@ -26,10 +26,19 @@ _KINDS = (
 def hide_secrets(text: str) -> str:
     """Text without the values of variables that are named as secrets are, and without what looks
     like one: in a URL, in a header, a token of the hub."""
-    values = {value for name, value in os.environ.items() if _NAMES.search(name)}
-    for value in sorted(values, key=len, reverse=True):
-        if len(value) >= _SHORTEST:
-            text = text.replace(value, HIDDEN)
+    for value in sorted(set(_list_secrets().values()), key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
     for kind, instead in _KINDS:
         text = kind.sub(instead, text)
     return text
+
+
+def name_secret(text: str) -> str | None:
+    """The variable, named as secrets are, whose value stands in a text; None where none does."""
+    return next((name for name, value in _list_secrets().items() if value in text), None)
+
+
+def _list_secrets() -> dict[str, str]:
+    """Of the environment, by name."""
+    named = ((name, value) for name, value in os.environ.items() if _NAMES.search(name))
+    return {name: value for name, value in named if len(value) >= _SHORTEST}
