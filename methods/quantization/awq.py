@@ -236,7 +236,7 @@ def fold(model: Model, layers: Mapping[str, Sequence[str]], scales: Mapping[str,
         module = fork.network.get_submodule(name)
         for part, old in list(module.named_parameters(recurse=False)):
             factors = multiplied.get(name) if part == "weight" else None
-            change = partial(_rescale, factors=factors, divisors=scales.get(name))
+            change = partial(rescale, factors=factors, divisors=scales.get(name))
             is_matrix = part == "weight" and name in found
             new = found[name].map(change, old) if is_matrix else change(old)
             if not bool(new.isfinite().all()):
@@ -245,8 +245,9 @@ def fold(model: Model, layers: Mapping[str, Sequence[str]], scales: Mapping[str,
     return fork
 
 
-def _rescale(rows: Tensor, factors: Tensor | None, divisors: Tensor | None) -> Tensor:
-    """Input channels (last) times `factors`, output channels (first) over `divisors`."""
+def rescale(rows: Tensor, factors: Tensor | None, divisors: Tensor | None) -> Tensor:
+    """Input channels (last) times `factors`, output channels (first) over `divisors`: (O, I), or
+    what a norm or a bias has, (O,)."""
     new = rows.float()
     if factors is not None:
         new = new * factors.to(rows.device)
@@ -255,7 +256,7 @@ def _rescale(rows: Tensor, factors: Tensor | None, divisors: Tensor | None) -> T
     return new.to(rows.dtype)
 
 
-def find_foldable(model: Model) -> dict[str, list[str]]:
+def find_foldable(model: Model, method: str = "awq") -> dict[str, list[str]]:
     """Operations whose output channels can be scaled -> the linear layers that read them.
 
     A norm, if what a layer reads is the very tensor that it wrote; the up projection of a gated
@@ -266,30 +267,37 @@ def find_foldable(model: Model) -> dict[str, list[str]]:
     """
     layers, kind = matrices(model.network), type(model.network).__name__
     expert = next((name for name in layers if "expert" in name or layers[name].experts), None)
-    if expert is not None:  # called AWQ, they would be rounded to nearest
-        raise ModelError(f"{kind}: awq cannot scale what its experts read ({expert})")
+    if expert is not None:  # called scaled, they would be rounded to nearest
+        raise ModelError(f"{kind}: {method} cannot scale what its experts read ({expert})")
     modules = {name: matrix.module for name, matrix in layers.items()}
     readers = {n: names for n, names in find_norms(model.network, modules).items() if names}
     taken = {name for group in readers.values() for name in group}
-    for writer, reader in _written(layers):
+    for writer, reader in (*list_values(layers), *_list_gated(layers)):
         if reader not in taken and layers[writer].out_features == layers[reader].in_features:
             readers[writer] = [reader]
     if not readers:
-        raise ModelError(f"{kind}: no operation found that awq could fold scales into")
+        raise ModelError(f"{kind}: no operation found that {method} could fold scales into")
     if not _preserved(model, readers):
         wrong = next((one for one in readers.items() if not _preserved(model, dict([one]))), None)
         where = "them" if wrong is None else f"{wrong[0]} against {', '.join(wrong[1])}"
-        raise ModelError(f"{kind}: scaling {where} changes what it computes, so awq cannot do that")
+        raise ModelError(
+            f"{kind}: scaling {where} changes what it computes, so {method} cannot do that"
+        )
     return readers
 
 
-def _written(layers: Mapping[str, Matrix]) -> Iterator[tuple[str, str]]:
-    """Linear layers whose output channels reach another one unmixed, by name."""
+def list_values(layers: Mapping[str, Matrix]) -> Iterator[tuple[str, str]]:
+    """Value projections, each with the output projection of its attention, by name."""
     for children in clip.group_siblings(layers):
         names = clip.separate(children)
         others = children.keys() - set(names or ())
         if names is not None and len(others) == 1:  # the output projection, whatever its name
             yield children[names[2]], children[others.pop()]
+
+
+def _list_gated(layers: Mapping[str, Matrix]) -> Iterator[tuple[str, str]]:
+    """Up projections, each with the down projection behind it, by name."""
+    for children in clip.group_siblings(layers):
         for gate, up, down in _GATED:
             if {gate, up, down} <= children.keys():
                 yield children[up], children[down]
@@ -308,4 +316,4 @@ def _preserved(model: Model, layers: Mapping[str, Sequence[str]]) -> bool:
     }
     plain, scaled = read_logits(model), read_logits(fold(model, layers, scales))
     tolerance = 1e-3 * float(plain.abs().max())
-    return torch.allclose(scaled, plain, rtol=0, atol=tolerance, equal_nan=True)
+    return bool(torch.isclose(scaled, plain, rtol=0, atol=tolerance, equal_nan=True).all())

@@ -2,10 +2,11 @@
 
     values = round_within(weight, format, find_range)   # differentiable, in the range too
     loss = descend(block, make, batches)                # gradients of what `make` starts from
+    store_in(block, {name: values, ...})                # what `make` gives
 
 The loss is the mean squared difference of the block's output from what the original block gives in
 the original model, as in the walk's `targets`. Not here: what is learnt and how it moves
-(`signround`), the walk (`walking`).
+(`signround`, `omniquant`), the walk (`walking`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import FormatError, ModelError
+from methods.quantization import walking
 from methods.quantization.by_layer import group_by_format
 from methods.quantization.formats import Format, Grouped, IntAsym, IntSym, bounds
 from methods.quantization.walking import Block
@@ -40,6 +42,13 @@ def find_even(block: Block, format: Format) -> dict[str, Even]:
     """The layers of a block that are rounded, with the format of each."""
     groups = group_by_format(format, block.layers)
     return {n: kind for kind, names in groups.items() for n in names if isinstance(kind, Even)}
+
+
+def count_together(batch_size: int, length: int) -> int:
+    """Sequences in a batch of the walk: as many as divide a step's, so that gradients add up over
+    small batches."""
+    most = max(1, min(batch_size, walking.TOKENS_AT_ONCE // length))
+    return max(count for count in range(1, most + 1) if batch_size % count == 0)
 
 
 class _Round(torch.autograd.Function):
@@ -85,6 +94,18 @@ def count_groups(format: Grouped, in_features: int) -> int:
 
 Weights: TypeAlias = Mapping[str, Tensor]
 """By the parameters' names in the network, stored as those are."""
+
+
+def store_in(block: Block, values: Mapping[str, Tensor]) -> Weights:
+    """Weights (O, I) or (E, O, I) of layers by the layers' names, in the block's dtype, and other
+    parameters by their own."""
+    stored = {}
+    for name, each in values.items():
+        if matrix := block.layers.get(name):
+            stored[matrix.parameter_name] = matrix.layout.store(each.to(matrix.stored.dtype))
+        else:
+            stored[name] = each
+    return stored
 
 
 def descend(block: Block, make: Callable[[], Weights], batches: Sequence[int]) -> float:

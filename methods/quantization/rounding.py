@@ -5,14 +5,14 @@
 
 How a model is rounded is a part of a recipe: each weight to the nearest level, or block by block so
 that the output on calibration text stays what it was: a layer's (`BlockRounding`), or whatever a
-`WalkedRounding` looks at. Not here: the formats (`formats`), such roundings (`gptq`, `signround`),
-the rounding of a training step (`methods.training.masters`).
+`WalkedRounding` looks at. Not here: the formats (`formats`), such roundings (`gptq`, `signround`,
+`omniquant`), the rounding of a training step (`methods.training.masters`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,12 @@ class WalkedRounding(Rounding):
 
     @abstractmethod
     def round_block(self, block: Block, format: Format) -> dict[str, Tensor]:
-        """Values of `format` for the layers of a block, by name: (O, I), or (E, O, I)."""
+        """Values of `format` for the layers of a block, by name: (O, I), or (E, O, I). Other
+        parameters that it changes are by their names in the network."""
+
+    def bind(self, base: Model, format: Format) -> Callable[[Block], dict[str, Tensor]]:
+        """`round_block` with what is the same for all blocks."""
+        return partial(self.round_block, format=format)
 
     def count_at_once(self, length: int) -> int | None:
         """Sequences of `length` tokens in a batch of the walk; None: as many as it takes."""
@@ -191,12 +196,12 @@ class RoundBlocks(Stage[Model]):
         _round_to_nearest(model, ends)  # first: what the blocks see comes from the embedding
         tokens, how = value(self.calibration), self.rounding
         at_once = how.count_at_once(tokens.ids.shape[1])
-        compute = partial(how.round_block, format=self.format)
+        compute = how.bind(value(self.base), self.format)
         for block in sequentially(model, tokens, work, originals=how.originals, at_once=at_once):
-            for name, weight in block.once("weights", compute).items():
-                block.layers[name].replace(weight)
+            for name, tensor in block.once("weights", compute).items():
+                block.replace(name, tensor)
                 if name in layers:
-                    model.quantized[name] = layers[name][1].describe(weight.shape[-1])
+                    model.quantized[name] = layers[name][1].describe(tensor.shape[-1])
         dtype = value(self.base).network.dtype
         replace_parameters(
             model.network, lambda _, old: nn.Parameter(old.detach().to(dtype), requires_grad=False)

@@ -20,16 +20,18 @@ from torch import Tensor
 
 from harness.core.checked import Count, Seed
 from harness.models import Matrix
-from methods.quantization import walking
 from methods.quantization.formats import Format
 from methods.quantization.learning import (
     Even,
+    Weights,
     check_even,
     count_groups,
+    count_together,
     descend,
     find_even,
     measure,
     round_within,
+    store_in,
 )
 from methods.quantization.rounding import WalkedRounding
 from methods.quantization.walking import Block
@@ -59,17 +61,15 @@ class SignRound(WalkedRounding):
         check_even(f"rounding {self.name!r}", format)
 
     def count_at_once(self, length: int) -> int:
-        """As many as divide a step's, so that gradients add up over small batches."""
-        most = max(1, min(self.batch_size, walking.TOKENS_AT_ONCE // length))
-        return max(count for count in range(1, most + 1) if self.batch_size % count == 0)
+        return count_together(self.batch_size, length)
 
     def round_block(self, block: Block, format: Format) -> dict[str, Tensor]:
         even = find_even(block, format)
         layers = [_Layer(block.layers[name], kind) for name, kind in even.items()]
         if layers and len(block.inputs):
-            nearest, start = measure(block, _make(layers)), [each.copy() for each in layers]
+            nearest, start = measure(block, _make(block, layers)), [each.copy() for each in layers]
             self._learn(block, layers)
-            if not measure(block, _make(layers)) < nearest:
+            if not measure(block, _make(block, layers)) < nearest:
                 _restore(layers, start)
         with torch.no_grad():
             return {each.matrix.name: each.make_values() for each in layers}
@@ -78,7 +78,7 @@ class SignRound(WalkedRounding):
         batches = self._draw(len(block.inputs))
         best = float("inf"), list[list[Tensor]]()
         for step in range(self.steps):
-            loss = descend(block, partial(_make, layers), next(batches))
+            loss = descend(block, partial(_make, block, layers), next(batches))
             if loss < best[0]:
                 best = loss, [each.copy() for each in layers]
             for each in layers:
@@ -137,14 +137,8 @@ class _Layer:
             each.copy_(copy)
 
 
-def _make(layers: list[_Layer]) -> dict[str, Tensor]:
-    """The rounded weights, as the block stores them."""
-    return {
-        each.matrix.parameter_name: each.matrix.layout.store(
-            each.make_values().to(each.matrix.stored.dtype)
-        )
-        for each in layers
-    }
+def _make(block: Block, layers: list[_Layer]) -> Weights:
+    return store_in(block, {each.matrix.name: each.make_values() for each in layers})
 
 
 def _restore(layers: list[_Layer], copies: list[list[Tensor]]) -> None:

@@ -105,6 +105,16 @@ class Block:
         keep_tensors(path, tensors, f"{what} of block {self.number}")
         return tensors
 
+    def replace(self, name: str, tensor: Tensor) -> None:
+        """Give a layer a new weight, or else the parameter of that name in the network a new value;
+        the old tensor, which others share, stays."""
+        if matrix := self.layers.get(name):
+            matrix.replace(tensor.to(matrix.stored.device))
+        else:
+            inside = name.removeprefix(f"{self.name}.")
+            new = nn.Parameter(tensor.to(self.module.get_parameter(inside)), requires_grad=False)
+            _set_parameters(self.module, {inside: new})
+
     @property
     def is_unchanged(self) -> bool:
         return all(new is self.before[name] for name, new in self.module.named_parameters())
