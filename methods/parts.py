@@ -14,6 +14,7 @@ from methods.quantization.gradients import pass_gradient
 from methods.quantization.inits import Clip, Init
 from methods.quantization.learned import Learned
 from methods.quantization.lsq import IntLSQ
+from methods.quantization.omniquant import OmniQuant
 from methods.quantization.readings import Reading
 from methods.quantization.rounding import BlockRounding, Nearest, Rounding, quantize_model
 from methods.quantization.seq import IntSEQ
@@ -46,6 +47,7 @@ __all__ = [
     "Learned",
     "Nearest",
     "Objective",
+    "OmniQuant",
     "Reading",
     "Recipe",
     "Rounding",

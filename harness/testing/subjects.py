@@ -31,6 +31,7 @@ _SMALL: dict[str, Any] = {
     "sequences": 16,
     "length": 64,
     "steps": 4,
+    "epochs": 2,
     "iterations": 4,
     "batch_size": 4,
     "micro_batch": 4,

@@ -36,7 +36,8 @@ from methods.quantization.awq import ROWS, ScaleSearch
 from methods.quantization.by_layer import group_by_format
 from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
-from methods.quantization.rounding import Round, RoundBlocks, quantize_model
+from methods.quantization.omniquant import OmniQuant
+from methods.quantization.rounding import Round, RoundBlocks, WalkedRounding, quantize_model
 from methods.quantization.signround import SignRound
 from methods.quantization.walking import Block
 
@@ -87,11 +88,12 @@ def of_block_rounding(stage: RoundBlocks, gpus: int | None = None, device: str =
     """A block, and what rounding it takes: X'X of what its layers read and the largest layer at
     work, or a few steps of what learns. The rest lies on the host."""
     at_work, rounding, length = 0, stage.rounding, find_length(stage.calibration)
+    learn: Callable[[Block], object] | None = None
 
     def observe(block: Block) -> None:
         nonlocal at_work
-        if isinstance(rounding, SignRound):
-            dataclasses.replace(rounding, steps=2).round_block(block, stage.format)
+        if learn is not None:
+            learn(block)
             return
         for reading, gram in observing.sum_grams(block, block.layers).items():
             rows = sum(block.layers[name].out_features for name in reading.layers)
@@ -100,10 +102,20 @@ def of_block_rounding(stage: RoundBlocks, gpus: int | None = None, device: str =
 
     with dry_run() as live:
         model = load_weightless(live, pretrained_of(stage.model), "host")
+        if (few := _shorten(rounding)) is not None:
+            with live.part("host"):
+                learn = few.bind(model, stage.format)
         at_once = rounding.count_at_once(length)
         walk_weightless(live, model, length, observe, rounding.originals, at_once)
     peak = live.peak()
     return dataclasses.replace(peak, other=peak.other + at_work)
+
+
+def _shorten(rounding: WalkedRounding) -> WalkedRounding | None:
+    """One that learns, with so few steps that all is held that its steps hold."""
+    if isinstance(rounding, SignRound):
+        return dataclasses.replace(rounding, steps=2)
+    return dataclasses.replace(rounding, epochs=2) if isinstance(rounding, OmniQuant) else None
 
 
 def walk_weightless(

@@ -12,6 +12,7 @@ from harness.models.rehearsal import find_twin, rehearse
 from methods.quantization.awq import ScaleSearch, find_foldable
 from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
+from methods.quantization.omniquant import OmniQuant
 from methods.quantization.rotation import Rotated, make_rotation, rotate
 from methods.quantization.rounding import Round, RoundBlocks, find_rounded
 from methods.quantization.walking import check_walk
@@ -34,10 +35,12 @@ def of_rounding(stage: Round) -> None:
 @rehearse.register
 def of_block_rounding(stage: RoundBlocks) -> None:
     """Raises FormatError as `of_rounding`, and ModelError where the model's blocks cannot be run
-    one after the other."""
+    one after the other, or scales that the rounding learns cannot be folded."""
     if (base := find_pretrained(stage.model)) is not None:
         _check_layers(base, stage.format)
         _check_walkable(base)
+        if isinstance(stage.rounding, OmniQuant) and stage.rounding.equivalent:
+            _check_foldable(base, stage.rounding.name)
 
 
 @rehearse.register
@@ -45,7 +48,7 @@ def of_scale_search(stage: ScaleSearch) -> None:
     """Raises ModelError, naming the class, where `find_foldable` does."""
     if (base := find_pretrained(stage.model)) is not None:
         _check_walkable(base)
-        _check_foldable(base)
+        _check_foldable(base, "awq")
 
 
 @rehearse.register
@@ -78,6 +81,6 @@ def _check_walkable(base: Pretrained) -> None:
 
 
 @cache
-def _check_foldable(base: Pretrained) -> None:
+def _check_foldable(base: Pretrained, method: str) -> None:
     if (twin := find_twin(base)) is not None:
-        find_foldable(twin)
+        find_foldable(twin, method)
