@@ -40,7 +40,11 @@ def test_all_that_the_paper_asks_is_there() -> None:
     printed = {f"published-{name}" for name in VERIFIED}
     assert {path.stem for path in REAL} == ABLATIONS | paper | printed
     twins = {f"{name}-testbed" for name in ABLATIONS}
-    assert {path.stem for path in TESTBED} == twins | {"quickstart", "inside-testbed"}
+    assert {path.stem for path in TESTBED} == twins | {
+        "quickstart",
+        "inside-testbed",
+        "tuned-testbed",
+    }
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
