@@ -4,12 +4,10 @@ output.
     Recipe(rounding=OmniQuant(), format=IntAsym(bits=3))
 
 A group's max and min are multiplied by a sigmoid each (learnable weight clipping, equation 2), and
-with `equivalent` an input channel's weights by a scale by which whatever writes the channel is
-divided (learnable equivalent transformation, equation 3), as in `awq` (Shao et al. 2023, arXiv
-2308.13137).
-
-Not here: the loss (`learning`); the shifts of channels, which need biases that most models lack,
-and the scales of queries against keys, which no rounding of weights sees.
+with `equivalent` channels are scaled and, where there are biases for that, shifted (learnable
+equivalent transformation, equation 3; Shao et al. 2023, arXiv 2308.13137). Not here: the loss
+(`learning`), the transformation (`equivalent`); scales of queries against keys (equation 5), which
+no rounding of weights or of what layers read sees.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -28,7 +26,8 @@ from harness.core.checked import Count
 from harness.core.errors import BitgridError
 from harness.core.stage import Stage
 from harness.models import Matrix, Model, find_attachments
-from methods.quantization.awq import find_foldable, list_values, rescale
+from methods.quantization.awq import find_foldable
+from methods.quantization.equivalent import find_channels, transform
 from methods.quantization.formats import Format
 from methods.quantization.learning import (
     Even,
@@ -41,13 +40,10 @@ from methods.quantization.learning import (
     round_within,
     store_in,
 )
-from methods.quantization.readings import Reading
 from methods.quantization.rounding import WalkedRounding
 from methods.quantization.walking import Block
 
 _START = 4.0  # of what a sigmoid is taken of: 0.982 of each end
-_BALANCE = 0.5  # SmoothQuant's alpha, with whose scales channels start
-_SMALLEST = 0.01  # of a channel's scale
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -55,7 +51,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 class OmniQuant(WalkedRounding):
     """OmniQuant. AdamW without weight decay, `epochs` times over the sequences in their order.
 
-    Channels are scaled between a norm and the layers that read it, and between values and the
+    Channels are transformed between a norm and the layers that read it, and between values and the
     output projection where each head has one reader; not before the last layer of a feed-forward
     module (section 3.3). The paper's weights are clipped alone in LLaMA, and scaled too in OPT and
     where activations are rounded (`attach`).
@@ -69,8 +65,8 @@ class OmniQuant(WalkedRounding):
     epochs: Count | None = None  # over the text, for a block; null: 20, or 40 with 2-bit layers
     batch_size: Count = 1  # sequences a step
     clip_lr: Rate = 5e-3  # learning rate of the clipping
-    equivalent: bool = False  # whether channels are scaled too
-    scale_lr: Rate = 1e-2  # learning rate of the channels' scales
+    equivalent: bool = False  # whether channels are scaled and shifted too
+    scale_lr: Rate = 1e-2  # learning rate of the channels' scales and shifts
 
     originals: ClassVar[bool] = True
 
@@ -106,21 +102,28 @@ class OmniQuant(WalkedRounding):
         if not even or not len(block.inputs):
             return nearest
         best = measure(block, store_in(block, nearest)), nearest
-        learnt = _Learnt(block, even, _find_inside(block, foldable or {}))
-        optimizer = torch.optim.AdamW(
-            learnt.list_groups(self.clip_lr, self.scale_lr), weight_decay=0
-        )
+        learnt = _Learnt(block, even, foldable or {})
+        optimizer = self._make_optimizer(learnt)
         for _ in range(self._count_epochs(even)):
             for batches in self._split(len(block.inputs)):
                 descend(block, lambda: store_in(block, learnt.make_values()), batches)
                 optimizer.step()
                 optimizer.zero_grad()
-                learnt.limit()
+                for each in learnt.channels:
+                    each.limit()
             with torch.no_grad():
                 values = learnt.make_values()
             if (loss := measure(block, store_in(block, values))) < best[0]:
                 best = loss, values
         return best[1]
+
+    def _make_optimizer(self, learnt: _Learnt) -> torch.optim.Optimizer:
+        clips = [each for pair in learnt.clips.values() for each in pair]
+        channels = [each for some in learnt.channels for each in some.list_learnt()]
+        groups = [{"params": clips, "lr": self.clip_lr}]
+        if channels:
+            groups.append({"params": channels, "lr": self.scale_lr})
+        return torch.optim.AdamW(groups, weight_decay=0)
 
     def _count_epochs(self, even: Mapping[str, Even]) -> int:
         return self.epochs or (40 if any(kind.bits == 2 for kind in even.values()) else 20)
@@ -132,47 +135,26 @@ class OmniQuant(WalkedRounding):
 
 
 class _Learnt:
-    """What is learnt of a block, float32: of each rounded layer what sigmoids are taken of, for the
-    min and the max of its groups, (..., O, G, 1); by the operation that writes them the scales (I,)
-    of the channels that some layers read."""
+    """What is learnt of a block: of each rounded layer what sigmoids are taken of, for the min and
+    the max of its groups, (..., O, G, 1) float32; and its channels."""
 
     def __init__(
         self, block: Block, even: Mapping[str, Even], foldable: Mapping[str, Sequence[str]]
     ) -> None:
         self._block, self._even = block, even
-        self._writers = {name: writer for writer, names in foldable.items() for name in names}
-        self._clips = {name: _start_clips(block.layers[name], kind) for name, kind in even.items()}
-        self._scales = _start_scales(block, foldable)
-
-    def list_groups(self, clip_lr: float, scale_lr: float) -> list[dict[str, Any]]:
-        """What moves, for an optimizer."""
-        clips = [each for pair in self._clips.values() for each in pair]
-        groups = ((clips, clip_lr), ([*self._scales.values()], scale_lr))
-        return [{"params": each, "lr": rate} for each, rate in groups if each]
-
-    @torch.no_grad()
-    def limit(self) -> None:
-        for each in self._scales.values():
-            each.clamp_(min=_SMALLEST)
+        self.clips = {name: _start_clips(block.layers[name], kind) for name, kind in even.items()}
+        self.channels = find_channels(block, foldable)
 
     def make_values(self) -> dict[str, Tensor]:
         """As `OmniQuant.round_block` gives them, with gradients."""
-        layers, made = self._block.layers, dict[str, Tensor]()
-        scaled = [*self._writers, *(name for name in self._scales if name in layers)]
-        for name in dict.fromkeys([*self._even, *scaled]):
-            weight = layers[name].weight.detach().float()
-            factors = self._scales.get(self._writers.get(name, ""))
-            weight = rescale(weight, factors, self._scales.get(name))
-            made[name] = self._round(name, weight) if name in self._even else weight
-        for writer, divisors in self._scales.items():
-            module = self._block.network.get_submodule(writer)
-            for part, old in module.named_parameters(recurse=False):
-                if part != "weight" or writer not in layers:
-                    made[f"{writer}.{part}"] = rescale(old.detach(), None, divisors)
+        made = transform(self._block, self.channels)
+        for name in self._even:
+            weight = made.get(name, self._block.layers[name].weight.detach())
+            made[name] = self._round(name, weight)
         return made
 
     def _round(self, name: str, weight: Tensor) -> Tensor:
-        share_low, share_high = (each.sigmoid() for each in self._clips[name])
+        share_low, share_high = (each.sigmoid() for each in self.clips[name])
 
         def find_range(low: Tensor, high: Tensor, these: slice) -> tuple[Tensor, Tensor]:
             return low * share_low[..., these, :], high * share_high[..., these, :]
@@ -184,34 +166,3 @@ def _start_clips(matrix: Matrix, format: Even) -> tuple[Tensor, Tensor]:
     shape = *matrix.weight.shape[:-1], count_groups(format, matrix.in_features), 1
     low, high = (matrix.stored.new_full(shape, _START, dtype=torch.float32) for _ in range(2))
     return low.requires_grad_(), high.requires_grad_()
-
-
-def _start_scales(block: Block, foldable: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-    """Those of SmoothQuant (arXiv 2211.10438, equation 4): max|x|^a / max|w|^(1-a)."""
-    first, reads = {names[0]: writer for writer, names in foldable.items()}, dict[str, Tensor]()
-
-    def see(reading: Reading, rows: Tensor) -> None:
-        writer, sizes = first[reading.layers[0]], rows.float().abs().amax(0)
-        reads[writer] = torch.maximum(sizes, reads.get(writer, sizes))
-
-    block.observe(see, {name: block.layers[name] for name in first})
-    scales = {}
-    for writer, names in foldable.items():
-        weights = torch.cat([block.layers[name].weight.detach().float() for name in names])
-        most = weights.abs().amax(0).clamp(min=1e-5)
-        start = reads[writer] ** _BALANCE / most ** (1 - _BALANCE)
-        scales[writer] = start.clamp(min=_SMALLEST).requires_grad_()
-    return scales
-
-
-def _find_inside(block: Block, foldable: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """What can be scaled within a block, but for what the last layer of a feed-forward module
-    reads."""
-    values = dict(list_values(block.layers))
-    return {
-        writer: names
-        for writer, names in foldable.items()
-        if all(name in block.layers for name in names)
-        and writer.startswith(f"{block.name}.")
-        and (writer not in block.layers or writer in values)
-    }

@@ -22,10 +22,11 @@ from harness.models.rehearsal import rehearse
 from harness.testbed import world
 from methods.quantization.activations import Activations
 from methods.quantization.awq import find_foldable
+from methods.quantization.equivalent import find_channels, transform
 from methods.quantization.formats import NF, FullPrecision, IntAsym, IntSym, bounds
 from methods.quantization.learning import Even, measure, store_in
 from methods.quantization.mixed import Mixed
-from methods.quantization.omniquant import OmniQuant, _find_inside, _Learnt
+from methods.quantization.omniquant import OmniQuant, _Learnt
 from methods.quantization.online_hadamard import OnlineHadamard
 from methods.quantization.rounding import RoundBlocks, quantize_model
 from methods.quantization.walking import Block, sequentially
@@ -106,7 +107,11 @@ def test_gradients_are_those_of_the_formula(format: Even, tmp_path: Path) -> Non
     learnt = _Learnt(block, dict.fromkeys(names, format), {norm: names})
     generator = torch.Generator().manual_seed(0)
     seed = torch.randn(64, 64, generator=generator)
-    scales, clips, weight = learnt._scales[norm], learnt._clips[names[0]], block.layers[names[0]]
+    scales, clips, weight = (
+        learnt.channels[0].scales,
+        learnt.clips[names[0]],
+        block.layers[names[0]],
+    )
     with torch.no_grad():
         for each in clips:
             each.copy_(torch.randn(each.shape, generator=generator))
@@ -123,18 +128,31 @@ def test_gradients_are_those_of_the_formula(format: Even, tmp_path: Path) -> Non
     torch.testing.assert_close(made[f"{norm}.weight"] * scales, plain, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "opt"])
-def test_scales_change_nothing_but_rounding(kind: str, tmp_path: Path) -> None:
-    """Biases, of norms and of values, are scaled too; what feed-forward modules end in is not."""
+@pytest.mark.parametrize(("kind", "shifted"), [("llama", 0), ("qwen2", 0), ("opt", 3)])
+def test_transformed_a_block_computes_the_same(kind: str, shifted: int, tmp_path: Path) -> None:
+    """Biases too, shifted where all have some; what feed-forward modules end in reads the same."""
     model = pretrained(str(architectures.build(kind, tmp_path / "model")), "float32").run(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.network.named_parameters():
+        if name.endswith("bias") and "layers." in name:
+            tensor.data.normal_(generator=generator)
     block = _first_block(model, tmp_path)
-    inside = _find_inside(block, find_foldable(model))
-    read = {name.rpartition(".")[2] for names in inside.values() for name in names}
+    channels = find_channels(block, find_foldable(model))
+    read = {name.rpartition(".")[2] for each in channels for name in each.readers}
     assert {"q_proj", "k_proj", "v_proj"} < read and not {"down_proj", "fc2"} & read
-    made = _Learnt(block, {}, inside).make_values()
-    assert len(made) > len(inside)
+    assert sum(each.shifts is not None for each in channels) == shifted
+    plain = measure(block, {})
+    with torch.no_grad():
+        for each in channels:
+            for learnt in each.list_learnt():
+                learnt.mul_(torch.rand(learnt.shape, generator=generator) + 0.5)
+        made = transform(block, channels)
     nearest = {n: IntSym(8, 0).quantize(m.weight) for n, m in block.layers.items()}
-    assert measure(block, store_in(block, made)) < 1e-6 * measure(block, store_in(block, nearest))
+    assert plain == 0 < measure(block, store_in(block, nearest))
+    assert measure(block, store_in(block, made)) < 1e-5 * measure(block, store_in(block, nearest))
+    weights = block.module.state_dict()
+    ours = {n.removeprefix(f"{block.name}."): w for n, w in store_in(block, made).items()}
+    assert all(not torch.equal(weights[name], each) for name, each in ours.items())
 
 
 @pytest.mark.parametrize(
