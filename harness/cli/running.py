@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_computing_arguments(parser)
     parser.add_argument("--out", type=Path, help="where rows and report go (default: runs/<grid>)")
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument(
+        "--workers",
+        metavar="N",
+        help="processes that share the work; auto: one for each GPU, or each core without one",
+    )
+    several.add_argument("--gpus", metavar="LIST", help="as --workers, on these GPUs: 0,1,3")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -92,11 +99,17 @@ def _compute_planned(
     # First: what is imported after it reads what it says of the hub.
     grid = load_grid(arguments.grid, arguments.allow_code_execution, store=store)
     from harness import models
+    from harness.cluster import workers
     from harness.run import export
     from harness.run.progress import Bar
     from harness.run.runner import Outcome, run
 
-    models.device()  # this and the folders: before anything is computed
+    # This and the folders: before anything is computed.
+    devices = None
+    if arguments.workers or arguments.gpus:
+        devices = workers.find_devices(arguments.workers, arguments.gpus)
+    else:
+        models.device()
     plan = plans.build(grid)
     states.check_scores(plan, store)
     computes = bool(states.needed(plan, store))
@@ -107,8 +120,11 @@ def _compute_planned(
     missing = [key for key in states.needed(plan, store) if plan.nodes[key].stored]
     if not missing:
         return plan, Outcome()
+    retry_before = began if arguments.retry else 0.0
     with Bar(plan, missing, store) as bar:
-        return plan, run(plan, store, bar, began if arguments.retry else 0.0)
+        if devices is None:
+            return plan, run(plan, store, bar.add_lane(), retry_before)
+        return plan, workers.run(plan, store, missing, bar, devices, retry_before)
 
 
 RUN = Verb(

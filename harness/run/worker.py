@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.attached:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    progress, leads = _own_stdout(), os.environ["RANK"] == "0"
+    progress, leads = own_stdout(), os.environ["RANK"] == "0"
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a scheduler's, for whoever started this one
     store = Store(options.store)
     scratch = Scratch(options.scratch)
@@ -135,7 +135,7 @@ def _note(progress: TextIO, text: str) -> None:
     _tell(progress, {"note": text})
 
 
-def _own_stdout() -> TextIO:
+def own_stdout() -> TextIO:
     """Standard output for progress alone: what libraries print there goes to standard error."""
     progress = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -1,12 +1,14 @@
 """A toy method and a grid of it: real stages without real work, for tests of the engine.
 
 The environment decides what goes wrong: TOY_FAIL (a label whose model fails), TOY_SLEEP (seconds a
-score takes), TOY_LOG (a file that gets a line for each stage that runs).
+score takes), TOY_LOG (a file that gets a line for each stage that runs), TOY_DIE (label and
+bits of a model that kills its process).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,8 @@ class Made(Stage[dict]):
         log(f"made {self.label} {self.bits}")
         if os.environ.get("TOY_FAIL") == self.label:
             raise ValueError("planted")
+        if os.environ.get("TOY_DIE") == f"{self.label} {self.bits}":
+            os.kill(os.getpid(), signal.SIGKILL)
         (work / "metrics.jsonl").write_text('{"step": 1, "tokens": 8, "loss": 2.5}\n')
         return {"bits": self.bits}
 

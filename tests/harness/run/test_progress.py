@@ -18,12 +18,13 @@ def _shown(tmp_path: Path, terminal: bool, width: int) -> str:
     console = Console(file=out, force_terminal=terminal, width=width, color_system=None)
     keys = plan.stored()
     with Bar(plan, keys, Store(tmp_path / "store"), console) as bar:
-        bar.begin(keys[0])
-        bar.step(40, 80, {"loss": 0.01234})
+        lane = bar.add_lane()
+        lane.begin(keys[0])
+        lane.step(40, 80, {"loss": 0.01234})
         bar.progress.refresh()
-        bar.end(keys[0], "done", "")
-        bar.begin(keys[1])
-        bar.end(keys[1], "failed", "NaN at step 3")
+        lane.end(keys[0], "done", "")
+        lane.begin(keys[1])
+        lane.end(keys[1], "failed", "NaN at step 3")
     return out.getvalue()
 
 

@@ -1,0 +1,92 @@
+"""One of the processes that share a grid on a machine: `python -m harness.run.lane STORE PLAN`.
+
+It reads jobs from standard input, a JSON object a line, `{"keys": […], "gpus": "0,1"}`, computes
+their stages in order, and says on standard output what it does, an object a line:
+
+    {"begin": KEY}  {"step": [DONE, TOTAL, METRICS]}  {"end": [KEY, STATE, REASON]}
+    {"waiting": [OWNER, …]}  {"note": TEXT}  {"over": null}
+
+It ends as soon as standard input is closed, however whoever started it ended. Not here: which
+process gets which job (`harness.cluster.workers`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from harness.core.errors import BitgridError
+from harness.core.store import Store
+from harness.run import plan as plans
+from harness.run.runner import Share, run
+from harness.run.worker import own_stdout
+
+
+@dataclass(frozen=True)
+class Told:
+    """A watcher that passes on what it is told."""
+
+    out: TextIO
+
+    def begin(self, key: str) -> None:
+        self._tell(begin=key)
+
+    def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        self._tell(step=[done, total, dict(metrics)])
+
+    def end(self, key: str, state: str, reason: str) -> None:
+        self._tell(end=[key, state, reason])
+
+    def waiting(self, owners: list[str]) -> None:
+        self._tell(waiting=owners)
+
+    def note(self, text: str) -> None:
+        self._tell(note=text)
+
+    def over(self) -> None:
+        self._tell(over=None)
+
+    def _tell(self, **message: Any) -> None:
+        print(json.dumps(message), file=self.out, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="harness.run.lane", description=__doc__)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--retry-before", type=float, default=0.0)
+    options = parser.parse_args(arguments)
+    told, jobs = Told(own_stdout()), queue.SimpleQueue[str]()
+    threading.Thread(target=_read_jobs, args=[jobs], daemon=True).start()
+    plan, store = plans.read(options.plan), Store(options.store)
+    while True:
+        job = json.loads(jobs.get())
+        if job["gpus"]:  # of a stage that several processes compute: those see these alone
+            os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"]
+        share = Share(tuple(job["keys"]), patience_s=0.0)
+        try:
+            run(plan, store, told, options.retry_before, share)
+        except BitgridError as error:  # this machine lacks what a stage needs
+            told.note(str(error))
+            for key in share.keys:
+                if not store.has(key):
+                    told.end(key, "failed", str(error))
+        told.over()
+
+
+def _read_jobs(jobs: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        jobs.put(line)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

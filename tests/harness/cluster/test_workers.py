@@ -1,0 +1,169 @@
+"""Several processes share a grid on one machine: each stage once, whatever becomes of a process."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from harness.cluster import workers
+from harness.cluster.profile import Request
+from harness.cluster.waves import Job
+from harness.cluster.workers import _Pool, _Process, find_devices
+from harness.core.errors import BitgridError
+from harness.core.store import Store
+from harness.run.progress import Bar
+from tests.support.toys import toy_plan
+
+ROOT = Path(__file__).parents[3]
+CODE = "import sys, tests.support.toys; from harness.run.lane import main; main(sys.argv[1:])"
+TOYS = (sys.executable, "-c", CODE)
+# A process that begins the first stage of a job and says who it is.
+STUCK = """
+import json, os, sys, time
+job = json.loads(sys.stdin.readline())
+print(json.dumps({"begin": job["keys"][0]}), flush=True)
+open(os.environ["STUCK_PID"], "w").write(str(os.getpid()))
+sys.stdin.readline()
+"""
+
+
+def _run(tmp_path: Path, command: tuple[str, ...], **patches: Any) -> tuple[Any, Any, str]:
+    plan, store = toy_plan(tmp_path / "toy.yaml"), Store(tmp_path / "store")
+    out = io.StringIO()
+    with Bar(plan, plan.stored(), store, Console(file=out, width=200)) as bar:
+        for name, value in patches.items():
+            setattr(bar, name, value)
+        outcome = workers.run(plan, store, plan.stored(), bar, ["cpu", "cpu"], command=command)
+    return plan, outcome, out.getvalue()
+
+
+def test_two_processes_compute_each_stage_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a process that dies costs the stage under way, not its job nor the others."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TOY_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("TOY_SLEEP", "0.2")
+    monkeypatch.setenv("TOY_DIE", "B 3")
+    plan, outcome, shown = _run(tmp_path, TOYS)
+    ran = Counter((tmp_path / "log").read_text().splitlines())
+    assert {words: n for words, n in ran.items() if words.startswith("made")} == dict.fromkeys(
+        [f"made {label} {bits}" for label in "AB" for bits in (2, 3)], 1
+    )
+    assert (ran["scored one"], ran["scored two"]) == (3, 3)
+    kinds = {key: plan.nodes[key].kind for key in plan.nodes}
+    assert Counter(kinds[key] for key in outcome.computed) == {"toy-made": 3, "toy-scored": 6}
+    assert [kinds[key] for key in outcome.failed] == ["toy-made"]
+    assert [kinds[key] for key in outcome.blocked] == ["toy-scored"] * 2
+    record = Store(tmp_path / "store").failure(outcome.failed[0])
+    assert record is not None and record["message"] == (
+        "its process was killed by SIGKILL, as the system does where memory runs out"
+    )
+    assert shown.count("killed by SIGKILL") == 1 and "[12/12]" in shown
+
+
+def test_an_interruption_ends_the_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUCK_PID", str(tmp_path / "pid"))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.run.progress.Lane.begin", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, (sys.executable, "-c", STUCK))
+    deadline = time.monotonic() + 10
+    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+class Sent(_Pool):
+    """A pool that notes which jobs it starts."""
+
+    def _send(self, process: _Process, job: Job, together: Any) -> None:
+        self.sent.append((self.jobs.index(job), [each.number for each in together]))
+
+    sent: list[tuple[int, list[int]]]
+
+
+def _pool(tmp_path: Path, jobs: list[Job], count: int, memory_gib: float) -> Sent:
+    plan, store = toy_plan(tmp_path / "toy.yaml"), Store(tmp_path / "store")
+    with Bar(plan, [], store, Console(file=io.StringIO())) as bar:
+        pool = Sent(plan, store, jobs, ["cpu"] * count, [], tmp_path, bar)
+    pool.sent, pool.memory_gib = [], memory_gib
+    return pool
+
+
+def _job(number: int, gpus: int = 1, gib: float = 1.0, tail: float = 1.0, needs: Any = ()) -> Job:
+    request = Request(memory_gib=gib, hours=1.0)
+    return Job((f"key{number}",), gpus, request, frozenset(needs), frozenset(), 1, tail)
+
+
+def test_the_longest_goes_first_and_inputs_before_it(tmp_path: Path) -> None:
+    pool = _pool(tmp_path, [_job(0), _job(1, tail=3), _job(2, tail=9, needs=[0])], 2, 100)
+    pool._start_ready()
+    assert pool.sent == [(1, [0]), (0, [1])]
+    pool._free(pool.processes[1])
+    pool._start_ready()
+    assert pool.sent[2:] == [(2, [1])]
+
+
+def test_the_memory_of_the_host_is_a_limit_that_one_job_may_pass(tmp_path: Path) -> None:
+    pool = _pool(tmp_path, [_job(0, gib=50, tail=9), _job(1, gib=5), _job(2, gib=6)], 3, 10)
+    pool._start_ready()
+    assert [job for job, _ in pool.sent] == [0]
+    pool._free(pool.processes[0])
+    pool._start_ready()
+    assert [job for job, _ in pool.sent] == [0, 1]
+
+
+def test_a_stage_of_several_gpus_takes_several_and_is_not_overtaken(tmp_path: Path) -> None:
+    pool = _pool(tmp_path, [_job(0, tail=9), _job(1, gpus=2, tail=5), _job(2), _job(3, 8)], 2, 100)
+    pool._start_ready()
+    assert pool.sent == [(0, [0])]
+    pool._free(pool.processes[0])
+    pool._start_ready()
+    assert pool.sent[1:] == [(1, [0, 1])]
+    pool._free(pool.processes[0])
+    pool._start_ready()
+    pool._free(pool.processes[0])
+    pool._start_ready()
+    assert pool.sent[2:] == [(2, [0]), (3, [0, 1])]  # of more than there are, all
+
+
+def test_devices_are_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITGRID_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert find_devices("auto", None) == ["cpu"] * 3
+    assert find_devices("2", None) == ["cpu"] * 2
+    for words, why in [
+        ((None, "0"), "--gpus 0: '0' is no GPU of its own; the machine has 0"),
+        (("0", None), "--workers 0: it should be a number of at least 1, or auto"),
+        (("some", None), "--workers some: it should be a number of at least 1, or auto"),
+    ]:
+        with pytest.raises(BitgridError, match=why):
+            find_devices(*words)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert find_devices("auto", None) == [f"cuda:{number}" for number in range(4)]
+    assert find_devices(None, "2, 0") == ["cuda:2", "cuda:0"]
+    with pytest.raises(BitgridError, match="the machine has 4, 0 to 3"):
+        find_devices(None, "0,4")
+    with pytest.raises(BitgridError, match="'1' is no GPU of its own"):
+        find_devices(None, "1,1")
+    with pytest.raises(BitgridError, match="--workers 5: a worker has a GPU"):
+        find_devices("5", None)
+    monkeypatch.setenv("BITGRID_DEVICE", "cpu")
+    assert find_devices("2", None) == ["cpu"] * 2
