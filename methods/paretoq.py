@@ -26,5 +26,5 @@ register(
     ),
     title="ParetoQ",
     about="QAT by cross-entropy, each width with the quantiser that suits it (arXiv 2502.02631)",
-    fixed=("format.gradient", "init", "rounding", "objective", "data", "teacher"),
+    fixed=("format", "format.gradient", "init", "rounding", "objective", "data", "teacher"),
 )

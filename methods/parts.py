@@ -7,11 +7,13 @@ What changes here is told in the changelog. Not here: what the engine has for au
 (`harness.api`).
 """
 
+from methods.quantization.block_ap import BlockAP
 from methods.quantization.formats import NF, Bits, Format, Grouped, IntAsym, IntSym, bounds
 from methods.quantization.fp4 import MXFP4, NVFP4
 from methods.quantization.gptq import GPTQ
 from methods.quantization.gradients import pass_gradient
 from methods.quantization.inits import Clip, Init
+from methods.quantization.int_step import IntStep
 from methods.quantization.learned import Learned
 from methods.quantization.lsq import IntLSQ
 from methods.quantization.omniquant import OmniQuant
@@ -34,6 +36,7 @@ __all__ = [
     "NVFP4",
     "Bits",
     "Block",
+    "BlockAP",
     "BlockRounding",
     "BlockStates",
     "Clip",
@@ -43,6 +46,7 @@ __all__ = [
     "IntAsym",
     "IntLSQ",
     "IntSEQ",
+    "IntStep",
     "IntSym",
     "Learned",
     "Nearest",

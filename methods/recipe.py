@@ -5,6 +5,9 @@ format × init × rounding × objective × data × training.
     student = train(student, teacher)    quantisation-aware, where the objective says how
     model   = round(student, format)     to nearest, or block by block
 
+Where parameters of the format alone are trained (`train.trained: parameters`) a rounding that walks
+blocks comes before the training, which moves what it chose.
+
 A method of this folder is a named point of the space, in a file of its own that registers it; every
 ablation of the BitDistiller paper varies one field of `Recipe`. Not here: the points (`rtn`, `awq`,
 `awq_clip`, `llm_qat`, `bitdistiller`, `bf16`), and what they are made of (`quantization`,
@@ -22,9 +25,9 @@ from harness.core.errors import BitgridError
 from harness.core.stage import Stage
 from harness.method import Method, Step
 from harness.models import Attach, Attachment, Model, another, check_length
-from methods.quantization.formats import Format, FullPrecision, IntAsym
+from methods.quantization.formats import Format, FullPrecision, Grouped, IntAsym
 from methods.quantization.inits import Init, NoInit
-from methods.quantization.learned import is_learned
+from methods.quantization.learned import Learned, is_learned
 from methods.quantization.rounding import Nearest, Rounding
 from methods.training.contribution import Contribution
 from methods.training.data import Data
@@ -63,8 +66,7 @@ class Recipe(Method):
             self.format.of(name).check(name, in_features)
 
     def build(self, base: Stage[Model], seed: int) -> Stage[Model]:
-        student = self._build_start(base)
-        return self._round(self._build_trained(student, base, seed), base)
+        return self._round(self._build_trained(self._build_start(base), base, seed), base)
 
     def steps(self, base: Stage[Model], seed: int) -> tuple[Step, ...]:
         if isinstance(self.format, FullPrecision):
@@ -101,12 +103,29 @@ class Recipe(Method):
         return {"confidence": stages}
 
     def _round(self, model: Stage[Model], base: Stage[Model]) -> Stage[Model]:
-        return self.rounding.build(model, base, self._levels)
+        is_rounded = isinstance(model, Train) and self._rounds_first
+        return (Nearest() if is_rounded else self.rounding).build(model, base, self._levels)
+
+    @property
+    def _rounds_first(self) -> bool:
+        """Whether rounding comes before training: what it chose moves, and weights stay."""
+        alone = self.train is not None and self.train.trained == "parameters"
+        return alone and not isinstance(self.rounding, Nearest)
 
     @property
     def _levels(self) -> Format:
         """The format for stages that do not train, which cells of all gradients then share."""
         return self.format.for_rounding()
+
+    def _check_learned(self) -> None:
+        """Raise BitgridError where some layers have a format without trained parameters: those
+        that the rounding chose for them would be rounded again."""
+        kinds = [kind for kind in self.format.kinds() if isinstance(kind, Grouped)]
+        if other := next((kind.name for kind in kinds if not isinstance(kind, Learned)), None):
+            raise BitgridError(
+                f"train.trained: 'parameters' on what rounding {self.rounding.name!r} chose needs "
+                f"them in all layers that are rounded, and {other!r} has none; format: int-step"
+            )
 
     def _build_teacher(self, base: Stage[Model]) -> Stage[Model]:
         return base if self.teacher is None else another(base, self.teacher)
@@ -163,7 +182,7 @@ class Recipe(Method):
             if train.trained == "parameters":
                 raise BitgridError(
                     f"train.trained: 'parameters' are those of a format, and {self.format.name!r} "
-                    "has none; format: int-lsq, or train.trained: linears"
+                    "has none; format: int-step or int-lsq, or train.trained: linears"
                 )
             train = replace(train, parameter_lr=None)  # cells of all such rates are one
         turning = next((each.name for each in self._inits if each.turns_states), None)
@@ -177,6 +196,9 @@ class Recipe(Method):
             check_length(model, self.data.length, "data.length")
         tokens = self.data.build(teacher)
         statistic = self.objective.build_statistic(teacher, tokens)
+        if self._rounds_first:
+            self._check_learned()
+            student = self._round(student, base)
         return Train(
             student,
             teacher if self.objective.needs_teacher else None,

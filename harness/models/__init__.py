@@ -7,7 +7,7 @@ from harness.models.attaching import Attach, find_attachments
 from harness.models.attachments import Attachment, change_caches, change_inputs
 from harness.models.devices import device
 from harness.models.finite import are_distributions, find_first_broken, run_finite
-from harness.models.footprint import PROCESS_GIB, host_gib, weights_gib
+from harness.models.footprint import PROCESS_GIB, host_gib, states_gib, weights_gib
 from harness.models.integrity import check_applied
 from harness.models.layers import Matrix, Quantized, find_ends, matrices, survey
 from harness.models.local import FolderModel
@@ -74,6 +74,7 @@ __all__ = [
     "register_model",
     "run_finite",
     "run_trunk",
+    "states_gib",
     "survey",
     "weights_gib",
 ]

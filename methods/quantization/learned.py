@@ -43,6 +43,9 @@ class Learned(Grouped):
     gradient: Literal["own"] = added("own")  # type: ignore[assignment]
 
     needs_training: ClassVar[bool] = True
+    # Where parameters alone are trained: whether codes stay (`encode`, `decode`), and not weights,
+    # which are rounded anew at each step.
+    keeps_codes: ClassVar[bool] = False
 
     @abstractmethod
     def start_parameters(self, groups: Tensor) -> dict[str, Tensor]:
@@ -57,6 +60,15 @@ class Learned(Grouped):
 
         Differentiable, in both: see `pass_gradient`. No write into what is given.
         """
+
+    def encode(self, weight: Tensor, *parameters: Tensor) -> Tensor:
+        """The codes (O, I) float32 of a weight (O, I), with parameters in the order of theirs."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no codes")
+
+    def decode(self, codes: Tensor, *parameters: Tensor) -> Tensor:
+        """The values (O, I) float32 of codes, as `quantize_with` has them; differentiable in the
+        parameters."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no codes")
 
     def for_rounding(self) -> Learned:
         return self

@@ -51,6 +51,12 @@ def count_together(batch_size: int, length: int) -> int:
     return max(count for count in range(1, most + 1) if batch_size % count == 0)
 
 
+def split_steps(count: int, batch_size: int, length: int) -> list[range]:
+    """Of the walk's `count` batches, in order, those of each step of an epoch."""
+    each = batch_size // count_together(batch_size, length)
+    return [range(first, min(first + each, count)) for first in range(0, count, each)]
+
+
 class _Round(torch.autograd.Function):
     """Rounding, halves to even; backward as if it were not there (straight through)."""
 

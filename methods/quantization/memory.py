@@ -33,6 +33,7 @@ from harness.models.dry_run import (
 from harness.models.tensors import replace_parameters
 from methods.quantization import clip, observing, walking
 from methods.quantization.awq import ROWS, ScaleSearch
+from methods.quantization.block_ap import BlockAP
 from methods.quantization.by_layer import group_by_format
 from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
@@ -115,7 +116,9 @@ def _shorten(rounding: WalkedRounding) -> WalkedRounding | None:
     """One that learns, with so few steps that all is held that its steps hold."""
     if isinstance(rounding, SignRound):
         return dataclasses.replace(rounding, steps=2)
-    return dataclasses.replace(rounding, epochs=2) if isinstance(rounding, OmniQuant) else None
+    if isinstance(rounding, OmniQuant | BlockAP):
+        return dataclasses.replace(rounding, epochs=2)
+    return None
 
 
 def walk_weightless(

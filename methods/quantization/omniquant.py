@@ -38,6 +38,7 @@ from methods.quantization.learning import (
     find_even,
     measure,
     round_within,
+    split_steps,
     store_in,
 )
 from methods.quantization.rounding import WalkedRounding
@@ -105,7 +106,7 @@ class OmniQuant(WalkedRounding):
         learnt = _Learnt(block, even, foldable or {})
         optimizer = self._make_optimizer(learnt)
         for _ in range(self._count_epochs(even)):
-            for batches in self._split(len(block.inputs)):
+            for batches in split_steps(len(block.inputs), self.batch_size, self.length):
                 descend(block, lambda: store_in(block, learnt.make_values()), batches)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -127,11 +128,6 @@ class OmniQuant(WalkedRounding):
 
     def _count_epochs(self, even: Mapping[str, Even]) -> int:
         return self.epochs or (40 if any(kind.bits == 2 for kind in even.values()) else 20)
-
-    def _split(self, count: int) -> list[range]:
-        """The walk's batches of each step of an epoch."""
-        each = self.batch_size // self.count_at_once(self.length)
-        return [range(first, min(first + each, count)) for first in range(0, count, each)]
 
 
 class _Learnt:

@@ -27,7 +27,7 @@ from harness.core.component import Component
 from harness.core.errors import FormatError, ModelError
 from harness.core.stage import Input, Resources, Stage, value
 from harness.data import Tokens, calibration
-from harness.models import Matrix, Model, find_ends, host_gib, matrices
+from harness.models import Matrix, Model, find_ends, host_gib, matrices, states_gib
 from harness.models.tensors import move_buffers, replace_parameters
 from methods.quantization.by_layer import group_by_format, has_levels
 from methods.quantization.formats import Format, FullPrecision, Grouped
@@ -75,7 +75,8 @@ class WalkedRounding(Rounding):
     @abstractmethod
     def round_block(self, block: Block, format: Format) -> dict[str, Tensor]:
         """Values of `format` for the layers of a block, by name: (O, I), or (E, O, I). Other
-        parameters that it changes are by their names in the network."""
+        parameters that it changes are by their names in the network, and those of a format that
+        has some by `layer:parameter`, as they are stored."""
 
     def bind(self, base: Model, format: Format) -> Callable[[Block], dict[str, Tensor]]:
         """`round_block` with what is the same for all blocks."""
@@ -183,11 +184,14 @@ class RoundBlocks(Stage[Model]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=1, memory_gib=host_gib(self.model, 16.0), hours=2.0)
+        # The states before and behind a block, and those of the unrounded model.
+        tokens = (3 if self.rounding.originals else 2) * self.rounding.sequences
+        states = states_gib(self.model, tokens * self.rounding.length)
+        return Resources(gpus=1, memory_gib=host_gib(self.model, 16.0 + states), hours=2.0)
 
     def run(self, work: Path) -> Model:
         """Raises FormatError, ModelError as `quantize_model`."""
-        model = value(self.model).fork(latent=False, quantized={})
+        model = value(self.model).fork(latent=False, quantized={}, format_parameters={})
         inside, layers = matrices(model.network), find_rounded(model.network, self.format)
         for name, (matrix, format) in layers.items():
             _check(name, matrix.stored)
@@ -199,6 +203,10 @@ class RoundBlocks(Stage[Model]):
         compute = how.bind(value(self.base), self.format)
         for block in sequentially(model, tokens, work, originals=how.originals, at_once=at_once):
             for name, tensor in block.once("weights", compute).items():
+                layer, _, own = name.partition(":")
+                if own:
+                    model.format_parameters.setdefault(layer, {})[own] = tensor
+                    continue
                 block.replace(name, tensor)
                 if name in layers:
                     model.quantized[name] = layers[name][1].describe(tensor.shape[-1])

@@ -20,7 +20,7 @@ Not here: the optimizer and its state (`step`, `checkpoint`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -43,7 +43,8 @@ Trained: TypeAlias = Literal["body", "linears", "all", "parameters"]
 class Masters:
     """Trained parameters by name, in float32, in the order of the network; then those of formats.
 
-    With `trained` "parameters" the weights of formats that have some are here too, and stay.
+    With `trained` "parameters" the weights of formats that have some are here too, and stay: as
+    codes, where the format keeps those.
     """
 
     student: Model
@@ -54,6 +55,7 @@ class Masters:
     shards: Shards
     # Of formats, by the name of their weight in the network: their names here.
     parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    coded: set[str] = field(default_factory=set)  # the weights that are here as codes
     _edges: dict[str, GradientEdge] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -113,6 +115,27 @@ class Masters:
         for own, each in named.items():
             self.weights[own] = nn.Parameter(each.to(place.device, torch.float32, copy=True))
         self.parameters[name] = tuple(named)
+        if format.keeps_codes and not self.weights[name].requires_grad:
+            codes = matrix.map(format.encode, self.weights[name], *start.values())
+            self.weights[name] = nn.Parameter(codes.detach(), requires_grad=False)
+            self.coded.add(name)
+
+    def _round(self, name: str) -> Tensor | None:
+        """The values of a weight, where a format applies: stored as it is, with gradients."""
+        format = self.format.of(self.quantized[name].name) if name in self.quantized else None
+        if format is None or isinstance(format, FullPrecision):
+            return None
+        change: Callable[..., Tensor] = format.quantize_with_gradient
+        if name in self.coded and isinstance(format, Learned):
+            change = format.decode
+        own = [self.weights[each] for each in self.parameters.get(name, ())]
+        return self.quantized[name].map(change, self.weights[name], *own)
+
+    @torch.no_grad()
+    def _read(self, name: str) -> Tensor:
+        """A master as a weight, where it is here as codes, too."""
+        values = self._round(name) if name in self.coded else None
+        return self.weights[name].detach() if values is None else values
 
     @property
     def places(self) -> dict[str, nn.Parameter]:
@@ -137,14 +160,10 @@ class Masters:
         for name, place in self.network.named_parameters():
             if name not in self.weights:
                 continue
-            rounded: Tensor = self.weights[name]
-            format = self.format.of(self.quantized[name].name) if name in self.quantized else None
-            if format is not None and not isinstance(format, FullPrecision):
-                own = [self.weights[each] for each in self.parameters.get(name, ())]
-                rounded = self.quantized[name].map(format.quantize_with_gradient, rounded, *own)
+            if (rounded := self._round(name)) is not None:
                 self._edges[name] = get_gradient_edge(rounded)
             with torch.no_grad():
-                local_part(place).copy_(rounded)
+                local_part(place).copy_(self.weights[name] if rounded is None else rounded)
 
     def accumulate_gradients(self) -> None:
         """Add the network's gradients to the step's sums, in float32, and clear them."""
@@ -188,8 +207,9 @@ class Masters:
         distance from where they were, over their norm there."""
         began, places = dict(self.student.network.named_parameters()), self.places
         moved: dict[str, float] = {}
-        for name, weight in self.weights.items():
+        for name in self.weights:
             if name in self.quantized:
+                weight = self._read(name)
                 start = _take_part(began[name], places[name]).to(weight)
                 pair = ({name: weight - start}, {name: start})
                 far, size = (float(self.shards.total_norm(each, places)) for each in pair)
@@ -209,7 +229,7 @@ class Masters:
         def make(name: str, old: nn.Parameter) -> nn.Parameter:
             trained: Tensor | None = old
             if name in places:
-                trained = self.shards.gather(self.weights[name], places[name])
+                trained = self.shards.gather(self._read(name), places[name])
             if trained is None or not self.shards.is_main:
                 return old
             return nn.Parameter(trained.detach().cpu().float(), requires_grad=False)

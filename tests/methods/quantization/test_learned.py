@@ -220,7 +220,7 @@ def test_what_cannot_work_is_refused_in_a_line() -> None:
         data=GroundTruth(text="testbed", length=64),
         train=Training(steps=1, trained="parameters"),
     )
-    with pytest.raises(BitgridError, match="'int-asym' has none; format: int-lsq"):
+    with pytest.raises(BitgridError, match="'int-asym' has none; format: int-step or int-lsq"):
         recipe.build(base, 0)
     keys = {
         format.name: {

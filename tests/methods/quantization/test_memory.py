@@ -19,6 +19,7 @@ from harness.models import (
 )
 from harness.models.dry_run import estimate_memory
 from methods.quantization.awq import ScaleSearch
+from methods.quantization.block_ap import BlockAP
 from methods.quantization.gptq import GPTQ
 from methods.quantization.inits import ClipSearch
 from methods.quantization.omniquant import OmniQuant
@@ -53,7 +54,7 @@ def test_searches_hold_a_block_and_what_it_observes(base: Pretrained, model: Mod
     calibrated = Packed([], base, 64, 128)
     search = ClipSearch(base, calibrated, FORMAT, 20, 10, 512)
     stages: list[Stage[Any]] = [search, ScaleSearch(base, calibrated, FORMAT, 20, 512)]
-    for rounding in (GPTQ(), SignRound(length=128), OmniQuant(length=128)):
+    for rounding in (GPTQ(), SignRound(length=128), OmniQuant(length=128), BlockAP(length=128)):
         stages.append(RoundBlocks(base, base, calibrated, FORMAT, rounding))
     for each in stages:
         memory = estimate_memory(each)
@@ -64,8 +65,14 @@ def test_searches_hold_a_block_and_what_it_observes(base: Pretrained, model: Mod
 
 @pytest.mark.parametrize(
     ("rounding", "gib"),
-    [(None, 24), (GPTQ(), 24), (SignRound(), 80), (OmniQuant(equivalent=True), 80)],
-    ids=["clip", "gptq", "sign", "omni"],
+    [
+        (None, 24),
+        (GPTQ(), 24),
+        (SignRound(), 80),
+        (OmniQuant(equivalent=True), 80),
+        (BlockAP(), 80),
+    ],
+    ids=["clip", "gptq", "sign", "omni", "block"],
 )
 def test_a_model_of_70b_is_walked_on_one_gpu(
     tmp_path: Path, rounding: WalkedRounding | None, gib: int
