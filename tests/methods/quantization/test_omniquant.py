@@ -24,7 +24,7 @@ from methods.quantization.activations import Activations
 from methods.quantization.awq import find_foldable
 from methods.quantization.equivalent import find_channels, transform
 from methods.quantization.formats import NF, FullPrecision, IntAsym, IntSym, bounds
-from methods.quantization.learning import Even, measure, store_in
+from methods.quantization.learning import Even, measure, split_steps, store_in
 from methods.quantization.mixed import Mixed
 from methods.quantization.omniquant import OmniQuant, _Learnt
 from methods.quantization.online_hadamard import OnlineHadamard
@@ -262,7 +262,7 @@ def test_epochs_are_the_papers() -> None:
     two, three = {"a": IntAsym(3), "b": IntSym(2)}, {"a": IntAsym(3)}
     assert [OmniQuant()._count_epochs(each) for each in (two, three)] == [40, 20]
     assert OmniQuant(epochs=7)._count_epochs(two) == 7
-    assert OmniQuant(batch_size=4, length=2048)._split(5) == [range(2), range(2, 4), range(4, 5)]
+    assert split_steps(5, 4, 2048) == [range(2), range(2, 4), range(4, 5)]
 
 
 # --- a model that tells stories -------------------------------------------------------------------
