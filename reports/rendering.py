@@ -83,19 +83,19 @@ def text(folder: Path | str, width: int | None = None) -> str:
 def _make_files(export: Export, html: bool) -> dict[str, bytes]:
     """Name -> content of every file of the report."""
     from reports import plots
-    from reports.numbers import effects, summary
+    from reports.numbers import summary
     from reports.pages import latex, page, published, sheet, table
     from reports.pages.pictures import Picture
 
     table_summary = summary.summarise(export)
     theirs = published.compare(table_summary, export.rows)
     beside = published.make_comparison(table_summary, theirs)
-    tested = effects.compute_effects(export)
+    context = plots.Context(export, table_summary)
+    tested = context.effects
     further = page.list_tables(table_summary, beside, tested)
     own = [each for title, each in further if each.head and title != page.AS_PUBLISHED]
     main = table.make_sheet(table_summary)
-    drawn = plots.draw(plots.Context(export, table_summary))
-    pictures = [Picture(*plot) for plot in drawn]
+    pictures = [Picture(*plot) for plot in plots.draw(context)]
     files: dict[str, bytes] = {
         "report.md": page.write_page(table_summary, pictures, beside, tested).encode(),
         "table.md": "\n".join(map(sheet.markdown, [main, *([beside] if beside else [])])).encode(),

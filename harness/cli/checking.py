@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from harness.cli.terminal import print_line, print_table
 from harness.cli.verb import Verb
 from harness.core.errors import GridError
@@ -53,6 +51,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _read_settings(written: list[str]) -> Mapping[str, Any]:
+    import yaml
+
     settings = {}
     for each in written:
         path, equals, value = each.partition("=")

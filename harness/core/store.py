@@ -101,7 +101,7 @@ class Store:
         if found is None or found.fault is not None:
             return found
         for name, size in found.files.items():
-            seen = _look(f"{self.root}/values/{key}/{name}", size)
+            seen = _look(self.file(key, name), size)
             if isinstance(seen, str):
                 return Found(found.stamp, seen, found.files, found.host)
         return found
@@ -131,7 +131,7 @@ class Store:
         Raises StoreError where it is missing, unreadable or of another version, Damaged where it is
         not what was written.
         """
-        path = f"{self.root}/values/{key}/{MANIFEST}"  # not a Path: there may be 15,000
+        path = self.file(key, MANIFEST)
         try:
             manifest = read_json(path)
         except FileNotFoundError:
@@ -180,7 +180,7 @@ class Store:
         for name, size in manifest.get("files", {}).items():
             if only not in (None, name):
                 continue
-            path = Path(f"{self.root}/values/{key}/{name}")
+            path = Path(self.file(key, name))
             seen = _look(path, size)
             if isinstance(seen, str):
                 raise Damaged(seen, key)
@@ -204,6 +204,10 @@ class Store:
     def path(self, key: str) -> Path:
         """The folder of a complete value, for artifacts that lie beside it."""
         return self.root / "values" / key
+
+    def file(self, key: str, name: str) -> str:
+        """The path of a file of a value; no Path, which of 15,000 values take a while."""
+        return f"{self.root}/values/{key}/{name}"
 
     def definitions(self, key: str) -> dict[str, str] | None:
         """The definitions behind a complete value, each with its digest; None where it has none."""
@@ -265,7 +269,7 @@ class Store:
 
     def _read(self, key: str) -> Found | None:
         """What a value's manifest says, read again only where its file has changed."""
-        path = f"{self.root}/values/{key}/{MANIFEST}"  # not a Path: there may be 15,000
+        path = self.file(key, MANIFEST)
         try:
             seen = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):

@@ -188,12 +188,14 @@ def _rows(values: _Values) -> Iterator[Row]:
 def _items(values: _Values) -> Iterator[RowItems]:
     """The items of each row; a group of tasks has none of its own."""
     for key in dict.fromkeys(key for cell in values.plan.rows for key in cell.scores):
-        path = f"{values.store.path(key)}/items.jsonl.gz"  # not a Path: there may be 10,000
-        if values.has(key) and os.path.exists(path):
+        path = values.store.file(key, "items.jsonl.gz")
+        if values.has(key):
             try:
                 with open(path, "rb") as file:
                     data = gzip.decompress(file.read())
                 lines = [json.loads(line) for line in data.split(b"\n") if line]
+            except FileNotFoundError:
+                continue
             except (OSError, EOFError, ValueError, zlib.error) as error:
                 # Only where it has no digest: it was written before there were any.
                 raise ReportError(
@@ -260,7 +262,7 @@ def _curves(values: _Values) -> Iterator[CurvePoint]:
             continue
         for key in values.plan.upstream(cell.model, seen):
             seen.add(key)
-            if not os.path.exists(f"{values.store.path(key)}/{CURVE}"):
+            if not os.path.exists(values.store.file(key, CURVE)):
                 continue
             try:
                 steps = _read_curve(values.store, key)

@@ -70,9 +70,8 @@ def check_scores(plan: Plan, store: Store) -> dict[str, dict[str, Any]]:
     what is whole, by key."""
     manifests = {}
     for key in dict.fromkeys(key for cell in plan.cells for key in cell.roots):
-        if store.has(key):
-            with contextlib.suppress(StoreError):
-                manifests[key] = store.check_files(key)
+        with contextlib.suppress(StoreError):
+            manifests[key] = store.check_files(key)
     return manifests
 
 

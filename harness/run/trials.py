@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import StoreError
-from harness.core.records import ALL_FAILED
 from harness.core.store import Store
 from harness.run.plan import CellInfo, Plan
 from harness.run.states import standing_failure
@@ -47,6 +46,8 @@ def are_due(plan: Plan, store: Store) -> bool:
 
 def _is_due(plan: Plan, cell: CellInfo, store: Store) -> bool:
     if cell.awaits:
+        from harness.core.records import ALL_FAILED  # here, since most verbs need no record
+
         states = [_find_state(plan, key, store) for key in cell.scores]
         return None not in states and ("scored" in states or cell.awaits != ALL_FAILED)
     if cell.tuning is None or not cell.tuning["failed"]:

@@ -47,7 +47,7 @@ def find_axis(export: Export, shown: pd.DataFrame) -> str | None:
     Raises ReportError for an axis that the grid has not.
     """
     values: dict[str, set[str]] = {}
-    for settings in shown["settings"]:
+    for settings in shown.drop_duplicates("cell")["settings"]:
         for name, value in settings.items():
             values.setdefault(name, set()).add(format_setting(value, name))
     wanted = export.grid.report.effect

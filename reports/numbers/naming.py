@@ -21,6 +21,8 @@ def format_setting(value: object, path: str = "") -> str:
 
     A group size of 0 is no number of weights: the group is a whole channel.
     """
+    if type(value) is int and value:
+        return str(value)  # most are; JSON takes ten times as long
     if value == 0 and path.rpartition(".")[2] == "group_size":
         return "channel"
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

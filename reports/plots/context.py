@@ -12,6 +12,7 @@ from functools import cached_property
 import pandas as pd
 from matplotlib.figure import Figure
 
+from reports.numbers.effects import Effect, compute_effects
 from reports.numbers.model_columns import find_objective
 from reports.numbers.summary import Summary
 from reports.plots import data, style
@@ -30,6 +31,11 @@ class Context:
     def models(self) -> pd.DataFrame:
         """One row a distinct model of each row of the table: see `data.list_models`."""
         return data.list_models(self.export.rows, self.summary)
+
+    @cached_property
+    def effects(self) -> tuple[Effect, ...]:
+        """Of an axis that alone varies, or that the grid names: computed once."""
+        return compute_effects(self.export)
 
     @cached_property
     def curves(self) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from reports.numbers.columns import Column, format_difference, format_number
-from reports.numbers.effects import Effect, Status, compute_effects
+from reports.numbers.effects import Effect, Status
 from reports.numbers.entries import Row
 from reports.plots import data, style
 from reports.plots.context import Context, Drawing, Plot
@@ -93,7 +93,7 @@ def draw_ablation(context: Context) -> Drawing | None:
     Bits are no such axis: what they cost is in the score over bits.
     """
     summary = context.summary
-    effects = [effect for effect in compute_effects(context.export) if effect.bits is not None]
+    effects = [effect for effect in context.effects if effect.bits is not None]
     score = data.find_main_score(summary)
     chosen = [] if score is None else [summary.columns[score]]
     chosen += [column for column in summary.columns if not column.higher][:2]
