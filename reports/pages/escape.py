@@ -12,7 +12,6 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 from harness.core.errors import show_text
 
@@ -85,7 +84,6 @@ _REAL = r"[-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _NUMBER = re.compile(rf"(?:{_REAL}|[-+]?inf|NaN)(?: \[{_REAL}, {_REAL}\])?", re.ASCII)
 
 
-@lru_cache(maxsize=10_000)  # a table stands in two files
 def escape_markdown(text: str) -> str:
     """Text as text within a pipe table, a heading or a line of its own: no mark-up of any kind."""
     text = html.escape(show_text(text).strip(), quote=False)
