@@ -59,7 +59,7 @@ class IntStep(Learned):
     def encode(self, weight: Tensor, *parameters: Tensor) -> Tensor:
         steps = self.store(self.name_parameters(parameters))["step"].float()
         values = self.quantize_with(weight.float(), {"step": steps})
-        return self._map(lambda groups, step: (groups / step).round(), values, steps)
+        return self._map(lambda groups, step: (groups / step).round().char(), values, steps)
 
     def decode(self, codes: Tensor, *parameters: Tensor) -> Tensor:
         (given,) = parameters

@@ -62,7 +62,7 @@ class Learned(Grouped):
         """
 
     def encode(self, weight: Tensor, *parameters: Tensor) -> Tensor:
-        """The codes (O, I) float32 of a weight (O, I), with parameters in the order of theirs."""
+        """The codes (O, I) int8 of a weight (O, I), with parameters in the order of theirs."""
         raise NotImplementedError(f"{type(self).__name__} keeps no codes")
 
     def decode(self, codes: Tensor, *parameters: Tensor) -> Tensor:

@@ -104,7 +104,8 @@ class Checkpoints:
         like."""
         for name, weight in weights.items():
             place, state = self.places[name], optimizer.state.get(weight, {})
-            yield f"weight/{name}", weight.detach(), place
+            if weight.requires_grad:  # else it is as it was at the start
+                yield f"weight/{name}", weight.detach(), place
             for moment in (m for m in MOMENTS if m in state):
                 values, scale = to_plain(state[moment])
                 yield f"{moment}/{name}", values, place
@@ -136,7 +137,8 @@ class Checkpoints:
                 def part(key: str, mine: slice | None = mine) -> Tensor:
                     return file.get_tensor(key) if mine is None else file.get_slice(key)[mine]
 
-                weight.copy_(part(f"weight/{name}"))
+                if weight.requires_grad:
+                    weight.copy_(part(f"weight/{name}"))
                 for moment in (m for m in MOMENTS if f"{m}/{name}" in stored_names):
                     scale = None
                     if (key := f"{moment}_scale/{name}") in stored_names:

@@ -44,7 +44,7 @@ class Masters:
     """Trained parameters by name, in float32, in the order of the network; then those of formats.
 
     With `trained` "parameters" the weights of formats that have some are here too, and stay: as
-    codes, where the format keeps those.
+    codes in int8, where the format keeps those.
     """
 
     student: Model

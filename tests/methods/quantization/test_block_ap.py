@@ -162,6 +162,8 @@ def test_steps_move_and_integers_stay(tmp_path: Path) -> None:
     rounded = _round(make_llama(), tmp_path, format)
     rounded.check()
     masters = _train(rounded, format, _tokens().ids, 2e-2)
+    held = [w for w in masters.weights.values() if not w.requires_grad]
+    assert len(held) == len(rounded.quantized) and {w.dtype for w in held} == {torch.int8}
     trained = masters.build_model()
     result = quantize_model(trained, format)
     result.check()

@@ -17,7 +17,7 @@ from harness.core.errors import BitgridError, FormatError, SettingError
 from harness.method import METHODS
 from harness.models import Matrix, Model, matrices, pretrained
 from harness.models.layers import Layout
-from methods.parts import GPTQ, NF, Grouped, IntAsym, IntLSQ, Learned, Recipe, Training
+from methods.parts import GPTQ, NF, Grouped, IntAsym, IntLSQ, IntStep, Learned, Recipe, Training
 from methods.quantization import learned
 from methods.quantization.mixed import Mixed
 from methods.quantization.rounding import quantize_model
@@ -166,10 +166,16 @@ def _train(llama: Model, format: Grouped | Mixed, **settings: Any) -> tuple[Mast
     return step.masters, step.masters.build_model()
 
 
-@pytest.mark.parametrize("trained", ["linears", "parameters"])
-def test_a_checkpoint_keeps_them(llama: Model, tmp_path: Path, trained: Any) -> None:
+@pytest.mark.parametrize(
+    ("trained", "format"),
+    [("linears", LSQ), ("parameters", LSQ), ("parameters", IntStep(3, 16))],
+    ids=["linears", "parameters", "codes"],
+)
+def test_a_checkpoint_keeps_them(
+    llama: Model, tmp_path: Path, trained: Any, format: Grouped
+) -> None:
     training = Training(lr=1e-3, dtype="float32", trained=trained)
-    one, two = _begin(llama, LSQ, training), _begin(llama, LSQ, training)
+    one, two = _begin(llama, format, training), _begin(llama, format, training)
     _take(one, 1)
     assert any(name.endswith(":step") for name in one.masters.weights)
     kept = Checkpoints(tmp_path, ALONE, one.masters.places)
