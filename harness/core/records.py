@@ -159,6 +159,13 @@ class Row(Score, Precision, Cell):
     key: Annotated[str, "key of the evaluation's stage"]
     model_key: Annotated[str, "key of the quantised model; equal keys are one model"]
     stale: Annotated[str | None, "why the value is out of date, if it is"]
+    text: Annotated[str | None, "what a perplexity or a divergence reads; null: unknown"] = None
+    trained_on: Annotated[
+        list[str] | None, "texts that the model was trained on, or continuations of; null: unknown"
+    ] = None
+    calibrated_on: Annotated[
+        list[str] | None, "further texts that its weights were fitted to; null: unknown"
+    ] = None
     tuning: Annotated[
         Tuning | None, "how its settings were chosen, where the grid tunes and the method can be"
     ] = None

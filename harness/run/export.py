@@ -130,6 +130,31 @@ class _Values:
             for key in keys
         }
 
+    @cached_property
+    def texts(self) -> dict[str, frozenset[str]]:
+        """Of each stage, the texts behind it, as grids name them."""
+        texts: dict[str, frozenset[str]] = {}
+        for key, node in self.plan.nodes.items():  # inputs before users
+            own = [node.stage["source"]] if node.kind == "documents" else []
+            texts[key] = frozenset(own).union(*(texts[above] for above in node.inputs))
+        return texts
+
+    @cached_property
+    def trained(self) -> dict[str, frozenset[str]]:
+        """Of each stage, those texts that a training behind it learnt from."""
+        trained: dict[str, frozenset[str]] = {}
+        for key, node in self.plan.nodes.items():
+            learnt = node.stage.get("tokens") if node.kind == "train" else None
+            own = self.texts[learnt["stage"]] if isinstance(learnt, dict) else frozenset[str]()
+            trained[key] = own.union(*(trained[above] for above in node.inputs))
+        return trained
+
+
+def _find_text(plan: Plan, key: str) -> str | None:
+    """The text that a score reads, where it is an input of its own."""
+    above = [plan.nodes[each] for each in plan.nodes[key].inputs]
+    return next((node.stage["source"] for node in above if node.kind == "documents"), None)
+
 
 def _export(plan: Plan, store: Store, folder: Path) -> None:
     values = _Values.read(plan, store)
@@ -181,6 +206,9 @@ def _rows(values: _Values) -> Iterator[Row]:
                     key=key,
                     model_key=cell.model,
                     stale=values.reasons[key],
+                    text=_find_text(plan, key),
+                    trained_on=sorted(values.trained[cell.model]),
+                    calibrated_on=sorted(values.texts[cell.model] - values.trained[cell.model]),
                     tuning=tuning,
                 )
 

@@ -27,6 +27,7 @@ from reports.numbers.columns import (
     make_columns,
     select_columns,
 )
+from reports.numbers.domains import describe_domains
 from reports.numbers.entries import Notes, Row, make_rows
 from reports.numbers.model_columns import MODEL_COLUMNS, ModelColumn
 from reports.numbers.naming import name_cells
@@ -141,7 +142,7 @@ def summarise(export: Export) -> Summary:
         stale=_stale(frame, names),
         names=names,
         decimals=decimals,
-        remarks=tuple(_remarks(export)),
+        remarks=tuple(_remarks(export, describe_domains(shown, [columns[i] for i in chosen]))),
         comparisons=ranked.comparisons,
         tests=ranked.tests,
         seeds_fixed=ranked.seeds_fixed,
@@ -168,10 +169,11 @@ def _list_tuned(shown: pd.DataFrame) -> tuple[Tuned, ...]:
     return tuple(Tuned(name, bits, tuning) for (name, bits), tuning in rows.items())
 
 
-def _remarks(export: Export) -> list[Remark]:
-    """The grid's note, and its finding where it is about these rows."""
+def _remarks(export: Export, domains: str | None) -> list[Remark]:
+    """The grid's note, what is in-domain, and the grid's finding where it is about these rows."""
     note, finding = export.grid.report.note, export.grid.report.finding
     remarks = [Remark("Note", note)] if note else []
+    remarks += [Remark("In-domain", domains)] if domains else []
     if finding is not None and finding.rows == export.rows_digest:
         remarks.append(Remark("Finding", finding.text))
     elif finding is not None:
