@@ -8,7 +8,8 @@ Each case is a process of its own on the CPU: perplexity by `testbed-ppl`, its f
 machine (what it computes of the model, its text read already; a library's import apart); the peak
 of the process's memory until then, PyTorch and the model in it. A case that the plan refuses is a
 row with the reason. Bits differ where a library stores scales or zero points in other types.
-Methods that the installation lacks are left out, and named. MODEL:0 compares per channel.
+Methods that the installation lacks are left out, and named. MODEL:0 compares per channel. With
+`--only METHOD ...` the file's rows of other methods stay as they are.
 """
 
 from __future__ import annotations
@@ -110,14 +111,26 @@ def run_case(model: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
         return {"refused": str(error)}
 
 
+def read_rows(file: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The rows of an earlier run, by model, heading, method and settings."""
+    with file.open(newline="") as lines:
+        return {tuple(row[each] for each in COLUMNS[:4]): row for row in csv.DictReader(lines)}
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path)
     options.add_argument("--models", nargs="+", default=["testbed:64"])
+    options.add_argument("--only", nargs="+", metavar="METHOD", help="methods to run")
     chosen = options.parse_args()
+    before = read_rows(chosen.out) if chosen.only else {}
     known, rows, fork = METHODS.load(), [], multiprocessing.get_context("fork")
     for model, group in (each.rsplit(":", 1) for each in chosen.models):
         for heading, name, settings in list_cases(int(group)):
+            if chosen.only and name not in chosen.only:
+                key = (Path(model).name, heading, name, json.dumps(settings))
+                rows += [before[key]] if key in before else []
+                continue
             if name not in known:
                 print(f"{heading}: no method {name} is installed", flush=True)
                 continue

@@ -23,6 +23,7 @@ from harness.models import Model, matrices, pretrained
 from harness.models.rehearsal import rehearse
 from methods.auto_round_lib import AutoRound
 from methods.bnb_4bit import BitsAndBytes
+from methods.hqq_lib import HQQ
 from methods.torchao_intx import TorchAO
 from methods.torchao_qat import TorchAOQAT
 from tests.support.architectures import build
@@ -126,6 +127,26 @@ def test_bitsandbytes_rounds_as_its_layer(
     check_same(result, theirs, model)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hqq_rounds_as_its_layer(llama: Model, bits: Any, dtype: torch.dtype) -> None:
+    library = pytest.importorskip("hqq.core.quantize", reason="hqq is not installed")
+    model = make(llama, dtype)
+    result = HQQ(bits, 32).apply(model, None, Path())
+    theirs = {}
+    for name, matrix in matrices(model.network).items():
+        linear = nn.Linear(matrix.in_features, len(matrix.weight), bias=False)
+        linear.weight.data = matrix.weight.detach().clone()
+        config = library.BaseQuantizeConfig(nbits=bits, group_size=32)
+        layer = library.HQQLinear(linear, config, compute_dtype=torch.float16, device="cpu")
+        theirs[name] = layer.dequantize().to(dtype)
+        held = {n: each for n, each in layer.state_dict().items() if n in ("W_q", "scale", "zero")}
+        assert len(held) == 3 and held["scale"].dtype == held["zero"].dtype == torch.float16
+        total = 8 * sum(each.nbytes for each in held.values())
+        assert result.quantized[name].bits_per_weight == total / matrix.weight.numel()
+    check_same(result, theirs, model)
+
+
 @pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (4, True)])
 def test_auto_round_tunes_as_on_its_own(
     llama: Model, tokens: Tokens, bits: int, symmetric: bool, tmp_path: Path
@@ -163,6 +184,8 @@ def test_auto_round_tunes_as_on_its_own(
         ),
         (BitsAndBytes(), (64, 96), "groups of 64 do not divide its 96 inputs; .* do: 32$"),
         (BitsAndBytes(), (64, 80), "group sizes that do: none"),
+        (HQQ(), (64, 96), "groups of 64 do not divide its 96 inputs"),
+        (HQQ(bits=2), (3, 64), r"3 groups; hqq packs 4 a byte \(3, 8 bits: any\)"),
         (AutoRound(group_size=0), (100, 64), "100 x 64; only layers .* multiples of 32"),
     ],
 )
@@ -180,6 +203,8 @@ def test_the_plan_refuses_shapes(method: Method, shape: tuple[int, int], message
         (TorchAOQAT, {"symmetric": False}),
         (BitsAndBytes, {"group_size": 48}),
         (BitsAndBytes, {"levels": "nf3"}),
+        (HQQ, {"bits": 5}),
+        (HQQ, {"group_size": 12}),
         (AutoRound, {"bits": 1}),
     ],
 )
