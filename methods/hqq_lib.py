@@ -26,12 +26,10 @@ class HQQ(Method):
 
     def check(self, layers: Any) -> None:
         check_groups(layers, self.group_size)
-        shared = {2: 4, 4: 2}.get(self.bits, 1)  # groups in a byte; others fit any
+        per = {2: 4, 4: 2}.get(self.bits, 1)  # groups in a byte; others fit any
         for name, (rows, inputs) in layers.items():
-            if (n := rows * inputs // self.group_size) % shared:
-                raise FormatError(
-                    f"layer {name}: {n} groups; hqq packs {shared} a byte (3, 8 bits: any)"
-                )
+            if (n := rows * inputs // self.group_size) % per:
+                raise FormatError(f"layer {name}: {n} groups; hqq packs {per} a byte; 8 bits fit")
 
     def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
         from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
