@@ -155,4 +155,8 @@ def test_the_tasks_of_the_committed_grids_are_told() -> None:
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
 def test_every_link_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!https?://)(.*?)\)", (DOCS / page).read_text()):
-        assert (DOCS / target).exists(), target
+        file, _, heading = target.partition("#")
+        path = DOCS / (file or page)
+        assert path.exists(), target
+        titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in {each.lower().replace(" ", "-") for each in titles}, target
