@@ -1,8 +1,9 @@
-"""What docs/methods.md says of a method's length: lines at most, and names for authors alone."""
+"""What docs/methods.md says that a method costs: lines, listed names alone, seconds."""
 
 from __future__ import annotations
 
 import ast
+import csv
 import re
 
 import pytest
@@ -59,3 +60,13 @@ def test_a_private_name_is_found() -> None:
         "read_text_config",
         "methods.a",
     }
+
+
+def test_the_path_is_told_as_it_was_measured() -> None:
+    with (PAGE.parents[1] / "benchmarks/stranger.csv").open(newline="") as file:
+        measured = list(csv.DictReader(file))
+    section = PAGE.read_text().partition("\n## How long it takes\n")[2].partition("\n## ")[0]
+    told = re.findall(r"^\| `(.+)` \| (.+) \|$", section, re.MULTILINE)
+    assert told == [(row["command"], row["seconds"]) for row in measured]
+    assert f"{sum(float(row['seconds']) for row in measured):.1f} s of commands" in section
+    assert not any(row["commit"].endswith("-dirty") for row in measured)
