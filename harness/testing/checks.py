@@ -11,13 +11,14 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.config.settings import configure
+from harness.config.settings import configure, list_settings
 from harness.core.component import Component
 from harness.core.errors import BitgridError, ModelError, ValueChanged, make_line
 from harness.core.stage import Stage, closure
@@ -164,13 +165,30 @@ def _check_bits(case: Case) -> str | None:
 
 
 def _check_others(case: Case) -> str | None:
-    """Embeddings and head are those of the model whose weights the result's stand for."""
+    """What is not rounded is that of the model whose weights the result's stand for: embeddings and
+    head always, the rest unless the method trains it or its class declares it in `changes`."""
     steps = case.method.steps(case.bench.base, 0)
     origin = case.bench.compute(steps[-1].origin if steps else case.bench.base)
     for part in ("get_input_embeddings", "get_output_embeddings"):
         ours, theirs = getattr(case.model.network, part)(), getattr(origin.network, part)()
         if theirs is not None and not torch.equal(ours.weight, theirs.weight):
             return f"it changes the {part.split('_')[1]} embeddings; only blocks are quantised"
+    trained = {held for path, held in list_settings(case.method) if path.endswith(".trained")}
+    layers = {each.parameter_name: name for name, each in matrices(origin.network).items()}
+    after = dict(case.model.network.named_parameters())
+    for name, old in origin.network.named_parameters():
+        if name in after and torch.equal(after[name], old):
+            continue
+        if name in layers:
+            if layers[name] not in case.model.quantized and not trained:
+                return f"it changes layer {layers[name]}, which `quantized` lacks"
+        elif not trained & {"body", "all"} and not any(
+            fnmatch(name, pattern) for pattern in case.method.changes
+        ):
+            return (
+                f"it changes {name}, which is no matrix of the blocks; a method that does so "
+                f"declares it on its class: changes = ({name!r},)"
+            )
     return None
 
 
@@ -249,7 +267,7 @@ _CHECKS: Mapping[str, Callable[[Case], str | None]] = {
     "rounds any width, or refuses it": check_odd_width,
     "rounds experts, or refuses them": check_experts,
     "keeps the type of the model": check_dtype,
-    "leaves embeddings and head": _check_others,
+    "leaves what it does not round": _check_others,
     "saves and loads": _check_files,
     "has the key of its fields": _check_key,
     "gives the same again": _check_again,
