@@ -109,7 +109,7 @@ class Block:
         """Give a layer a new weight, or else the parameter of that name in the network a new value;
         the old tensor, which others share, stays."""
         if matrix := self.layers.get(name):
-            matrix.replace(tensor.to(matrix.stored.device))
+            matrix.replace(tensor)
         else:
             inside = name.removeprefix(f"{self.name}.")
             new = nn.Parameter(tensor.to(self.module.get_parameter(inside)), requires_grad=False)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from harness.core.errors import ModelError
-from harness.models import blocks, matrices, run_trunk, survey
+from harness.models import Matrix, blocks, matrices, run_trunk, survey
 from tests.support import architectures
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv"}
@@ -123,3 +123,10 @@ def test_a_bare_parameter_is_refused_by_name() -> None:
     network.model.layers[0].self_attn.mix = nn.Parameter(torch.zeros(3, 16, 16))
     with pytest.raises(ModelError, match=r"model\.layers\.0\.self_attn\.mix \(3 x 16 x 16\)"):
         matrices(network)
+
+
+def test_a_new_weight_is_put_where_the_old_one_is_in_its_type() -> None:
+    """Methods compute on a device, and models may be kept on another."""
+    matrix = Matrix("layer", nn.Linear(8, 4, bias=False, dtype=torch.bfloat16, device="meta"))
+    matrix.replace(torch.ones(4, 8))
+    assert (matrix.stored.device.type, matrix.stored.dtype) == ("meta", torch.bfloat16)
