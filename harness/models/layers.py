@@ -112,7 +112,7 @@ class Matrix:
         return self.layout.store(changed)
 
     def replace(self, weight: Tensor) -> None:
-        """Give it a new weight (O, I) or (E, O, I), in the type and on the device of the old tensor,
+        """Give it a new weight (O, I) or (E, O, I), in the type and on the device of the old one,
         which others share and which stays."""
         stored = self.layout.store(weight.to(self.stored))
         setattr(self.module, self.leaf, nn.Parameter(stored, requires_grad=False))
