@@ -22,7 +22,7 @@ from methods.training.train import Train
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 GRIDS = sorted(FOLDER.glob("*.yaml"))
-TESTBED = [p for p in GRIDS if p.stem.endswith("-testbed")] + [FOLDER / "quickstart.yaml"]
+TESTBED = [p for p in GRIDS if "testbed" in p.stem] + [FOLDER / "quickstart.yaml"]
 REAL = [p for p in GRIDS if p not in TESTBED]
 ABLATIONS = {
     *("objective", "confidence", "format", "init", "clip-threshold", "data", "teacher"),
