@@ -261,8 +261,8 @@ def _verify(trial: Trial, fault: str, path: Path, damage: Callable[[Path], None]
     lines = [line for line in spoken.text.splitlines() if path.parent.name in line]
     named = len(lines) == 1 and "it touches faults: A seed=" in lines[0]
     outcome = "found" if named and spoken.status == 1 else "silent"
-    said = lines[0].replace(str(trial.store.root), "STORE") if lines else spoken.text
-    return Result(fault, 1, outcome, 1, 0, 0, said[:200])
+    said = trial.shorten(lines[0] if lines else spoken.text)
+    return Result(fault, 1, outcome, 1, 0, 0, said)
 
 
 def try_purge(ground: Ground) -> Iterator[Result]:

@@ -216,12 +216,13 @@ class Trial:
             for line in dict.fromkeys(lines)
             if line.strip() and mask(line) not in self.usual and "it/s]" not in line  # a bar
         ]
-        shown = [self._shorten(line) for line in new]
+        shown = [self.shorten(line) for line in new]
         telling = [line for line in shown if "STORE" in line or "bitgrid:" in line]
         ends = [line for line in shown if re.match(r"\w*(Error|Exception)\b", line)]
         return list(dict.fromkeys([*ends, *telling] or shown))
 
-    def _shorten(self, line: str) -> str:
+    def shorten(self, line: str) -> str:
+        """A line of output without what differs from place to place, or is long."""
         line = line.strip().replace(str(self.store.root), "STORE")
         line = re.sub(r"^\S+\.py:\d+: \w*Warning: ", "warning: ", line)
         line = re.sub(r"\b([0-9a-f]{4})[0-9a-f]{20}\b", r"\1…", line)
