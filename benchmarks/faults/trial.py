@@ -286,7 +286,7 @@ def use(world: World) -> None:
     Drawing is most of a run's time, and reads nothing more of a store than tables do.
     """
     for module in (running, verb):
-        module.load_grid = lambda *_: world.grid()  # type: ignore[attr-defined]
+        module.load_grid = lambda *_, **__: world.grid()  # type: ignore[attr-defined]
     plots.encode_figure = lambda figure: {"png": b""}
 
 
