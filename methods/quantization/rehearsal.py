@@ -10,10 +10,11 @@ from functools import cache
 from harness.models import Pretrained, find_pretrained, meta_network
 from harness.models.rehearsal import find_twin, rehearse
 from methods.quantization.awq import ScaleSearch, find_foldable
+from methods.quantization.folding import rotate
 from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
 from methods.quantization.omniquant import OmniQuant
-from methods.quantization.rotation import Rotated, make_rotation, rotate
+from methods.quantization.rotation import Rotated, make_rotation
 from methods.quantization.rounding import Round, RoundBlocks, find_rounded
 from methods.quantization.walking import check_walk
 

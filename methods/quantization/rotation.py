@@ -1,11 +1,10 @@
-"""A rotation of the residual stream, folded into the weights: it spreads outlying channels.
+"""A Hadamard rotation of the residual stream: it spreads outlying channels (QuaRot, arXiv
+2404.00456, section 4, stage 1a).
 
     start = Hadamard().build(base, IntAsym(bits=2))     # the same function, other weights
 
-With R orthogonal, x R can stand for every hidden state x: what writes the stream is multiplied by
-R, what reads it by R'. A norm that only divides by the root of the mean square lets R pass once its
-weight is folded into what reads it (SliceGPT, arXiv 2401.15024; QuaRot, arXiv 2404.00456, section
-4, stage 1a). Not here: rotations that a model computes as it runs (`harness.models.attachments`).
+Not here: how a rotation is folded into weights (`folding`), rotations that a model computes as it
+runs (`harness.models.attachments`).
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.core.checked import Seed
-from harness.core.errors import ModelError
 from harness.core.stage import Input, Stage, value
-from harness.models import Model, matrices, read_text_config
+from harness.models import Model
+from methods.quantization.folding import rotate
 from methods.quantization.formats import Format
 from methods.quantization.inits import Init
-from methods.quantization.readings import find_norms, read_logits
 
 
 @dataclass(frozen=True)
@@ -67,65 +65,3 @@ def make_rotation(width: int, seed: int) -> Tensor:
         result = torch.cat([torch.cat([result, result], 1), torch.cat([result, -result], 1)])
     signs = 2.0 * torch.randint(2, (width, 1), generator=generator) - 1
     return signs * result / (width // odd) ** 0.5
-
-
-@torch.no_grad()
-def rotate(model: Model, rotation: Tensor) -> Model:
-    """A fork whose hidden states are those of `model` times `rotation` (D, D).
-
-    Raises ModelError, naming the class, where the fork does not compute what the model does: its
-    norms may subtract a mean, or something that is not known here reads the stream.
-    """
-    fork = model.fork(latent=True)
-    network, turn = fork.network, rotation.to(model.device)
-    embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
-    linears = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
-    linears = {n: m for n, m in linears.items() if m not in (embedding, head)}
-    norms = find_norms(network, linears)
-    if not norms:
-        raise ModelError(f"{type(network).__name__}: hadamard finds no norm with a weight to fold")
-    last = list(norms)[-1]  # what the head reads
-    read = {name for names in norms.values() for name in names}
-    for name, matrix in matrices(network).items():
-        if name not in read and matrix.out_features == len(turn):
-            matrix.replace((turn.T @ matrix.weight.double()).to(matrix.stored.dtype))
-            if isinstance(bias := getattr(matrix.module, "bias", None), Tensor):
-                _set(matrix.module, "bias", bias.double() @ turn)
-    for norm, names in norms.items():
-        if not names and norm != last:
-            continue  # inside a head; one behind a block is found out below
-        scale = _free_of_scale(network.get_submodule(norm))
-        for module in [linears[name] for name in names] + ([head] if norm == last else []):
-            _set(module, "weight", module.weight.double() * scale @ turn)
-    _set(embedding, "weight", embedding.weight.double() @ turn)
-    for config in (network.config, read_text_config(network.config)):
-        config.tie_word_embeddings = False
-    _check_same(model, fork)
-    return fork
-
-
-def _free_of_scale(norm: nn.Module) -> Tensor:
-    """What a norm multiplies each channel by, (D,) float64; afterwards it is 1."""
-    ones = torch.ones_like(norm.get_parameter("weight"))
-    scale = norm(ones).double()  # their mean square is 1
-    for neutral in (1.0, 0.0):  # some multiply by 1 + weight
-        _set(norm, "weight", neutral * ones)
-        if torch.allclose(norm(ones), ones, atol=1e-2):
-            break
-    return scale
-
-
-def _set(module: nn.Module, leaf: str, tensor: Tensor) -> None:
-    new = tensor.to(getattr(module, leaf).dtype)
-    setattr(module, leaf, nn.Parameter(new, requires_grad=False))
-
-
-def _check_same(model: Model, fork: Model) -> None:
-    """Raise ModelError where a fork computes something else, by far more than its dtype rounds."""
-    before, after = (read_logits(each) for each in (model, fork))
-    allowed = 1e-3 if model.network.dtype == torch.float32 else 0.1
-    if float((before - after).abs().mean()) > allowed * float(before.std()):
-        raise ModelError(
-            f"{type(model.network).__name__}: hadamard changes what it computes: its norms or what "
-            "reads its hidden states are of a kind that a rotation cannot be folded into"
-        )

@@ -10,8 +10,9 @@ from scipy.linalg import hadamard
 
 from harness.core.errors import ModelError
 from harness.models import Model, matrices, pretrained, run_trunk
+from methods.quantization.folding import rotate
 from methods.quantization.formats import IntAsym
-from methods.quantization.rotation import make_rotation, rotate
+from methods.quantization.rotation import make_rotation
 from methods.quantization.rounding import quantize_model
 from tests.methods.conftest import make_llama
 from tests.support import architectures
