@@ -44,6 +44,7 @@ def test_all_that_the_paper_asks_is_there() -> None:
         "quickstart",
         "inside-testbed",
         "tuned-testbed",
+        "llm-qat-testbed",
         "testbed-baselines",
     }
 

@@ -1,28 +1,23 @@
-"""Attachments that round what a model computes with as it runs: activations, keys and values.
-
-    model = model.attach(Activations(bits=8), KVCache(bits=4))              # A8KV4
-
-Each token is rounded by itself, in a range found as it comes (dynamic), with float32 scales. Not
-here: ranges that a calibration text fixes for all tokens (static).
-"""
+"""Attachments that round what a model computes with as it runs: activations, keys and values, as in
+`model.attach(Activations(bits=8), KVCache(bits=4))`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from harness.core.stage import added
 from harness.models import Attachment, change_caches, change_inputs, matrices
 
 
 @dataclass(frozen=True)
 class Activations(Attachment):
-    """What each matrix of the blocks reads, as integers: a scale and, unless symmetric, a zero
-    point for each token."""
+    """What matrices of the blocks read, as integers, a token with a scale, or a zero point too."""
 
     name = "activations"
     bits: Annotated[int, Field(ge=2, le=8)] = 8  # of what matrices read
@@ -41,27 +36,32 @@ class Activations(Attachment):
 
 @dataclass(frozen=True)
 class KVCache(Attachment):
-    """Keys (after position embeddings) and values as integers: a scale and a zero point for each
-    token and head."""
+    """Keys (after position embeddings) and values as integers: a scale and, unless symmetric, a
+    zero point for each token, in each head or over all of them."""
 
     name = "kv-cache"
     bits: Annotated[int, Field(ge=2, le=8)] = 4  # of keys and values
+    symmetric: bool = added(False)  # without a zero point
+    range: Literal["head", "token"] = added("head")  # what shares a scale
 
     @property
     def label(self) -> str:
-        return f"KV{self.bits}"
+        return f"KV{self.bits}{'sym' * self.symmetric}{'-token' * (self.range == 'token')}"
 
     def attach(self, network: PreTrainedModel) -> None:
         change_caches(self, network)
 
     def change_cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = (_Rounded.apply(each, self.bits, False) for each in (keys, values))
+        start = 3 if self.range == "head" else 2  # of (B, T, H, D): what is one row
+        tokens = keys.transpose(1, 2), values.transpose(1, 2)
+        rows = (_Rounded.apply(x.flatten(start), self.bits, self.symmetric) for x in tokens)
+        keys, values = (x.view_as(y).transpose(1, 2) for x, y in zip(rows, tokens, strict=True))
         return keys, values
 
 
 class _Rounded(torch.autograd.Function):
     """Each row of (..., I) on even steps of its own range, widened to 0, in its dtype; NaN where it
-    has NaN or Inf. The gradient is passed on unchanged (Bengio et al. 2013)."""
+    has NaN or Inf. Scales are float32. The gradient passes unchanged (Bengio et al. 2013)."""
 
     @staticmethod
     def forward(ctx: Any, read: Tensor, bits: int, symmetric: bool) -> Tensor:

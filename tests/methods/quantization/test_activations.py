@@ -18,7 +18,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from harness.config.settings import configure
 from harness.core.errors import BitgridError, SettingError
-from harness.core.stage import Stage, closure
+from harness.core.stage import Stage, closure, describe_fields
 from harness.evaluation.lm_eval_model import CheckedLM
 from harness.evaluation.scores import describe_precision
 from harness.method import METHODS
@@ -92,13 +92,39 @@ def test_a_token_is_rounded_as_plain_code_rounds_it(
     assert bool(((found - rows).abs() <= step[:, None] / (1 if symmetric else 2) + 1e-9).all())
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_token_shares_a_range_over_its_heads(bits: int, symmetric: bool) -> None:
+    """Against the formula in float64: LLM-QAT, arXiv 2305.17888, equation 1, for a token's row."""
+    keys = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=torch.manual_seed(0))
+    found, _ = KVCache(bits, symmetric, "token").change_cached(keys, keys)
+    for at, token in product(range(2), range(5)):
+        row = keys[at, :, token]
+        if symmetric:
+            step = row.abs().max() / (2 ** (bits - 1) - 1)
+            wanted = step * (row / step).round()
+        else:
+            low, high = row.min().clamp(max=0), row.max().clamp(min=0)
+            step = (high - low) / (2**bits - 1)
+            zero = (-low / step).round()
+            wanted = step * (((row / step).round() + zero).clamp(0, 2**bits - 1) - zero)
+        torch.testing.assert_close(found[at, :, token], wanted)
+
+
+def test_labels_tell_how_a_cache_is_rounded_and_older_keys_stay() -> None:
+    assert [KVCache(4).label, KVCache(4, True).label, KVCache(4, True, "token").label] == [
+        *("KV4", "KV4sym", "KV4sym-token")
+    ]
+    assert describe_fields(KVCache(4)) == {"bits": 4}
+
+
 def test_tokens_and_heads_do_not_see_each_other() -> None:
     keys = torch.randn(2, 3, 5, 8)
     keys[0, 1, 2] *= 1000
     found, _ = KVCache(3).change_cached(keys, keys)
     for at in product(range(2), range(3), range(5)):
-        alone, _ = KVCache(3).change_cached(keys[at][None], keys[at][None])
-        assert torch.equal(found[at], alone[0])
+        one = keys[at][None, None, None]
+        assert torch.equal(found[at], KVCache(3).change_cached(one, one)[0][0, 0, 0])
 
 
 def test_what_is_not_finite_is_not_hidden() -> None:
@@ -235,7 +261,7 @@ def test_training_sees_them(recomputed: bool, llama: Model, teacher: Model) -> N
 def test_a_label_tells_every_field() -> None:
     every = [
         *(Activations(b, s) for b in range(2, 9) for s in (True, False)),
-        *(KVCache(b) for b in range(2, 9)),
+        *(KVCache(*each) for each in product(range(2, 9), (True, False), ("head", "token"))),
         OnlineHadamard(),
     ]
     assert len({each.label for each in every}) == len(every)
