@@ -234,10 +234,19 @@ def test_a_model_writes_and_answers_with_them(double: Model) -> None:
     assert written[0].tolist() == list(_write_plainly(model, IDS[0].tolist(), 14))
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
-def test_training_sees_them(recomputed: bool, llama: Model, teacher: Model) -> None:
+@pytest.mark.parametrize(
+    ("recomputed", "cache", "label"),
+    [
+        (False, KVCache(3), "A4KV3"),
+        (True, KVCache(3), "A4KV3"),
+        (True, KVCache(4, True, "token"), "A4KV4sym-token"),
+    ],
+)
+def test_training_sees_them(
+    recomputed: bool, cache: KVCache, label: str, llama: Model, teacher: Model
+) -> None:
     training = Training(batch_size=2, dtype="float32", gradient_checkpointing=recomputed)
-    student = llama.attach(Activations(4), KVCache(3))
+    student = llama.attach(Activations(4), cache)
     mask = torch.ones_like(IDS, dtype=torch.bool)
     found = {}
     for name, each in (("plain", llama), ("attached", student)):
@@ -254,7 +263,7 @@ def test_training_sees_them(recomputed: bool, llama: Model, teacher: Model) -> N
     rounded = quantize_model(trained, IntAsym(bits=4, group_size=32), like=llama)
     rounded.check()
     assert rounded.attachments == student.attachments
-    assert describe_precision(rounded).attachments == "A4KV3"
+    assert describe_precision(rounded).attachments == label
     assert describe_precision(llama).attachments is None
 
 
