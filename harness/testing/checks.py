@@ -2,7 +2,8 @@
 
 They come in order, and one that needs a model of the method is not tried where there is none. Not
 here: what is checked (`subjects`), the model that it is tried on (`tiny`), other models (`others`),
-bits (`packing`), what happens while it runs (`stopping`).
+bits (`packing`), where trained parameters start (`starts`), what happens while it runs
+(`stopping`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from harness.testing.bench import Bench
 from harness.testing.case import Case, Skip, explain, find_difference
 from harness.testing.others import check_dtype, check_experts, check_odd_width
 from harness.testing.packing import find_uncounted
+from harness.testing.starts import check_start
 from harness.testing.stopping import check_copies, check_stopped
 from harness.testing.subjects import Subject
 
@@ -264,6 +266,7 @@ _CHECKS: Mapping[str, Callable[[Case], str | None]] = {
     "gives what it declares": _check_result,
     "has at most 2^bits values a group": _check_levels,
     "counts its bits": _check_bits,
+    "starts each group from its own weights": check_start,
     "rounds any width, or refuses it": check_odd_width,
     "rounds experts, or refuses them": check_experts,
     "keeps the type of the model": check_dtype,
