@@ -22,7 +22,7 @@ class HQQ(Method):
 
     needs = ("hqq",)
     bits: Literal[2, 3, 4, 8] = 4  # of each weight's code
-    group_size: Annotated[int, Field(ge=8, multiple_of=8)] = 64  # weights that share a scale
+    group_size: Annotated[int, Field(ge=8, le=2**24, multiple_of=8)] = 64  # that share a scale
 
     def check(self, layers: Any) -> None:
         check_groups(layers, self.group_size)

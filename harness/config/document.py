@@ -214,7 +214,10 @@ def _refuse_secrets(file: Path, text: str) -> None:
 
 def _read_text(file: Path) -> str:
     """The text of a file. Raises _Unreadable where there is none, or more than is read."""
-    path = read_path(file, _Unreadable)
+    try:
+        path = read_path(file, _Unreadable)
+    except _Unreadable as error:  # whose words begin with the path, as all that is said of a file
+        raise _Unreadable(f"{file}: cannot be read: {str(error).rpartition(': ')[2]}") from None
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
             what = "it is a folder" if path.is_dir() else "it is not a plain file"

@@ -382,7 +382,7 @@ def test_the_verb_prints_each_check(tmp_path: Path, capsys: pytest.CaptureFixtur
     good.write_text(source.read_text().replace('"rtn"', '"test-good"'))
     assert main(["check", str(good), "--set", "format.bits=3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "test-good:" and len(lines) == 20
+    assert lines[0] == "test-good:" and len(lines) == 21
     assert all(line.startswith(("  passed  ", "  skipped  ")) for line in lines[1:])
     register("test-free", Free(), title="Free", about="counts no scales")
     assert main(["check", "test-free"]) == 1
