@@ -51,6 +51,7 @@ HOURS = {
     "scale-search": 0.2,
     "train": 1.2,
     "Apply": 0.5,
+    "round-blocks": 0.5,
     "perplexity": 0.05,
     "mmlu": 1.2,
     "hellaswag": 0.4,
