@@ -1,7 +1,8 @@
 """What of a grid is published: its records, `report.md`, and the pictures that this shows.
 
-Tables in other forms, PDFs and the page are rendered from the records when they are asked for; they
-are not published. Not here: rendering (`rendering`).
+Of the trials of a grid that tunes the records alone. Tables in other forms, PDFs and the page are
+rendered from the records when they are asked for; they are not published. Not here: rendering
+(`rendering`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from pathlib import Path
 
 from harness.core.errors import ReportError
+from harness.core.records import TRIALS
 from reports.rendering import RECORDS, render, write
 
 REPORT = "report.md"
@@ -35,7 +37,8 @@ def publish(folder: Path | str, target: Path | str) -> list[Path]:
 
 
 def copy_records(folder: Path, target: Path) -> Path:
-    """Have `target` hold the records of an exported grid as `folder` has them; returns `target`.
+    """Have `target` hold the records of an exported grid, and of its trials, as `folder` has them;
+    returns `target`.
 
     Raises ReportError where there are none, or where `target` cannot be written.
     """
@@ -51,6 +54,8 @@ def copy_records(folder: Path, target: Path) -> Path:
                 (target / name).unlink(missing_ok=True)
     except OSError as error:
         raise ReportError(f"{target} cannot be written: {error.strerror}") from error
+    if (folder / TRIALS / "rows.jsonl").is_file():
+        copy_records(folder / TRIALS, target / TRIALS)
     return target
 
 

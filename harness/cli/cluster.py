@@ -19,7 +19,8 @@ from harness.cli.verb import (
     Verb,
     add_computing_arguments,
     add_grid_argument,
-    describe_cells,
+    count_cells,
+    describe_trials,
     find_plan,
     load_grid,
     open_store,
@@ -234,7 +235,7 @@ def _summarise(
     limit = sum(job.gpus * (job.request.hours or 0.0) for job in prepared.jobs)
     expected = _expected(plan, store, prepared)
     facts = [
-        ("cells", describe_cells(plan).replace(" cells", "", 1)),
+        ("cells", f"{count_cells(plan)}{describe_trials(plan)}"),
         ("distinct models", str(len({cell.model for cell in plan.cells}))),
         ("stages", f"{len(stored)}, done already: {done}, queued by another launch: {queued}"),
         (

@@ -42,15 +42,7 @@ def verify_figures(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace, grid: Path) -> list[Verdict]:
     """Run what the grid still needs, write its rows beneath runs/, and compare them."""
     store = open_store(arguments)
-    asked = {
-        "grid": grid,
-        "retry": None,
-        "allow_code_execution": False,
-        "out": None,
-        "workers": None,
-        "gpus": None,
-    }
-    plan, _ = compute(argparse.Namespace(**{**vars(arguments), **asked}), store)
+    plan, _ = compute(store, grid)
     from harness.run import export
 
     folder = RUNS / plan.name

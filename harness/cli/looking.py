@@ -16,7 +16,8 @@ from harness.cli.terminal import print_line, print_table
 from harness.cli.verb import (
     Verb,
     add_grid_argument,
-    describe_cells,
+    count_cells,
+    describe_trials,
     find_plan,
     load_grid,
     open_store,
@@ -72,7 +73,7 @@ def _show_plan(plan: Plan, store: Store) -> None:
     shared = sum(users[key] > 1 for key in stored)
     kinds = Counter(plan.nodes[key].kind for key in stored if key in missing)
     facts = [
-        ("cells", describe_cells(plan).replace(" cells", "", 1)),
+        ("cells", f"{count_cells(plan)}{describe_trials(plan)}"),
         ("distinct models", str(len({cell.model for cell in plan.cells}))),
         ("stages kept", f"{len(stored)}, shared by several cells: {shared}"),
         ("stages to compute", str(sum(kinds.values()))),
@@ -129,7 +130,7 @@ def _show_status(arguments: argparse.Namespace, store: Store) -> watch.View:
     if arguments.watch and sys.stdout.isatty():
         print("\033[2J\033[H", end="")
     models = len({cell.model for cell in plan.cells})
-    print(f"{plan.name}: {describe_cells(plan)}, {models} models")
+    print(f"{plan.name}: {count_cells(plan)} cells{describe_trials(plan)}, {models} models")
     head, rows = watch.count_states(view)
     print_table(rows, head, words=head.index("") + 1)
     for line in watch.details(view, store):

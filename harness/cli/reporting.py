@@ -20,6 +20,7 @@ from harness.cli.verb import (
 )
 from harness.core.errors import ReportError
 from harness.core.paths import check_file_name
+from harness.core.records import TRIALS
 from harness.grid import published
 
 _SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
@@ -108,7 +109,7 @@ def show_report(folder: Path) -> None:
     paths = reports.render(folder)
     print(reports.text(folder))
     print("\nreport:", *(os.path.relpath(path) for path in paths), sep="\n  ")
-    if (trials := folder / "trials" / "rows.jsonl").is_file():
+    if (trials := folder / TRIALS / "rows.jsonl").is_file():
         print(f"its trials: bitgrid report {os.path.relpath(trials.parent)}")
 
 

@@ -53,7 +53,15 @@ def _run(arguments: argparse.Namespace) -> int:
         states.check_scores(plan, store)
     failed = 0
     if plan is None or states.needed(plan, store):
-        plan, failed = compute(arguments, store)
+        plan, failed = compute(
+            store,
+            arguments.grid,
+            allow_code_execution=arguments.allow_code_execution,
+            retry=bool(arguments.retry),
+            out=arguments.out,
+            workers=arguments.workers,
+            gpus=arguments.gpus,
+        )
     else:
         print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
     for line in states.list_stale(plan, store):
@@ -75,14 +83,26 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
-    """Run what is missing; the plan, and how many stages failed or lack an input.
+def compute(
+    store: Store,
+    grid: Path,
+    *,
+    allow_code_execution: bool = False,
+    retry: bool = False,
+    out: Path | None = None,
+    workers: str | None = None,
+    gpus: str | None = None,
+) -> tuple[Plan, int]:
+    """Run what is missing of a grid; the plan, and how many stages failed or lack an input.
 
-    Where trials choose settings, first the trials, then what was chosen by them.
+    Where trials choose settings, first the trials, then what was chosen by them. `retry`: failed
+    stages too; `workers`, `gpus`: several processes (`harness.cluster.workers`).
     """
-    began, computed, bad = time.time(), set[str](), dict[str, None]()
+    retry_before = time.time() if retry else 0.0
+    computed, bad = set[str](), dict[str, None]()
     while True:
-        plan, outcome = _compute_planned(arguments, store, began)
+        plan = _plan_anew(store, grid, allow_code_execution, out)
+        outcome = _compute_planned(plan, store, retry_before, workers, gpus)
         computed |= set(outcome.computed)
         bad |= dict.fromkeys((*outcome.failed, *outcome.blocked))
         if not are_due(plan, store):
@@ -92,39 +112,40 @@ def compute(arguments: argparse.Namespace, store: Store) -> tuple[Plan, int]:
     return plan, len(bad)
 
 
-def _compute_planned(
-    arguments: argparse.Namespace, store: Store, began: float
-) -> tuple[Plan, Outcome]:
-    """Run what is missing of the grid's plan as it can be made now."""
+def _plan_anew(store: Store, path: Path, allow_code_execution: bool, out: Path | None) -> Plan:
+    """The grid's plan as it can be made now; the folders are tried before anything is computed."""
     # First: what is imported after it reads what it says of the hub.
-    grid = load_grid(arguments.grid, arguments.allow_code_execution, store=store)
-    from harness import models
-    from harness.cluster import workers
+    grid = load_grid(path, allow_code_execution, store=store)
     from harness.run import export
-    from harness.run.progress import Bar
-    from harness.run.runner import Outcome, run
 
-    # This and the folders: before anything is computed.
-    devices = None
-    if arguments.workers or arguments.gpus:
-        devices = workers.find_devices(arguments.workers, arguments.gpus)
-    else:
-        models.device()
     plan = plans.build(grid)
     states.check_scores(plan, store)
     computes = bool(states.needed(plan, store))
     if computes:  # a finished store need only be read
         store.check()
     plan = remembering.remember(plan, store, required=computes)
-    export.check(arguments.out or RUNS / plan.name)
+    export.check(out or RUNS / plan.name)
+    return plan
+
+
+def _compute_planned(
+    plan: Plan, store: Store, retry_before: float, workers: str | None, gpus: str | None
+) -> Outcome:
+    """Run what is missing of a plan, in this process or in several."""
+    from harness import models
+    from harness.cluster import workers as pools
+    from harness.run.progress import Bar
+    from harness.run.runner import Outcome, run
+
+    several = workers is not None or gpus is not None
+    devices = pools.find_devices(workers, gpus) if several else [str(models.device())]
     missing = [key for key in states.needed(plan, store) if plan.nodes[key].stored]
     if not missing:
-        return plan, Outcome()
-    retry_before = began if arguments.retry else 0.0
+        return Outcome()
     with Bar(plan, missing, store) as bar:
-        if devices is None:
-            return plan, run(plan, store, bar.add_lane(), retry_before)
-        return plan, workers.run(plan, store, missing, bar, devices, retry_before)
+        if several:
+            return pools.run(plan, store, missing, bar, devices, retry_before)
+        return run(plan, store, bar.add_lane(), retry_before)
 
 
 RUN = Verb(

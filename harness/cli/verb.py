@@ -74,12 +74,16 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def describe_cells(plan: Plan) -> str:
-    """How many cells a plan has, with the trials by which their settings are chosen."""
-    number = len(plan.rows) + len(plan.awaiting)
+def count_cells(plan: Plan) -> int:
+    """The cells of a plan, those too that wait for their trials, which are not counted."""
+    return len(plan.rows) + len(plan.awaiting)
+
+
+def describe_trials(plan: Plan) -> str:
+    """How many trials a plan has, and how many cells wait for them; empty where it has none."""
     trials = len(plan.cells) - len(plan.rows)
     waiting = f", for which {len(plan.awaiting)} cells wait" if plan.awaiting else ""
-    return f"{number} cells" + (f" and {trials} trials{waiting}" if trials else "")
+    return f" and {trials} trials{waiting}" if trials else ""
 
 
 def find_plan(arguments: argparse.Namespace, store: Store) -> Plan:

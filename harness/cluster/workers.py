@@ -57,15 +57,22 @@ def find_devices(workers: str | None, gpus: str | None) -> list[str]:
         return [f"cuda:{number}" for number in numbers]
     assert workers is not None
     named = os.environ.get("BITGRID_DEVICE")
-    on_gpus = there > 0 if named is None else named == "cuda"
+    on_gpus = there > 0 if named is None else named.startswith("cuda")
     if workers == "auto":
         count = there if on_gpus else len(os.sched_getaffinity(0))
     elif workers.isdigit() and int(workers) > 0:
         count = int(workers)
     else:
         raise BitgridError(f"--workers {workers}: it should be a number of at least 1, or auto")
+    if named and ":" in named and count > 1:
+        raise BitgridError(
+            f"--workers {count}: a worker has a GPU, and {named} is named alone; "
+            "--gpus names several"
+        )
     if on_gpus and count > there:
         raise BitgridError(f"--workers {count}: a worker has a GPU, and the machine has {there}")
+    if named and ":" in named:
+        return [named]
     return [f"cuda:{number}" if on_gpus else named or "cpu" for number in range(count)]
 
 

@@ -35,6 +35,8 @@ ITEM_KEY = ("key", "task", "metric", "filter")
 """The fields that an item and its row share, and that no two rows share."""
 
 NO_FILTER = "none"
+TRIALS = "trials"
+"""The folder, beside the rows of a grid that tunes, of the rows of its trials."""
 AVERAGE, DEVICE_HOURS = "average", "device_hours"
 COLUMNS = (AVERAGE, DEVICE_HOURS)
 """What a table can show beside tasks, by the names that `report.columns` takes."""

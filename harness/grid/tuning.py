@@ -19,7 +19,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from harness.config.document import Document
 from harness.config.settings import configure, list_settings
@@ -34,6 +34,7 @@ from harness.grid.points import Point
 from harness.grid.schema import Tune
 from harness.models import Model, Pretrained
 
+T = TypeVar("T")
 Look: TypeAlias = Callable[[Stage[Scores]], float | None]
 """The score of a trial, lower is better: None before it has ended, infinite where it failed."""
 
@@ -79,12 +80,16 @@ def choose(
     Of trials that score the same, the first of the grid. Raises GridError where the text cannot be
     read, or is read by the method itself.
     """
-    models = {build(point).key: point for point in reversed(points)}  # of equal ones the first
-    distinct = [point for point in points if models[build(point).key] is point]
+    made: dict[str, tuple[Point, Stage[Model]]] = {}
+    for point in points:
+        model = build(point)
+        made.setdefault(model.key, (point, model))
+    distinct = list(made.values())
     if len(distinct) == 1:
-        return Tuned((), distinct[0].tried, _describe_own(tune, distinct[0], base))
+        ((point, model),) = distinct
+        return Tuned((), point.tried, _describe_own(tune, point, base, model))
     tried = _spread(distinct, tune.budget)
-    trials = tuple(_make_trial(document, tune, point, base, build(point)) for point in tried)
+    trials = tuple(_make_trial(document, tune, point, base, model) for point, model in tried)
     scores = [look(trial.score) for trial in trials]
     if None in scores:
         return Tuned(trials, None, awaits=WAITS)
@@ -122,14 +127,18 @@ def check_apart(document: Document, tune: Tune, scores: Sequence[Stage[Scores]])
     """Raise GridError where a score of the grid reads the windows on which settings are chosen."""
     own = _read_text(document, tune)
     for stage in scores:
-        if not isinstance(stage, Perplexity | Divergence) or not _is_same(stage.documents, own):
+        if not isinstance(stage, Perplexity | Divergence) or not _overlaps(stage.documents, own):
             continue
         windows = math.inf if stage.limit is None else stage.skip + stage.limit
         if stage.protocol.cut == "first":
             windows = min(windows, 256)
         read = windows * stage.protocol.window
-        if read == math.inf or stage.protocol.cut == "random":
-            why = f"{stage.task!r} reads the whole of {tune.on.text!r} ({tune.on.split})"
+        if (
+            read == math.inf
+            or stage.protocol.cut == "random"
+            or not _is_same(stage.documents, own)  # in another order, so that no window is apart
+        ):
+            why = f"{stage.task!r} may read any of {tune.on.text!r} ({tune.on.split})"
             raise document.error(("tune", "on"), f"tune.on: {why}; choose another text or split")
         if stage.protocol.cut not in (tune.on.cut, "first"):
             cut = stage.protocol.cut
@@ -146,7 +155,7 @@ def _make_trial(
 ) -> Trial:
     documents = _read_text(document, tune)
     for stage in closure([model]):
-        if _is_same(stage, documents):
+        if _overlaps(stage, documents):
             raise document.error(
                 ("tune", "on"),
                 f"tune.on: {point.contender.label} itself reads {tune.on.text!r} "
@@ -181,7 +190,7 @@ def _read_text(document: Document, tune: Tune) -> Documents:
 
 
 def _is_same(stage: object, documents: Documents) -> bool:
-    """Whether a stage reads these documents, be it by another name."""
+    """Whether a stage reads these documents, in this order, be it by another name."""
     if not isinstance(stage, Documents) or stage.digest != documents.digest:
         return False
     files = stage.reads()
@@ -189,7 +198,18 @@ def _is_same(stage: object, documents: Documents) -> bool:
     return named or (bool(files) and files == documents.reads())
 
 
-def _spread(points: Sequence[Point], budget: int | None) -> list[Point]:
+def _overlaps(stage: object, documents: Documents) -> bool:
+    """Whether a stage may read some of these documents: parts of a text are not known to be apart
+    where they have one digest."""
+    if _is_same(stage, documents):
+        return True
+    if not isinstance(stage, Documents) or stage.digest != documents.digest:
+        return False
+    texts = {each.source.partition(":")[0] for each in (stage, documents)}
+    return len(texts) == 1 and stage.split == documents.split
+
+
+def _spread(points: Sequence[T], budget: int | None) -> list[T]:
     """At most `budget` of them, drawn the same for every method."""
     if budget is None or len(points) <= budget:
         return list(points)
@@ -203,10 +223,9 @@ def _is_at_end(chosen: Any, values: Sequence[Any]) -> bool:
     return numbers and len(values) > 1 and chosen in (min(values), max(values))
 
 
-def _describe_own(tune: Tune, point: Point, base: Pretrained) -> Tuning | None:
+def _describe_own(tune: Tune, point: Point, base: Pretrained, model: Stage[Model]) -> Tuning | None:
     """That a method has settings which others are tuned in, and keeps its own; None where none of
     them changes its model."""
-    model = point.method.build(base, point.seed).key
     held = dict(list_settings(point.method))
     own = {}
     for path, values in tune.axes.items():
@@ -215,6 +234,6 @@ def _describe_own(tune: Tune, point: Point, base: Pretrained) -> Tuning | None:
                 other = configure(point.method, {path: each}).build(base, point.seed)
             except (SettingError, ModelError):
                 continue
-            if other.key != model:
+            if other.key != model.key:
                 own[path] = held[path]
     return Tuning(chosen=own, on=describe(tune)) if own else None

@@ -30,6 +30,7 @@ from harness.core.record_lines import to_json
 from harness.core.records import (
     NOT_RUN,
     SCHEMA,
+    TRIALS,
     Cell,
     CurvePoint,
     GridHead,
@@ -45,7 +46,6 @@ from harness.run.plan import CellInfo, Plan
 from harness.run.states import check_scores, explain_staleness, find_states, standing_failure
 
 CURVE = "metrics.jsonl"
-TRIALS = "trials"  # the folder, beside the rows of a grid that tunes, of the rows of its trials
 _LARGE = 2**20  # bytes of items
 _CURVE_FIELDS = {each.name for each in fields(CurvePoint)}
 
@@ -249,15 +249,18 @@ def _count_cost(tuning: Tuning, values: _Values) -> Tuning:
     made = [key for key in behind if plan.nodes[key].stored]
     if not tuning.models or not all(map(values.has, made)):
         return tuning
-    seconds = [
-        float(store.manifest(key).get("wall_s", 0.0)) * max(1, plan.nodes[key].gpus) for key in made
-    ]
-    curves = [_read_curve(store, key) for key in made if os.path.exists(store.path(key) / CURVE)]
-    tokens = [curve[-1].get("tokens") for curve in curves if curve]
+    seconds, tokens = 0.0, list[float | None]()
+    for key in made:
+        took = float(store.manifest(key).get("wall_s", 0.0))
+        if os.path.exists(store.file(key, CURVE)) and (curve := _read_curve(store, key)):
+            tokens.append(curve[-1].get("tokens"))
+            took = max(took, curve[-1].get("seconds") or 0.0)  # goes on where it was resumed
+        seconds += took * max(1, plan.nodes[key].gpus)
+    known = [each for each in tokens if each is not None]
     return replace(
         tuning,
-        tokens=None if None in tokens else float(sum(filter(None, tokens))),
-        device_hours=sum(seconds) / 3600,
+        tokens=sum(known) if len(known) == len(tokens) else None,
+        device_hours=seconds / 3600,
     )
 
 

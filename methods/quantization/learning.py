@@ -1,6 +1,6 @@
 """How far a block whose weights are rounded is from the original, and what learns from that.
 
-    values = round_within(weight, format, find_range)   # differentiable, in the range too
+    values = round_within(weight, format, shares)       # differentiable, in the shares too
     loss = descend(block, make, batches)                # gradients of what `make` starts from
     store_in(block, {name: values, ...})                # what `make` gives
 
@@ -73,19 +73,21 @@ class _Round(torch.autograd.Function):
 def round_within(
     weight: Tensor,
     format: Even,
-    find_range: Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]],
+    shares: tuple[Tensor, Tensor],
     offset: Tensor | None = None,
 ) -> Tensor:
     """Values of `format`, float32, for a weight (..., O, I), with gradients: codes move as weights
     do while they are inside of the range, and values with the scale; zero points stand still.
 
-    find_range: from the bounds of groups (..., O, G, 1), and which of a row's groups they are, to
-    the range that they get. offset: (..., O, I) in steps, added before rounding.
+    shares: of the min and of the max of each group (..., O, G, 1), what its range has. offset:
+    (..., O, I) in steps, added before rounding.
     """
     parts, first_group = [], 0
     for span in format.spans(weight.shape[-1]):
         groups, these = span.cut(weight).float(), slice(first_group, first_group + span.groups)
-        scale, first, last = format.find_codes(*find_range(*bounds(groups), these))
+        low, high = bounds(groups)
+        ends = low * shares[0][..., these, :], high * shares[1][..., these, :]
+        scale, first, last = format.find_codes(*ends)
         ratios = groups / scale if offset is None else groups / scale + span.cut(offset)
         codes = _Round.apply(ratios).clamp_min(first).clamp_max(last)
         parts.append((codes * scale).flatten(-2))

@@ -150,12 +150,8 @@ class _Learnt:
         return made
 
     def _round(self, name: str, weight: Tensor) -> Tensor:
-        share_low, share_high = (each.sigmoid() for each in self.clips[name])
-
-        def find_range(low: Tensor, high: Tensor, these: slice) -> tuple[Tensor, Tensor]:
-            return low * share_low[..., these, :], high * share_high[..., these, :]
-
-        return round_within(weight, self._even[name], find_range)
+        low, high = self.clips[name]
+        return round_within(weight, self._even[name], (low.sigmoid(), high.sigmoid()))
 
 
 def _start_clips(matrix: Matrix, format: Even) -> tuple[Tensor, Tensor]:

@@ -114,11 +114,8 @@ class _Layer:
         return self._offset, self._low, self._high
 
     def make_values(self) -> Tensor:
-        def find_range(low: Tensor, high: Tensor, these: slice) -> tuple[Tensor, Tensor]:
-            return low * self._low[..., these, :], high * self._high[..., these, :]
-
         weight = self.matrix.weight.detach()
-        return round_within(weight, self._format, find_range, self._offset)
+        return round_within(weight, self._format, (self._low, self._high), self._offset)
 
     @torch.no_grad()
     def move(self, rate: float) -> None:

@@ -20,7 +20,8 @@ _MOST = 6  # rows that are named
 def describe_domains(shown: pd.DataFrame, columns: Sequence[Column]) -> str | None:
     """In sentences; None where no column has rows of both kinds, or the rows do not tell.
 
-    `shown`: primary rows with their `name`. The 16-bit reference counts as fitted to nothing.
+    `shown`: primary rows with their `name`. What a model was pre-trained on is not known here, and
+    is the same for all rows.
     """
     known = shown[shown["text"].notna() & shown["trained_on"].notna()]
     said: dict[tuple[str, str], list[str]] = {}
@@ -51,7 +52,7 @@ def _list_fitted(rows: pd.DataFrame, text: str) -> str | None:
             parts.append(f"{', '.join(listed[:_MOST])}{more} {be} {verb}")
     if not parts or fitted.all():
         return None
-    return f"on which {'; '.join(parts)}; other rows were not fitted to it"
+    return f"on which {'; '.join(parts)}; the methods of other rows do not read it"
 
 
 def _is_alike(one: str, other: str) -> bool:

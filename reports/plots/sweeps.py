@@ -125,7 +125,9 @@ def _swept(
 def draw_score_vs_tokens(context: Context) -> Drawing | None:
     """The score against the tokens that a model was trained on."""
     tokens = data.count_tokens(context.models, context.curves, context.export.rows)
-    return _draw_against_cost(context, tokens, choose_unit, "tokens trained on", [])
+    walked = any(each.name == "round-blocks" for each in context.export.stages.values())
+    words = ["what blocks learn from, one by one, is not counted"] if walked else []
+    return _draw_against_cost(context, tokens, choose_unit, "tokens trained on", words)
 
 
 def draw_score_vs_hours(context: Context) -> Drawing | None:

@@ -165,5 +165,9 @@ def test_devices_are_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         find_devices(None, "1,1")
     with pytest.raises(BitgridError, match="--workers 5: a worker has a GPU"):
         find_devices("5", None)
+    monkeypatch.setenv("BITGRID_DEVICE", "cuda:2")
+    assert find_devices("1", None) == ["cuda:2"]
+    with pytest.raises(BitgridError, match="--workers 2: a worker has a GPU, and cuda:2 is named"):
+        find_devices("2", None)
     monkeypatch.setenv("BITGRID_DEVICE", "cpu")
     assert find_devices("2", None) == ["cpu"] * 2

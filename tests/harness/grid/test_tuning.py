@@ -99,11 +99,9 @@ def test_the_least_score_wins_for_every_seed(write: Write) -> None:
 
 
 def test_failed_trials_lose_and_ties_go_to_the_first(write: Write) -> None:
-    def look(score: Any) -> float:
-        bits = score.model.rounding.format.bits if hasattr(score.model, "rounding") else 2
-        return math.inf if _rate(score.model) == 1e-4 else 2.0 + 0 * bits
-
-    tuning = next(c.tuning for c in write(look=look).cells if c.tuning)
+    scores = {1e-4: math.inf, 4e-4: 2.0, 1.6e-3: 2.0}
+    grid = write(look=lambda score: scores[_rate(score.model)])
+    tuning = next(c.tuning for c in grid.cells if c.tuning)
     assert (tuning.chosen, tuning.failed) == ({"train.lr": 4e-4}, 1)
     assert tuning.at_end == []
     grid = write(look=lambda score: math.inf)
@@ -156,7 +154,13 @@ def test_a_divergence_can_choose(write: Write) -> None:
         ("train.lr: [1e-4", "seed: [1e-4", "tune: 'seed' cannot be tuned"),
         ("skip: 40", "skip: 3", "skip: 3 should be at least 4: 'testbed-ppl' scores the windows"),
         ("cut: packed", "cut: joined", "'joined' should be 'packed', as 'testbed-ppl' cuts it"),
-        (", limit: 2}}]", "}}]", "'testbed-ppl' reads the whole of 'testbed' (heldout)"),
+        (", limit: 2}}]", "}}]", "'testbed-ppl' may read any of 'testbed' (heldout)"),
+        (
+            "{testbed-ppl:",
+            "{testbed-ppl-stories:",
+            "'testbed-ppl-stories' may read any of 'testbed'",
+        ),
+        ("{testbed-ppl:", "{kl:testbed-ppl-stories:", "'kl:testbed-ppl-stories' may read any of"),
         ("cut: packed", "split: train", "BitDistiller itself reads 'testbed' (train)"),
         ("cut: packed", "split: calibration", "BitDistiller itself reads 'testbed' (calibration)"),
         ("text: testbed, cut", "text: testbde, cut", "text 'testbde' is unknown"),
@@ -205,6 +209,9 @@ def test_a_run_makes_the_trials_then_what_they_chose(
     assert main(["run", "tuned.yaml"]) == 0
     assert "were done already" in capsys.readouterr().err
     assert main(["report", "runs/tuned/trials"]) == 0
+    assert main(["publish", "runs/tuned", "--to", "kept"]) == 0
+    kept = Path("kept/tuned/trials/rows.jsonl").read_bytes()
+    assert kept == Path("runs/tuned/trials/rows.jsonl").read_bytes()
     assert plan == build(load(Path("tuned.yaml"), look=lambda s: _read(s, store)))
 
 

@@ -54,9 +54,7 @@ def test_gradients_are_those_of_the_formula(format: Even) -> None:
     shares = [0.7 + 0.3 * torch.rand(6, 2, 1, generator=generator) for _ in range(2)]
     offset = torch.rand(6, 32, generator=generator) - 0.5
     ours = [each.clone().requires_grad_() for each in (*shares, offset)]
-    values = round_within(
-        weight, format, lambda low, high, these: (low * ours[0], high * ours[1]), ours[2]
-    )
+    values = round_within(weight, format, (ours[0], ours[1]), ours[2])
     (values * seed).sum().backward()
     exact = [each.double().requires_grad_() for each in (*shares, offset)]
     expected = _reference(weight.double(), format, exact[:2], exact[2])

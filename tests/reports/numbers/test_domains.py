@@ -25,7 +25,7 @@ def test_rows_that_were_fitted_stand_beside_rows_that_were_not() -> None:
     said = _say(("Ours", ["wiki:train", "c4"], []), ("Clip", [], ["wiki"]), ("RTN", [], []))
     assert said == (
         "PPL and KL read wiki, on which Ours was trained; Clip was calibrated; "
-        "other rows were not fitted to it."
+        "the methods of other rows do not read it."
     )
 
 
