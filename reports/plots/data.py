@@ -282,7 +282,7 @@ def smooth(values: np.ndarray, half: int) -> np.ndarray:
 def shorten(names: Sequence[str]) -> tuple[str, list[str]]:
     """What all names begin with, up to a space or `=`, and what is left of each.
 
-    Not up to a `=` behind which a name has others, so that each setting keeps its key.
+    Not up to a `=` inside of one of several components, whose settings keep their keys.
     """
     if len(names) < 2:
         return "", list(names)
@@ -290,6 +290,6 @@ def shorten(names: Sequence[str]) -> tuple[str, list[str]]:
     while all(len(name) > same and name[same] == names[0][same] for name in names):
         same += 1
     cut = max(names[0].rfind(mark, 0, same) for mark in " =") + 1
-    if any("=" in name[cut:] for name in names):
+    if " + " in names[0][:cut]:
         cut = names[0].rfind(" ", 0, same) + 1
     return names[0][:cut].rstrip(" ="), [name[cut:] for name in names]

@@ -211,8 +211,11 @@ def test_names_lose_what_they_share() -> None:
     names = ["BitDistiller data=generated", "BitDistiller data=ground-truth"]
     assert data.shorten(names) == ("BitDistiller data", ["generated", "ground-truth"])
     assert data.shorten(["RTN", "AWQ"]) == ("", ["RTN", "AWQ"])
-    parts = ["cache bits=8 range=token", "cache bits=4 range=token"]
-    assert data.shorten(parts) == ("cache", ["bits=8 range=token", "bits=4 range=token"])
+    parts = ["A bits=8 + cache bits=8 range=token", "A bits=8 + cache bits=4 range=token"]
+    assert data.shorten(parts) == (
+        "A bits=8 + cache",
+        ["bits=8 range=token", "bits=4 range=token"],
+    )
     assert data.shorten(["RTN"]) == ("", ["RTN"])
 
 
