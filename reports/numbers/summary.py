@@ -13,13 +13,14 @@ Not here: which columns there are (`columns`), what an entry is (`entries`), who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from harness.core.errors import ReportError
-from harness.core.records import GridHead, Tuning
+from harness.core.records import GridHead
 from reports.numbers.columns import (
     Column,
     find_usual_protocol,
@@ -32,6 +33,7 @@ from reports.numbers.entries import Notes, Row, make_rows
 from reports.numbers.model_columns import MODEL_COLUMNS, ModelColumn
 from reports.numbers.naming import name_cells
 from reports.numbers.ranking import rank
+from reports.numbers.tuning import Tuned, describe_tuning, list_tuned
 from reports.reading.export import Export
 from reports.reading.frames import list_records
 
@@ -43,14 +45,6 @@ class ModelFacts:
     column: ModelColumn
     values: pd.Series  # by key of the model
     description: str
-
-
-class Tuned(NamedTuple):
-    """How settings of a row were chosen: the same for all its seeds."""
-
-    name: str
-    bits: float
-    tuning: Tuning
 
 
 class Remark(NamedTuple):
@@ -81,7 +75,6 @@ class Summary:
     model_facts: tuple[ModelFacts, ...] = ()  # where asked for
     models: tuple[str, ...] = ()  # the full-precision ones behind the rows
     tuned: tuple[Tuned, ...] = ()  # rows that could be tuned, in a grid that says so
-    is_trained: bool = False  # whether a model of a row was trained
 
     @property
     def several(self) -> bool:
@@ -142,14 +135,13 @@ def summarise(export: Export) -> Summary:
         stale=_stale(frame, names),
         names=names,
         decimals=decimals,
-        remarks=tuple(_remarks(export, describe_domains(shown, [columns[i] for i in chosen]))),
+        remarks=tuple(_remarks(export, shown, [columns[i] for i in chosen])),
         comparisons=ranked.comparisons,
         tests=ranked.tests,
         seeds_fixed=ranked.seeds_fixed,
         model_facts=facts,
         models=tuple(dict.fromkeys(shown["model"])),
-        tuned=_list_tuned(shown),
-        is_trained=not export.curves.empty,
+        tuned=list_tuned(shown),
     )
 
 
@@ -160,26 +152,21 @@ def _mean_fact(row: Row, shown: pd.DataFrame, values: pd.Series) -> float | None
     return None if known.isna().any() else float(known.mean())
 
 
-def _list_tuned(shown: pd.DataFrame) -> tuple[Tuned, ...]:
-    known = shown[shown["tuning"].notna()].sort_values("bits", ascending=False, kind="stable")
-    rows = {
-        (name, bits): tuning
-        for name, bits, tuning in zip(known["name"], known["bits"], known["tuning"], strict=True)
-    }
-    return tuple(Tuned(name, bits, tuning) for (name, bits), tuning in rows.items())
-
-
-def _remarks(export: Export, domains: str | None) -> list[Remark]:
-    """The grid's note, what is in-domain, and the grid's finding where it is about these rows."""
+def _remarks(export: Export, shown: pd.DataFrame, columns: Sequence[Column]) -> list[Remark]:
+    """The grid's note, what is in-domain, the grid's finding where it is about these rows, and how
+    rows were tuned."""
     note, finding = export.grid.report.note, export.grid.report.finding
     remarks = [Remark("Note", note)] if note else []
-    remarks += [Remark("In-domain", domains)] if domains else []
+    if domains := describe_domains(shown, columns):
+        remarks.append(Remark("In-domain", domains))
     if finding is not None and finding.rows == export.rows_digest:
         remarks.append(Remark("Finding", finding.text))
     elif finding is not None:
         about = f"rows {finding.rows}" if finding.rows else "rows that it does not name"
         text = f"a finding about {about}; these are rows {export.rows_digest}."
         remarks.append(Remark("Left out", text, of_rows=False))
+    if tuning := describe_tuning(list_tuned(shown), is_trained=not export.curves.empty):
+        remarks.append(Remark("Tuning", tuning, of_rows=False))
     return remarks
 
 

@@ -56,8 +56,6 @@ def write_page(
     parts.append(markdown(make_sheet(summary)).rstrip())
     parts.append(escape_markdown(" ".join(list_explanations(summary))))
     parts += [f"{each.heading}: {escape_markdown(each.text)}" for each in summary.remarks]
-    if sentence := tuning.describe(summary):
-        parts.append(f"Tuning: {escape_markdown(sentence)}")
     parts.append(
         "`bitgrid report` writes this table as LaTeX, HTML and, unrounded, as CSV too, and the "
         "figures as PDF."
@@ -132,8 +130,6 @@ def write_terminal(summary: Summary, width: int, tested: Sequence[Effect] = ()) 
         lines += wrap(effects.count_statuses(tested), width)
     for remark in summary.remarks:
         lines += wrap(f"{remark.heading}: {remark.text}", width)
-    if sentence := tuning.describe(summary):
-        lines += wrap(f"Tuning: {sentence}", width)
     for caveat in summary.caveats:
         lines += wrap(f"{caveat}.", width)
     if grid.holes or summary.stale:

@@ -6,12 +6,11 @@ rows of their own beside the grid's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from harness.core.records import Tuning
 from reports.numbers.columns import format_bits
 from reports.numbers.naming import format_setting
-from reports.numbers.summary import Summary, Tuned
+from reports.numbers.summary import Summary
+from reports.numbers.tuning import Tuned
 from reports.pages.sheet import MISSING, Cell, Sheet
 
 
@@ -33,45 +32,6 @@ def make_sheet(summary: Summary) -> Sheet | None:
         groups=tuple(map(tuple, groups.values())),
         left=4,
     )
-
-
-def describe(summary: Summary) -> str | None:
-    """In a sentence, for under the table."""
-    if not summary.tuned:
-        return UNTUNED if summary.is_trained else None
-    chosen = [each for each in summary.tuned if each.tuning.trials]
-    return " ".join([*_describe_chosen(chosen), *_describe_faults(summary.tuned)])
-
-
-UNTUNED = "none; trained methods have the grid's own settings."
-
-
-def _describe_chosen(chosen: list[Tuned]) -> Iterator[str]:
-    if not chosen:
-        return
-    counts = sorted({each.tuning.trials for each in chosen})
-    paths = dict.fromkeys(path for each in chosen for path in each.tuning.tried)
-    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} (unequal)"
-    yield f"{' and '.join(paths)} chosen for each row among {number} trials by the least"
-    yield f"{chosen[0].tuning.on}."
-
-
-def _describe_faults(tuned: tuple[Tuned, ...]) -> Iterator[str]:
-    own = [_name(each) for each in tuned if not each.tuning.trials]
-    ends = [_name(each) for each in tuned if each.tuning.at_end]
-    cut = [_name(each) for each in tuned if each.tuning.trials < each.tuning.combinations]
-    failed = [f"{_name(each)} ({each.tuning.failed})" for each in tuned if each.tuning.failed]
-    if own:
-        yield f"Not tuned, with settings of their own: {'; '.join(own)}."
-    if ends:
-        yield (
-            "At the end of what was tried, so that a better value may lie beyond: "
-            f"{'; '.join(ends)}."
-        )
-    if cut:
-        yield f"Not every combination was tried: {'; '.join(cut)}."
-    if failed:
-        yield f"Trials that failed: {'; '.join(failed)}."
 
 
 def _make_line(each: Tuned) -> tuple[Cell, ...]:
@@ -97,7 +57,3 @@ def _describe_settings(tuning: Tuning) -> str:
         f"{path} {format_setting(value, path)}" + (" (end)" if path in tuning.at_end else "")
         for path, value in tuning.chosen.items()
     )
-
-
-def _name(each: Tuned) -> str:
-    return f"{each.name}, {format_bits(each.bits)} bits"
