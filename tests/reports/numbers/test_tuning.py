@@ -1,4 +1,4 @@
-"""What is said of how rows were tuned: among how many trials, and what is not equal or not known."""
+"""What is said of how rows were tuned: among how many trials, and what was not equal."""
 
 from __future__ import annotations
 
