@@ -3,9 +3,9 @@
     python -m benchmarks.workers [--repeats 3]
 
 Runs nine untrained cells of the testbed's model (RTN, AWQ-clip and GPTQ at 2, 3 and 4 bits, two
-perplexities each) into an empty store: in one process as `bitgrid run` is, and with `--workers 2`,
-in turn, on all cores of the machine. Writes every repetition to benchmarks/workers.csv, in seconds
-by the clock and of CPU. Nothing else should run.
+perplexities each) into an empty store, in turn: in one process of one thread, in one of as many
+threads as cores, as `bitgrid run` is, and with `--workers 2`, which share the cores. Writes every
+repetition to benchmarks/workers.csv, in seconds by the clock and of CPU. Nothing else should run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ defaults: {format.group_size: 128, init.text: testbed, init.sequences: 32, init.
            rounding.text: testbed, rounding.sequences: 32, rounding.length: 128}
 evaluate: [{testbed-ppl: {limit: 60}}, {testbed-ppl-stories: {limit: 30}}]
 """
-COLUMNS = ("repeat", "workers", "cores", "seconds", "cpu_seconds")
+COLUMNS = ("repeat", "workers", "threads", "seconds", "cpu_seconds")
 
 
 def main() -> None:
@@ -38,24 +38,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/workers.csv"))
     options = parser.parse_args()
-    rows = [
-        (repeat, workers, len(os.sched_getaffinity(0)), *_measure(workers))
-        for repeat in range(options.repeats)
-        for workers in (1, 2)
-    ]
+    cores = len(os.sched_getaffinity(0))
+    ways = (1, 1), (1, cores), (2, max(1, cores // 2))
+    rows = [(repeat, *way, *_measure(*way)) for repeat in range(options.repeats) for way in ways]
     with options.out.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([COLUMNS, *rows])
-    best = {n: min(row[3] for row in rows if row[1] == n) for n in (1, 2)}
-    print(f"1 process: {best[1]:.1f} s, 2: {best[2]:.1f} s, {best[2] / best[1]:.2f} of it")
+    for way in ways:
+        best = min(row[3] for row in rows if row[1:3] == way)
+        print(f"{way[0]} process(es) of {way[1]} thread(s): {best:.1f} s")
 
 
-def _measure(workers: int) -> tuple[float, float]:
+def _measure(workers: int, threads: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "nine.yaml").write_text(GRID)
         words = ["run", "nine.yaml", *(["--workers", str(workers)] if workers > 1 else [])]
         root = str(Path(__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": root, "BITGRID_STORE": f"{folder}/store"}
+        environment["OMP_NUM_THREADS"] = str(threads)
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-m", "harness.cli", *words]
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)

@@ -11,6 +11,7 @@ that the output on calibration text stays what it was: a layer's (`BlockRounding
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,7 +188,8 @@ class RoundBlocks(Stage[Model]):
         # The states before and behind a block, and those of the unrounded model.
         tokens = (3 if self.rounding.originals else 2) * self.rounding.sequences
         states = states_gib(self.model, tokens * self.rounding.length)
-        return Resources(gpus=1, memory_gib=host_gib(self.model, 16.0 + states), hours=2.0)
+        memory = math.ceil(host_gib(self.model, 16.0) + states)
+        return Resources(gpus=1, memory_gib=memory, hours=2.0)
 
     def run(self, work: Path) -> Model:
         """Raises FormatError, ModelError as `quantize_model`."""
