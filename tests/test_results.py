@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.records import TRIALS
 from reports.publishing import copy_records, shown_pictures
 from reports.rendering import RECORDS, render
 
@@ -38,5 +39,6 @@ def test_only_what_is_published_is_committed(name: str) -> None:
         pytest.skip("this is not a git checkout")
     pictures = shown_pictures((RESULTS / name / "report.md").read_text())
     committed = set(listed.stdout.split())
-    assert committed <= {"report.md", *RECORDS, *pictures}
+    trials = {f"{TRIALS}/{record}" for record in RECORDS}
+    assert committed <= {"report.md", *RECORDS, *pictures, *trials}
     assert committed >= {"report.md", "rows.jsonl", "grid.json", "provenance.jsonl", *pictures}

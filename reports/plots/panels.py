@@ -47,6 +47,8 @@ def draw_references(
         entry = row.entries[index]
         if row.bits < REFERENCE_BITS or entry is None or not math.isfinite(entry.mean):
             continue
+        if entry.mean <= 0 and not summary.columns[index].higher:
+            continue  # a model's divergence from itself, which a logarithmic axis does not have
         value = get_scale(summary.columns[index]) * entry.mean
         dash = _DASHES[len(lines) % len(_DASHES)]
         label = row.name if row.attachments else f"{row.name} ({row.width} bits)"
