@@ -26,6 +26,8 @@ from harness.config.settings import configure, list_settings
 from harness.core.errors import BitgridError, ModelError, SettingError
 from harness.core.records import ALL_FAILED, WAITS, Tuning
 from harness.core.stage import Stage, closure
+from harness.data.fill import DataSetRead
+from harness.data.hub import digest_of
 from harness.data.sources import Documents, texts
 from harness.evaluation.divergence import Divergence
 from harness.evaluation.perplexity import Perplexity, Protocol
@@ -200,13 +202,28 @@ def _is_same(stage: object, documents: Documents) -> bool:
 
 def _overlaps(stage: object, documents: Documents) -> bool:
     """Whether a stage may read some of these documents: parts of a text are not known to be apart
-    where they have one digest."""
+    where they have one digest, unless they are two splits of a data set."""
     if _is_same(stage, documents):
         return True
     if not isinstance(stage, Documents) or stage.digest != documents.digest:
         return False
     texts = {each.source.partition(":")[0] for each in (stage, documents)}
-    return len(texts) == 1 and stage.split == documents.split
+    return len(texts) == 1 and stage.split == documents.split and not _are_splits(stage, documents)
+
+
+def _are_splits(one: Documents, other: Documents) -> bool:
+    """Whether two texts are two splits of a data set. Its commit is the digest of both; where their
+    files are at hand, these must differ too."""
+    names: list[str] = []
+    contents: list[str] = []
+    for documents in (one, other):
+        for read in documents.reads():
+            if not isinstance(read, DataSetRead):
+                return False
+            names.append(read.split.split)
+            file = read.access.find(read.split)
+            contents += [digest_of(file)] if file is not None else []
+    return len(set(names)) == 2 and len(set(contents)) == len(contents)
 
 
 def _spread(points: Sequence[T], budget: int | None) -> list[T]:

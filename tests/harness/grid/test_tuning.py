@@ -177,6 +177,33 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+SPLITS = GRID.replace("{testbed-ppl: {window: 64, limit: 2}}", "wikitext2: {window: 64, limit: 2}")
+
+
+@pytest.mark.usefixtures("known_commits")
+def test_two_splits_of_a_data_set_are_apart(write: Write, tmp_path: Path) -> None:
+    """On the hub, and in a mirror at a commit, both have the data set's commit as their digest."""
+    own = SPLITS.replace("{text: testbed, cut", '{text: "wikitext2:validation", cut')
+    assert write(own).cells
+    with pytest.raises(GridError, match="'packed' should be 'joined'"):
+        write(own.replace("wikitext2:validation", "wikitext2:test"))
+    rows = {"test": "one", "validation": "other"}
+    folder = tmp_path / "mirror" / "Salesforce" / "wikitext"
+    (folder / "wikitext-2-raw-v1").mkdir(parents=True)
+    (folder / "REVISION").write_text("c0ffee\n")
+    for split, text in rows.items():
+        write_split(folder / "wikitext-2-raw-v1" / f"{split}.jsonl", text)
+    mirrored = f"mirror: {tmp_path / 'mirror'}\n{own}"
+    assert write(mirrored).cells
+    write_split(folder / "wikitext-2-raw-v1" / "validation.jsonl", "one")
+    with pytest.raises(GridError, match="'wikitext2' may read any of 'wikitext2:validation'"):
+        write(mirrored)
+
+
+def write_split(path: Path, text: str) -> None:
+    path.write_text(json.dumps({"text": f"{text} word " * 400}) + "\n")
+
+
 def test_a_run_makes_the_trials_then_what_they_chose(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
