@@ -46,6 +46,7 @@ def test_all_that_the_paper_asks_is_there() -> None:
         "tuned-testbed",
         "llm-qat-testbed",
         "testbed-baselines",
+        "composition-testbed",
     }
 
 
