@@ -61,7 +61,9 @@ def list_cases(group: int) -> list[tuple[str, str, dict[str, Any]]]:
     for bits in (3, 2) if group else ():
         tuned = {"bits": bits, "group_size": group}
         cases += [(f"signround {bits} bits", "auto-round", tuned | {"symmetric": False} | TUNED)]
-        ours = {"format": {"name": "int-asym", **tuned}}
+        read = {key: TUNED[key] for key in ("text", "sequences", "length", "batch_size")}
+        rounding = {"name": "signround", "steps": TUNED["iterations"], **read}
+        ours = {"format": {"name": "int-asym", **tuned}, "rounding": rounding}
         cases += [(f"signround {bits} bits", "signround", ours)]
         cases += [(f"hqq {bits} bits", "hqq", tuned)]
     learned = {"bits": 2, "group_size": group, "lr": 1e-4} | TUNED
