@@ -1,7 +1,8 @@
 """The code as it was at a launch: copied into the store, and checked before a job runs it.
 
-    <store>/code/<digest>-<commit>/harness/…, methods/…, COMMIT
+    <store>/code/<digest>-<commit>/harness/…, methods/…, COMMIT, SHA256SUMS
 
+The sums are for the job's script, which has no Python of the snapshot yet.
 Not here: what keeps snapshots from `gc` (`harness.cluster.garbage`).
 """
 
@@ -22,6 +23,7 @@ from harness.core.store import Store
 
 PACKAGES = ("harness", "methods")
 COMMIT = "COMMIT"
+SUMS = "SHA256SUMS"
 
 
 def take_snapshot(store: Store) -> Path:
@@ -42,6 +44,7 @@ def take_snapshot(store: Store) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
         (draft / COMMIT).write_text(commit + "\n")
+        (draft / SUMS).write_text(_sum_up(draft, [draft / f.relative_to(ROOT) for f in files]))
         try:
             draft.rename(folder)
         except OSError:  # it is there: another launch's, or what a purge left of it
@@ -56,10 +59,14 @@ def check_snapshot(folder: Path) -> None:
     What it lacks would be imported from elsewhere, unseen.
     """
     try:
-        found = _digest(folder, [file for file in _list_files(folder) if file.name != COMMIT])
+        there = [file for file in _list_files(folder) if file.name not in (COMMIT, SUMS)]
+        found = _digest(folder, there)
+        whole = (folder / SUMS).read_text() == _sum_up(folder, there)
+    except FileNotFoundError:
+        whole = False
     except OSError as error:
         raise ClusterError(f"the snapshot {folder} cannot be read: {error.strerror}") from None
-    if found != folder.name.partition("-")[0]:
+    if not whole or found != folder.name.partition("-")[0]:
         raise ClusterError(
             f"the snapshot {folder} is not the code that was launched: files are missing or "
             "changed, as where scratch is purged by age; launch again"
@@ -71,6 +78,14 @@ def _digest(root: Path, files: Iterable[Path]) -> str:
     for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
         digest.update(f"{name}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _sum_up(root: Path, files: Iterable[Path]) -> str:
+    """What `sha256sum --check` reads."""
+    names = sorted((path.relative_to(root).as_posix(), path) for path in files)
+    return "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n" for name, path in names
+    )
 
 
 def _list_files(folder: Path) -> list[Path]:

@@ -19,7 +19,6 @@ import math
 import os
 import re
 import secrets
-import shlex
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -33,6 +32,7 @@ from submitit.helpers import DelayedSubmission
 from harness.cluster import compat, job, launches, waves
 from harness.cluster.launches import Launch, Placed
 from harness.cluster.profile import Profile, Request
+from harness.cluster.script import write_lines
 from harness.cluster.snapshots import check_snapshot, take_snapshot
 from harness.config.document import write_yaml
 from harness.core.errors import UNSHOWABLE, BitgridError, ClusterError, show_text
@@ -234,7 +234,7 @@ def _parameters(
         "slurm_array_parallelism": profile.array_parallelism,
         "slurm_signal_delay_s": profile.signal_delay_s,
         "slurm_dependency": f"afterany:{':'.join(after)}" if after else None,
-        "slurm_setup": [*profile.setup, *_exports(code)],
+        "slurm_setup": write_lines(profile.setup, code),
         "slurm_additional_parameters": {
             key: setting
             for key, setting in {"requeue": True, **asked.sbatch}.items()
@@ -246,16 +246,6 @@ def _parameters(
 
 def _gres(gpu: str | None, count: int) -> str | None:
     return None if gpu == "none" or not count else f"{gpu or 'gpu'}:{count}"
-
-
-def _exports(code: Path) -> list[str]:
-    """Shell lines: the snapshot's code, not that of the folder one is in; and the CPUs asked for,
-    which srun no longer takes over by itself."""
-    return [
-        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
-        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
-        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
-    ]
 
 
 @contextlib.contextmanager

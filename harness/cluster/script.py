@@ -1,0 +1,68 @@
+"""The shell lines of a job's script between sbatch's parameters and the job itself.
+
+A line that fails ends the job there, with a line `bitgrid: …` in its log, which `bitgrid status`
+shows (`harness.cluster.ends`). Not here: the parameters (`harness.cluster.submit`).
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from harness.cluster.snapshots import SUMS
+from harness.core.errors import ClusterError
+
+_CHECK = (
+    'bitgrid_check() { [ "$1" -eq 0 ] || { echo "bitgrid: $2"; exit 1; }; }'  # of the line before
+)
+
+
+def write_lines(setup: Iterable[str], code: Path) -> list[str]:
+    """A profile's `setup`, each command followed by a look at its status; then the snapshot's code.
+
+    Raises ClusterError where bash cannot read the setup.
+    """
+    lines = [_CHECK]
+    for command in _split_commands(setup):
+        lines += [*command, _check(f"the line of setup {'; '.join(command)!r} failed")]
+    return [*lines, *_take_code(code)]
+
+
+def _split_commands(setup: Iterable[str]) -> Iterator[list[str]]:
+    """Lines by the command that they are of: `if` and `fi` are one. Raises ClusterError."""
+    command: list[str] = []
+    why = ""
+    for line in setup:
+        command.append(line)
+        if not line.endswith("\\"):
+            words = ["bash", "-n", "-c", "\n".join(command)]
+            why = subprocess.run(words, capture_output=True, text=True).stderr
+            if not why:
+                yield command
+                command = []
+    if command:
+        last = why.strip().splitlines()[-1:] or ["it ends in the middle of a line"]
+        raise ClusterError(f"setup: bash cannot read {command[0]!r}: {last[0]}")
+
+
+def _take_code(code: Path) -> list[str]:
+    """The snapshot's code, not that of the folder one is in; and the CPUs asked for, which srun no
+    longer takes over by itself.
+
+    What the snapshot lacks would be imported from elsewhere, or be missed in a traceback.
+    """
+    folder = shlex.quote(str(code))
+    lacking = f"the snapshot {code} is not the code that was launched; launch again"
+    return [
+        f"(cd {folder} && sha256sum --status --check {SUMS}) 2> /dev/null",
+        _check(lacking),
+        f"export PYTHONPATH={folder}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
+        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
+    ]
+
+
+def _check(words: str) -> str:
+    return f"bitgrid_check $? {shlex.quote(words)}"
