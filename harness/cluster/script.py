@@ -1,6 +1,7 @@
 """The shell lines of a job's script between sbatch's parameters and the job itself.
 
-A command that fails ends the job there, with a line `bitgrid: …` in its log. Not here: the parameters (`harness.cluster.submit`).
+A command that fails ends the job there, with a line `bitgrid: …` in its log. Not here: the
+parameters (`harness.cluster.submit`).
 """
 
 from __future__ import annotations
