@@ -31,7 +31,7 @@ def write_lines(setup: Iterable[str], code: Path) -> list[str]:
 
 
 def _split_commands(setup: Iterable[str]) -> Iterator[list[str]]:
-    """Lines by the command that they are of: `if` and `fi` are one. Raises ClusterError."""
+    """Lines by the command that they are of, which may go over several. Raises ClusterError."""
     command: list[str] = []
     why = ""
     for line in setup:
