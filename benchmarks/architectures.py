@@ -228,7 +228,9 @@ def describe(rows: list[Outcome]) -> Iterator[str]:
         "Made by"
     )
     yield ""
-    yield "    python -m benchmarks.architectures"
+    yield '```sh title="Not run by the tests: takes hours"'
+    yield "python -m benchmarks.architectures"
+    yield "```"
     yield ""
     yield "**✓** works; a number: refused as the grid is read, for the reason below the table."
     yield ""

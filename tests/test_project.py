@@ -127,6 +127,22 @@ def test_the_guide_names_files_and_headings_that_exist() -> None:
         assert not heading or heading in {title.lower().replace(" ", "-") for title in titles}
 
 
+def test_the_tree_names_every_room_and_nothing_else() -> None:
+    tree = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things are")[2]
+    tree = tree.partition("```text\n")[2].partition("```")[0]
+    top, named = "", set()
+    for indent, name in re.findall(r"^( *)([\w.]+/?) +\S", tree, re.MULTILINE):
+        top = top if indent else name
+        named.add(top + name if indent else name)
+    rooms = {
+        f"{path.parent.relative_to(ROOT)}/"
+        for room in ("harness", "methods", "reports")
+        for path in (ROOT / room).glob("*/__init__.py")
+    }
+    assert named >= rooms | {"experiments/", "results/", "runs/", "tests/", "benchmarks/", "docs/"}
+    assert all((ROOT / name).exists() for name in named - {"runs/"})
+
+
 VOLATILE = re.compile(r"(gzip|time|random|uuid|tempfile|secrets)\..*|datetime\..*now|os.getpid|id$")
 FILE_LINES, FUNCTION_LINES = 400, 60  # a file and a function have fewer
 TOO_LONG = {  # this list only shrinks: what got short enough must leave it
