@@ -24,7 +24,7 @@ from harness.core.component import Several
 from harness.core.errors import BitgridError
 from harness.core.stage import Stage
 from harness.method import Method, Step
-from harness.models import Attach, Attachment, Model, another, check_length
+from harness.models import Attachment, Model, another, build_attached, check_length
 from methods.quantization.formats import Format, FullPrecision, Grouped, IntAsym
 from methods.quantization.inits import Init, NoInit
 from methods.quantization.learned import Learned, is_learned
@@ -161,7 +161,7 @@ class Recipe(Method):
         return model
 
     def _attach(self, model: Stage[Model]) -> Stage[Model]:
-        return Attach(model, self.attach) if self.attach else model
+        return build_attached(model, self.attach)
 
     def _build_trained(self, student: Stage[Model], base: Stage[Model], seed: int) -> Stage[Model]:
         if isinstance(self.objective, Untrained):

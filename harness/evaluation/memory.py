@@ -75,7 +75,7 @@ def _of_forward(
         held = load_weightless(live, base)
         model = load_weightless(live, base) if own == "all" else held.fork()
         for each in attachments:
-            each.attach(model.network)
+            each.rehearsed(model.network).attach(model.network)
         if own == "linears":
             with live.part("parameters"):
                 renew_matrices(model)

@@ -3,7 +3,7 @@
 What authors of methods and of models use is imported from here, which imports torch.
 """
 
-from harness.models.attaching import Attach, find_attachments
+from harness.models.attaching import Attach, build_attached, find_attachments
 from harness.models.attachments import Attachment, change_caches, change_inputs
 from harness.models.devices import device
 from harness.models.finite import are_distributions, find_first_broken, run_finite
@@ -49,6 +49,7 @@ __all__ = [
     "another",
     "are_distributions",
     "blocks",
+    "build_attached",
     "carries_states",
     "change_caches",
     "change_inputs",

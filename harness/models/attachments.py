@@ -12,7 +12,7 @@
         def attach(self, network: PreTrainedModel) -> None:
             change_inputs(self, network, matrices(network).values())
 
-        def change_input(self, read: Tensor) -> Tensor:
+        def change_input(self, read: Tensor, layer: str) -> Tensor:
             ...
 
 An attachment acts in two places: on what a matrix reads, and on keys and values as attention reads
@@ -35,6 +35,7 @@ from transformers.cache_utils import DynamicLayer
 
 from harness.core.component import Component
 from harness.core.errors import ModelError
+from harness.core.stage import Stage
 from harness.models.compat import pass_attention_through
 from harness.models.layers import Matrix
 from harness.models.parts import blocks, find_cache_name, find_trunk
@@ -60,8 +61,21 @@ class Attachment(Component, family="attachment"):
         """Change the weights that it needs changed, by `Matrix.replace`: once, as a model is given
         it, and not when that is loaded again."""
 
-    def change_input(self, read: Tensor) -> Tensor:
-        """What a matrix is given in place of what it reads: (..., I), of one shape and dtype."""
+    def observe(self, model: Stage[Any]) -> Stage[Any] | None:
+        """The stage of what it has to know of `model`, before it is given to it; None: nothing."""
+        return None
+
+    def told(self, observed: Any) -> Attachment:
+        """Itself with the value of that stage in a field, which is stored with the model."""
+        return self
+
+    def rehearsed(self, network: PreTrainedModel) -> Attachment:
+        """Itself as if told, for plans: what there would be to know of a network is made up."""
+        return self
+
+    def change_input(self, read: Tensor, layer: str) -> Tensor:
+        """What the matrix called `layer` is given in place of what it reads: (..., I), of one
+        shape and dtype."""
         return read
 
     def change_cached(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +108,7 @@ def change_inputs(
             )
         if "expert" not in matrix.name:  # which may have no token
             passes.expected.add(f"layer {matrix.name}")
-        hook = _Input(attachment, f"layer {matrix.name}", passes)
+        hook = _Input(attachment, matrix.name, passes)
         matrix.module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
@@ -162,15 +176,15 @@ class _Input:
     """A hook before a matrix."""
 
     attachment: Attachment
-    place: str
+    layer: str
     passes: _Passes = field(compare=False)
 
     def __call__(self, module: nn.Module, arguments: Any, named: Any) -> tuple[Any, Any]:
-        self.passes.passed.add(self.place)
+        self.passes.passed.add(f"layer {self.layer}")
         if arguments:
-            return (self.attachment.change_input(arguments[0]), *arguments[1:]), named
+            return (self.attachment.change_input(arguments[0], self.layer), *arguments[1:]), named
         (first, read), *others = named.items()
-        return (), {first: self.attachment.change_input(read), **dict(others)}
+        return (), {first: self.attachment.change_input(read, self.layer), **dict(others)}
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,11 @@ def _check_attached(base: Pretrained, attachments: tuple[Attachment, ...]) -> No
     and on its twin as it runs."""
     network = meta_network(base.source, base.trust_remote_code, base.digest)
     for each in attachments:
-        each.attach(network)
+        each.rehearsed(network).attach(network)
     if (twin := find_twin(base)) is not None:
+        attached = twin.attach(*(each.rehearsed(twin.network) for each in attachments))
         with torch.no_grad():
-            twin.attach(*attachments).network(input_ids=make_ids(twin), use_cache=False)
+            attached.network(input_ids=make_ids(twin), use_cache=False)
 
 
 @cache

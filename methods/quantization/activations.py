@@ -30,7 +30,7 @@ class Activations(Attachment):
     def attach(self, network: PreTrainedModel) -> None:
         change_inputs(self, network, matrices(network).values())
 
-    def change_input(self, read: Tensor) -> Tensor:
+    def change_input(self, read: Tensor, layer: str) -> Tensor:
         return cast(Tensor, _Rounded.apply(read, self.bits, self.symmetric))
 
 

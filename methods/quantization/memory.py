@@ -40,11 +40,13 @@ from methods.quantization.inits import ClipSearch
 from methods.quantization.omniquant import OmniQuant
 from methods.quantization.rounding import Round, RoundBlocks, WalkedRounding, quantize_model
 from methods.quantization.signround import SignRound
+from methods.quantization.static_activations import AT_ONCE, InputRanges
 from methods.quantization.walking import Block
 
 _SEARCHED = 8  # float32 tensors of the weights that a search tries together
 # Beside X'X and the weights of a layer, in float32: what a rounding like GPTQ's makes of them.
 _FACTORS, _ROUNDED = 3, 6
+_COUNTED = 24  # bytes that counting takes of a value
 
 
 @estimate_memory.register
@@ -110,6 +112,17 @@ def of_block_rounding(stage: RoundBlocks, gpus: int | None = None, device: str =
         walk_weightless(live, model, length, observe, rounding.originals, at_once)
     peak = live.peak()
     return dataclasses.replace(peak, other=peak.other + at_work)
+
+
+@estimate_memory.register
+def of_input_ranges(stage: InputRanges, gpus: int | None = None, device: str = "cuda") -> Memory:
+    """A block that runs, and the values that are counted together; the rest lies on the host."""
+    with dry_run() as live:
+        model = load_weightless(live, pretrained_of(stage.model), "host")
+        walk_weightless(live, model, find_length(stage.calibration), lambda block: block.run_all())
+    peak = live.peak()
+    counted = _COUNTED * AT_ONCE if stage.percentile < 100 else 0
+    return dataclasses.replace(peak, other=peak.other + counted)
 
 
 def _shorten(rounding: WalkedRounding) -> WalkedRounding | None:

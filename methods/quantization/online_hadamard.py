@@ -39,7 +39,7 @@ class OnlineHadamard(Attachment):
         for matrix in self._find(network):
             matrix.replace(rotate(matrix.weight.detach()))
 
-    def change_input(self, read: Tensor) -> Tensor:
+    def change_input(self, read: Tensor, layer: str) -> Tensor:
         return rotate(read)
 
     def _find(self, network: PreTrainedModel) -> list[Matrix]:

@@ -16,11 +16,12 @@ from methods.quantization.inits import ClipSearch
 from methods.quantization.omniquant import OmniQuant
 from methods.quantization.rotation import Rotated, make_rotation
 from methods.quantization.rounding import Round, RoundBlocks, find_rounded
+from methods.quantization.static_activations import InputRanges
 from methods.quantization.walking import check_walk
 
 
 @rehearse.register
-def of_clip_search(stage: ClipSearch) -> None:
+def of_walk(stage: ClipSearch | InputRanges) -> None:
     """Raises ModelError where the model's blocks cannot be run one after the other."""
     if (base := find_pretrained(stage.model)) is not None:
         _check_walkable(base)

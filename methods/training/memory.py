@@ -188,7 +188,7 @@ def _change(live: Live, base: Model, part: str, attachments: tuple[Attachment, .
     """A student as it is given to training: what it does as it runs, and matrices of its own."""
     student = base.fork()
     for each in attachments:
-        each.attach(student.network)
+        each.rehearsed(student.network).attach(student.network)
     with live.part(part):
         renew_matrices(student)
     return student

@@ -46,7 +46,7 @@ class Scaled(Attachment):
         chosen = [each for name, each in matrices(network).items() if name.endswith(self.layer)]
         change_inputs(self, network, chosen)
 
-    def change_input(self, read: Tensor) -> Tensor:
+    def change_input(self, read: Tensor, layer: str) -> Tensor:
         return read * self.by
 
 

@@ -82,10 +82,10 @@ def test_a_token_is_rounded_as_plain_code_rounds_it(
     row: list[float], bits: int, symmetric: bool
 ) -> None:
     rows = torch.tensor([row, [-x for x in row]], dtype=torch.float64)
-    found = Activations(bits, symmetric).change_input(rows)
+    found = Activations(bits, symmetric).change_input(rows, "")
     wanted = round_rows(rows, bits, symmetric)
     assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-300)
-    half = Activations(bits, symmetric).change_input(rows.bfloat16())
+    half = Activations(bits, symmetric).change_input(rows.bfloat16(), "")
     assert half.dtype == torch.bfloat16
     assert all(len(set(each.tolist())) <= 2**bits for each in half)
     step = (rows.amax(-1).clamp(0) - rows.amin(-1).clamp(max=0)) / (2 ** (bits - 1) - 1)
@@ -130,15 +130,15 @@ def test_tokens_and_heads_do_not_see_each_other() -> None:
 def test_what_is_not_finite_is_not_hidden() -> None:
     for bad, symmetric in product((math.nan, math.inf, -math.inf), (True, False)):
         rows = torch.tensor([[1.0, bad, -2.0], [1.0, 0.5, -2.0]])
-        found = Activations(8, symmetric).change_input(rows)
+        found = Activations(8, symmetric).change_input(rows, "")
         assert bool(found[0].isnan().all()) and bool(found[1].isfinite().all())
-    assert not Activations(2).change_input(torch.zeros(3, 4)).any()
+    assert not Activations(2).change_input(torch.zeros(3, 4), "").any()
 
 
 def test_the_gradient_is_passed_on() -> None:
     rows = torch.randn(4, 6, requires_grad=True)
     weights = torch.randn(4, 6)
-    (Activations(2).change_input(rows) * weights).sum().backward()
+    (Activations(2).change_input(rows, "") * weights).sum().backward()
     assert rows.grad is not None and torch.equal(rows.grad, weights)
 
 
@@ -308,7 +308,7 @@ class Hungry(Activations):
 
     name = "test-hungry"
 
-    def change_input(self, read: Tensor) -> Tensor:
+    def change_input(self, read: Tensor, layer: str) -> Tensor:
         return read.repeat(4096, 1, 1)[: len(read)] * 1
 
 
