@@ -22,6 +22,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import singledispatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -117,6 +118,14 @@ class Method(Component, family="method"):
     def diagnostics(self, base: Stage[Model], seed: int) -> Mapping[str, tuple[Stage[dict], ...]]:
         """What else a grid may `diagnose`, by name: stages whose values are JSON for a figure."""
         return {}
+
+
+@singledispatch
+def list_budget_settings(method: Method) -> tuple[str, ...]:
+    """The settings, by dotted path, that say how long a method trains: first the one of its
+    optimizer steps, which a grid that matches budgets sets. None where it does not train, or where
+    its class registers nothing."""
+    return ()
 
 
 @dataclass(frozen=True)

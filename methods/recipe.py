@@ -23,7 +23,7 @@ import methods.training.sums  # noqa: F401 (an objective of several, which a gri
 from harness.core.component import Several
 from harness.core.errors import BitgridError
 from harness.core.stage import Stage
-from harness.method import Method, Step
+from harness.method import Method, Step, list_budget_settings
 from harness.models import Attachment, Model, another, build_attached, check_length
 from methods.quantization.formats import Format, FullPrecision, Grouped, IntAsym
 from methods.quantization.inits import Init, NoInit
@@ -209,3 +209,9 @@ class Recipe(Method):
             train,
             seed,
         )
+
+
+@list_budget_settings.register
+def _of_recipe(method: Recipe) -> tuple[str, ...]:
+    is_trained = method.train is not None and not isinstance(method.objective, Untrained)
+    return ("train.steps", "train.epochs") if is_trained else ()

@@ -17,6 +17,7 @@ from harness.cli.verb import (
     Verb,
     add_grid_argument,
     count_cells,
+    describe_match,
     describe_trials,
     find_plan,
     load_grid,
@@ -80,6 +81,8 @@ def _show_plan(plan: Plan, store: Store) -> None:
         *((f"  {kind}", str(number)) for kind, number in kinds.items()),
     ]
     print_table(facts, words=2, indent=2)
+    for line in describe_match(plan):
+        print_line(f"  {line}")
     for line in states.list_damaged(plan, store):
         print_line(f"  damaged, to be computed again: {line}")
     for line in states.list_new(plan, store):

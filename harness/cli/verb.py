@@ -86,6 +86,20 @@ def describe_trials(plan: Plan) -> str:
     return f" and {trials} trials{waiting}" if trials else ""
 
 
+def describe_match(plan: Plan) -> Iterator[str]:
+    """What a grid that matches budgets gives each method; nothing of another grid."""
+    said: dict[str, None] = {}
+    for cell in (*plan.rows, *plan.awaiting):
+        match = cell.match
+        if match is not None and match["spent"] is None:
+            said[f"not matched: {cell.label}: {match['why']}"] = None
+        elif match is not None:
+            parts = f"{match['trained']:,} tokens trained on, {match['written']:,} written"
+            spent = f"{match['spent']:,.0f} of {match['budget']:,.0f} {match['unit']}"
+            said[f"matched: {cell.label}: {match['steps']} steps, {spent} ({parts})"] = None
+    yield from said
+
+
 def find_plan(arguments: argparse.Namespace, store: Store) -> Plan:
     """The plan of a grid: remembered where nothing changed, else built (which imports torch)."""
     plan = remembering.remembered(arguments.grid, store)

@@ -152,6 +152,25 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Match:
+    """The training budget of a cell, in a grid that gives all methods the same. Tokens are
+    positions, sequences times their length."""
+
+    unit: Annotated[
+        Literal["tokens", "flops"],
+        "tokens that are trained on or written to be trained on; or 6 FLOPs a weight and token "
+        "that is trained on, 2 where it is read or written",
+    ]
+    budget: Annotated[float, "that every method is given"]
+    spent: Annotated[float | None, "of it; null: the cell's cannot be matched"] = None
+    steps: Annotated[int | None, "optimizer steps that follow"] = None
+    trained: Annotated[int, "tokens that the model is trained on"] = 0
+    written: Annotated[int, "tokens that a model writes for it, each counted once"] = 0
+    calibration: Annotated[int, "tokens of calibration text, which no budget counts"] = 0
+    why: Annotated[str | None, "why it cannot be matched"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row(Score, Precision, Cell):
     """One line of rows.jsonl: a score of a cell."""
 
@@ -171,6 +190,7 @@ class Row(Score, Precision, Cell):
     tuning: Annotated[
         Tuning | None, "how its settings were chosen, where the grid tunes and the method can be"
     ] = None
+    match: Annotated[Match | None, "its training budget, in a grid that matches budgets"] = None
 
 
 @dataclass(frozen=True, kw_only=True)

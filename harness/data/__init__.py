@@ -5,7 +5,7 @@ What authors of methods and of texts use is imported from here, which imports to
 
 from harness.data.hub import Access, Split
 from harness.data.sources import Documents, TextSource, gives_whole_prompts, register_text, texts
-from harness.data.tokens import Packed, Tokens, calibration, pack, packed
+from harness.data.tokens import Packed, Tokens, calibration, count_asked, pack, packed
 
 __all__ = [
     "Access",
@@ -15,6 +15,7 @@ __all__ = [
     "TextSource",
     "Tokens",
     "calibration",
+    "count_asked",
     "gives_whole_prompts",
     "pack",
     "packed",

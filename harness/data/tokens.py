@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, singledispatch
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,6 +78,18 @@ class Packed(Stage[Tokens]):
             f"{text_label}: {len(result)} sequences of {self.length} tokens where {self.count} "
             "were asked for: the text ends there"
         )
+
+
+@singledispatch
+def count_asked(stage: object) -> tuple[int, int] | None:
+    """Sequences that a stage of tokens was asked for, and the tokens of each; its text may have
+    fewer. None of a class that registers nothing."""
+    return None
+
+
+@count_asked.register
+def _of_packed(stage: Packed) -> tuple[int, int]:
+    return stage.count, stage.length
 
 
 def calibration(base: Stage[Model], text: str, count: int, length: int) -> Stage[Tokens]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +28,13 @@ from harness.config.document import Document
 from harness.core.errors import BitgridError, GridError, TextError, nearest
 from harness.core.misfit import Where
 from harness.core.paths import check_file_name, read_path
-from harness.core.records import Tuning
+from harness.core.records import Match, Tuning
 from harness.core.stage import Stage, closure
 from harness.data import hub
 from harness.evaluation.diagnostics import DIAGNOSTICS, Facts, build_diagnostics, find_options
 from harness.evaluation.evaluations import find_evaluation
 from harness.evaluation.scores import Scores
+from harness.grid.matching import match_budgets
 from harness.grid.names import check_distinct, check_names, check_report, check_tasks
 from harness.grid.points import Point, list_points
 from harness.grid.reading import read_grid, read_named
@@ -59,6 +61,7 @@ class Cell:
     tuning: Tuning | None = None  # how its settings were chosen, where the grid says `tune`
     is_trial: bool = False  # it is there to choose by, and is no row
     awaits: str = ""  # why its settings are not chosen yet; its scores are those of its trials
+    match: Match | None = None  # its training budget, where the grid says `match`
 
     @property
     def roots(self) -> tuple[Stage[Any], ...]:
@@ -111,6 +114,7 @@ def load(
     if not (allow_code_execution or file.allow_code_execution):
         _refuse_code(document, list(tasks))
     with hub.reading(access):
+        points = match_budgets(document, file, points, partial(_make_only, document, file))
         trials, picks = _choose_settings(document, file, points, look)
         cells = tuple(_list_cells(document, file, picks, tasks, diagnosed))
     check_names(document, file, dict.fromkeys(axis for cell in cells for axis in cell.axes), tasks)
@@ -159,9 +163,7 @@ def _choose_settings(
         return [], list(map(_Pick, points))
     trials: list[Cell] = []
     picks: list[_Pick] = []
-
-    def build(point: Point) -> Stage[Model]:
-        return _make_model(document, file, point)[1]
+    build = partial(_make_only, document, file)
 
     for group in list_groups(points):
         first = [point for point in group if point.seed == points[0].seed]
@@ -233,6 +235,10 @@ def _make_model(
     return base, model
 
 
+def _make_only(document: Document, file: GridFile, point: Point) -> Stage[Model]:
+    return _make_model(document, file, point)[1]
+
+
 def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[str, Any]) -> Cell:
     base, model = _make_model(document, file, point)
     scores: list[Stage[Scores]] = []
@@ -273,6 +279,7 @@ def _describe_cell(
         model,
         scores,
         published_bits=None if weights is None else weights.bits_per_weight,
+        match=point.match,
     )
 
 

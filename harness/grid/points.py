@@ -23,31 +23,14 @@ from harness.config.settings import (
     list_settings,
 )
 from harness.core.component import Component
-from harness.core.errors import GridError, SettingError, nearest
+from harness.core.errors import SettingError, nearest
 from harness.core.misfit import Where, show
+from harness.core.records import Match
+from harness.grid.contenders import Contender, list_contenders, list_inside
 from harness.grid.reading import fit
 from harness.grid.schema import GridFile, Seed
 from harness.grid.showing import show_setting
-from harness.method import METHODS, Entry, Method
-
-_LONGEST_LABEL = 120  # characters
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A method as one grid names it: the main one, or one that is compared with it."""
-
-    where: Where
-    entry: Entry
-    label: str
-    own: Mapping[str, Any]  # the settings that it names itself
-    main: bool
-    is_labelled: bool = True  # by the grid itself
-
-    @property
-    def fixed(self) -> set[str]:
-        """The settings that the grid's axes and defaults leave alone."""
-        return set() if self.main else {*self.entry.fixed, *self.own, *_list_inside(self.own)}
+from harness.method import Method
 
 
 @dataclass(frozen=True)
@@ -60,6 +43,7 @@ class Point:
     method: Method
     axes: dict[str, Any]
     tried: dict[str, Any]  # those of its settings that are tuned, as tables show them
+    match: Match | None = None  # its training budget, in a grid that matches budgets
 
 
 class Configured(NamedTuple):
@@ -79,7 +63,7 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
     axis or a default that is a setting of none of them.
     """
     axes = _read_axes(document, file)
-    contenders = _list_contenders(document, file)
+    contenders = list_contenders(document, file)
     # A default may be for a component that this grid does not choose, since bases share defaults.
     methods = dict.fromkeys(type(each.entry.method) for each in contenders)
     known = {path for method in methods for path, *_ in list_places(method)}
@@ -180,7 +164,7 @@ def _check_default(points: Sequence[Point], path: str, value: Any) -> None:
 def _find_mapping(axes: Mapping[str, list[Any]], path: str) -> str | None:
     """The axis some of whose values are mappings that speak of `path`."""
     axis_of = {
-        inside: a for a, each in axes.items() for v in each for inside in _list_inside({a: v})
+        inside: a for a, each in axes.items() for v in each for inside in list_inside({a: v})
     }
     return axis_of.get(path)
 
@@ -225,31 +209,6 @@ def _is_beside(document: Document, key: str) -> bool:
     return place is not None and axis is not None and place[0] in (axis[0], document.file)
 
 
-def _list_contenders(document: Document, file: GridFile) -> list[Contender]:
-    places: list[tuple[Where, str | dict[str, Any]]] = [(("method",), file.method)]
-    places += [(("compare", number), item) for number, item in enumerate(file.compare)]
-    contenders = []
-    for where, item in places:
-        own = {"name": item} if isinstance(item, str) else dict(item)
-        name = own.pop("name", None)
-        if name is None:
-            raise document.error(where, "a method needs a 'name'")
-        try:
-            entry = METHODS.find(str(name))
-        except GridError as error:
-            raise document.error((*where, "name"), str(error)) from None
-        is_labelled = "label" in own
-        label = fit(document, (*where, "label"), str, own.pop("label", entry.title))
-        label = " ".join(label.split())
-        if not any(letter.isprintable() and letter != " " for letter in label):
-            raise document.error((*where, "label"), "label: '' should name the method in tables")
-        if len(label) > _LONGEST_LABEL:
-            message = f"label: {show(label)} should be at most {_LONGEST_LABEL} characters"
-            raise document.error((*where, "label"), message)
-        contenders.append(Contender(where, entry, label, own, where == ("method",), is_labelled))
-    return contenders
-
-
 def _configure(
     document: Document, file: GridFile, contender: Contender, chosen: Mapping[str, Any]
 ) -> Configured:
@@ -261,7 +220,7 @@ def _configure(
     default by which the component differs from its family.
     """
     axis_of, varied = _choose_settings(contender, chosen)
-    said = contender.fixed | _list_inside(contender.own) | _list_inside(varied)
+    said = contender.fixed | list_inside(contender.own) | list_inside(varied)
     defaults = {path: value for path, value in file.defaults.items() if path not in said}
     settings = {**defaults, **contender.own, **varied}
     method, shown, kept = contender.entry.method, {}, {}
@@ -367,19 +326,9 @@ def _choose_settings(
         for path, part in settings.items():
             if path not in fixed:
                 axis_of[path], varied[path] = axis, part
-    for path in _list_inside(varied) & varied.keys():  # said beside a name, which wins
+    for path in list_inside(varied) & varied.keys():  # said beside a name, which wins
         del axis_of[path], varied[path]
     return axis_of, varied
-
-
-def _list_inside(settings: Mapping[str, Any]) -> set[str]:
-    """The paths of which mappings speak: of `format: {name: nf, bits: 3}`, `format.bits`."""
-    paths: set[str] = set()
-    for path, value in settings.items():
-        if isinstance(value, Mapping):
-            parts = {f"{path}.{part}": each for part, each in value.items() if part != "name"}
-            paths |= parts.keys() | _list_inside(parts)
-    return paths
 
 
 def _list_parts(method: Method, axis: str, value: Any) -> dict[str, Any]:

@@ -79,6 +79,11 @@ class Tune(AsWritten, pydantic.BaseModel):
         return dict(self.__pydantic_extra__)
 
 
+Unit = Literal["tokens", "flops", "hours"]
+Amount = Annotated[float, pydantic.Field(gt=0, le=1e30, allow_inf_nan=False)]
+Budget = Annotated[dict[Unit, Amount], pydantic.Field(min_length=1, max_length=1)]
+
+
 class GridFile(AsWritten, pydantic.BaseModel):
     """The keys of a grid file."""
 
@@ -97,6 +102,8 @@ class GridFile(AsWritten, pydantic.BaseModel):
     report: ReportOptions = ReportOptions()
     seed: Seed | list[Seed] = 0
     tune: Tune | None = None
+    # Gives every method the training budget of the grid's own, or so many of a unit.
+    match: Unit | Budget | None = None
     allow_code_execution: bool = False
     # Methods times values of all axes: more is taken for a slip of the pen.
     max_points: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] = 2_000

@@ -22,6 +22,7 @@ from harness.models.parts import (
     read_text_config,
     run_trunk,
 )
+from harness.models.passes import Pass, list_passes
 from harness.models.registry import ModelSource, Pin, register_model
 from harness.models.stage import (
     Pretrained,
@@ -43,6 +44,7 @@ __all__ = [
     "Matrix",
     "Model",
     "ModelSource",
+    "Pass",
     "Pin",
     "Pretrained",
     "Quantized",
@@ -65,6 +67,7 @@ __all__ = [
     "find_text_model",
     "find_trunk",
     "host_gib",
+    "list_passes",
     "matrices",
     "meta_network",
     "pretrained",

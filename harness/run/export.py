@@ -35,6 +35,7 @@ from harness.core.records import (
     CurvePoint,
     GridHead,
     Hole,
+    Match,
     Row,
     RowItems,
     Tuning,
@@ -210,6 +211,7 @@ def _rows(values: _Values) -> Iterator[Row]:
                     trained_on=sorted(values.trained[cell.model]),
                     calibrated_on=sorted(values.texts[cell.model] - values.trained[cell.model]),
                     tuning=tuning,
+                    match=None if cell.match is None else Match(**cell.match),
                 )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.core.stage import Stage
     from harness.grid.expand import Cell, Grid
 
-SCHEMA = 7
+SCHEMA = 8
 
 
 Mark: TypeAlias = tuple[str, int, int]  # file, size, time of change in ns
@@ -65,6 +65,7 @@ class CellInfo:
     tuning: dict[str, Any] | None = None  # how its settings were chosen: see `records.Tuning`
     is_trial: bool = False  # it is there to choose by, and is no row
     awaits: str = ""  # why its settings are not chosen yet; its scores are those of its trials
+    match: dict[str, Any] | None = None  # its training budget: see `records.Match`
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -211,6 +212,7 @@ def _describe(cell: Cell) -> CellInfo:
         tuning=None if cell.tuning is None else asdict(cell.tuning),
         is_trial=cell.is_trial,
         awaits=cell.awaits,
+        match=None if cell.match is None else asdict(cell.match),
     )
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from harness.core.errors import TextError
 from harness.core.stage import Input, Resources, Stage, report, value
-from harness.data import Tokens
-from harness.models import Model, host_gib, run_finite
+from harness.data import Tokens, count_asked
+from harness.models import Model, Pass, host_gib, list_passes, run_finite
 from methods.training.forward import Labels, log_probabilities, measure_labels, token_nll
 
 Meaning: TypeAlias = Literal["label", "max"]
@@ -64,6 +64,13 @@ class Confidence(Stage[float]):
         if self.meaning == "label":
             return token_nll(logits, labels).neg().exp()
         return log_probabilities(logits).amax(-1).exp()
+
+
+@list_passes.register
+def _of_confidence(stage: Confidence) -> tuple[Pass, ...]:
+    assert isinstance(stage.teacher, Stage)
+    count, length = count_asked(stage.tokens) or (0, 0)
+    return (Pass(stage.teacher, min(stage.sequences, count) * length, "read"),)
 
 
 def sample_rows(tokens: Tokens, count: int) -> Tensor:

@@ -29,8 +29,8 @@ from harness.core.checked import Count, CountOrNone, Seed
 from harness.core.component import Component
 from harness.core.errors import SettingError, TextError
 from harness.core.stage import Input, Resources, Stage, report, value
-from harness.data import Documents, Tokens, gives_whole_prompts, packed, texts
-from harness.models import Model, Pretrained, host_gib, run_finite
+from harness.data import Documents, Tokens, count_asked, gives_whole_prompts, packed, texts
+from harness.models import Model, Pass, Pretrained, host_gib, list_passes, run_finite
 from methods.tensor_files import keep_tensors, read_kept
 from methods.training import generation
 
@@ -268,6 +268,25 @@ class Generate(Stage[Tokens]):
                 yield prompt
         if not fits:
             raise TextError(f"every prompt fills the whole length of {self.length} tokens")
+
+
+@count_asked.register
+def _of_generate(stage: Generate) -> tuple[int, int]:
+    return stage.count, stage.length
+
+
+@count_asked.register
+def _of_joined(stage: Joined) -> tuple[int, int] | None:
+    sizes = [size for part in stage.parts if (size := count_asked(part)) is not None]
+    if len(sizes) < len(stage.parts):
+        return None
+    return sum(count for count, _ in sizes), sizes[0][1]
+
+
+@list_passes.register
+def _of_writing(stage: Generate) -> tuple[Pass, ...]:
+    assert isinstance(stage.teacher, Stage)
+    return (Pass(stage.teacher, stage.count * stage.length, "written"),)
 
 
 @cache

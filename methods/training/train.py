@@ -34,8 +34,8 @@ from torch import Tensor
 
 from harness.core.errors import BitgridError, TrainingError
 from harness.core.stage import Input, Resources, Stage, report, value
-from harness.data import Tokens
-from harness.models import DTYPES, PROCESS_GIB, Model, weights_gib
+from harness.data import Tokens, count_asked
+from harness.models import DTYPES, PROCESS_GIB, Model, Pass, list_passes, weights_gib
 from methods.quantization.formats import Format
 from methods.training import optimizer
 from methods.training.batches import order_rows, split_batch
@@ -109,6 +109,24 @@ class Train(Stage[Model]):
         same_bits = compute_deterministically(device) if self.training.deterministic else None
         with same_bits or contextlib.nullcontext():
             return _Loop(step, tokens, self.seed, work).run()
+
+
+@list_passes.register
+def _of_train(stage: Train) -> tuple[Pass, ...]:
+    """The student is trained; the teacher reads each batch once, and twice where the objective
+    looks at the batch before its first gradient (`TrainingStep`)."""
+    asked = count_asked(stage.tokens)
+    if asked is None:
+        return ()
+    assert isinstance(stage.student, Stage)
+    _, seen = stage.training.count_steps(asked[0])
+    trained = Pass(stage.student, seen * asked[1], "trained")
+    if not isinstance(stage.teacher, Stage):
+        return (trained,)
+    terms = stage.objective.list_terms()
+    ways = {term.objective if term.objective.weighted else None for term in terms}
+    times = 2 if len(ways) > 1 or any(term.share for term in terms) else 1
+    return trained, Pass(stage.teacher, times * trained.tokens, "read")
 
 
 class _Loop:

@@ -21,6 +21,7 @@ import pandas as pd
 
 from harness.core.errors import ReportError
 from harness.core.records import GridHead
+from reports.numbers.budgets import describe_budgets
 from reports.numbers.columns import (
     Column,
     find_usual_protocol,
@@ -153,8 +154,8 @@ def _mean_fact(row: Row, shown: pd.DataFrame, values: pd.Series) -> float | None
 
 
 def _remarks(export: Export, shown: pd.DataFrame, columns: Sequence[Column]) -> list[Remark]:
-    """The grid's note, what is in-domain, the grid's finding where it is about these rows, and how
-    rows were tuned."""
+    """The grid's note, what is in-domain, the grid's finding where it is about these rows, how rows
+    were tuned, and what budget they had."""
     note, finding = export.grid.report.note, export.grid.report.finding
     remarks = [Remark("Note", note)] if note else []
     if domains := describe_domains(shown, columns):
@@ -167,6 +168,8 @@ def _remarks(export: Export, shown: pd.DataFrame, columns: Sequence[Column]) -> 
         remarks.append(Remark("Left out", text, of_rows=False))
     if tuning := describe_tuning(list_tuned(shown), is_trained=not export.curves.empty):
         remarks.append(Remark("Tuning", tuning, of_rows=False))
+    if budgets := describe_budgets(shown):
+        remarks.append(Remark("Budget", budgets, of_rows=False))
     return remarks
 
 
