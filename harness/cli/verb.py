@@ -94,8 +94,9 @@ def describe_match(plan: Plan) -> Iterator[str]:
         if match is not None and match["spent"] is None:
             said[f"not matched: {cell.label}: {match['why']}"] = None
         elif match is not None:
-            parts = f"{match['trained']:,} tokens trained on, {match['written']:,} written"
+            parts = f"{match['trained']:,} trained on, {match['written']:,} written"
             spent = f"{match['spent']:,.0f} of {match['budget']:,.0f} {match['unit']}"
+            parts += " tokens" if match["unit"] != "tokens" else ""
             said[f"matched: {cell.label}: {match['steps']} steps, {spent} ({parts})"] = None
     yield from said
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.main import main
 from harness.core.errors import GridError
 from harness.core.stage import Stage, closure
 from harness.grid.expand import Grid, load
@@ -123,6 +124,14 @@ def test_axes_are_matched_to_the_first_value_but_for_the_steps(write: Write) -> 
     assert [(c.axes["train.steps"], _steps(c.model)) for c in cells] == [(8, 6), (16, 14)]
 
 
+def test_the_plan_says_it(write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write(TEXT)
+    main(["plan", str(tmp_path / "matched.yaml"), "--store", str(tmp_path / "store")])
+    said = capsys.readouterr().out
+    assert "matched: LLM-QAT: 6 steps, 256 of 256 tokens (192 trained on, 64 written)" in said
+    assert "not matched: RTN: nothing is trained" in said
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -133,7 +142,7 @@ def test_axes_are_matched_to_the_first_value_but_for_the_steps(write: Write) -> 
         (
             "match: tokens",
             "match: {tokens: 70}",
-            "it needs 96 tokens, 64 of them for what it trains on",
+            "LLM-QAT: it needs 96 tokens, 64 of them for",
         ),
         ("- llm-qat", "- {name: llm-qat, train.steps: 3}", "and 'train.steps' says it too"),
         (
