@@ -1,4 +1,5 @@
-# make demo: the whole pipeline on the embedded testbed. make test: every test. Both set up .venv.
+# make demo: the whole pipeline on the embedded testbed. make test: every test. make docs: the site,
+# into site/. All set up .venv.
 # Python 3.11, 3.12 or 3.13, whichever is there; make PYTHON=/path/to/python takes another one.
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(firstword $(foreach each,python3.11 python3.12 python3.13 python3,\
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check setup python
+.PHONY: demo test check docs setup setup-docs python
 demo: $(READY)
 	$(BIN)/bitgrid run experiments/quickstart.yaml
 
@@ -20,7 +21,12 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: setup-docs  # strict: a link that leads nowhere fails (and only where warnings are shown)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 setup: $(READY)
+
+setup-docs: $(VENV)/.docs
 
 python:  # says which one is taken
 	@$(or $(PYTHON),false) -c '$(FITS)' && echo $(PYTHON) || \
@@ -31,4 +37,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/bitgrid methods >/dev/null  # which it remembers, so that the next one answers at once
+	touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@

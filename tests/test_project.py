@@ -30,9 +30,10 @@ def _read_pins(file: str = "constraints.txt") -> dict[str, str]:
 
 
 def _requirements() -> list[Requirement]:
-    """Those of the package and of its tests. Extras that are models are exact: a file each."""
-    development = PROJECT["optional-dependencies"]["dev"]
-    return [Requirement(line) for line in (*PROJECT["dependencies"], *development)]
+    """Those of the package, its tests and its site. Extras that are models are exact: a file each."""
+    extras = PROJECT["optional-dependencies"]
+    lines = (*PROJECT["dependencies"], *extras["dev"], *extras["docs"])
+    return [Requirement(line) for line in lines]
 
 
 @pytest.mark.parametrize("requirement", _requirements(), ids=lambda found: found.name)
@@ -170,7 +171,7 @@ def _list_too_long(name: str, text: str) -> set[str]:
 
 def test_files_and_functions_are_short() -> None:
     found: set[str] = set()
-    for folder in ("harness", "methods", "reports", "benchmarks", "tests"):
+    for folder in ("harness", "methods", "reports", "benchmarks", "docs", "tests"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             found |= _list_too_long(str(path.relative_to(ROOT)), path.read_text())
     assert not found - set(TOO_LONG), "split what is too long"
