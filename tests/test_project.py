@@ -30,7 +30,7 @@ def _read_pins(file: str = "constraints.txt") -> dict[str, str]:
 
 
 def _requirements() -> list[Requirement]:
-    """Those of the package, its tests and its site. Extras that are models are exact: a file each."""
+    """Those of the package, its tests and its site. Extras that are models are exact files."""
     extras = PROJECT["optional-dependencies"]
     lines = (*PROJECT["dependencies"], *extras["dev"], *extras["docs"])
     return [Requirement(line) for line in lines]

@@ -180,7 +180,7 @@ def _describe_fields(part: type) -> Lines:
     from harness.config.settings import describe_setting
 
     meanings, rows = list_meanings(part), []
-    for each in dataclasses.fields(part):  # type: ignore[arg-type]
+    for each in dataclasses.fields(part):
         default = "required"
         if each.default is not dataclasses.MISSING:
             default = f"`{describe_setting(each.default)}`"
