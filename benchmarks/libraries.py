@@ -38,6 +38,7 @@ from harness.method import METHODS
 from harness.models import Model, pretrained, read_layer_shapes
 
 WINDOWS = 64
+MODULES = {"nvidia-modelopt": "modelopt.torch.quantization"}  # named otherwise than the package
 COLUMNS = ["model", "compared", "method", "settings", "bits_per_weight", "ppl", "seconds"]
 COLUMNS += ["import_seconds", "peak_mib", "versions", "refused"]
 TUNED = {"text": "testbed", "sequences": 32, "length": 256, "batch_size": 8, "iterations": 30}
@@ -52,6 +53,10 @@ def list_cases(group: int) -> list[tuple[str, str, dict[str, Any]]]:
             format = {"name": name, "bits": bits, "group_size": group}
             theirs = {"bits": bits, "group_size": group, "symmetric": symmetric}
             cases += [(heading, "rtn", {"format": format}), (heading, "torchao", theirs)]
+        tuned = {"bits": bits, "group_size": group}
+        for scales in ("max", "mse"):
+            theirs = tuned | {"scales": scales}
+            cases += [(f"nearest int-sym {bits} bits", "modelopt", theirs)]
     if group:
         nf = {"name": "nf", "bits": 4, "group_size": group, "asymmetric": False}
         cases += [("nearest nf 4 bits", "rtn", {"format": nf})]
@@ -79,7 +84,7 @@ def measure(model: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     root = method.build(base, 0)
     began = time.process_time()
     for package in method.needs:
-        importlib.import_module(package.replace("-", "_"))
+        importlib.import_module(MODULES.get(package, package.replace("-", "_")))
     imported = time.process_time() - began
     values, spent, peak = dict[str, Any](), 0.0, 0
     with tempfile.TemporaryDirectory() as work:

@@ -24,6 +24,7 @@ from harness.models.rehearsal import rehearse
 from methods.auto_round_lib import AutoRound
 from methods.bnb_4bit import BitsAndBytes
 from methods.hqq_lib import HQQ
+from methods.modelopt_int import ModelOpt
 from methods.torchao_intx import TorchAO
 from methods.torchao_qat import TorchAOQAT
 from tests.support.architectures import build
@@ -147,6 +148,38 @@ def test_hqq_rounds_as_its_layer(llama: Model, bits: Any, dtype: torch.dtype) ->
     check_same(result, theirs, model)
 
 
+@pytest.mark.parametrize("scales", ["max", "mse"])
+@pytest.mark.parametrize(("bits", "group_size"), [(2, 32), (3, 0), (4, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_modelopt_rounds_as_in_a_whole_model(
+    llama: Model, bits: int, group_size: int, scales: Any, dtype: torch.dtype
+) -> None:
+    library = pytest.importorskip(
+        "modelopt.torch.quantization", reason="nvidia-modelopt is not installed"
+    )
+    model = make(llama, dtype)
+    method = ModelOpt(bits, group_size, scales)
+    result = method.apply(model, None, Path())
+    whole = library.quantize(
+        copy.deepcopy(model.network),
+        method.make_config(),
+        lambda network: network(torch.arange(9)[None]),
+    )
+    theirs = {}
+    for name in matrices(model.network):
+        layer = whole.get_submodule(name)
+        with torch.no_grad():
+            theirs[name] = layer.weight_quantizer(layer.weight)
+        amax = layer.weight_quantizer.amax
+        rows, inputs = layer.weight.shape
+        assert amax.numel() == rows * (inputs // group_size if group_size else 1)
+        expected = bits + 8 * amax.nbytes / layer.weight.numel()
+        assert result.quantized[name].bits_per_weight == expected
+        groups = theirs[name].reshape(-1, group_size or inputs)
+        assert max(len(group.unique()) for group in groups) <= 2**bits
+    check_same(result, theirs, model)
+
+
 @pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (4, True)])
 def test_auto_round_tunes_as_on_its_own(
     llama: Model, tokens: Tokens, bits: int, symmetric: bool, tmp_path: Path
@@ -185,6 +218,7 @@ def test_auto_round_tunes_as_on_its_own(
         (BitsAndBytes(), (64, 96), "groups of 64 do not divide its 96 inputs; .* do: 32$"),
         (BitsAndBytes(), (64, 80), "group sizes that do: none"),
         (HQQ(), (64, 96), "groups of 64 do not divide its 96 inputs"),
+        (ModelOpt(), (64, 96), "groups of 128 do not divide its 96 inputs"),
         (HQQ(bits=2), (3, 64), "3 groups; hqq packs 4 a byte; 8 bits fit"),
         (AutoRound(group_size=0), (100, 64), "100 x 64; only layers .* multiples of 32"),
     ],

@@ -45,6 +45,7 @@ MISTAKES = (
     Mistake(
         "a field that no key can hold", "method", BITS, f'{BITS}\n    file: Path = Path("data")'
     ),
+    Mistake("a field named as a function", "method", BITS, f'{BITS}\n    calibration: str = "max"'),
     Mistake("`seeded` with a type", "method", BITS, f"{BITS}\n    seeded: bool = True"),
     Mistake("`needs` is text", "method", BITS, f'{BITS}\n    needs = "hqq"'),
     Mistake("a default beyond its limits", "method", "le=8)] = 4", "le=8)] = 1"),
