@@ -35,7 +35,9 @@ def check_body(cls: type) -> None:
     for name in annotated:
         above = next((vars(each)[name] for each in cls.__mro__[1:] if name in vars(each)), None)
         if inspect.isfunction(above) or isinstance(above, classmethod | staticmethod):
-            _refuse(cls, f"field `{name}` hides a function of that name, which is called; rename it")
+            _refuse(
+                cls, f"field `{name}` hides a function of that name, which is called; rename it"
+            )
     if "name" in own and not (isinstance(own["name"], str) and _NAME.fullmatch(own["name"])):
         _refuse(cls, f"name = {own['name']!r}: should be letters, digits and hyphens, as in a grid")
     for name, thing in own.items():
