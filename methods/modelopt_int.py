@@ -1,4 +1,4 @@
-"""ModelOpt's weight-only integers: NVIDIA's quantiser, its scales by the largest weight or by error.
+"""ModelOpt's weight-only integers, of nvidia-modelopt: a scale by the largest weight or by error.
 
 An adapter: nvidia-modelopt (0.47 was run, on a CPU) finds a scale a block and rounds; what its own
 quantiser gives for the weights is stored. Levels are even steps about 0, one more below it, which
