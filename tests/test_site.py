@@ -95,6 +95,12 @@ def test_a_link_leads_where_its_target_is_on_the_site(
     assert generate[0].turn_links(text, PurePosixPath(source)) == expected
 
 
+def test_pipes_in_the_code_of_tables_are_shown(generate: tuple[ModuleType, ModuleType]) -> None:
+    text = "| `a \\| b` | c \\| d | `` e`\\|`f `` |\n`x \\| y`\n"
+    shown = "| `a | b` | c \\| d | `` e`|`f `` |\n`x \\| y`\n"
+    assert generate[0].show_pipes(text) == shown
+
+
 def test_every_page_has_a_place_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     listed = set(re.findall(r": ([\w/-]+\.md)$", str(yaml.safe_dump(yaml.safe_load(text))), re.M))

@@ -14,6 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+ALONE = {"index.md", "tutorial.md"}  # parts of one page: nothing to choose beside them
 RESULTS = sorted(path.parent.name for path in pages.ROOT.glob("results/*/report.md"))
 
 
@@ -52,8 +53,11 @@ def _make_file(path: PurePosixPath, config: MkDocsConfig) -> File:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     place = page.file.src_uri
+    if place in ALONE:
+        page.meta["hide"] = ["navigation"]
     if place.startswith("source/"):
         return markdown
     is_outside = page.file.generated_by and not place.startswith("reference/")
     source = PurePosixPath(place) if is_outside else pages.DOCS / place
-    return pages.turn_links(markdown, pages.HOME if place == "index.md" else source)
+    source = pages.HOME if place == "index.md" else source
+    return pages.show_pipes(pages.turn_links(markdown, source))

@@ -20,6 +20,8 @@ AS_THEY_ARE = {".png", ".csv", ".json"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".cff": "yaml"}
 
 _FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1 *$", re.MULTILINE | re.DOTALL)
+_ROW = re.compile(r"^\|.*$", re.MULTILINE)
+_CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)")
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(?=[#)])")
 
 
@@ -53,6 +55,15 @@ def turn_links(markdown: str, source: PurePosixPath) -> str:
         parts += [_LINK.sub(turn, markdown[end : block.start()]), block[0]]
         end = block.end()
     return "".join([*parts, _LINK.sub(turn, markdown[end:])])
+
+
+def show_pipes(markdown: str) -> str:
+    """A text whose tables have pipes in code as mkdocs reads them: GitHub wants them escaped."""
+
+    def show(line: re.Match[str]) -> str:
+        return _CODE.sub(lambda code: code[0].replace("\\|", "|"), line[0])
+
+    return _ROW.sub(show, markdown)
 
 
 def list_linked(sources: Iterable[PurePosixPath]) -> set[PurePosixPath]:

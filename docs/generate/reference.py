@@ -183,7 +183,8 @@ def _describe_fields(part: type) -> Lines:
     for each in dataclasses.fields(part):
         default = "required"
         if each.default is not dataclasses.MISSING:
-            default = f"`{describe_setting(each.default)}`"
+            held = each.default
+            default = f"`{held if isinstance(held, str) else describe_setting(held)}`"
         elif each.default_factory is not dataclasses.MISSING:
             default = f"`{describe_setting(each.default_factory())}`"
         rows.append((f"`{each.name}`", default, meanings.get(each.name, "")))
@@ -244,6 +245,13 @@ def _make_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Lines
     yield f"| {' | '.join(head)} |"
     yield f"|{' :-- |' * len(head)}"
     for row in rows:
-        cells = (" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in row)
+        cells = (" ".join(_escape(cell).split()).replace("|", "\\|") for cell in row)
         yield f"| {' | '.join(cells)} |"
     yield ""
+
+
+def _escape(text: str) -> str:
+    """Text in which nothing but code may have an angle bracket, which would be taken for HTML."""
+    parts = text.split("`")
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
