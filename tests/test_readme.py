@@ -75,12 +75,12 @@ def _read_set(text: str) -> str:
 
 
 @cache
-def _list_values(name: str) -> list[tuple[str, dict[str, object], float, str, str, float]]:
-    """Of each primary row: label, varied settings, bits, task, metric, value."""
+def _list_values(name: str) -> list[tuple[str, dict[str, object], float, str, str, float, str]]:
+    """Of each primary row: label, varied settings, bits, task, metric, value, key of its model."""
     rows = load_rows(ROOT / "results" / name)
     rows = rows[rows.primary]
-    columns = (rows.label, rows.settings, rows.bits, rows.task, rows.metric, rows.value)
-    return list(zip(*columns, strict=True))
+    columns = ["label", "settings", "bits", "task", "metric", "value", "model_key"]
+    return list(rows[columns].itertuples(index=False, name=None))
 
 
 def test_it_is_short_and_says_how_to_begin() -> None:
@@ -148,17 +148,16 @@ def test_the_tables_numbers_follow_from_the_rows() -> None:
     for row in _read_table(README):
         bits = int(row.get("Bits", 16 if row["Method"] == "BF16" else 2))
         for head, metric in ((head, COLUMNS[head]) for head in row if head in COLUMNS):
-            found = {
-                (str(settings), number): value
-                for number, (label, settings, width, _, kind, value) in enumerate(values)
+            models = {
+                model: value
+                for label, _, width, _, kind, value, model in values
                 if (label, width, kind) == (row["Method"], bits, metric)
             }
-            seeds = sorted(set(found.values())) if row["n"] == "1" else list(found.values())
-            assert len(seeds) == int(row["n"]), row
             mean, _, spread = row[head].replace("*", "").partition(" ± ")
             digits = len(mean.partition(".")[2])
-            assert f"{statistics.mean(seeds):.{digits}f}" == mean, (row["Method"], head)
-            assert not spread or f"{statistics.stdev(seeds):.{digits}f}" == spread
+            assert f"{statistics.mean(models.values()):.{digits}f}" == mean, (row["Method"], head)
+            assert len(models) == (3 if spread else 1)
+            assert not spread or f"{statistics.stdev(models.values()):.{digits}f}" == spread
 
 
 def _list_answers() -> dict[str, str]:
@@ -173,7 +172,7 @@ def test_the_numbers_of_an_answer_are_those_of_the_rows(name: str) -> None:
     for axis, setting, task in ANSWERS[name]:
         found = [
             value
-            for label, settings, bits, where, _, value in _list_values(name)
+            for label, settings, bits, where, _, value, _ in _list_values(name)
             if bits == 2
             and where == task
             # All but the axis of a label are BitDistiller's: the others are there to compare.
