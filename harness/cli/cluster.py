@@ -6,6 +6,7 @@ Not here: how jobs are cut and submitted (`harness.cluster`), how far they are (
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
 import time
@@ -21,28 +22,32 @@ from harness.cli.verb import (
     add_grid_argument,
     count_cells,
     describe_trials,
+    find_cell,
     find_plan,
     load_grid,
     open_store,
+    parse_count,
+    select_cells,
 )
 from harness.cluster import launches
 from harness.cluster import status as watch
-from harness.cluster.launches import Launch
-from harness.core.errors import ClusterError, GridError, nearest
+from harness.cluster.choice import choose_stages, find_hopeless, leave_out, meet_memory
+from harness.core.errors import BitgridError, ClusterError
 from harness.core.store import Store
 from harness.run import plan as plans
-from harness.run import remembering, states
-from harness.run.plan import CellInfo, Plan
+from harness.run import remembering
+from harness.run.plan import Plan
 
 if TYPE_CHECKING:
     from harness.cluster.profile import Profile
     from harness.cluster.submit import Prepared
 
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
-
 
 def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    add_computing_arguments(parser)
+    add_computing_arguments(parser, retry=("failed", "lost"))
+    parser.add_argument(
+        "--waves", type=parse_count, metavar="N", help="only the first waves; the rest later"
+    )
     parser.add_argument(
         "--cluster",
         type=Path,
@@ -59,7 +64,7 @@ def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _launch(arguments: argparse.Namespace) -> int:
     """Submit what a grid still needs, or with --dry show what would be submitted."""
-    if arguments.halve_micro_batch and not arguments.retry:
+    if arguments.halve_micro_batch and arguments.retry != "failed":
         raise ClusterError("--halve-micro-batch is for what failed: give --retry failed too")
     store = open_store(arguments)
     store.check()
@@ -72,18 +77,28 @@ def _launch(arguments: argparse.Namespace) -> int:
     plan = plans.build(grid)
     profile = profiles.load(arguments.cluster, kinds())
     plan = remembering.remember(plan, store, required=True)
+    cells = arguments.only and {cell.id for cell in select_cells(plan, arguments.only)}
     with launches.alone(store):
         view = watch.look(plan, store)
         for line in view.trouble:
             print_line(f"bitgrid: {line}", file=sys.stderr)
-        keys, left_out = choose_stages(view, store, arguments.retry == "failed")
+        keys, left_out = choose_stages(view, store, arguments.retry, cells)
         halvings, large = meet_memory(plan, store, view, keys, arguments.halve_micro_batch)
         given_up = {stage.key for stage in view.of("failed", "blocked")}
-        prepared = submit.prepare(plan, store, profile, keys, large, given_up)
+        most = arguments.waves
+        prepared = submit.prepare(plan, store, profile, keys, large, given_up, most)
+        hopeless = {} if arguments.retry == "lost" else find_hopeless(view, store, prepared.jobs)
+        if hopeless:
+            keys = leave_out(plan, keys, hopeless)
+            prepared = submit.prepare(plan, store, profile, keys, large, given_up, most)
         summary = _summarise(plan, store, prepared, profile)
-        if left_out and not arguments.retry:
+        if left_out and arguments.retry != "failed":
             why = "stages failed before, or need one that did: --retry failed runs them again"
             summary.append(("left out", f"{left_out} {why}"))
+        summary += [
+            ("left out", f"{why}: --retry lost submits it all the same")
+            for why in dict.fromkeys(hopeless.values())
+        ]
         print_line(f"{plan.name}: {plan.question}")
         print_table(summary, words=2, indent=2)
         if arguments.dry:
@@ -112,7 +127,13 @@ LAUNCH = Verb(
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    count = launches.cancel(_find_launches(open_store(arguments), arguments.grid))
+    store = open_store(arguments)
+    keys: list[str] = []
+    with contextlib.suppress(BitgridError):  # a grid that cannot be read has its path
+        keys = find_plan(arguments, store).stored()
+    found, broken = launches.of_grid(store, arguments.grid, keys)
+    _show_broken(broken)
+    count = launches.cancel(found)
     print(f"cancelled {count} jobs; what is finished is kept")
     return 0
 
@@ -137,9 +158,11 @@ def _logs(arguments: argparse.Namespace) -> int:
     plan = find_plan(arguments, store)
     cell = find_cell(plan, arguments.cell)
     keys = {key for root in cell.roots for key in plan.upstream(root)}
+    found, broken = launches.of_keys(store, keys)
+    _show_broken(broken)
     paths = [
         path
-        for launch in _find_launches(store, arguments.grid)
+        for launch in found
         for job in launch.jobs
         if keys & set(job.keys) and (path := launch.log(job))
     ]
@@ -174,55 +197,10 @@ LOGS = Verb(
 )
 
 
-def _find_launches(store: Store, path: Path) -> list[Launch]:
-    """All launches of a grid file; says which launches cannot be read."""
-    found, broken = launches.of_grid(store, path)
+def _show_broken(broken: Iterable[str]) -> None:
+    """Say which launches cannot be read."""
     for line in broken:
         print_line(f"bitgrid: {line}", file=sys.stderr)
-    return found
-
-
-def choose_stages(view: watch.View, store: Store, retry: bool) -> tuple[list[str], int]:
-    """Kept stages to submit, and how many are left out since they or an input failed."""
-    plan = view.plan
-    failed = {
-        key
-        for key, node in plan.nodes.items()
-        if not store.has(key) and states.standing_failure(node, key, store)
-    }
-    lost = {stage.key for stage in view.of("lost")}
-    missing = [key for key in states.needed(plan, store) if plan.nodes[key].stored]
-    failed_for_good = {key for key in failed if plan.nodes[key].stored}  # others are tried again
-    left_out = [key for key in missing if failed_for_good & set(plan.upstream(key))]
-    if not retry:
-        return [key for key in missing if key not in set(left_out)], len(left_out)
-    roots = [key for key in missing if (failed | lost) & set(plan.upstream(key))]
-    again = set(states.needed(plan, store, roots))
-    return [key for key in missing if key in again], 0
-
-
-def meet_memory(
-    plan: Plan, store: Store, view: watch.View, keys: Iterable[str], halve: bool
-) -> tuple[dict[str, int], list[str]]:
-    """What is done about stages that ran out of memory: halvings of their micro-batch, by stage, or
-    the stages that get the profile's larger request."""
-    earlier: Counter[str] = Counter()
-    larger: set[str] = set()
-    for launch in launches.of_grid(store, Path(plan.path))[0]:
-        larger |= set(launch.large)
-        for key, times in launch.halvings.items():
-            earlier[key] = max(earlier[key], times)
-    ends = {stage.key: stage.words for stage in view.of("lost")}
-    halvings, large = {}, []
-    for key in keys:
-        record = states.standing_failure(plan.nodes[key], key, store) or {}
-        device_full = record.get("exception") in OUT_OF_MEMORY
-        if earlier[key] or (device_full and halve):
-            halvings[key] = earlier[key] + (device_full and halve)
-        host_full = "out of memory" in ends.get(key, "")
-        if key in larger or (device_full and not halve) or host_full:
-            large.append(key)
-    return halvings, large
 
 
 def _summarise(
@@ -273,17 +251,3 @@ def _expected(plan: Plan, store: Store, prepared: Prepared) -> str:
                 return ""
             total += job.gpus * sum(seen) / len(seen) / 3600
     return f"; {total:.1f} by what such stages took so far"
-
-
-def find_cell(plan: Plan, named: str) -> CellInfo:
-    """The cell with that id, or the only one whose id has those words in it."""
-    exact = [cell for cell in plan.cells if cell.id == named]
-    parts = named.lower().split()
-    partial = [cell for cell in plan.cells if all(word in cell.id.lower() for word in parts)]
-    matches = exact or partial
-    if len(matches) == 1:
-        return matches[0]
-    ids = [cell.id for cell in (matches or plan.cells)]
-    if matches:
-        raise GridError(f"cell {named!r} fits {len(matches)} cells: {'; '.join(ids[:5])}")
-    raise GridError(f"{plan.name} has no cell {named!r}; {nearest(named, ids)}")

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from harness.cli.verb import (
     add_grid_argument,
     load_grid,
     open_store,
+    select_cells,
 )
 from harness.cluster import status as watch
 from harness.core.errors import ReportError
@@ -61,6 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             workers=arguments.workers,
             gpus=arguments.gpus,
+            only=arguments.only or (),
         )
     else:
         print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
@@ -92,17 +95,21 @@ def compute(
     out: Path | None = None,
     workers: str | None = None,
     gpus: str | None = None,
+    only: Sequence[str] = (),
 ) -> tuple[Plan, int]:
     """Run what is missing of a grid; the plan, and how many stages failed or lack an input.
 
     Where trials choose settings, first the trials, then what was chosen by them. `retry`: failed
-    stages too; `workers`, `gpus`: several processes (`harness.cluster.workers`).
+    stages too; `workers`, `gpus`: several processes (`harness.cluster.workers`); `only`: cells, by
+    words of their ids (all).
     """
     retry_before = time.time() if retry else 0.0
     computed, bad = set[str](), dict[str, None]()
     while True:
         plan = _plan_anew(store, grid, allow_code_execution, out)
-        outcome = _compute_planned(plan, store, retry_before, workers, gpus)
+        roots = [key for cell in select_cells(plan, only) for key in cell.roots] if only else None
+        missing = states.needed(plan, store, roots)
+        outcome = _compute_planned(plan, store, missing, retry_before, workers, gpus)
         computed |= set(outcome.computed)
         bad |= dict.fromkeys((*outcome.failed, *outcome.blocked))
         if not are_due(plan, store):
@@ -129,23 +136,28 @@ def _plan_anew(store: Store, path: Path, allow_code_execution: bool, out: Path |
 
 
 def _compute_planned(
-    plan: Plan, store: Store, retry_before: float, workers: str | None, gpus: str | None
+    plan: Plan,
+    store: Store,
+    keys: Sequence[str],
+    retry_before: float,
+    workers: str | None,
+    gpus: str | None,
 ) -> Outcome:
-    """Run what is missing of a plan, in this process or in several."""
+    """Run what is missing of a plan, `keys`, in this process or in several."""
     from harness import models
     from harness.cluster import workers as pools
     from harness.run.progress import Bar
-    from harness.run.runner import Outcome, run
+    from harness.run.runner import Outcome, Share, run
 
     several = workers is not None or gpus is not None
     devices = pools.find_devices(workers, gpus) if several else [str(models.device())]
-    missing = [key for key in states.needed(plan, store) if plan.nodes[key].stored]
+    missing = [key for key in keys if plan.nodes[key].stored]
     if not missing:
         return Outcome()
     with Bar(plan, missing, store) as bar:
         if several:
             return pools.run(plan, store, missing, bar, devices, retry_before)
-        return run(plan, store, bar.add_lane(), retry_before)
+        return run(plan, store, bar.add_lane(), retry_before, Share(tuple(missing)))
 
 
 RUN = Verb(

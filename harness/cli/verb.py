@@ -9,16 +9,16 @@ import argparse
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.core.errors import StoreError
+from harness.core.errors import GridError, StoreError, nearest
 from harness.core.store import Store
 from harness.run import plan as plans
 from harness.run import remembering
-from harness.run.plan import Plan
+from harness.run.plan import CellInfo, Plan
 
 if TYPE_CHECKING:
     from harness.grid.expand import Grid
@@ -48,15 +48,59 @@ def add_grid_argument(
     parser.add_argument("grid", type=locate, metavar="GRID", help=f"a grid file (YAML){more}")
 
 
-def add_computing_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `run` and `launch` have in common."""
+def add_computing_arguments(
+    parser: argparse.ArgumentParser, retry: Sequence[str] = ("failed",)
+) -> None:
+    """What `run` and `launch` have in common; `retry`: which ends may be asked to be run again."""
     add_grid_argument(parser)
-    parser.add_argument("--retry", choices=["failed"], help="run failed stages again")
+    parser.add_argument("--retry", choices=retry, help=f"run {' or '.join(retry)} stages again")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="CELLS",
+        help="cells with these words in their names, as 'bits=2'; again for others",
+    )
     parser.add_argument(
         "--allow-code-execution",
         action="store_true",
         help="let tasks run code that models write (in a sandbox)",
     )
+
+
+def parse_count(text: str) -> int:
+    """A number of at least 1. Raises ValueError."""
+    count = int(text)
+    if count < 1:
+        raise ValueError(text)
+    return count
+
+
+def select_cells(plan: Plan, named: Iterable[str]) -> list[CellInfo]:
+    """The cells that have all words of any of these in their ids. Raises GridError for none."""
+    selected: dict[str, CellInfo] = {}
+    for words in named:
+        cells = [cell for cell in plan.cells if cell.id == words] or _match_words(plan, words)
+        if not cells:
+            ids = [cell.id for cell in plan.cells]
+            raise GridError(f"{plan.name} has no cell {words!r}; {nearest(words, ids)}")
+        selected |= {cell.id: cell for cell in cells}
+    return list(selected.values())
+
+
+def find_cell(plan: Plan, named: str) -> CellInfo:
+    """The only cell with that id, or words of it, or parts of words. Raises GridError."""
+    cells = select_cells(plan, [named])
+    if len(cells) > 1:
+        ids = "; ".join(cell.id for cell in cells[:5])
+        raise GridError(f"cell {named!r} fits {len(cells)} cells: {ids}")
+    return cells[0]
+
+
+def _match_words(plan: Plan, words: str) -> list[CellInfo]:
+    """Cells with all of these words in their ids: whole ones, or else parts of words."""
+    parts = words.lower().split()
+    whole = [cell for cell in plan.cells if set(parts) <= set(cell.id.lower().split())]
+    return whole or [cell for cell in plan.cells if all(part in cell.id.lower() for part in parts)]
 
 
 @contextlib.contextmanager

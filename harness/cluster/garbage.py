@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from harness.cluster import launches
+from harness.cluster import launches, scheduler
 from harness.cluster.launches import Launch
 from harness.core.errors import ClusterError, StoreError, nearest
 from harness.core.store import Store
@@ -273,7 +273,7 @@ def _list_live_launches(
         return {}
     queued = None
     try:
-        queued = launches.ids_in(launches.queue(everybody=True))
+        queued = launches.ids_in(scheduler.queue(everybody=True))
     except ClusterError as error:
         trouble.append(f"the queue is not known ({error}): all launches count as queued")
     return {

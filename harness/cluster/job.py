@@ -8,15 +8,17 @@ mistake twice, finds what is done and goes on with the rest. Not here: submissio
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.cluster import launches
+from harness.cluster import ends, launches
 from harness.cluster.launches import Placed
 from harness.core.errors import BitgridError, show_text
 from harness.core.secrets import hide_secrets
@@ -28,6 +30,7 @@ from harness.run.runner import Share, run
 NO_VALUE = ("progress.json", "metrics.jsonl", "processes.log")  # what a restart cannot go on from
 
 _ended: list[int] = []  # the SIGTERMs that came
+Kept = Counter[tuple[str, int, int]]  # files by name, size and time of change
 
 
 @dataclass
@@ -37,33 +40,55 @@ class Attempt:
     plan: Plan
     store: Store
     job: Placed
-    began: float  # seconds since the epoch
+    kept: Kept  # what there was to go on from when it began
+    began: float = field(default_factory=time.monotonic)
     running: str = ""  # the stage under way
+    done: tuple[int, int] = (0, 0)  # its steps, and all of them
+
+    def list_kept(self) -> Kept:
+        """What the job's stages could go on from; an owner's folder has another name each time."""
+        return _list_kept(self.store, self.job.keys)
 
 
 _attempt: Attempt | None = None
 
 
-def stuck() -> bool:
+def _list_kept(store: Store, keys: Collection[str]) -> Kept:
+    kept: Kept = Counter()
+    for key in keys:
+        for path in (store.path(key) / "manifest.json", *(store.root / "work" / key).rglob("*")):
+            with contextlib.suppress(OSError):
+                if path.name not in NO_VALUE and path.is_file():
+                    seen = path.stat()
+                    kept[path.name, seen.st_size, seen.st_mtime_ns] += 1
+    return kept
+
+
+def is_stuck() -> bool:
     """Whether this job, at its time limit, would come no further by being run again.
 
-    That is where it finished no stage and wrote no checkpoint: then the stage under way fails, with
-    a record that says so. At a preemption nothing is stuck.
+    That is where it finished no stage and wrote no checkpoint. At a preemption nothing is stuck.
     """
     at = _attempt
-    if at is None or not at.running or time.time() - at.began < 0.5 * 3600 * at.job.hours:
+    if at is None or not at.running:
         return False
-    for key in at.job.keys:
-        files = [at.store.path(key) / "manifest.json", *(at.store.root / "work" / key).rglob("*")]
-        for path in files:
-            if path.name not in NO_VALUE and path.is_file() and path.stat().st_mtime >= at.began:
-                return False
-    node = at.plan.nodes[at.running]
-    message = f"its time limit ({at.job.hours:g} h) came before its end or a checkpoint"
-    hint = f"give {node.kind} more hours in the cluster's profile"
-    record = {"exception": "TimeLimit", "message": message, "hint": hint, "traceback": ""}
-    at.store.fail(at.running, {**record, "code": node.code, "when": time.time()})
-    return True
+    is_limit = time.monotonic() - at.began >= 0.5 * 3600 * at.job.hours
+    return is_limit and not at.list_kept() - at.kept
+
+
+def say_limit() -> None:
+    """Why a job ends at its time limit and is not queued again, for `bitgrid status`."""
+    at = _attempt
+    if at is None:
+        return
+    node = at.plan.nodes.get(at.running)
+    kind = node.kind if node else "the stage"
+    step = f" at step {at.done[0]}/{at.done[1]}" if at.done[1] else ""
+    asked = f"time limit of {at.job.hours:.3g} h, met by {kind}{step}"
+    if is_stuck():
+        _say(f"ended: {asked}, {ends.NOTHING_KEPT}: give {kind} more hours in the profile")
+    else:
+        _say(f"ended: {asked}, as often as `requeues` allows; launch goes on from what is kept")
 
 
 def work(folder: Path, index: int) -> dict[str, int]:
@@ -79,7 +104,7 @@ def work(folder: Path, index: int) -> dict[str, int]:
     attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
     _say(f"job {index} of {launch.id}, attempt {attempt}: {len(job.keys)} stages")
     global _attempt
-    _attempt = Attempt(plan, store, job, began)
+    _attempt = Attempt(plan, store, job, _list_kept(store, job.keys))
     outcome = run(plan, store, Log(_attempt), launch.created, share)
     if not (outcome.failed or outcome.blocked):
         return {"computed": len(outcome.computed)}
@@ -106,11 +131,12 @@ class Log:
     shown: float = 0.0
 
     def begin(self, key: str) -> None:
-        self.attempt.running = key
+        self.attempt.running, self.attempt.done = key, (0, 0)
         self.began = self.shown = time.monotonic()
         _say(f"begin {self._name(key)}")
 
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.attempt.done = (done, total)
         if time.monotonic() - self.shown > 30:
             self.shown = time.monotonic()
             numbers = "".join(f" {name} {number:.4g}" for name, number in metrics.items())

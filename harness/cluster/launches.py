@@ -15,16 +15,17 @@ Not here: cutting a plan into jobs (`waves`), submission (`launch`), what a job 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
+import pwd
 import re
-import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from harness.cluster import scheduler
+from harness.cluster.scheduler import Queue, Queued
 from harness.core.errors import ClusterError, StoreError
 from harness.core.files import write_json
 from harness.core.store import Store
@@ -43,6 +44,7 @@ class Placed:
     task: int
     wave: int
     hours: float = 1.0  # its time limit
+    memory_gib: float = 0.0  # of the host, as asked for; 0 in launches of before it was noted
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,30 @@ class Launch:
 
     def name(self, array: int) -> str:
         return f"{self.grid}:{self.id}:{array}"
+
+    @property
+    def names(self) -> set[str]:
+        """The names of its jobs in the queue."""
+        return {self.name(job.array) for job in self.jobs}
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this user launched it."""
+        return self._find_owner() == os.geteuid()
+
+    @property
+    def owner(self) -> str:
+        """Who launched it."""
+        try:
+            return pwd.getpwuid(self._find_owner()).pw_name
+        except KeyError:
+            return f"user {self._find_owner()}"
+
+    def _find_owner(self) -> int:
+        try:
+            return self.folder.stat().st_uid
+        except OSError:  # gone meanwhile
+            return os.geteuid()
 
     def write(self) -> None:
         """Raises StoreError."""
@@ -123,10 +149,30 @@ def read(folder: Path) -> Launch:
     return launch
 
 
-def of_grid(store: Store, path: Path) -> tuple[list[Launch], list[str]]:
-    """All launches of a grid file, oldest first; and a line for each launch that is unreadable."""
+def of_grid(store: Store, path: Path, keys: Collection[str]) -> tuple[list[Launch], list[str]]:
+    """This user's launches of a grid file, and of the same stages where it had another name; oldest
+    first. And a line for each launch that is unreadable."""
     launches, broken = every(store)
-    return [launch for launch in launches if launch.path == str(path.resolve())], broken
+    known = set(keys)
+    return [
+        launch
+        for launch in launches
+        if launch.is_ours
+        and (
+            launch.path == str(path.resolve())
+            or all(known.issuperset(job.keys) for job in launch.jobs)
+        )
+    ], broken
+
+
+def of_keys(store: Store, keys: Collection[str]) -> tuple[list[Launch], list[str]]:
+    """All launches of any of these stages, oldest first, whoever launched them and from whatever
+    file; and a line for each launch that is unreadable."""
+    launches, broken = every(store)
+    wanted = set(keys)
+    return [
+        launch for launch in launches if any(not wanted.isdisjoint(job.keys) for job in launch.jobs)
+    ], broken
 
 
 def every(store: Store) -> tuple[list[Launch], list[str]]:
@@ -150,39 +196,6 @@ def folders(store: Store) -> list[Path]:
         raise StoreError(f"{store.root / 'launches'} cannot be read: {error.strerror}") from None
     paths = [store.root / "launches" / name for name in names if not name.startswith(".")]
     return [path for path in paths if not os.path.isfile(path)]  # which is somebody's note
-
-
-@dataclass(frozen=True)
-class Queued:
-    """A job that SLURM has not ended: its id (of the array), index, state and reason."""
-
-    job: str
-    task: int
-    state: str
-    reason: str
-    since: float = 0.0  # its launch's `created`: failures before it are run again
-
-    @property
-    def running(self) -> bool:
-        return self.state in ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING")
-
-
-Queue = dict[tuple[str, int], Queued]  # by the job's name and index
-
-
-def queue(everybody: bool = False) -> Queue:
-    """Jobs that have not ended, this user's or as many as SLURM shows, from one `squeue`.
-
-    Raises ClusterError.
-    """
-    whose = () if everybody else (f"--user={getpass.getuser()}",)
-    lines = slurm("squeue", *whose, "-h", "-r", "-o", "%F|%K|%T|%r|%j").splitlines()
-    jobs: Queue = {}
-    for line in lines:
-        job, task, state, reason, name = line.split("|", 4)
-        number = int(task) if task.isdigit() else 0
-        jobs[name, number] = Queued(job, number, state, reason)
-    return jobs
 
 
 def live(store: Store, jobs: Queue, strict: bool = True) -> dict[str, Queued]:
@@ -209,10 +222,10 @@ def live(store: Store, jobs: Queue, strict: bool = True) -> dict[str, Queued]:
 
 def cancel(launches: Collection[Launch]) -> int:
     """Take the jobs of these launches out of the queue; how many there were."""
-    names = {launch.name(array) for launch in launches for array in {j.array for j in launch.jobs}}
-    entries = [entry for (name, _), entry in queue().items() if name in names]
-    if ids := sorted({entry.job for entry in entries}):
-        slurm("scancel", *ids)
+    names = {name for launch in launches for name in launch.names}
+    found = scheduler.queue(names=names)
+    entries = [entry for (name, _), entry in found.items() if name in names]
+    scheduler.cancel({entry.job for entry in entries})
     return len(entries)
 
 
@@ -236,44 +249,6 @@ def ids_in(jobs: Iterable[tuple[str, int]]) -> set[str]:
     """Ids of the launches that have jobs in the queue; jobs of other origin have other names."""
     named = (re.search(r":([\w-]+):[^:]*$", name) for name, _ in jobs)
     return {found[1] for found in named if found}
-
-
-def slurm(*command: str) -> str:
-    """Standard output of one of SLURM's commands. Raises ClusterError with its complaint."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    except FileNotFoundError:
-        raise ClusterError(f"{command[0]} is not installed here: launch where SLURM is") from None
-    except subprocess.TimeoutExpired:
-        raise ClusterError(f"{command[0]} does not answer") from None
-    if done.returncode:
-        complaint = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
-        raise ClusterError(f"{command[0]}: {complaint}")
-    return done.stdout
-
-
-def end_of(log: Path | None) -> str:
-    """In a few words, why a job ended that left no value and no record: of its last attempt."""
-    if log is None:
-        return "cancelled before it started"
-    log_text = re.split(_BEGIN, log.read_text(errors="replace"))[-1]
-    for pattern, reason in _ENDS:
-        if re.search(pattern, log_text):
-            return reason
-    last = next((line for line in reversed(log_text.splitlines()) if line.strip()), "")
-    return f"ended without a record; last line: {last.strip()[:100]}"
-
-
-_BEGIN = r"Starting with \w*JobEnvironment"  # submitit's, at each attempt
-_ENDS = (  # the telling ones first: SLURM may log several for one end
-    (r"DUE TO TIME LIMIT", "time limit"),
-    (r"DUE TO PREEMPTION", "preempted"),
-    (r"DUE TO NODE FAILURE|NODE_FAIL", "node failure"),
-    (r"oom[-_ ]kill|Out Of Memory", "out of memory (of the host)"),
-    (r"timed-out too many times", "time limit, as often as the profile's requeues allow"),
-    (r"DUE TO JOB REQUEUE", "requeued"),
-    (r"CANCELLED AT", "cancelled"),
-)
 
 
 def _task_of(name: str) -> int:

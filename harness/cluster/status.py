@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from harness.cluster import launches
-from harness.cluster.launches import Launch, Placed, Queued
+from harness.cluster import launches, scheduler
+from harness.cluster.ends import End, explain_end
+from harness.cluster.launches import Launch, Placed
+from harness.cluster.scheduler import Queued
 from harness.core.errors import ClusterError
 from harness.core.store import Store
 from harness.run import states
@@ -33,6 +35,7 @@ class StageStatus:
     state: str
     words: str
     wave: int | None
+    lacks: str = ""  # of one that was lost: see `ends.End`
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class View:
 
 
 def look(plan: Plan, store: Store) -> View:
-    """The state of every kept stage of a plan."""
-    past_launches, broken = launches.of_grid(store, Path(plan.path))
+    """The state of every kept stage of a plan, whoever launched it."""
+    stored = plan.stored()
+    past_launches, broken = launches.of_keys(store, stored)
     placed: dict[str, tuple[Launch, Placed]] = {}
     for launch in past_launches:
         for job in launch.jobs:
@@ -65,11 +69,11 @@ def look(plan: Plan, store: Store) -> View:
         if state == "failed"
     }
     bad: set[str] = set()  # kept stages that no job will compute
-    stages = []
-    for key in plan.stored():
+    stages: dict[str, StageStatus] = {}
+    for key in stored:
         state, words, entry = known[key], "", live.get(key)
         if state == "running":
-            words = _progress(store, key)
+            words = _progress(store, key) + (f"; its job ends in {entry.left}" if entry else "")
         elif state not in ("done", "stale"):
             # A job runs again what failed before its launch, and not what it has failed itself.
             since = entry.since if entry else 0.0
@@ -79,31 +83,71 @@ def look(plan: Plan, store: Store) -> View:
             elif any(up in bad or failed.get(up, -1.0) >= since for up in above):
                 state = "blocked"
             elif entry:
-                state, words = "queued", "its job is running" if entry.running else entry.reason
+                state, words = "queued", entry.describe()
             elif key not in placed or placed[key][0].cluster != "slurm":
                 state = "to do"
-            elif trouble is None:
-                state, words = "lost", _end(*placed[key])
             else:
-                state = "queued"
+                state = "queued" if trouble else "lost"
             if state in ("failed", "blocked", "lost"):
                 bad.add(key)
         wave = placed[key][1].wave if key in placed else None
-        stages.append(StageStatus(key, state, words, wave))
+        stages[key] = StageStatus(key, state, words, wave)
+    lost = {key: placed[key] for key, stage in stages.items() if stage.state == "lost"}
+    stages |= _explain_lost(plan, store, stages, lost)
     told = [f"the queue is not known: {trouble}"] if trouble else []
-    return View(plan, tuple(stages), (*told, *broken))
+    return View(plan, tuple(stages.values()), (*told, *broken))
 
 
 def _read_queue(
     store: Store, past_launches: Iterable[Launch]
 ) -> tuple[dict[str, Queued], str | None]:
     """Stages that jobs in the queue will compute, by key; and why the queue is not known."""
-    if not any(launch.cluster == "slurm" for launch in past_launches):
-        return {}, None
+    names = {name for launch in past_launches if launch.cluster == "slurm" for name in launch.names}
     try:
-        return launches.live(store, launches.queue(), strict=False), None
+        return launches.live(store, scheduler.queue(names=names), strict=False), None
     except ClusterError as error:
         return {}, str(error)
+
+
+def _explain_lost(
+    plan: Plan,
+    store: Store,
+    stages: Mapping[str, StageStatus],
+    lost: Mapping[str, tuple[Launch, Placed]],
+) -> dict[str, StageStatus]:
+    """The same of stages whose job is gone, with the reason; of others, whose job may be hidden."""
+    ids = {launch.submitted.get(job.array) for launch, job in lost.values()}
+    accounts = scheduler.read_accounts({id for id in ids if id is not None})
+    explained = {}
+    for key, (launch, job) in lost.items():
+        log = launch.log(job)
+        account = accounts.get((launch.submitted.get(job.array, ""), job.task))
+        try:
+            end = explain_end(log, account, job.memory_gib, job.hours)
+        except OSError as error:
+            end = End(f"its log {log} cannot be read: {error.strerror}")
+        words = end.words
+        if log is None and job.array not in launch.submitted:
+            words = "it was never submitted: the launch was cut off"
+        elif account is None and not launch.is_ours and scheduler.hides_jobs():
+            words = f"launched by {launch.owner}, whose jobs SLURM does not show here"
+            explained[key] = replace(stages[key], state="queued", words=words)
+            continue
+        words += _tell_more(plan.nodes[key].kind, end, store.progress(key))
+        explained[key] = replace(stages[key], state="lost", words=words, lacks=end.lacks)
+    return explained
+
+
+def _tell_more(kind: str, end: End, progress: Mapping[str, Any] | None) -> str:
+    """How far a stage was, and what to set."""
+    told = ""
+    if progress is not None and "met by" not in end.words:
+        told = f", at step {progress['done']}/{progress['total']}"
+    if end.words.startswith("time limit of") and "met by" not in end.words:
+        return f"{told}; launch goes on from its last checkpoint, or give {kind} more hours"
+    if end.lacks == "memory_gib":
+        return f"{told}; launch asks for `large`, or give {kind} more memory_gib"
+    return told
 
 
 def count_states(view: View) -> tuple[list[str], list[list[str]]]:
@@ -123,7 +167,8 @@ def count_states(view: View) -> tuple[list[str], list[list[str]]]:
 
 
 def details(view: View, store: Store) -> list[str]:
-    """A line for each stage that runs, was lost or failed, and for each reason of staleness."""
+    """A line for each stage that runs, was lost or failed, and for each reason of waiting and of
+    staleness."""
     plan, lines = view.plan, []
     owners = store.owners() if view.count("running") else {}
     for stage in view.stages:
@@ -133,6 +178,8 @@ def details(view: View, store: Store) -> list[str]:
             lines.append(f"running: {named} on {owner}{stage.words and ': ' + stage.words}")
         elif stage.state == "lost":
             lines.append(f"lost: {named}: {stage.words}")
+    waiting = Counter(stage.words for stage in view.of("queued") if stage.words)
+    lines += [f"queued: {number} stages: {words}" for words, number in waiting.items()]
     if view.count("stale"):
         lines += [f"stale: {reason}" for reason in states.list_stale(plan, store)]
     whole = {stage.key for stage in view.of("done", "stale")}
@@ -152,14 +199,6 @@ def failures(plan: Plan, store: Store) -> list[str]:
             hint = f" ({record['hint']})" if record.get("hint") else ""
             lines.append(f"failed: {node.kind} {node.title}: {record['message']}{hint}")
     return lines
-
-
-def _end(launch: Launch, job: Placed) -> str:
-    """Why a job is gone that left no value and no record."""
-    log = launch.log(job)
-    if log is None and job.array not in launch.submitted:
-        return "it was never submitted: the launch was cut off"
-    return launches.end_of(log)
 
 
 def _progress(store: Store, key: str) -> str:

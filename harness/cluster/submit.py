@@ -29,7 +29,7 @@ from typing import Any
 import submitit
 from submitit.helpers import DelayedSubmission
 
-from harness.cluster import compat, job, launches, waves
+from harness.cluster import compat, job, launches, scheduler, waves
 from harness.cluster.launches import Launch, Placed
 from harness.cluster.profile import Profile, Request
 from harness.cluster.script import write_lines
@@ -49,11 +49,12 @@ class Work:
     """
 
     def __call__(self, folder: str, index: int) -> dict[str, int]:
+        compat.end_without_error(job.say_limit)
         check_snapshot(Path(launches.read(Path(folder)).code))
         return job.work(Path(folder), index)
 
     def checkpoint(self, folder: str, index: int) -> DelayedSubmission | None:
-        return None if job.stuck() else DelayedSubmission(self, folder, index)
+        return None if job.is_stuck() else DelayedSubmission(self, folder, index)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Prepared:
 
     jobs: list[waves.Job]
     arrays: list[waves.Array]
-    queued: Mapping[str, launches.Queued]  # stages that other jobs in the queue will compute
+    queued: Mapping[str, scheduler.Queued]  # stages that other jobs in the queue will compute
 
     @property
     def waves(self) -> int:
@@ -76,22 +77,34 @@ def prepare(
     keys: Collection[str],
     large: Collection[str] = (),
     given_up: Collection[str] = (),
+    waves_at_most: int | None = None,
 ) -> Prepared:
     """Jobs for the kept stages `keys` that no job in the queue will compute.
 
-    given_up: stages whose jobs may still be in the queue, but have failed them or lack an input.
+    given_up: stages whose jobs may still be in the queue, but have failed them or lack an input;
+    waves_at_most: of jobs that wait for one another, so many.
     """
     slurm = profile.cluster == "slurm"
-    queued = launches.live(store, launches.queue()) if slurm else {}
+    queued = launches.live(store, _ask_queue(plan, store)) if slurm else {}
     queued = {key: entry for key, entry in queued.items() if key not in given_up}
     missing = [key for key in keys if key not in queued]
     elsewhere = {key: entry.job for key, entry in queued.items()}
     jobs = waves.jobs(plan, missing, profile, elsewhere, large)
+    jobs = [job for job in jobs if waves_at_most is None or job.wave <= waves_at_most]
     most = profile.max_jobs or (_max_submit() if slurm else None)
     jobs = waves.packed(jobs, profile.models_per_job)
     if most is not None:
         jobs = _within(jobs, most)
     return Prepared(jobs, waves.arrays(jobs, _max_array() if slurm else 1000), queued)
+
+
+def _ask_queue(plan: Plan, store: Store) -> scheduler.Queue:
+    """Jobs in the queue, of anybody's launches, that may compute stages of the plan."""
+    known, broken = launches.of_keys(store, plan.stored())
+    names = {name for launch in known for name in launch.names}
+    # Where a launch cannot be read nobody knows what it has: `launches.live` looks at all. And
+    # that SLURM answers is known before anything is written.
+    return scheduler.queue(everybody=True, names=names if names and not broken else None)
 
 
 def launch(
@@ -121,10 +134,7 @@ def launch(
         cluster=profile.cluster,
         created=time.time(),
         visible_s=profile.visible_s,
-        jobs=tuple(
-            Placed(j.keys, *places[n], j.wave, j.request.hours or 1.0)
-            for n, j in enumerate(prepared.jobs)
-        ),
+        jobs=tuple(_place(j, *places[n]) for n, j in enumerate(prepared.jobs)),
         halvings=dict(halvings or {}),
         large=tuple(large),
     )
@@ -137,6 +147,12 @@ def launch(
     except ClusterError as error:
         raise ClusterError(f"{error}; {_undo(record)}") from None
     return record
+
+
+def _place(asked: waves.Job, array: int, task: int) -> Placed:
+    request = asked.request
+    hours, memory_gib = request.hours or 1.0, request.memory_gib or 0.0
+    return Placed(asked.keys, array, task, asked.wave, hours, memory_gib)
 
 
 def _undo(record: Launch) -> str:
@@ -272,7 +288,7 @@ def _complaint(error: Exception) -> str:
 
 def _max_array() -> int:
     limit = re.search(
-        r"^MaxArraySize\s*=\s*(\d+)", launches.slurm("scontrol", "show", "config"), re.M
+        r"^MaxArraySize\s*=\s*(\d+)", scheduler.slurm("scontrol", "show", "config"), re.M
     )
     return int(limit[1]) if limit else 1000
 
@@ -282,10 +298,10 @@ def _max_submit() -> int | None:
     import getpass
 
     try:
-        answer = launches.slurm(
+        answer = scheduler.slurm(
             *("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmit")
         )
     except ClusterError:  # no accounting
         return None
     limits = [int(word) for word in answer.split() if word.isdigit()]
-    return max(1, min(limits) - len(launches.queue())) if limits else None
+    return max(1, min(limits) - len(scheduler.queue())) if limits else None

@@ -21,10 +21,12 @@ SCRIPTS = {
     "test -f $LAB/refuse && test $n -ge $(head -1 $LAB/refuse) &&"
     " { tail -n +2 $LAB/refuse >&2; exit 1; }\n"
     'cp "$file" $LAB/sbatch.$n; name=$(sed -n "s/^#SBATCH --job-name=//p" "$file")\n'
-    'echo "$n|N/A|PENDING|Priority|$name" >> $LAB/queue; echo "Submitted batch job $n"',
+    'echo "bitgrid|$n|N/A|PENDING|Priority||1:00:00|$name" >> $LAB/queue\n'
+    'echo "Submitted batch job $n"',
     "scancel": 'echo "$@" >> $LAB/cancelled',
     "scontrol": 'echo "MaxArraySize            = 1001"',
     "sacctmgr": "cat $LAB/limits",
+    "sacct": 'echo "$@" >> $LAB/accounted; cat $LAB/accounts',
     "srun": "exit 1",
 }
 
@@ -33,9 +35,14 @@ SCRIPTS = {
 class Slurm:
     folder: Path
 
-    def queue(self, *lines: str) -> None:
-        """Lines as `squeue -o %F|%K|%T|%r|%j` prints them."""
-        (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
+    def queue(self, *lines: str, noise: str = "", nodes: str = "", left: str = "1:00:00") -> None:
+        """Jobs as id|index|state|reason|name, in the form that squeue is asked for."""
+        entries = [line.split("|", 4) for line in lines]
+        asked = [
+            f"bitgrid|{job}|{task}|{state}|{reason}|{nodes}|{left}|{name}\n"
+            for job, task, state, reason, name in entries
+        ]
+        (self.folder / "queue").write_text(noise + "".join(asked))
 
     def down(
         self, words: str = "slurm_load_jobs error: Unable to contact slurm controller"
@@ -64,7 +71,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
         path = folder / "bin" / name
         path.write_text(f"#!/bin/sh\nLAB={folder}\n{text}\n")
         path.chmod(0o755)
-    for name, text in {"queue": "", "count": "0\n", "limits": ""}.items():
+    for name, text in {"queue": "", "count": "0\n", "limits": "", "accounts": ""}.items():
         (folder / name).write_text(text)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     return Slurm(folder)

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.cluster import launches
+from harness.cluster import launches, scheduler
 from harness.core.errors import ClusterError, StoreError
 from harness.core.store import Store
 from tests.support import fakeslurm
 from tests.support.fakeslurm import Slurm, launched
-
-BEGIN = "submitit INFO (2026-11-23 06:00:00,123) - Starting with JobEnvironment(job_id=7_1)\n"
-TORN = "slurmstepd: error: *** STEP 7.0 ON node1 CANCELLED AT 2026-11-23T07:00:00"
 
 
 @pytest.fixture
@@ -44,8 +41,12 @@ def test_a_record_comes_back(store: Store, grid: Path) -> None:
     with (made.folder / "submitted.jsonl").open("a") as file:
         file.write('{"array": 1, "jo')  # killed while it wrote
     assert launches.read(made.folder).submitted == {0: "7"}
-    assert launches.of_grid(store, grid) == ([made], [])
-    assert launches.of_grid(store, grid.with_name("other.yaml")) == ([], [])
+    assert launches.of_grid(store, grid, []) == ([made], [])
+    other = grid.with_name("other.yaml")  # renamed, or another one with some of its stages
+    assert launches.of_grid(store, other, ["a", "b", "c", "d"]) == ([made], [])
+    assert launches.of_grid(store, other, ["a", "b"]) == ([], [])
+    assert launches.of_keys(store, ["b"]) == ([made], [])
+    assert launches.of_keys(store, ["d"]) == ([], [])
 
 
 def test_a_record_that_is_broken_or_of_another_version(store: Store, grid: Path) -> None:
@@ -84,37 +85,6 @@ def test_logs_of_a_local_cluster_are_found_by_what_they_say(store: Store, grid: 
     assert [made.log(job) for job in made.jobs] == [logs / "900_0_log.out", logs / "17_0_log.out"]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (f"{BEGIN}{TORN} DUE TO TIME LIMIT ***\n", "time limit"),
-        (f"{BEGIN}{TORN} DUE TO PREEMPTION ***\n", "preempted"),
-        (f"{BEGIN}{TORN} DUE TO JOB REQUEUE ***\n", "requeued"),
-        (f"{BEGIN}{TORN} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***\n", "node failure"),
-        (f"{BEGIN}{TORN} ***\nsrun: error: node1: task 0: Terminated\n", "cancelled"),
-        (
-            f"{BEGIN}{TORN.replace('STEP 7.0', 'JOB 7')} DUE TO TIME LIMIT ***\n{TORN} ***\n",
-            "time limit",
-        ),
-        (
-            f"{BEGIN}slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step "
-            "tasks have been OOM Killed.\nsrun: error: node1: task 0: Out Of Memory\n",
-            "out of memory (of the host)",
-        ),
-        (f"{BEGIN}{TORN} DUE TO PREEMPTION ***\n{BEGIN}{TORN} ***\n", "cancelled"),
-        (
-            f"{BEGIN}{TORN} DUE TO TIME LIMIT ***\n{BEGIN}Bus error\n\n",
-            "ended without a record; last line: Bus error",
-        ),
-    ],
-)
-def test_why_a_job_ended_is_read_from_the_log_of_its_last_attempt(
-    tmp_path: Path, text: str, words: str
-) -> None:
-    (tmp_path / "log").write_text(text)
-    assert launches.end_of(tmp_path / "log") == words
-
-
 def test_the_queue_by_name_and_index(slurm: Slurm) -> None:
     slurm.queue(
         "7|0|RUNNING|None|toy:20261123-061917-ab12:0",
@@ -122,7 +92,7 @@ def test_the_queue_by_name_and_index(slurm: Slurm) -> None:
         "9|N/A|PENDING|Dependency|a|b:20261123-061917-ab12:1",
         "11|N/A|RUNNING|None|bash",
     )
-    found = launches.queue()
+    found = scheduler.queue()
     running = found["toy:20261123-061917-ab12:0", 0]
     assert (running.job, running.state, running.running) == ("7", "RUNNING", True)
     assert found["toy:20261123-061917-ab12:0", 11].reason == "Resources"
@@ -138,7 +108,7 @@ def test_stages_that_the_queue_will_compute(slurm: Slurm, store: Store, grid: Pa
         "8|0|PENDING|Priority|toy:20261123-000000-ffff:0",  # of another store
         "9|N/A|RUNNING|None|a:b",
     )
-    live = launches.live(store, launches.queue())
+    live = launches.live(store, scheduler.queue())
     assert {key: entry.task for key, entry in live.items()} == {"a": 0, "b": 0, "d": 2}
     assert live["a"].since == 1000.0
 
@@ -160,13 +130,13 @@ def test_without_slurm_or_its_controller_there_is_one_line(
 ) -> None:
     slurm.down()
     with pytest.raises(ClusterError) as caught:
-        launches.queue()
+        scheduler.queue()
     assert str(caught.value) == (
         "squeue: slurm_load_jobs error: Unable to contact slurm controller"
     )
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ClusterError, match="squeue is not installed here: launch where SLURM is"):
-        launches.queue()
+        scheduler.queue()
 
 
 def test_a_launch_that_cannot_be_read_costs_its_own_line(
@@ -177,15 +147,15 @@ def test_a_launch_that_cannot_be_read_costs_its_own_line(
         (store.root / "launches" / name).mkdir()
         (store.root / "launches" / name / "launch.json").write_text(text)
     (made.folder / "submitted.jsonl").write_text('[]\n{"array": 0}\n{"array": 0, "job": "7"}\n{"ar')
-    found, broken = launches.of_grid(store, grid)
+    found, broken = launches.of_keys(store, ["a"])
     assert found == [made] and found[0].submitted == {0: "7"}
     assert len(broken) == 4
     for number, line in enumerate(broken, 1):
         assert f"x-{number}/launch.json" in line and "\n" not in line
     slurm.queue(f"7|0|PENDING|Priority|{made.name(0)}", "8|0|PENDING|Priority|g:x-1:0")
     with pytest.raises(StoreError, match=r"x-1/launch\.json"):  # what they compute is not known
-        launches.live(store, launches.queue())
-    assert set(launches.live(store, launches.queue(), strict=False)) == {"a"}
+        launches.live(store, scheduler.queue())
+    assert set(launches.live(store, scheduler.queue(), strict=False)) == {"a"}
 
 
 def test_records_that_cannot_be_written(

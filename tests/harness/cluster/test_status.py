@@ -81,11 +81,15 @@ def test_queued_running_done_and_lost(plan: Plan, store: Store, slurm: Slurm) ->
     found = {stage.key: stage for stage in view.stages}
     assert found[model].state == "running"
     # 30 steps in 60 s: 50 more take 100 s; a second may have gone by since.
-    assert found[model].words in {f"step 50/100 loss 2.31, 1:{s} left" for s in (38, 39, 40)}
+    words = "step 50/100 loss 2.31, 1:{} left; its job ends in 1:00:00"
+    assert found[model].words in {words.format(s) for s in (38, 39, 40)}
     assert (found[score].state, found[score].words) == ("queued", "its job is running")
     assert {found[key].words for key in job(plan, 1)} == {"Resources"}
     lost = [found[key] for key in job(plan, 2)]
-    assert [(stage.state, stage.words) for stage in lost[:1]] == [("lost", "time limit")]
+    limit = (
+        "time limit of 1 h; launch goes on from its last checkpoint, or give toy-made more hours"
+    )
+    assert [(stage.state, stage.words) for stage in lost[:1]] == [("lost", limit)]
     assert [stage.state for stage in lost[1:]] == ["blocked", "blocked"]
     assert found[job(plan, 3)[0]].words == "cancelled before it started"
     assert len(slurm.said("asked")) == 1
@@ -93,8 +97,10 @@ def test_queued_running_done_and_lost(plan: Plan, store: Store, slurm: Slurm) ->
         ["wave", "", "running", "lost", "blocked", "queued"],
         [["1", "toy-made", "1", "2", "·", "1"], ["1", "toy-scored", "·", "·", "4", "4"]],
     )
-    assert "lost: toy-made A bits=3 seed=0: time limit" not in watch.details(view, store)
-    assert "lost: toy-made B bits=2 seed=0: time limit" in watch.details(view, store)
+    lines = watch.details(view, store)
+    assert f"lost: toy-made B bits=2 seed=0: {limit}" in lines
+    assert "queued: 3 stages: Resources" in lines
+    assert "queued: 2 stages: its job is running" in lines
 
 
 def test_finished_cells_are_done(plan: Plan, store: Store, slurm: Slurm, tmp_path: Path) -> None:

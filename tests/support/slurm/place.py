@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from harness.cluster import launches
+from harness.cluster import launches, scheduler
 from harness.cluster.launches import Launch
 from harness.core.store import Store
 
@@ -100,12 +100,12 @@ class Place:
 
     @property
     def launches(self) -> list[Launch]:
-        return launches.of_grid(self.store, self.folder / "grid.yaml")[0]
+        return launches.of_grid(self.store, self.folder / "grid.yaml", [])[0]
 
-    def jobs(self) -> dict[tuple[str, int], launches.Queued]:
+    def jobs(self) -> dict[tuple[str, int], scheduler.Queued]:
         """This place's jobs in the queue."""
         ids = {launch.id for launch in self.launches}
-        found = launches.queue()
+        found = scheduler.queue()
         return {at: job for at, job in found.items() if at[0].split(":")[1] in ids}
 
     def finish(self, seconds: float = 400) -> None:
