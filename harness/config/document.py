@@ -60,7 +60,8 @@ class Document:
 
     `base: FILE`, or a list of files (relative to this one's folder), takes over what others say,
     key by key, later ones over earlier ones and this file over all. Of the keys in `merged`, which
-    hold mappings, the entries are taken over one by one.
+    hold mappings, the entries are taken over one by one. A key in `either` takes the place of
+    another of them that a base says.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class Document:
         merged: tuple[str, ...] = (),
         above: tuple[Path, ...] = (),
         total: _Total | None = None,
+        either: frozenset[str] = frozenset(),
     ) -> None:
         self.file = file
+        self._either = either
         self.files = [file]
         self._total = _Total() if total is None else total
         text = _read_text(file)
@@ -128,7 +131,9 @@ class Document:
         self.data, self.places = {}, {("base",): places[("base",)]}
         for name in names if isinstance(names, list) else [names]:
             try:
-                base = Document(self._find_base(name, above), merged, above, self._total)
+                base = Document(
+                    self._find_base(name, above), merged, above, self._total, self._either
+                )
             except _Unreadable as error:
                 raise self.error(("base",), f"base: {error}") from None
             if not isinstance(base.data, dict):
@@ -154,6 +159,9 @@ class Document:
 
     def _lay(self, data: dict[str, Any], places: Places, merged: tuple[str, ...]) -> None:
         """What `data` says over what is there."""
+        for key in self._either - data.keys() if self._either & data.keys() else ():
+            self.data.pop(key, None)
+            self.places = {at: place for at, place in self.places.items() if at[:1] != (key,)}
         for key, value in data.items():
             if key in merged and isinstance(value, dict) and isinstance(self.data.get(key), dict):
                 self.data[key] = self.data[key] | value

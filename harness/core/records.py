@@ -42,6 +42,7 @@ COLUMNS = (AVERAGE, DEVICE_HOURS)
 """What a table can show beside tasks, by the names that `report.columns` takes."""
 
 Aggregation = Literal["mean", "exp_mean", "macro_mean"]
+Drawn = Literal["all", "order", "data", "calibration"]
 Setting = Any  # of a grid: JSON
 
 
@@ -348,6 +349,9 @@ class GridHead:
     cells: Annotated[int, "how many cells it has"]
     holes: Annotated[list[Hole], "those without a full set of scores"]
     report: Annotated[ReportOptions, "what its table shows"]
+    varies: Annotated[
+        Drawn | None, "what differs between seeds: all that is random, or one kind; null: unknown"
+    ] = None
     file: Annotated[str | None, "the grid's file, as a command names it"] = None
     published: Annotated[list[dict[str, str]], "published figures of its model"] = field(
         default_factory=list

@@ -6,7 +6,8 @@ Not here: where documents come from (`sources`), what a model writes (`methods.t
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from functools import cache, singledispatch
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.core.errors import TextError
+from harness.core.seeds import Seeds, redraw
 from harness.core.stage import Input, Stage, value
 from harness.data.sources import Documents, texts
 from harness.models import Model, Pretrained, check_length
@@ -78,6 +80,35 @@ class Packed(Stage[Tokens]):
             f"{text_label}: {len(result)} sequences of {self.length} tokens where {self.count} "
             "were asked for: the text ends there"
         )
+
+
+@dataclass(frozen=True)
+class Sampled(Stage[list[str]]):
+    """Documents from a drawn character on, and last what stands before it: of a text that is longer
+    than what is read of it another part, and of all of it another cut into blocks."""
+
+    kind: ClassVar[str] = "sampled"
+    stored: ClassVar[bool] = False
+    documents: Input[list[str]]
+    seed: int
+
+    def run(self, work: Path) -> list[str]:
+        documents = value(self.documents)
+        place = random.Random(self.seed).randrange(sum(map(len, documents)))
+        for number, text in enumerate(documents):
+            if place < len(text):
+                rest = [*documents[number + 1 :], *documents[:number]]
+                return [text[place:], *rest, text[:place]]
+            place -= len(text)
+        raise AssertionError("the place lies in one of the documents")
+
+
+@redraw.register
+def _of_calibration(stage: Packed, seeds: Seeds) -> Packed:
+    documents = stage.documents  # of text that is trained on the first is read
+    if isinstance(documents, Documents) and documents.split == "calibration" and seeds.calibration:
+        return replace(stage, documents=Sampled(documents, seeds.calibration))
+    return stage
 
 
 @singledispatch

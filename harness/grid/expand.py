@@ -28,7 +28,8 @@ from harness.config.document import Document
 from harness.core.errors import BitgridError, GridError, TextError, nearest
 from harness.core.misfit import Where
 from harness.core.paths import check_file_name, read_path
-from harness.core.records import Match, Tuning
+from harness.core.records import Drawn, Match, Tuning
+from harness.core.seeds import draw
 from harness.core.stage import Stage, closure
 from harness.data import hub
 from harness.evaluation.diagnostics import DIAGNOSTICS, Facts, build_diagnostics, find_options
@@ -39,6 +40,7 @@ from harness.grid.names import check_distinct, check_names, check_report, check_
 from harness.grid.points import Point, list_points
 from harness.grid.reading import read_grid, read_named
 from harness.grid.schema import GridFile
+from harness.grid.seeds import read_seeds
 from harness.grid.tuning import Look, check_apart, choose, list_groups
 from harness.models import Model, Pretrained, pretrained, read_layer_shapes
 from harness.models.rehearsal import rehearse_all
@@ -81,6 +83,7 @@ class Grid:
     cells: tuple[Cell, ...]
     access: hub.Access = hub.Access()  # how its data sets are read
     awaiting: tuple[Cell, ...] = ()  # whose settings are not chosen yet
+    varies: Drawn | None = None  # what differs between its seeds; None of one
 
 
 def load(
@@ -122,7 +125,17 @@ def load(
     files = tuple(document.files)
     ready = tuple(cell for cell in cells if not cell.awaits)
     waiting = tuple(cell for cell in cells if cell.awaits)
-    return Grid(name, path, files, document.comment, file, (*trials, *ready), access, waiting)
+    return Grid(
+        name,
+        path,
+        files,
+        document.comment,
+        file,
+        (*trials, *ready),
+        access,
+        waiting,
+        read_seeds(document, file).of,
+    )
 
 
 def _find_access(document: Document, file: GridFile, fill: Path | None) -> hub.Access:
@@ -228,7 +241,7 @@ def _make_model(
         raise document.error(place, str(error)) from None
     try:
         point.method.check(shapes)
-        model = point.method.build(base, point.seed)
+        model = draw(point.method.build(base, point.seeds.order), point.seeds)
         rehearse_all(closure([model]))
     except BitgridError as error:
         raise document.error(contender.where, f"{contender.label}: {error}") from None
@@ -289,6 +302,7 @@ def _diagnose(
     base = pretrained(point.source, file.dtype, file.trust_remote_code, file.attention)
     layers = read_layer_shapes(point.source, file.trust_remote_code)
     try:
-        return build_diagnostics(diagnosed, point.method, base, layers, point.seed)
+        built = build_diagnostics(diagnosed, point.method, base, layers, point.seeds.order)
     except BitgridError as error:
         raise document.error(("diagnose",), str(error)) from None
+    return {n: tuple(draw(each, point.seeds) for each in stages) for n, stages in built.items()}

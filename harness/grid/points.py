@@ -26,9 +26,11 @@ from harness.core.component import Component
 from harness.core.errors import SettingError, nearest
 from harness.core.misfit import Where, show
 from harness.core.records import Match
+from harness.core.seeds import Seeds
 from harness.grid.contenders import Contender, list_contenders, list_inside
-from harness.grid.reading import fit
-from harness.grid.schema import GridFile, Seed
+from harness.grid.reading import fit, is_beside
+from harness.grid.schema import GridFile
+from harness.grid.seeds import read_seeds
 from harness.grid.showing import show_setting
 from harness.method import Method
 
@@ -39,7 +41,8 @@ class Point:
 
     contender: Contender
     source: str
-    seed: int
+    seed: int  # the number of its cell
+    seeds: Seeds
     method: Method
     axes: dict[str, Any]
     tried: dict[str, Any]  # those of its settings that are tuned, as tables show them
@@ -63,7 +66,7 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
     axis or a default that is a setting of none of them.
     """
     axes = _read_axes(document, file)
-    contenders = list_contenders(document, file)
+    contenders, seeds = list_contenders(document, file), read_seeds(document, file).seeds
     # A default may be for a component that this grid does not choose, since bases share defaults.
     methods = dict.fromkeys(type(each.entry.method) for each in contenders)
     known = {path for method in methods for path, *_ in list_places(method)}
@@ -83,7 +86,8 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
             used |= made.axes
             taken |= made.defaults
             kept |= made.kept
-            points.append(_make_point(contender, chosen, made, _read_tuned(file)))
+            drawn = seeds[chosen["seed"]]
+            points.append(_make_point(contender, chosen, drawn, made, _read_tuned(file)))
     for (section, path), why in kept.items():
         if path not in (taken if section == "defaults" else used):
             raise document.error((section, path), why)
@@ -105,13 +109,18 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
 
 
 def _make_point(
-    contender: Contender, chosen: Mapping[str, Any], made: Configured, tuned: Container[str]
+    contender: Contender,
+    chosen: Mapping[str, Any],
+    seeds: Seeds,
+    made: Configured,
+    tuned: Container[str],
 ) -> Point:
     shown = made.shown.items()
     return Point(
         contender,
         chosen["model"],
         chosen["seed"],
+        seeds,
         made.method,
         {path: value for path, value in shown if path not in tuned},
         {path: value for path, value in shown if path in tuned},
@@ -177,16 +186,13 @@ def _read_axes(document: Document, file: GridFile) -> dict[str, list[Any]]:
             why = "is an axis of `vary` already" if path in file.vary else "cannot be tuned"
             raise document.error(("tune", path), f"tune: {path!r} {why}")
     axes = {**file.vary, **tuned}
-    axes.setdefault("seed", file.seed if isinstance(file.seed, list) else [file.seed])
+    axes["seed"] = list(read_seeds(document, file).seeds)
     axes.setdefault("model", [file.model])
     for path, values in axes.items():
         if not values:
             raise document.error((_find_section(file, path), path), f"axis {path!r} has no values")
-    axes["seed"] = fit(document, ("vary", "seed"), list[Seed], axes["seed"])
     axes["model"] = fit(document, ("vary", "model"), list[str], axes["model"])
-    if "seed" in file.vary and _is_beside(document, "seed"):
-        raise document.error(("seed",), "seed: the axis over seeds says it already: leave one out")
-    if file.model not in axes["model"] and _is_beside(document, "model"):
+    if file.model not in axes["model"] and is_beside(document, "model"):
         near = nearest(file.model, axes["model"])
         message = f"model: {file.model!r} is no value of the axis over models; {near}"
         raise document.error(("model",), message)
@@ -201,12 +207,6 @@ def _read_tuned(file: GridFile) -> dict[str, list[Any]]:
 def _find_section(file: GridFile, axis: str) -> str:
     """The key of the grid under which an axis stands."""
     return "tune" if axis in _read_tuned(file) else "vary"
-
-
-def _is_beside(document: Document, key: str) -> bool:
-    """Whether a key stands where its axis does: what a base says, an axis may overrule."""
-    place, axis = document.places.get((key,)), document.places.get(("vary", key))
-    return place is not None and axis is not None and place[0] in (axis[0], document.file)
 
 
 def _configure(

@@ -17,7 +17,7 @@ from harness.core.checked import make_adapter
 from harness.core.errors import BitgridError
 from harness.core.misfit import Where, explain
 from harness.core.report_options import Finding, ReportOptions
-from harness.grid.schema import GridFile, Published, TuneText
+from harness.grid.schema import GridFile, Published, SeedsOf, TuneText
 
 KEYS: Mapping[str, type] = {
     "": GridFile,
@@ -25,12 +25,13 @@ KEYS: Mapping[str, type] = {
     "report.finding": Finding,
     "published": Published,
     "tune.on": TuneText,
+    "seeds": SeedsOf,
 }
 
 
 def read_grid(path: Path) -> tuple[Document, GridFile]:
     """The text of a grid, and its keys."""
-    document = Document(path, merged=("defaults", "report"))
+    document = Document(path, merged=("defaults", "report"), either=frozenset({"seed", "seeds"}))
     if not isinstance(document.data, dict):
         raise document.error((), "a grid is a mapping with at least model, method and evaluate")
     return document, fit(document, (), GridFile, document.data, KEYS)
@@ -50,6 +51,12 @@ def fit(
         prefix = ".".join(step for step in where if isinstance(step, str))
         wrong = explain(error, data, known, prefix)
         raise document.error((*where, *wrong.where), wrong.message) from None
+
+
+def is_beside(document: Document, key: str) -> bool:
+    """Whether a key stands where its axis does: what a base says, an axis may overrule."""
+    place, axis = document.places.get((key,)), document.places.get(("vary", key))
+    return place is not None and axis is not None and place[0] in (axis[0], document.file)
 
 
 def read_named(

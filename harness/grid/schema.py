@@ -79,6 +79,16 @@ class Tune(AsWritten, pydantic.BaseModel):
         return dict(self.__pydantic_extra__)
 
 
+class SeedsOf(AsWritten, pydantic.BaseModel):
+    """`seeds:` of a grid: kinds of what is drawn at random; one may be a list, and varies."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    order: Seed | list[Seed] = 0  # of training data, and what a method of one step draws
+    data: Seed | list[Seed] = 0  # text that a model writes to be trained on
+    # Where calibration text begins, and what inits and roundings draw.
+    calibration: Seed | list[Seed] = 0
+
+
 Unit = Literal["tokens", "flops", "hours"]
 Amount = Annotated[float, pydantic.Field(gt=0, le=1e30, allow_inf_nan=False)]
 Budget = Annotated[dict[Unit, Amount], pydantic.Field(min_length=1, max_length=1)]
@@ -100,7 +110,8 @@ class GridFile(AsWritten, pydantic.BaseModel):
     diagnose: list[str | dict[str, Options]] = []
     published: Published | None = None
     report: ReportOptions = ReportOptions()
-    seed: Seed | list[Seed] = 0
+    seed: Seed | list[Seed] = 0  # of all that is random
+    seeds: SeedsOf | None = None  # or of one kind of it alone
     tune: Tune | None = None
     # Gives every method the training budget of the grid's own, or so many of a unit.
     match: Unit | Budget | None = None

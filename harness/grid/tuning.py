@@ -18,12 +18,12 @@ import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 from harness.config.document import Document
 from harness.config.settings import configure, list_settings
-from harness.core.errors import BitgridError, ModelError, SettingError
+from harness.core.errors import BitgridError
 from harness.core.records import ALL_FAILED, WAITS, Tuning
 from harness.core.stage import Stage, closure
 from harness.data.fill import DataSetRead
@@ -89,7 +89,7 @@ def choose(
     distinct = list(made.values())
     if len(distinct) == 1:
         ((point, model),) = distinct
-        return Tuned((), point.tried, _describe_own(tune, point, base, model))
+        return Tuned((), point.tried, _describe_own(tune, point, model, build))
     tried = _spread(distinct, tune.budget)
     trials = tuple(_make_trial(document, tune, point, base, model) for point, model in tried)
     scores = [look(trial.score) for trial in trials]
@@ -240,7 +240,9 @@ def _is_at_end(chosen: Any, values: Sequence[Any]) -> bool:
     return numbers and len(values) > 1 and chosen in (min(values), max(values))
 
 
-def _describe_own(tune: Tune, point: Point, base: Pretrained, model: Stage[Model]) -> Tuning | None:
+def _describe_own(
+    tune: Tune, point: Point, model: Stage[Model], build: Callable[[Point], Stage[Model]]
+) -> Tuning | None:
     """That a method has settings which others are tuned in, and keeps its own; None where none of
     them changes its model."""
     held = dict(list_settings(point.method))
@@ -248,8 +250,8 @@ def _describe_own(tune: Tune, point: Point, base: Pretrained, model: Stage[Model
     for path, values in tune.axes.items():
         for each in values if path in held else ():
             try:
-                other = configure(point.method, {path: each}).build(base, point.seed)
-            except (SettingError, ModelError):
+                other = build(replace(point, method=configure(point.method, {path: each})))
+            except BitgridError:
                 continue
             if other.key != model.key:
                 own[path] = held[path]

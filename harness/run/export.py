@@ -172,6 +172,7 @@ def _export(plan: Plan, store: Store, folder: Path) -> None:
         tolerance=published.get("tolerance"),
         cells=len(plan.rows) + len(plan.awaiting),
         holes=list(_holes(values)),
+        varies=plan.varies,
     )
     (folder / "grid.json").write_text(json.dumps(to_json(head), indent=1) + "\n")
     _write_lines(folder / "rows.jsonl", map(to_json, _rows(values)))

@@ -22,6 +22,7 @@ from harness.core.errors import BitgridError, StoreError
 from harness.core.files import write_json
 
 if TYPE_CHECKING:
+    from harness.core.records import Drawn
     from harness.core.stage import Stage
     from harness.grid.expand import Cell, Grid
 
@@ -87,6 +88,7 @@ class Plan:
     mirror: str | None = None  # the environment's, when the plan was made
     code: dict[str, dict[str, str]] = field(default_factory=dict)  # digest -> definitions, digests
     awaiting: tuple[CellInfo, ...] = ()  # cells whose settings are not chosen yet
+    varies: Drawn | None = None  # what differs between seeds; None of one
 
     @property
     def rows(self) -> tuple[CellInfo, ...]:
@@ -193,6 +195,7 @@ def build(grid: Grid) -> Plan:
         awaiting=tuple(
             replace(_describe(cell), model="", diagnostics=()) for cell in grid.awaiting
         ),
+        varies=grid.varies,
     )
 
 

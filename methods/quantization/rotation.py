@@ -9,7 +9,7 @@ runs (`harness.models.attachments`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.core.checked import Seed
+from harness.core.seeds import Seeds, add_seeds, redraw
 from harness.core.stage import Input, Stage, value
 from harness.models import Model
 from methods.quantization.folding import rotate
@@ -31,7 +32,7 @@ class Hadamard(Init):
 
     name = "hadamard"
     turns_states = True
-    seed: Seed = 0  # of the random signs
+    seed: Seed = 0  # of the random signs; the grid's is added
 
     def build(self, base: Stage[Model], format: Format) -> Stage[Model]:
         return Rotated(base, self.seed)
@@ -54,6 +55,11 @@ class Rotated(Stage[Model]):
         model = value(self.model)
         width = model.network.get_input_embeddings().weight.shape[1]
         return rotate(model, make_rotation(width, self.seed))
+
+
+@redraw.register
+def _of_signs(stage: Rotated, seeds: Seeds) -> Rotated:
+    return replace(stage, seed=add_seeds(stage.seed, seeds.calibration))
 
 
 def make_rotation(width: int, seed: int) -> Tensor:

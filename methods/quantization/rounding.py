@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from harness.core.checked import Count
 from harness.core.component import Component
 from harness.core.errors import FormatError, ModelError
+from harness.core.seeds import Seeds, add_seeds, redraw
 from harness.core.stage import Input, Resources, Stage, value
 from harness.data import Tokens, calibration
 from harness.models import Matrix, Model, find_ends, host_gib, matrices, states_gib
@@ -217,6 +218,15 @@ class RoundBlocks(Stage[Model]):
             model.network, lambda _, old: nn.Parameter(old.detach().to(dtype), requires_grad=False)
         )
         return model
+
+
+@redraw.register
+def _of_blocks(stage: RoundBlocks, seeds: Seeds) -> RoundBlocks:
+    """A rounding that draws has a field `seed`."""
+    how: Any = stage.rounding
+    if not hasattr(how, "seed"):
+        return stage
+    return replace(stage, rounding=replace(how, seed=add_seeds(how.seed, seeds.calibration)))
 
 
 @dataclass(frozen=True)

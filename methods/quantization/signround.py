@@ -53,7 +53,7 @@ class SignRound(WalkedRounding):
     sequences: Count = 512
     steps: Count = 200  # of a block
     batch_size: Count = 8  # sequences a step
-    seed: Seed = 0  # of which sequences each step has
+    seed: Seed = 0  # of which sequences each step has; the grid's is added
 
     originals: ClassVar[bool] = True
 

@@ -2,8 +2,8 @@
 
     tokens = Generated(text="wikitext2", sequences=3000).build(teacher)       # a Stage[Tokens]
 
-A data source has a seed of its own, apart from the cell's, so that all cells of a grid train on the
-same sequences, made once.
+A data source has a seed of its own, which the grid's moves (`redraw`), so that all cells of one
+seed train on the same sequences, made once.
 
 Every sequence is a row of `length` ids, padded on the right; the mask is True where a token is to
 be learnt. Not here: text sources and packing (`harness.data`), how a model writes (`generation`),
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.core.checked import Count, CountOrNone, Seed
 from harness.core.component import Component
 from harness.core.errors import SettingError, TextError
+from harness.core.seeds import Seeds, add_seeds, redraw
 from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Documents, Tokens, count_asked, gives_whole_prompts, packed, texts
 from harness.models import Model, Pass, Pretrained, host_gib, list_passes, run_finite
@@ -81,7 +82,7 @@ class Generated(Data):
     temperature: Temperature = 0.7  # of the teacher's samples; 0: greedy
     top_p: Share = 1.0  # the share of probability that is sampled from
     learn_prompt: bool = True  # whether openings are learnt too
-    seed: Seed = 0  # of the samples
+    seed: Seed = 0  # of the samples; the grid's is added
 
     def build(self, teacher: Stage[Model]) -> Stage[Tokens]:
         counts = self.text if isinstance(self.text, Mapping) else {self.text: self.sequences}
@@ -121,7 +122,7 @@ class SelfGenerated(Data):
     greedy: tuple[CountOrNone, CountOrNone] = (3, 5)
     temperature: Temperature = 1.0  # of the samples after these; 0: greedy
     top_p: Share = 1.0  # the share of probability that is sampled from
-    seed: Seed = 0  # of the samples
+    seed: Seed = 0  # of the samples; the grid's is added
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -268,6 +269,11 @@ class Generate(Stage[Tokens]):
                 yield prompt
         if not fits:
             raise TextError(f"every prompt fills the whole length of {self.length} tokens")
+
+
+@redraw.register
+def _of_samples(stage: Generate, seeds: Seeds) -> Generate:
+    return replace(stage, seed=add_seeds(stage.seed, seeds.data))
 
 
 @count_asked.register

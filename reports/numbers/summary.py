@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from harness.core.errors import ReportError
-from harness.core.records import GridHead
+from harness.core.records import Drawn, GridHead
 from reports.numbers.budgets import describe_budgets
 from reports.numbers.columns import (
     Column,
@@ -155,7 +155,7 @@ def _mean_fact(row: Row, shown: pd.DataFrame, values: pd.Series) -> float | None
 
 def _remarks(export: Export, shown: pd.DataFrame, columns: Sequence[Column]) -> list[Remark]:
     """The grid's note, what is in-domain, the grid's finding where it is about these rows, how rows
-    were tuned, and what budget they had."""
+    were tuned, what differs between their seeds, and what budget they had."""
     note, finding = export.grid.report.note, export.grid.report.finding
     remarks = [Remark("Note", note)] if note else []
     if domains := describe_domains(shown, columns):
@@ -168,9 +168,20 @@ def _remarks(export: Export, shown: pd.DataFrame, columns: Sequence[Column]) -> 
         remarks.append(Remark("Left out", text, of_rows=False))
     if tuning := describe_tuning(list_tuned(shown), is_trained=not export.curves.empty):
         remarks.append(Remark("Tuning", tuning, of_rows=False))
+    if export.grid.varies and shown["seed"].nunique() > 1:
+        remarks.append(Remark("Seeds", _VARIES[export.grid.varies], of_rows=False))
     if budgets := describe_budgets(shown):
         remarks.append(Remark("Budget", budgets, of_rows=False))
     return remarks
+
+
+_VARIES: dict[Drawn, str] = {
+    "all": "they differ in all that is random: the order of training data, text that a model "
+    "writes, where calibration text begins, and what inits and roundings draw.",
+    "order": "they differ in the order of training data alone.",
+    "data": "they differ in the text that a model writes to be trained on alone.",
+    "calibration": "they differ in calibration text, and in what inits and roundings draw, alone.",
+}
 
 
 def _stale(frame: pd.DataFrame, names: dict[str, str]) -> tuple[str, ...]:

@@ -65,8 +65,8 @@ def test_axes_that_a_compared_method_lacks_collapse(write) -> None:  # type: ign
         "RTN": 6,
         "AWQ-clip": 6,
     }
-    # RTN and the clip search know no seed: 24 trained models and 2 + 2 rounded ones.
-    assert len({cell.model.key for cell in grid.cells}) == 28
+    # RTN knows no seed, and the clip search reads another text each: 24 trained models, and 2 + 6.
+    assert len({cell.model.key for cell in grid.cells}) == 32
     assert grid.question == "Does it expand?"
     assert by_label["RTN"][0].axes == {"format.bits": 2}
     assert by_label["BitDistiller"][0].axes == {"format.bits": 2, "objective": "cakld"}
@@ -77,9 +77,9 @@ def test_cells_share_their_stages(write) -> None:  # type: ignore[no-untyped-def
     kinds: dict[str, int] = {}
     for stage in closure([cell.model for cell in write().cells]):
         kinds[stage.kind] = kinds.get(stage.kind, 0) + 1
-    assert kinds["clip-search"] == 2  # one a bit width, for 30 cells
-    assert kinds["confidence"] == 1
-    assert kinds["generate"] == 1
+    assert kinds["clip-search"] == 6  # one a bit width and seed, for 30 cells
+    assert kinds["confidence"] == 3
+    assert kinds["generate"] == 3
     assert kinds["train"] == 24
 
 
@@ -88,7 +88,8 @@ def test_seeds_pair_cells(write) -> None:  # type: ignore[no-untyped-def]
         stage for stage in closure([cell.model for cell in write().cells]) if stage.kind == "train"
     ]
     assert {stage.seed for stage in trained} == {0, 1, 2}  # type: ignore[attr-defined]
-    assert len({stage.tokens.key for stage in trained}) == 1  # type: ignore[attr-defined]
+    tokens = {(stage.seed, stage.tokens.key) for stage in trained}  # type: ignore[attr-defined]
+    assert len(tokens) == 3  # one of each seed, whatever the objective and the bits
 
 
 def test_a_compared_method_keeps_what_it_sets_itself(write) -> None:  # type: ignore[no-untyped-def]

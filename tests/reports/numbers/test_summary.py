@@ -341,3 +341,14 @@ def test_an_axis_over_them_names_its_rows_once(tmp_path: Path) -> None:
         for n, known in enumerate((None, "A8"))
     ]
     assert names(summary_of(write(tmp_path, rows))) == ["RTN", "RTN W2A8"]
+
+
+def test_what_differs_between_seeds_is_said_where_it_is_known(tmp_path: Path) -> None:
+    def say(name: str, seeds: int, varies: str | None) -> list[str]:
+        rows = [ppl(seed=seed, value=5.0 + seed) for seed in range(seeds)]
+        summary = summary_of(write(tmp_path / name, rows, varies=varies))
+        return [each.text for each in summary.remarks if each.heading == "Seeds"]
+
+    assert say("order", 2, "order") == ["they differ in the order of training data alone."]
+    assert "calibration text begins" in say("all", 2, "all")[0]
+    assert say("one", 1, "all") == say("unknown", 2, None) == []
