@@ -42,7 +42,10 @@ def _check(arguments: argparse.Namespace) -> int:
             findings = testing.examine(name, settings, bench)
             print_line(f"{name}:")
             print_table(
-                [(each.state, each.check, each.fault or each.skipped or "") for each in findings],
+                [
+                    (each.state, each.check, each.fault or each.skipped or each.remark or "")
+                    for each in findings
+                ],
                 words=2,
                 indent=2,
             )

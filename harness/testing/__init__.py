@@ -8,7 +8,7 @@
 `bitgrid check NAME` prints the same. Cases come from what a class declares: the bits that its
 fields take, groups, data, seeds. No data and no network are needed. In this package: what is
 checked (`checks`, `others`, `packing`, `stopping`), on which methods a part is tried (`subjects`),
-how (`bench`, `watching`), the models (`tiny`). Not here: how good a method is.
+how (`bench`, `watching`, `killing`), the models (`tiny`). Not here: how good a method is.
 """
 
 from __future__ import annotations

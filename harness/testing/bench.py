@@ -5,8 +5,10 @@ Not here: what is checked (`checks`).
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,10 +18,18 @@ from harness.core.execution import execute
 from harness.core.stage import Stage, closure
 from harness.models import Model, pretrained, read_layer_shapes
 from harness.models.dry_run import estimate_memory
+from harness.testing.killing import run_killed
 from harness.testing.tiny import make_tiny_model
-from harness.testing.watching import Counting, Stopped, Stopping
+from harness.testing.watching import Counting
 
 Other: TypeAlias = Literal["odd", "experts", "bfloat16"]
+
+
+class Peak(NamedTuple):
+    """The most that a stage held beside the model, in bytes, and the layer that it was at."""
+
+    size: int
+    layer: str | None
 
 
 class Bench:
@@ -31,7 +41,10 @@ class Bench:
     def __init__(self, model: Path, work: Path, dtype: str = "float32") -> None:
         self.base = pretrained(str(model), dtype)
         self.shapes = read_layer_shapes(str(model))
-        self.peaks: dict[str, int] = {}  # bytes, by key, of stages that were computed anew
+        self.peaks: dict[str, Peak] = {}  # by key, of stages that were computed anew
+        self.seconds: dict[
+            str, float
+        ] = {}  # that stages took when they were first computed, by key
         self.stopped: dict[str, str | None] = {}  # what differs once a stage was stopped, by key
         self._model, self._work, self._values, self._attempts = model, work, dict[str, Any](), 0
         self._others: dict[str, Bench] = {}
@@ -69,17 +82,17 @@ class Bench:
         attempt = "" if resumed else f"-{self._attempts}"
         return self._fill(values, root, attempt, watched=not resumed)
 
-    def compute_stopped(self, stage: Stage[Any], changes: int) -> tuple[Any, bool]:
-        """The value of a stage that was stopped once its folder had changed so many times, and run
-        again; and whether it came so far. Inputs are as they were computed before."""
+    def compute_stopped(
+        self, stage: Stage[Any], changes: int | None = None, seconds: float | None = None
+    ) -> Any:
+        """The value of a stage that was killed once its folder had changed so many times, or after
+        so long, and run again; None where it ended before. Inputs are as they were computed
+        before."""
         self._attempts += 1
         work = self._work / f"{stage.key}-{self._attempts}"
         work.mkdir()
-        try:
-            with Stopping(work, changes):
-                return execute(stage, self._values, work), False
-        except Stopped:
-            return execute(stage, self._values, work), True
+        compute = partial(execute, stage, self._values, work)
+        return compute() if run_killed(compute, work, changes, seconds) else None
 
     def keeps(self, stage: Stage[Any]) -> bool:
         """Whether a stage that was computed left something in its folder."""
@@ -95,11 +108,14 @@ class Bench:
                     work = self._work / f"{stage.key}{attempt}"
                     work.mkdir(exist_ok=True)
                     if watched and estimate_memory(stage) is None:
-                        with Counting() as counted:
+                        with Counting(self.compute(self.base).network) as counted:
                             values[stage.key] = execute(stage, values, work)
-                        self.peaks[stage.key] = counted.peak().total
+                        peak = Peak(counted.peak().total, counted.find_layer())
+                        self.peaks[stage.key] = peak
                     else:
+                        began = time.monotonic()
                         values[stage.key] = execute(stage, values, work)
+                        self.seconds.setdefault(stage.key, time.monotonic() - began)
         except ValueChanged:  # what others share is not what it was
             self._values.clear()
             raise

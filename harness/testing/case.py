@@ -31,6 +31,10 @@ class Skip(Exception):
     """A check that does not apply; its text says why."""
 
 
+class Passed(Exception):
+    """A check that finds no fault and cannot see all; its text says what it saw."""
+
+
 class Unsound(Exception):
     """What is said of a result, or of what was done to what it was given: no refusal."""
 

@@ -26,9 +26,10 @@ from harness.core.stage import Stage, closure
 from harness.method import Apply
 from harness.models import Matrix, Model, matrices
 from harness.testing.bench import Bench
-from harness.testing.case import Case, Skip, explain, find_difference
+from harness.testing.case import Case, Passed, Skip, explain, find_difference
+from harness.testing.killing import on_one_thread
 from harness.testing.others import check_dtype, check_experts, check_odd_width
-from harness.testing.packing import find_uncounted
+from harness.testing.packing import find_inexact, find_uncounted
 from harness.testing.starts import check_start
 from harness.testing.stopping import check_copies, check_stopped
 from harness.testing.subjects import Subject
@@ -36,11 +37,13 @@ from harness.testing.subjects import Subject
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found. `fault`: one line, None where it passed; `skipped`: why not tried."""
+    """What one check found. `fault`: one line, None where it passed; `skipped`: why not tried;
+    `remark`: what it did not see, where it passed."""
 
     check: str
     fault: str | None = None
     skipped: str | None = None
+    remark: str | None = None
 
     @property
     def state(self) -> str:
@@ -50,6 +53,11 @@ class Finding:
 
 def run_checks(subject: Subject, bench: Bench) -> list[Finding]:
     """Every check of a subject, in order."""
+    with on_one_thread():  # as forks compute, which some of them kill
+        return _run_checks(subject, bench)
+
+
+def _run_checks(subject: Subject, bench: Bench) -> list[Finding]:
     case, findings, is_broken = Case(subject, bench), list[Finding](), False
     for title, find_fault in _CHECKS.items():
         if is_broken:
@@ -59,6 +67,9 @@ def run_checks(subject: Subject, bench: Bench) -> list[Finding]:
             fault = find_fault(case)
         except Skip as skip:
             findings.append(Finding(title, skipped=str(skip)))
+            continue
+        except Passed as passed:
+            findings.append(Finding(title, remark=str(passed)))
             continue
         except Exception as error:  # whatever an author's code raises
             fault = explain(error, subject)
@@ -163,7 +174,10 @@ def _check_levels(case: Case) -> str | None:
 
 def _check_bits(case: Case) -> str | None:
     """What tells the groups' levels apart takes bits too, as far as packing them shows."""
-    return find_uncounted(case.model)
+    fault = find_uncounted(case.model)
+    if fault is None and (remark := find_inexact(case.model)):
+        raise Passed(remark)
+    return fault
 
 
 def _check_others(case: Case) -> str | None:

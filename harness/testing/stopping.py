@@ -1,9 +1,12 @@
-"""What happens while a method runs: it is stopped and goes on, and what it holds is counted.
+"""What happens while a method runs: it is killed and goes on, and what it holds is counted.
 
-Not here: how that is seen (`watching`).
+Not here: how it is killed (`killing`), how what it holds is seen (`watching`).
 """
 
 from __future__ import annotations
+
+from functools import partial
+from random import SystemRandom
 
 import torch
 
@@ -12,17 +15,18 @@ from harness.core.stage import Stage, closure
 from harness.data import Tokens
 from harness.models import Model, run_trunk
 from harness.testing.case import Case, Skip
+from harness.testing.killing import can_kill
 from harness.testing.watching import Counting
 
-_STOPS = (1, 3)  # after so many changes of its folder a stage is stopped
+_STOPS = (1, 3)  # after so many changes of its folder a stage is killed
 _COPIES = 4  # of the model's weights, beside the model
 _PASSES = 2  # over the calibration text, of what one takes
 
 
 def check_stopped(case: Case) -> str | None:
-    """Each stage that keeps something in `work` is stopped by an interrupt once that folder has
-    changed, and once it has changed three times, and run again: it gives what it gives
-    undisturbed."""
+    """Each stage that keeps something in `work` is killed once that folder has changed, once it has
+    changed three times, and at a moment drawn from the time that it takes; and each time run again:
+    it gives what it gives undisturbed."""
     if case.subject.part is not None:
         raise Skip("the stages are those of its method")
     case.need_repeatable()
@@ -40,15 +44,22 @@ def check_stopped(case: Case) -> str | None:
 
 
 def _find_stop(case: Case, stage: Stage[object]) -> str | None:
-    known = fingerprint(case.bench.compute(stage))
-    for changes in _STOPS:
-        value, was_stopped = case.bench.compute_stopped(stage, changes)
-        if not was_stopped:
-            return None
-        if part := find_change(known, fingerprint(value)):
+    bench, known = case.bench, fingerprint(case.bench.compute(stage))
+    # A stage seeds the generator of `random`: what is drawn here is of the system.
+    moment = bench.seconds[stage.key] * SystemRandom().random()
+    kills = [
+        (f"when `work` had changed {n} times", partial(bench.compute_stopped, stage, changes=n))
+        for n in _STOPS
+    ]
+    if can_kill():
+        by_time = partial(bench.compute_stopped, stage, seconds=moment)
+        kills.append((f"after {moment:.3f} s", by_time))
+    for words, compute in kills:
+        value = compute()
+        if value is not None and (part := find_change(known, fingerprint(value))):
             return (
-                f"stopped when `work` had changed {changes} times, it goes on to another result: "
-                f"{part} differs; keep a file only once it is whole, and take no part for all"
+                f"killed {words}, it goes on to another result: {part} differs; keep a file only "
+                "once it is whole, and take no part for all"
             )
     return None
 
@@ -67,18 +78,19 @@ def check_copies(case: Case) -> str | None:
         texts = [case.bench.compute(each) for each in stage.inputs]
         passes = sum(_count_pass(base, each) for each in texts if isinstance(each, Tokens))
         peak, allowed = case.bench.peaks[stage.key], _COPIES * size + _PASSES * passes
-        if peak > allowed:
+        if peak.size > allowed:
             text = f" and two passes over its text ({_show(_PASSES * passes)})" if passes else ""
+            where = f", at layer {peak.layer}" if peak.layer else ""
             return (
-                f"beside the model, {_show(size)}, it holds {_show(peak)} of tensors at once; "
-                f"{_COPIES} models{text} should do: make the copies of one layer at a time"
+                f"beside the model, {_show(size)}, it holds {_show(peak.size)} of tensors at once"
+                f"{where}; {_COPIES} models{text} should do: make the copies of one layer at a time"
             )
     return None
 
 
 def _count_pass(model: Model, tokens: Tokens) -> int:
     """Bytes that one pass of a model over all tokens takes."""
-    with Counting() as counted, torch.no_grad():
+    with Counting(model.network) as counted, torch.no_grad():
         run_trunk(model.network, tokens.ids)
     return counted.peak().total
 

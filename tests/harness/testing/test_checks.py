@@ -22,6 +22,7 @@ from harness.models import Model, Quantized, matrices
 from harness.testing import Bench, check_method
 from harness.testing.checks import run_checks
 from harness.testing.subjects import make_subject
+from methods.parts import check_groups
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,23 @@ class Nameless(Anywhere):
 
 
 @dataclass(frozen=True)
+class Outward(Ternary):
+    """Refuses odd outputs too, by the name of their layer, as auto-round does."""
+
+    name = "test-outward"
+
+    def check(self, layers: Mapping[str, tuple[int, int]]) -> None:
+        check_groups(layers, self.group_size, multiple=32)
+
+
+def test_a_layer_may_be_refused_for_its_outputs(bench: Bench) -> None:
+    odd = bench.on("odd").shapes
+    with pytest.raises(FormatError, match=r"layer model\.layers\.0\.mlp\.(gate|up)_proj"):
+        Outward(32).check(odd)
+    check_method(Outward(), bench=bench)
+
+
+@dataclass(frozen=True)
 class Flat(Ternary):
     """Takes every weight for one matrix."""
 
@@ -281,6 +299,20 @@ class Hasty(Ternary):
             result.quantized[name] = Quantized("ternary", 2, self.group_size, self.count())
         kept.write_text("all")
         return result
+
+
+@dataclass(frozen=True)
+class Tidy(Hasty):
+    """Takes back what it said where it is interrupted, which nothing does where it is killed."""
+
+    name = "test-tidy"
+
+    def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
+        try:
+            return super().apply(model, calibration, work)
+        except BaseException:
+            (work / "done").unlink(missing_ok=True)
+            raise
 
 
 @dataclass(frozen=True)
@@ -351,9 +383,15 @@ FAULTS: list[tuple[type[Method], str, str]] = [
         r"`work` had changed 1 times, .*: model\.layers\.1\.mlp\.down_proj\.weight differs",
     ),
     (
+        Tidy,
+        "goes on where it was stopped",
+        r"killed when `work` had changed 1 times, .*: model\.layers\.1\.mlp\.down_proj\.weight d",
+    ),
+    (
         Copies,
         "holds few copies of the model",
-        r"beside the model, 0\.36 MiB, it holds [2-9]\.\d+ MiB of tensors at once; 4 models",
+        r"beside the model, 0\.36 MiB, it holds [2-9]\.\d+ MiB of tensors at once, at layer "
+        r"model\.layers\.\d\.\w+\.\w+; 4 models",
     ),
     (Silent, "says what it is", "Silent has no docstring"),
 ]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from harness.testing.packing import count_own_bits
 from methods.quantization.formats import NF, IntAsym, IntSym
+from methods.quantization.fp4 import MXFP4, NVFP4
 
 WEIGHT = torch.randn(48, 128, generator=torch.Generator().manual_seed(0))
 
@@ -30,8 +31,24 @@ def quantize_q4_0(weight: Tensor) -> Tensor:
         (NF(3, 32).quantize(WEIGHT), 32, 8, 16 + 16),
         (quantize_q4_0(WEIGHT), 32, 16, 16),
         (WEIGHT.sign(), 32, 2, 0),
+        (MXFP4(group_size=32).quantize(WEIGHT), 32, 16, 8),
+        (NVFP4(group_size=16).quantize(WEIGHT), 16, 16, 8),
     ],
-    ids=["int-sym", "int-sym by row", "int-asym", "int-asym 4", "nf", "q4-0", "one scale"],
+    ids=[
+        *("int-sym", "int-sym by row", "int-asym", "int-asym 4", "nf", "q4-0", "one scale"),
+        *("mxfp4", "nvfp4"),
+    ],
 )
 def test_own_bits_of_known_formats(values: Tensor, group_size: int, levels: int, bits: int) -> None:
-    assert count_own_bits(values, group_size, levels).bits == bits
+    found = count_own_bits(values, group_size, levels)
+    assert found.bits == bits and found.exact
+
+
+def test_levels_of_no_known_form_are_said_to_be_counted_at_least() -> None:
+    groups = WEIGHT.view(48, 4, 32)
+    places = torch.linspace(0.1, 1, 4) ** torch.rand(48, 4, 1)  # each group has levels of its own
+    places = places * torch.rand(48, 4, 1)
+    at = (groups[..., None] - places[:, :, None]).abs().argmin(-1)
+    values = places.expand(48, 4, 4).gather(-1, at).flatten(1)
+    found = count_own_bits(values, 32, 4)
+    assert not found.exact and found.words == "at least a scale of 16 bits"
