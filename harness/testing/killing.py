@@ -1,4 +1,4 @@
-"""A computation that is ended by SIGKILL, which nothing catches: no `finally`, no buffer written.
+"""A computation that is ended by SIGKILL: nothing catches it, no clean-up runs, no buffer is kept.
 
     with on_one_thread():
         was_killed = run_killed(compute, work, changes=1)    # when a folder has changed once
