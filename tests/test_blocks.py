@@ -75,9 +75,15 @@ class Script:
         elif block.language == "python":
             exec(compile(block.text, "block", "exec", dont_inherit=True), {"__name__": "block"})
         elif block.language == "sh" and block.is_run:
-            for line in block.text.splitlines():
-                for command in re.sub(r"\s+# .*$", "", line).split(" && "):
-                    self._run_command(command)
+            self._run_commands(block.text)
+
+    def _run_commands(self, text: str) -> None:
+        if not re.search(r"^(bitgrid|cd) ", text, re.MULTILINE):
+            subprocess.run(["bash", "-euc", text], check=True)
+            return
+        for line in text.splitlines():
+            for command in re.sub(r"\s+# .*$", "", line).split(" && "):
+                self._run_command(command)
 
     def _run_command(self, command: str) -> None:
         verb, *arguments = shlex.split(command) or [""]
