@@ -11,6 +11,7 @@ from typing import Any
 from harness.cli.terminal import print_line, print_table
 from harness.cli.verb import Verb
 from harness.core.errors import GridError
+from harness.run import listing
 
 
 def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +51,8 @@ def _check(arguments: argparse.Namespace) -> int:
                 indent=2,
             )
             failed = failed or any(each.fault for each in findings)
+    if not is_file:  # which may be no file that methods are found in
+        listing.keep()
     return int(failed)
 
 

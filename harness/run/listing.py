@@ -3,9 +3,10 @@
     <cache>/methods/<place>.json      what was listed last, and the files that it was read from
 
 The methods themselves import torch, which takes seconds, so what they say is remembered: while no
-file of the project or of a plug-in has changed, came or went, and the same entry points are there,
-the list is read and nothing is imported. Not here: the methods (`harness.method`), plans that are
-remembered so (`harness.run.remembering`).
+file of the project or of a plug-in came or went, or has changed but in the bodies of functions that
+run later, and the same entry points are there, the list is read and nothing is imported. Not here:
+the methods (`harness.method`), what of a file counts (`declarations`), plans that are remembered so
+(`harness.run.remembering`).
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from harness.core.definitions import ROOT
 from harness.core.files import write_json
 from harness.core.paths import cache_folder
 from harness.core.provenance import list_sources
+from harness.run.declarations import read_declarations
 from harness.run.plan import is_unchanged, mark_file
 
-SCHEMA = 1
+SCHEMA = 2
 GROUP = "bitgrid.methods"
+# What makes a list of methods, and not only stands in one: it counts whole.
+_DESCRIBING = tuple(ROOT / "harness" / part for part in ("core", "config", "run", "method.py"))
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,15 @@ def recall() -> Listing | None:
     """The remembered list; None where there is none, or where something has changed since."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
         kept = json.loads(_find_place().read_text())
-        watched = {path for path, _, _ in kept["watch"]}
+        watched = {path for path, *_ in kept["watch"]}
         is_same = (
             kept["schema"] == SCHEMA
             and kept["points"] == _list_points()
             and watched >= set(map(str, list_sources()))
-            and all(is_unchanged((path, size, when)) for path, size, when in kept["watch"])
+            and all(
+                is_unchanged((path, size, when)) or _digest(Path(path)) == digest
+                for path, size, when, digest in kept["watch"]
+            )
         )
         if is_same:
             return Listing({each["name"]: _read(each) for each in kept["methods"]}, {})
@@ -121,10 +128,24 @@ def remember(listing: Listing) -> None:
             {
                 "schema": SCHEMA,
                 "points": _list_points(),
-                "watch": [mark_file(path) for path in sorted(_list_files())],
+                "watch": [(*mark_file(path), _digest(path)) for path in sorted(_list_files())],
                 "methods": [asdict(each) for each in listing.methods.values()],
             },
         )
+
+
+def keep() -> None:
+    """Remember the list, where it is not, once the methods are imported anyway."""
+    if recall() is None:
+        remember(read_methods())
+
+
+def _digest(path: Path) -> str:
+    """Of what in a file a list may be made of. Raises OSError."""
+    text = path.read_text(errors="replace")
+    if not any(path.is_relative_to(part) for part in _DESCRIBING):
+        text = read_declarations(text)
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 
 def _read(raw: Any) -> Listed:

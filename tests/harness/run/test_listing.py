@@ -11,6 +11,7 @@ import pytest
 
 from harness.core.provenance import list_sources
 from harness.run import listing
+from harness.run.declarations import read_declarations
 from harness.run.listing import Listing, read_methods, recall, remember
 
 HEAVY = ("torch", "transformers", "pandas", "numpy", "lm_eval", "methods.rtn")
@@ -56,6 +57,8 @@ def test_a_change_is_seen(kept: Listing, monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert recall() is None  # a plug-in came
     with monkeypatch.context() as patch:
         patch.setattr(listing, "is_unchanged", lambda mark: not mark[0].endswith("rtn.py"))
+        assert recall() == kept  # touched
+        patch.setattr(listing, "read_declarations", lambda text: f"{text} ")
         assert recall() is None  # a file is another
     assert recall() == kept
     listing._find_place().write_text("[]")
@@ -77,3 +80,67 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     monkeypatch.setenv("BITGRID_CACHE", str(tmp_path / "file"))
     remember(Listing({}, {}))
     assert recall() is None
+
+
+FILE = """\"\"\"Calls `later`.\"\"\"
+from typing import Literal
+
+def count(
+    most: int = 3,
+) -> int:
+    return twice(most)
+
+def twice(number):
+    return 2 * number
+
+def later():
+    return 7
+
+@dataclass
+class Mine(Method):
+    bits: int = count()  # of a code
+
+    def __post_init__(self):
+        check(self.bits)
+
+    def apply(self, model):
+        # later
+        return later()
+
+register("mine", Mine())
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "counts"),
+    [
+        ("return 7", "return 8\n\n    # more", False),
+        ("# later\n        return later()", "return model", False),
+        ("of a code", "of each code", True),
+        ("most: int = 3", "most: int = 4", True),
+        ("2 * number", "3 * number", True),  # called as the file is imported
+        ("check(self.bits)", "pass", True),
+        ("def apply", "def applied", True),
+        ('register("mine"', 'register("yours"', True),
+    ],
+)
+def test_only_bodies_that_run_later_leave_the_list_as_it_is(
+    before: str, after: str, counts: bool
+) -> None:
+    changed = FILE.replace(before, after)
+    assert changed != FILE
+    assert (read_declarations(changed) != read_declarations(FILE)) == counts
+
+
+def test_whoever_imports_the_methods_remembers_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Listing
+) -> None:
+    listing.keep()
+    place = listing._find_place()
+    before = place.stat().st_mtime_ns
+    listing.keep()
+    assert place.stat().st_mtime_ns == before  # known already
+    place.unlink()
+    monkeypatch.setattr(listing, "read_methods", lambda: kept)
+    listing.keep()
+    assert recall() == kept
