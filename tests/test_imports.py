@@ -15,6 +15,7 @@ FROM_METHODS = {
     "harness.core.checked",
     "harness.core.component",
     "harness.core.errors",
+    "harness.core.halting",
     "harness.core.seeds",
     "harness.core.stage",
     "harness.data",

@@ -141,6 +141,9 @@ class Tuning:
         default_factory=dict
     )
     trials: Annotated[int, "models that were made to choose; 0: its own settings were kept"] = 0
+    parts: Annotated[dict[str, int], "share of the steps -> trials that went so far; {}: whole"] = (
+        field(default_factory=dict)
+    )
     combinations: Annotated[int, "of the values, of which a budget may leave some untried"] = 0
     failed: Annotated[int, "trials that failed"] = 0
     score: Annotated[float | None, "of the chosen one: perplexity or divergence"] = None

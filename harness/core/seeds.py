@@ -10,12 +10,11 @@ key, and so does every stage at seed 0. Not here: which seeds a grid has (`harne
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
+from harness.core.rewriting import rewrite
 from harness.core.stage import Stage
 
 T = TypeVar("T")
@@ -46,30 +45,9 @@ def draw(root: Stage[T], seeds: Seeds) -> Stage[T]:
     """A graph whose stages draw from these seeds, but for their order, with which it was built."""
     if not (seeds.data or seeds.calibration):
         return root
-    drawn: dict[str, Stage[Any]] = {}
-
-    def visit(stage: Stage[Any]) -> Stage[Any]:
-        if stage.key not in drawn:
-            drawn[stage.key] = redraw(_replace_inputs(stage, visit), seeds)
-        return drawn[stage.key]
-
-    return cast(Stage[T], visit(root))
+    return rewrite(root, lambda stage: redraw(stage, seeds))
 
 
 def add_seeds(own: int, grid: int) -> int:
     """A component's own seed, moved by the grid's, within 64 bits."""
     return (own + grid + 2**63) % 2**64 - 2**63
-
-
-def _replace_inputs(stage: Stage[T], replace: Callable[[Stage[Any]], Stage[Any]]) -> Stage[T]:
-    """The stage on other inputs; itself where they are the same."""
-
-    def swap(held: Any) -> Any:
-        if isinstance(held, tuple):
-            swapped = tuple(map(swap, held))
-            return held if all(a is b for a, b in zip(held, swapped, strict=True)) else swapped
-        return replace(held) if isinstance(held, Stage) else held
-
-    held = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
-    changed = {name: new for name, each in held.items() if (new := swap(each)) is not each}
-    return dataclasses.replace(stage, **changed) if changed else stage

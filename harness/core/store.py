@@ -41,6 +41,7 @@ from harness.core.files import (
     write_json,
 )
 from harness.core.found import Found, Index
+from harness.core.halting import hand_over
 from harness.core.paths import read_path
 from harness.core.scratch import Scratch, read_progress, take_over
 from harness.core.trash import Trash
@@ -249,6 +250,7 @@ class Store:
             raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+        hand_over(stage, scratch, self._work)
         shutil.rmtree(self._work(stage.key), ignore_errors=True)
         self.forget_failure(stage.key)
 

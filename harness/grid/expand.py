@@ -184,10 +184,12 @@ def _choose_settings(
         found = choose(document, file.tune, first, base, build, look)
         for trial in found.trials:
             cell = _describe_cell(file, trial.point, base, trial.model, (trial.score,))
-            trials.append(replace(cell, id=f"{cell.id} (trial)", is_trial=True))
+            part = {} if trial.share == 1 else {"trained": str(trial.share)}
+            name = f"{cell.id} (trial{', ' if part else ''}{''.join(part.values())})"
+            trials.append(replace(cell, id=name, axes=cell.axes | part, is_trial=True))
         shown = first[0].tried if found.chosen is None else found.chosen
         chosen = [replace(each, tried={}) for each in group if each.tried == shown]
-        scores = tuple(trial.score for trial in found.trials)
+        scores = tuple(trial.score for trial in found.open)
         picks += [_Pick(point, found.tuning, found.awaits, scores) for point in chosen]
     return trials, picks
 

@@ -72,6 +72,8 @@ class Tune(AsWritten, pydantic.BaseModel):
     metric: Literal["nll", "kl"] = "nll"
     # The most trials for one row of a table; null: every combination of the values.
     budget: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] | None = None
+    # halving: the worse half of the trials ends after a part of its steps; null: none does.
+    early: Literal["halving"] | None = None
 
     @property
     def axes(self) -> dict[str, list[Any]]:

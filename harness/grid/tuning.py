@@ -5,6 +5,7 @@
       on: {text: testbed, cut: packed, skip: 60}     # windows that no score of the grid reads
       metric: kl                                     # or nll
       budget: 3                                      # the most trials for one row
+    early: halving                                 # the worse half of them ends early
 
 For each method at each point of `vary`, every combination of the values is a trial at the grid's
 first seed. Trials are cells like others, so that they are shared, resumed and run on a cluster;
@@ -19,11 +20,13 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, TypeAlias, TypeVar
 
 from harness.config.document import Document
 from harness.config.settings import configure, list_settings
 from harness.core.errors import BitgridError
+from harness.core.halting import stop_early
 from harness.core.records import ALL_FAILED, WAITS, Tuning
 from harness.core.stage import Stage, closure
 from harness.data.fill import DataSetRead
@@ -34,9 +37,11 @@ from harness.evaluation.perplexity import Perplexity, Protocol
 from harness.evaluation.scores import Scores
 from harness.grid.points import Point
 from harness.grid.schema import Tune
+from harness.method import Method
 from harness.models import Model, Pretrained
 
 T = TypeVar("T")
+_WHOLE = Fraction(1)
 Look: TypeAlias = Callable[[Stage[Scores]], float | None]
 """The score of a trial, lower is better: None before it has ended, infinite where it failed."""
 
@@ -48,16 +53,18 @@ class Trial:
     point: Point
     model: Stage[Model]
     score: Stage[Scores]
+    share: Fraction = _WHOLE  # of the steps, after which it ends
 
 
 @dataclass(frozen=True)
 class Tuned:
     """What is known of one method at one point of `vary`."""
 
-    trials: tuple[Trial, ...]  # none where there is nothing to choose
+    trials: tuple[Trial, ...]  # none where there is nothing to choose; each part of one is one
     chosen: Mapping[str, Any] | None  # settings; None while trials are to come, or all have failed
     tuning: Tuning | None = None  # None: the method has none of the settings, or nothing is chosen
     awaits: str = ""  # why nothing is chosen
+    open: tuple[Trial, ...] = ()  # those whose scores are awaited
 
 
 def list_groups(points: Sequence[Point]) -> list[list[Point]]:
@@ -91,31 +98,86 @@ def choose(
         ((point, model),) = distinct
         return Tuned((), point.tried, _describe_own(tune, point, model, build))
     tried = _spread(distinct, tune.budget)
-    trials = tuple(_make_trial(document, tune, point, base, model) for point, model in tried)
-    scores = [look(trial.score) for trial in trials]
-    if None in scores:
-        return Tuned(trials, None, awaits=WAITS)
-    ended = [math.inf if score is None else score for score in scores]
-    if min(ended) == math.inf:
-        return Tuned(trials, None, awaits=ALL_FAILED)
-    winner = trials[ended.index(min(ended))]
+    whole = [_make_trial(document, tune, point, base, model) for point, model in tried]
+    rungs = _run_rungs(tune, whole, look)
+    if rungs.awaits:
+        return Tuned(rungs.trials, None, awaits=rungs.awaits, open=rungs.open)
+    ends = list(rungs.ends.values())
+    best = min(rungs.open, key=lambda trial: rungs.ends[trial.point.method][1])
+    winner, score = best.point, rungs.ends[best.point.method][1]
     values = {
-        path: list(dict.fromkeys(t.point.tried[path] for t in trials))
+        path: list(dict.fromkeys(t.point.tried[path] for t in whole))
         for path in tune.axes
-        if path in winner.point.tried
+        if path in winner.tried
     }
     tuning = Tuning(
-        chosen=winner.point.tried,
+        chosen=winner.tried,
         tried=values,
-        trials=len(trials),
+        trials=len(whole),
+        parts=rungs.parts,
         combinations=len(distinct),
-        failed=ended.count(math.inf),
-        score=min(ended),
+        failed=sum(score == math.inf for _, score in ends),
+        score=score,
         on=describe(tune),
-        at_end=[p for p, each in values.items() if _is_at_end(winner.point.tried[p], each)],
-        models=[trial.model.key for trial in trials],
+        at_end=[p for p, each in values.items() if _is_at_end(winner.tried[p], each)],
+        models=[trial.model.key for trial, _ in ends],
     )
-    return Tuned(trials, winner.point.tried, tuning)
+    return Tuned(rungs.trials, winner.tried, tuning)
+
+
+@dataclass(frozen=True)
+class _Rungs:
+    """How far the trials of a group went. `open`: of the last part those that were in it; `ends`:
+    of each method the furthest part that it was in, with its score."""
+
+    trials: tuple[Trial, ...]
+    open: tuple[Trial, ...]
+    ends: Mapping[Method, tuple[Trial, float]]
+    parts: dict[str, int]
+    awaits: str = ""
+
+
+def _run_rungs(tune: Tune, whole: Sequence[Trial], look: Look) -> _Rungs:
+    """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): in each part the better
+    half of those before, as far as they have ended; the last two are whole. Of trials that score
+    the same, the first. Without `early`, and where nothing has steps, all are whole."""
+    parts = count_parts(len(whole)) if tune.early else 1
+    standing, trials, ends = list(whole), list[Trial](), dict[Method, tuple[Trial, float]]()
+    counts: dict[str, int] = {}
+    for part in reversed(range(parts)):
+        rung = [_end_after(trial, Fraction(1, 2**part)) for trial in standing]
+        if part and rung[0].model.key == standing[0].model.key:
+            continue  # nothing has steps
+        trials += rung
+        scores = [look(trial.score) for trial in rung]
+        if None in scores:
+            return _Rungs(tuple(trials), tuple(rung), {}, {}, WAITS)
+        if min(map(_read, scores)) == math.inf:
+            return _Rungs(tuple(trials), tuple(rung), {}, {}, ALL_FAILED)
+        ends |= {t.point.method: (t, _read(s)) for t, s in zip(rung, scores, strict=True)}
+        counts[str(Fraction(1, 2**part))] = len(rung)
+        going = sorted(
+            (each for each in standing if ends[each.point.method][1] < math.inf),
+            key=lambda each: ends[each.point.method][1],
+        )[: math.ceil(len(standing) / 2)]
+        standing = [each for each in standing if each in going]
+    return _Rungs(tuple(trials), tuple(rung), ends, counts if len(counts) > 1 else {})
+
+
+def count_parts(trials: int) -> int:
+    """Parts of a training for so many trials, each twice the one before; 1: all are whole."""
+    return max(1, (trials - 1).bit_length())
+
+
+def _read(score: float | None) -> float:
+    return math.inf if score is None else score
+
+
+def _end_after(trial: Trial, share: Fraction) -> Trial:
+    if share == 1:
+        return trial
+    model, score = stop_early(trial.model, float(share)), stop_early(trial.score, float(share))
+    return replace(trial, model=model, score=score, share=share)
 
 
 def describe(tune: Tune) -> str:

@@ -26,6 +26,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -33,7 +34,8 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import BitgridError, TrainingError
-from harness.core.stage import Input, Resources, Stage, report, value
+from harness.core.halting import find_whole, halt
+from harness.core.stage import Input, Resources, Stage, added, report, value
 from harness.data import Tokens, count_asked
 from harness.models import DTYPES, PROCESS_GIB, Model, Pass, list_passes, weights_gib
 from methods.quantization.formats import Format
@@ -68,6 +70,7 @@ class Train(Stage[Model]):
     statistic: Input[Any] | None
     training: Training
     seed: int = 0
+    until: int | None = added(None)  # the step after which it ends, on the schedule of all of them
 
     @property
     def resources(self) -> Resources:
@@ -108,7 +111,21 @@ class Train(Stage[Model]):
         device = step.masters.network.device
         same_bits = compute_deterministically(device) if self.training.deterministic else None
         with same_bits or contextlib.nullcontext():
-            return _Loop(step, tokens, self.seed, work).run()
+            return _Loop(step, tokens, self.seed, work).run(self.until)
+
+
+@halt.register
+def _of_beginning(stage: Train, share: float) -> Train:
+    """The steps of epochs are those of the sequences asked for."""
+    sequences, _ = count_asked(stage.tokens) or (0, 0)
+    steps, _ = stage.training.count_steps(sequences)
+    until = max(1, round(share * steps))
+    return replace(stage, until=until) if until < steps else stage
+
+
+@find_whole.register
+def _of_rest(stage: Train) -> Train | None:
+    return None if stage.until is None else replace(stage, until=None)
 
 
 @list_passes.register
@@ -120,6 +137,8 @@ def _of_train(stage: Train) -> tuple[Pass, ...]:
         return ()
     assert isinstance(stage.student, Stage)
     _, seen = stage.training.count_steps(asked[0])
+    if stage.until is not None:
+        seen = min(seen, stage.until * stage.training.batch_size)
     trained = Pass(stage.student, seen * asked[1], "trained")
     if not isinstance(stage.teacher, Stage):
         return (trained,)
@@ -146,14 +165,16 @@ class _Loop:
         self.metrics = Metrics(metrics, self.done, shards.is_main)
         self.history = shards.find_first(self.metrics.history) or LossHistory()
 
-    def run(self) -> Model:
+    def run(self, until: int | None = None) -> Model:
         training = self.training
         steps, seen = training.count_steps(len(self.tokens))
+        end = steps if until is None else min(steps, until)
         batches = order_rows(len(self.tokens), training.batch_size, seen, self.seed, self.done)
         before = self.metrics.last["seconds"] if self.metrics.last else 0.0
         began = last = time.perf_counter()
         try:
-            for number, rows in zip(range(self.done + 1, steps + 1), batches, strict=True):
+            batches = islice(batches, max(0, end - self.done))
+            for number, rows in zip(range(self.done + 1, end + 1), batches, strict=True):
                 labels = int(self.tokens.mask[rows, 1:].sum())
                 loss, norm = self._compute_gradients(number, rows, labels)
                 if labels and self._is_due(number - 1):
@@ -174,9 +195,10 @@ class _Loop:
                     }
                 )
                 last = now
-                report(number, steps, loss=loss)
-            if self._is_due(steps) and self.masters.are_finite():
-                self._save(steps)
+                report(number, end, loss=loss)
+            is_due = self._is_due(end) or (end < steps and self.saved < end)
+            if is_due and self.masters.are_finite():
+                self._save(end)
         finally:
             self.metrics.close()
         return self.masters.build_model()

@@ -51,6 +51,10 @@ def _describe_chosen(chosen: Sequence[Tuned]) -> Iterator[str]:
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} (unequal)"
     yield f"{' and '.join(paths)} chosen for each row among {number} trials by the least"
     yield f"{chosen[0].tuning.on}."
+    if halved := [each.tuning.parts for each in chosen if each.tuning.parts]:
+        shares = " and ".join(share for share in max(halved, key=len) if share != "1")
+        rest = "" if len(halved) == len(chosen) else ", where a row is trained"
+        yield f"Of the trials the worse half ended after {shares} of the steps{rest}."
 
 
 def _describe_faults(tuned: Sequence[Tuned]) -> Iterator[str]:

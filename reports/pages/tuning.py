@@ -46,10 +46,17 @@ def _make_line(each: Tuned) -> tuple[Cell, ...]:
         Cell(each.name),
         Cell(_describe_settings(tuning)),
         Cell("; ".join(tried) or "not tuned"),
-        Cell(str(tuning.trials)),
+        Cell(_describe_trials(tuning)),
         Cell(f"{tuning.tokens:,.0f}" if tuning.tokens else MISSING),
         Cell(hours or MISSING),
     )
+
+
+def _describe_trials(tuning: Tuning) -> str:
+    """How many went how far, where the worse ones ended early: `4 to 1/2, 2 to the end`."""
+    ways = {share: "to the end" if share == "1" else f"to {share}" for share in tuning.parts}
+    parts = [f"{count} {ways[share]}" for share, count in tuning.parts.items()]
+    return ", ".join(parts) or str(tuning.trials)
 
 
 def _describe_settings(tuning: Tuning) -> str:

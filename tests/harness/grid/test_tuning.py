@@ -20,7 +20,7 @@ from harness.grid.expand import Grid, load
 from harness.grid.tuning import Look
 from harness.run import remembering
 from harness.run.plan import build
-from methods.training.train import Train
+from methods.training.train import Train, _Loop
 
 GRID = """\
 # Is it tuned?
@@ -121,6 +121,64 @@ def test_a_budget_gives_every_method_the_same_trials(write: Write) -> None:
     assert next(c.tuning.combinations for c in grid.cells if c.tuning) == 9
     again = write(text, look=lambda score: _rate(score.model))
     assert [c.id for c in again.cells] == [c.id for c in grid.cells]
+
+
+HALVED = GRID.replace("[2, 3]", "[2]").replace("train.steps: 1", "train.steps: 8")
+HALVED = HALVED.replace("  on:", "  early: halving\n  on:", 1)
+
+
+def _halve(write: Write, rates: list[float], look: Callable[[float, int | None], Any]) -> Grid:
+    text = HALVED.replace("[1e-4, 4e-4, 1.6e-3]", str(rates))
+    return write(text, look=lambda score: look(_rate(score.model), _until(score.model)))
+
+
+def _until(model: Any) -> int | None:
+    while not isinstance(model, Train):
+        model = model.model
+    return model.until
+
+
+def _count_rungs(grid: Grid) -> list[tuple[int | None, str, float]]:
+    return [
+        (_until(c.model), c.axes.get("trained", "1"), c.axes["train.lr"])
+        for c in grid.cells
+        if c.is_trial
+    ]
+
+
+def test_the_worse_half_of_the_trials_ends_early(write: Write) -> None:
+    rates = [1e-4, 2e-4, 3e-4, 4e-4, 5e-4]
+    waiting = _halve(write, rates, lambda rate, until: None)
+    assert _count_rungs(waiting) == [(2, "1/4", rate) for rate in rates]
+    # The least is best early, and behind in the end.
+    found = _halve(write, rates, lambda rate, until: rate if until == 2 else None)
+    assert _count_rungs(found)[5:] == [(4, "1/2", rate) for rate in rates[:3]]
+    assert {len(cell.scores) for cell in found.awaiting} == {3}
+    grid = _halve(write, rates, lambda rate, until: rate if until else -rate)
+    assert _count_rungs(grid)[8:] == [(None, "1", rate) for rate in rates[:2]]
+    tuned = [c for c in grid.cells if c.label == "BitDistiller" and not c.is_trial]
+    assert [(_rate(c.model), _until(c.model)) for c in tuned] == [(2e-4, None)] * 2
+    trials = {c.model.key for c in grid.cells if c.is_trial}
+    assert [c.model.key in trials for c in tuned] == [True, False]
+    tuning = tuned[0].tuning
+    assert tuning is not None and (tuning.trials, tuning.failed) == (5, 0)
+    assert tuning.parts == {"1/4": 5, "1/2": 3, "1": 2} and len(set(tuning.models)) == 5
+    assert len({c.id for c in grid.cells}) == len(grid.cells)
+
+
+def test_trials_that_fail_early_go_no_further(write: Write) -> None:
+    rates = [1e-4, 2e-4, 3e-4, 4e-4]
+    grid = _halve(write, rates, lambda rate, until: rate if rate > 3.5e-4 else math.inf)
+    assert _count_rungs(grid)[4:] == [(None, "1", 4e-4)]
+    tuning = next(c.tuning for c in grid.cells if c.tuning)
+    assert (tuning.failed, tuning.parts) == (3, {"1/2": 4, "1": 1})
+
+
+def test_two_trials_and_what_has_no_steps_are_whole(write: Write) -> None:
+    grid = _halve(write, [1e-4, 2e-4], lambda rate, until: rate)
+    assert [until for until, _, _ in _count_rungs(grid)] == [None] * 2
+    tuning = next(c.tuning for c in grid.cells if c.tuning)
+    assert tuning.parts == {}
 
 
 def test_a_method_that_sets_it_itself_is_said_to_be_untuned(write: Write) -> None:
@@ -240,6 +298,38 @@ def test_a_run_makes_the_trials_then_what_they_chose(
     kept = Path("kept/tuned/trials/rows.jsonl").read_bytes()
     assert kept == Path("runs/tuned/trials/rows.jsonl").read_bytes()
     assert plan == build(load(Path("tuned.yaml"), look=lambda s: _read(s, store)))
+
+
+def test_what_ended_early_goes_on_where_it_ended(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun: list[tuple[int | None, int]] = []
+    run = _Loop.run
+
+    def spy(loop: _Loop, until: int | None = None) -> Any:
+        begun.append((until, loop.done))
+        return run(loop, until)
+
+    monkeypatch.setattr(_Loop, "run", spy)
+    grid = HALVED.replace("{model}", str(tiny_folder)).replace("seed: [0, 1]", "seed: 0")
+    (tmp_path / "tuned.yaml").write_text(grid.replace("[rtn, bf16]", "[]"))
+    assert main(["run", "tuned.yaml"]) == 0
+    assert begun == [(4, 0)] * 3 + [(None, 4)] * 2
+    said = _join(capsys.readouterr().out)
+    assert "Of the trials the worse half ended after 1/2 of the steps." in said
+    assert "3 to 1/2, 2 to the end" in _join(Path("runs/tuned/report.md").read_text())
+    row = json.loads(Path("runs/tuned/rows.jsonl").read_text())
+    assert row["tuning"]["tokens"] == (4 + 8 + 8) * 2 * 15
+    # As without trials, in a store of its own.
+    tune = grid[grid.index("tune:") : grid.index("defaults:")]
+    rate = row["tuning"]["chosen"]["train.lr"]
+    plain = grid.replace(tune, "").replace("defaults:", f"defaults:\n  train.lr: {rate}")
+    plain = plain.replace("[rtn, bf16]", "[]")
+    (tmp_path / "plain.yaml").write_text(plain)
+    assert main(["run", "plain.yaml", "--store", "other"]) == 0
+    other = json.loads(Path("runs/plain/rows.jsonl").read_text())
+    assert (other["key"], other["value"]) == (row["key"], row["value"])
 
 
 def _read(score: Any, store: Store) -> float:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +378,24 @@ training = Training(steps=12, batch_size=2, lr=1e-3, dtype="float32", checkpoint
 with listening(lambda done, total, metrics: time.sleep(float(sys.argv[2]))):
     execute(stage(make_llama(), make_llama(1), make_tokens(), training), {}, Path(sys.argv[1]))
 """
+
+
+def test_what_ended_early_goes_on_to_the_same_bits(
+    llama: Model, teacher: Model, tmp_path: Path
+) -> None:
+    training = Training(
+        steps=6, batch_size=2, lr=1e-2, dtype="float32", schedule="cosine", checkpoint_every=0
+    )
+    arguments = llama, teacher, make_tokens(), training
+    whole = train(tmp_path / "whole", *arguments)
+    work = tmp_path / "part"
+    work.mkdir()
+    part = replace(stage(*arguments), until=4)
+    begun = execute(part, {}, work)
+    assert [row["step"] for row in rows_of(work)] == [1, 2, 3, 4] and not same(whole, begun)
+    assert same(whole, train(work, *arguments))
+    assert rows_of(work)[3]["lr"] == rows_of(tmp_path / "whole")[3]["lr"] < 1e-2
+    assert len(rows_of(work)) == 6
 
 
 def test_a_killed_run_ends_in_the_same_bits(llama: Model, teacher: Model, tmp_path: Path) -> None:
