@@ -41,6 +41,7 @@ from harness.run.plan import Plan
 if TYPE_CHECKING:
     from harness.cluster.profile import Profile
     from harness.cluster.submit import Prepared
+    from harness.grid.expand import Grid
 
 
 def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +86,13 @@ def _launch(arguments: argparse.Namespace) -> int:
         keys, left_out = choose_stages(view, store, arguments.retry, cells)
         halvings, large = meet_memory(plan, store, view, keys, arguments.halve_micro_batch)
         given_up = {stage.key for stage in view.of("failed", "blocked")}
-        most = arguments.waves
-        prepared = submit.prepare(plan, store, profile, keys, large, given_up, most)
+        gres = _choose_gpus(grid, profile, keys)
+        asked = (profile, keys, large, given_up, arguments.waves, gres)
+        prepared = submit.prepare(plan, store, *asked)
         hopeless = {} if arguments.retry == "lost" else find_hopeless(view, store, prepared.jobs)
         if hopeless:
             keys = leave_out(plan, keys, hopeless)
-            prepared = submit.prepare(plan, store, profile, keys, large, given_up, most)
+            prepared = submit.prepare(plan, store, profile, keys, *asked[2:])
         summary = _summarise(plan, store, prepared, profile)
         if left_out and arguments.retry != "failed":
             why = "stages failed before, or need one that did: --retry failed runs them again"
@@ -109,8 +111,11 @@ def _launch(arguments: argparse.Namespace) -> int:
             print("nothing to submit")
             return 0
         launch = submit.launch(prepared, grid, plan, store, profile, halvings, large)
-    ids = [launch.submitted[number] for number in range(len(prepared.arrays))]
-    print(f"launched {launch.id}: {len(prepared.jobs)} jobs as {', '.join(ids)}")
+    print(
+        f"launched {launch.id}: {len(prepared.jobs)} jobs as {', '.join(launch.submitted.values())}"
+    )
+    if refused := len(prepared.arrays) - len(launch.submitted):
+        print(f"  {refused} arrays met a limit on jobs: launch again once others have ended")
     print(f"  bitgrid status {arguments.grid} --watch")
     if plan.awaiting:
         print(f"  bitgrid launch {arguments.grid}  # once its trials have ended: the other cells")
@@ -203,6 +208,25 @@ def _show_broken(broken: Iterable[str]) -> None:
         print_line(f"bitgrid: {line}", file=sys.stderr)
 
 
+def _choose_gpus(grid: Grid, profile: Profile, keys: Iterable[str]) -> dict[str, str]:
+    """The gres of the smallest GPU that holds each stage, or the largest where none does."""
+    types = profile.gpu_types
+    if not types:
+        return {}
+    import harness.evaluation.memory  # noqa: F401  it registers estimates
+    from harness.core.stage import closure
+    from harness.run.memory import choose_sizes
+
+    wanted = set(keys)
+    stages = closure([stage for cell in grid.cells for stage in cell.roots])
+    sizes = choose_sizes([s for s in stages if s.key in wanted], [gpu.gib for gpu in types])
+    gres = {gpu.gib: gpu.gres for gpu in types}
+    for key, size in sizes.items():
+        if size is None:
+            print_line(f"bitgrid: {key[:8]} fits no GPU of the profile: the largest", sys.stderr)
+    return {key: gres[size or types[-1].gib] for key, size in sizes.items()}
+
+
 def _summarise(
     plan: Plan, store: Store, prepared: Prepared, profile: Profile
 ) -> list[tuple[str, str]]:
@@ -222,6 +246,9 @@ def _summarise(
         ),
         ("GPU-hours", f"at most {limit:.1f}, by the jobs' time limits{expected}"),
     ]
+    if prepared.left:
+        later = f"{prepared.left} jobs more than may be queued: launch again once others have ended"
+        facts.append(("later", later))
     for number, array in enumerate(prepared.arrays):
         kinds = Counter(
             plan.nodes[key].kind for index in array.jobs for key in prepared.jobs[index].keys
@@ -229,7 +256,8 @@ def _summarise(
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         after = f" after {', '.join(map(str, sorted(array.after)))}" if array.after else ""
         request = array.request
-        size = f"{array.gpus} GPU, " if array.gpus and profile.gpu != "none" else ""
+        gres = f" ({request.gpu})" if request.gpu else ""
+        size = f"{array.gpus} GPU{gres}, " if array.gpus and request.gpu != "none" else ""
         size += f"{request.memory_gib:g} GiB, {request.hours:g} h"
         jobs = f"wave {array.wave}, {len(array.jobs)} jobs ({size}): {counts}{after}"
         facts.append((f"array {number}", jobs))

@@ -45,6 +45,10 @@ class Attempt:
     running: str = ""  # the stage under way
     done: tuple[int, int] = (0, 0)  # its steps, and all of them
 
+    def is_late(self) -> bool:
+        """Whether what ends it can be its time limit."""
+        return time.monotonic() - self.began >= 0.5 * 3600 * self.job.hours
+
     def list_kept(self) -> Kept:
         """What the job's stages could go on from; an owner's folder has another name each time."""
         return _list_kept(self.store, self.job.keys)
@@ -70,10 +74,7 @@ def is_stuck() -> bool:
     That is where it finished no stage and wrote no checkpoint. At a preemption nothing is stuck.
     """
     at = _attempt
-    if at is None or not at.running:
-        return False
-    is_limit = time.monotonic() - at.began >= 0.5 * 3600 * at.job.hours
-    return is_limit and not at.list_kept() - at.kept
+    return at is not None and at.running != "" and at.is_late() and not at.list_kept() - at.kept
 
 
 def say_limit() -> None:
@@ -85,7 +86,9 @@ def say_limit() -> None:
     kind = node.kind if node else "the stage"
     step = f" at step {at.done[0]}/{at.done[1]}" if at.done[1] else ""
     asked = f"time limit of {at.job.hours:.3g} h, met by {kind}{step}"
-    if is_stuck():
+    if not at.is_late():
+        _say("ended: preempted, and SLURM takes it not back; launch goes on from what is kept")
+    elif is_stuck():
         _say(f"ended: {asked}, {ends.NOTHING_KEPT}: give {kind} more hours in the profile")
     else:
         _say(f"ended: {asked}, as often as `requeues` allows; launch goes on from what is kept")

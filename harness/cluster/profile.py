@@ -4,7 +4,7 @@
     account: nlp
     gpu: gpu:a100            # the gres of one GPU; none: jobs ask for no GPU
     array_parallelism: 32    # of one array at once
-    gpus: 64                 # that one may hope for; evaluations are spread over so many
+    gpus: 64                 # that one may hope for; or types of them, the smallest that holds it
     setup: [module load cuda/12.4]
     stages:                  # by kind of stage; `bitgrid plan` names the kinds of a grid
       train: {hours: 12, cpus: 8}
@@ -37,10 +37,7 @@ DEFAULT = Path("~/.config/bitgrid/cluster.yaml")
 def _refuse_clock(value: object) -> object:
     """SLURM reads 1:30 as minutes and seconds, people as hours and minutes: refuse it."""
     if isinstance(value, str) and ":" in value:
-        raise ValueError(
-            f"{value!r} should be a number of hours, as 1.5 for an hour and a half; SLURM's own "
-            "way of writing it goes under 'sbatch', as {time: '1:30:00'}"
-        )
+        raise ValueError(f"{value!r} should be a number of hours, as 1.5 for an hour and a half")
     return value
 
 
@@ -55,14 +52,67 @@ def _check_line(text: str) -> str:
 
 
 def _check_option(name: str) -> str:
-    """Raise ValueError for what is no long name of a parameter of sbatch."""
+    """Raise ValueError for what is no long name of a parameter of sbatch, or a launch's own."""
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name):
         raise ValueError(f"{show(name)} should be a long name of sbatch's, as mail-type")
+    if (own := name.replace("_", "-")) in RESERVED:
+        raise ValueError(f"'{own}' is a launch's own to set: {RESERVED[own]}")
     return name
 
 
+def _check_directive(line: str) -> str:
+    """Raise ValueError for what is no comment of a script, or sets what is a launch's own."""
+    if not line.startswith("#"):
+        raise ValueError(f"{show(line)} should begin with '#', as '#DW jobdw …'; see 'setup'")
+    for name in re.findall(r"--([A-Za-z][A-Za-z0-9_-]*)", line):
+        _check_option(name)
+    return line
+
+
+def _check_gpu(gres: str) -> str:
+    """Raise ValueError for what is no gres of one GPU."""
+    if gres != "none" and not re.fullmatch(r"(?:gpu|shard|mps)(?::[\w.-]*[A-Za-z][\w.-]*)?", gres):
+        raise ValueError(
+            f"{show(gres)} should be the gres of one GPU without a number, as gpu or gpu:a100, or "
+            "none; how many is the grid's to say (train.gpus)"
+        )
+    return gres
+
+
+def _check_fields(setting: object) -> object:
+    """Raise ValueError for a field of a parameter's text that there is not."""
+    if isinstance(setting, str):
+        for name in re.findall(r"\{(\w+)\}", setting):
+            if name not in FIELDS:
+                raise ValueError(f"{show(setting)} has {{{name}}}; {nearest(name, FIELDS)}")
+    return setting
+
+
+# What a launch relies on, and the key that says it.
+RESERVED = {
+    "array": "array_parallelism is how many jobs of one run at once",
+    "dependency": "jobs wait for those that compute their inputs",
+    "output": "logs are in the launch's folder, where status and logs look",
+    "error": "logs are in the launch's folder, where status and logs look",
+    "open-mode": "a job that is queued again writes on in its log",
+    "signal": "signal_delay_s is how long before its end a job is told",
+    "time": "hours",
+    "requeue": "requeues; 0 for none",
+    "no-requeue": "requeues; 0 for none",
+    "job-name": "jobs are found by their names",
+    "wrap": "prefix is what comes before Python",
+    "parsable": "the job's number is read",
+    "wait": "status --watch waits",
+    "test-only": "launch --dry submits nothing",
+    "ntasks": "a job is one task; how many GPUs it has is train.gpus",
+    "ntasks-per-node": "a job is one task; how many GPUs it has is train.gpus",
+}
+# Fields in the text of a parameter of sbatch: what the job asks for.
+FIELDS = ("gpus", "cpus", "mib", "mib_per_cpu", "mib_per_gpu")
+
 Line = Annotated[str, AfterValidator(_check_line)]
 Option = Annotated[str, AfterValidator(_check_option)]
+Gres = Annotated[Line, AfterValidator(_check_gpu)]
 Hours = Annotated[float, Field(gt=0, le=10_000), BeforeValidator(_refuse_clock)]
 Many = Annotated[int, Field(gt=0, le=10_000_000)]
 
@@ -78,15 +128,23 @@ class Request(AsWritten, pydantic.BaseModel):
     account: Line | None = None
     qos: Line | None = None
     constraint: Line | None = None
-    gpu: Line | None = None
+    gpu: Gres | None = None
     # Further parameters of sbatch by their long names: text as it is written, true for a flag
-    # alone, false or null to leave one out.
-    sbatch: dict[Option, Line | bool | None] = {}
+    # alone, false for the flag with no- before it, null to leave one out.
+    sbatch: dict[Option, Annotated[Line | bool | None, AfterValidator(_check_fields)]] = {}
 
     def over(self, other: Request) -> Request:
         """This request where it says something, `other` elsewhere."""
         own = {k: v for k, v in self.model_dump().items() if v is not None and k != "sbatch"}
         return other.model_copy(update={**own, "sbatch": {**other.sbatch, **self.sbatch}})
+
+
+class Gpu(AsWritten, pydantic.BaseModel):
+    """A type of GPU that a site has: its gres, and its memory."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    gres: Gres
+    gib: Annotated[float, Field(gt=0, le=100_000)]
 
 
 class Profile(Request):
@@ -97,21 +155,43 @@ class Profile(Request):
     large: Request | None = None
     array_parallelism: Many = 256
     models_per_job: Many = 1
-    gpus: Many | None = None  # that one may hope for at once
+    gpus: Many | list[Gpu] | None = None  # that one may hope for at once; or the site's types
     max_jobs: Many | None = None  # submitted at once; else asked of SLURM
     requeues: Annotated[int, Field(ge=0, le=10_000)] = 20  # of a job, at its time limit
     # Between the warning and the end of a job, and how late a host may see another one's files.
     signal_delay_s: Annotated[int, Field(ge=5, le=86_400)] = 90
     visible_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
     setup: list[Line] = []
+    directives: list[Annotated[Line, AfterValidator(_check_directive)]] = []  # before `setup`
+    srun: list[Line] = []  # arguments of srun
+    prefix: Line | None = None  # shell words before Python, as of a container
+    python: Line | None = None  # else the one that launches
+    notify: Line | None = None  # a command, run once when the last job of a launch has ended
 
-    def request(self, kind: str, node: Node, large: bool = False) -> Request:
-        """What a stage of `kind` asks for, with nothing left open but what SLURM decides."""
+    @property
+    def hoped_gpus(self) -> int | None:
+        """How many GPUs one may hope for at once, where it is said."""
+        return self.gpus if isinstance(self.gpus, int) else None
+
+    @property
+    def gpu_types(self) -> list[Gpu]:
+        """The site's types of GPUs by memory, where they are said."""
+        types = self.gpus if isinstance(self.gpus, list) else []
+        return sorted(types, key=lambda gpu: gpu.gib)
+
+    def request(
+        self, kind: str, node: Node, large: bool = False, gres: str | None = None
+    ) -> Request:
+        """What a stage of `kind` asks for, with nothing left open but what SLURM decides.
+
+        gres: of a GPU that holds it, where nothing else is said.
+        """
         whole = Request(**{name: getattr(self, name) for name in Request.model_fields})
         asked = self.stages.get(kind, Request()).over(whole)
         if large and self.large is not None:
             asked = self.large.over(asked)
-        return asked.over(Request(hours=node.hours or 1.0, memory_gib=node.memory_gib or 4.0))
+        least = Request(hours=node.hours or 1.0, memory_gib=node.memory_gib or 4.0, gpu=gres)
+        return asked.over(least)
 
 
 def load(path: Path | None, kinds: Collection[str]) -> Profile:
@@ -132,7 +212,7 @@ def load(path: Path | None, kinds: Collection[str]) -> Profile:
     try:
         profile = Profile.model_validate(keys)
     except pydantic.ValidationError as error:
-        known = {"": Profile, "stages": Request, "large": Request}
+        known = {"": Profile, "stages": Request, "large": Request, "gpus": Gpu}
         raise ClusterError(str(document.error(*explain(error, keys, known)))) from None
     for kind in profile.stages:
         if kind not in kinds:

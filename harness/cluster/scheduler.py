@@ -12,8 +12,10 @@ import getpass
 import os
 import re
 import subprocess
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.core.errors import ClusterError
 
@@ -146,6 +148,97 @@ def cancel(ids: Collection[str]) -> None:
     """Raises ClusterError."""
     if ids:
         slurm("scancel", *sorted(ids))
+
+
+# Submission
+
+_UNSURE = re.compile(
+    "timed out|Unable to contact|Zero Bytes|Connection re|Transport endpoint|temporarily", re.I
+)
+_SEARCHES_S = (1.0, 3.0, 6.0)
+
+
+def submit(script: Path, name: str) -> str:
+    """The id of a job that sbatch takes. One that arrived without sbatch's saying so, as where its
+    connection timed out, is found by its name.
+
+    Raises ClusterError with sbatch's complaint.
+    """
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable", str(script)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            env=environment(),
+        )
+        status, said, complaint = done.returncode, done.stdout, done.stderr
+    except FileNotFoundError:
+        raise ClusterError("sbatch is not installed here: launch where SLURM is") from None
+    except subprocess.TimeoutExpired:
+        status, said, complaint = 1, "", "sbatch: error: it timed out"
+    ids = re.findall(r"^(\d+)(?:;\S+)?\s*$", said, re.MULTILINE)
+    if status == 0 and ids:
+        return str(ids[-1])
+    if status == 0 or _UNSURE.search(complaint):
+        for pause in _SEARCHES_S:
+            time.sleep(pause)
+            with contextlib.suppress(ClusterError):
+                found = [
+                    entry.job for (its, _), entry in queue(names=[name]).items() if its == name
+                ]
+                if found:
+                    return found[0]
+    errors = re.findall(r"(?:sbatch: )?error: (.+)", complaint)
+    why = "; ".join(errors) or (complaint.strip() or said.strip()).rpartition("\n")[2]
+    raise ClusterError(f"sbatch refuses {name}: {why or 'it does not say why'}")
+
+
+def count_submittable(
+    partitions: Collection[str], accounts: Collection[str], qos: Collection[str]
+) -> int | None:
+    """How many jobs this user may still submit there, by the limits of his associations, of their
+    QOS and of the partitions' QOS, less those that are in the queue; None: nobody says a limit.
+
+    Of what is not named (an empty collection), the least of all counts.
+    """
+    user = getpass.getuser()
+    limits: list[str] = []
+    named = set(qos)
+    try:
+        fields = "format=Account,Partition,MaxSubmit,GrpSubmit,DefaultQOS"
+        said = slurm("sacctmgr", "-nP", "show", "assoc", f"user={user}", fields)
+        for account, partition, most, group, default in _split(said, 5):
+            if (accounts and account not in accounts) or (
+                partition and partitions and partition not in partitions
+            ):
+                continue
+            limits += [most, group]
+            if not qos:
+                named |= {default or "normal"}
+        for text in slurm("scontrol", "-o", "show", "partition").splitlines():
+            found = re.search(r"^PartitionName=(\S+).* QoS=(\S+)", text)
+            if found and found[1] in partitions:
+                named.add(found[2])
+        said = slurm(
+            "sacctmgr", "-nP", "show", "qos", "format=Name,MaxSubmitPU,MaxSubmitPA,GrpSubmit"
+        )
+        limits += [limit for name, *most in _split(said, 4) if name in named for limit in most]
+    except ClusterError:  # no accounting
+        return None
+    numbers = [int(limit) for limit in limits if limit.isdigit()]
+    return min(numbers) - len(queue()) if numbers else None
+
+
+def _split(said: str, count: int) -> list[list[str]]:
+    lines = [line.strip().split("|") for line in said.splitlines()]
+    return [words for words in lines if len(words) == count]
+
+
+def find_max_array() -> int:
+    """How many jobs an array may have."""
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", slurm("scontrol", "show", "config"), re.M)
+    return int(limit[1]) if limit else 1000
 
 
 # How jobs ended

@@ -59,8 +59,9 @@ def _take_code(code: Path) -> list[str]:
         f"(cd {folder} && sha256sum --status --check {SUMS}) 2> /dev/null",
         _check(lacking),
         f"export PYTHONPATH={folder}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
-        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
-        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
+        # A profile may ask for CPUs by GPU, or for a whole node.
+        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}",
+        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}",
     ]
 
 

@@ -19,18 +19,20 @@ import math
 import os
 import re
 import secrets
+import shlex
 import shutil
+import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import submitit
 from submitit.helpers import DelayedSubmission
 
 from harness.cluster import compat, job, launches, scheduler, waves
 from harness.cluster.launches import Launch, Placed
+from harness.cluster.parameters import ask_sbatch
 from harness.cluster.profile import Profile, Request
 from harness.cluster.script import write_lines
 from harness.cluster.snapshots import check_snapshot, take_snapshot
@@ -40,6 +42,10 @@ from harness.core.store import Store
 from harness.grid.expand import Grid
 from harness.run import plan as plans
 from harness.run.plan import Plan
+
+# What SLURM calls its limits on jobs in the queue.
+_LIMIT = re.compile("MaxSubmit|GrpSubmit|MaxJobCount|submission limit|submit limit", re.I)
+NOTICE = "end"  # in place of an array's number
 
 
 class Work:
@@ -64,6 +70,7 @@ class Prepared:
     jobs: list[waves.Job]
     arrays: list[waves.Array]
     queued: Mapping[str, scheduler.Queued]  # stages that other jobs in the queue will compute
+    left: int = 0  # jobs for which there is no room now, by the limit on jobs in the queue
 
     @property
     def waves(self) -> int:
@@ -78,24 +85,27 @@ def prepare(
     large: Collection[str] = (),
     given_up: Collection[str] = (),
     waves_at_most: int | None = None,
+    gres: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Jobs for the kept stages `keys` that no job in the queue will compute.
 
     given_up: stages whose jobs may still be in the queue, but have failed them or lack an input;
-    waves_at_most: of jobs that wait for one another, so many.
+    waves_at_most: of jobs that wait for one another, so many; gres: see `waves.jobs`. Raises
+    ClusterError where the queue has no room for any.
     """
     slurm = profile.cluster == "slurm"
     queued = launches.live(store, _ask_queue(plan, store)) if slurm else {}
     queued = {key: entry for key, entry in queued.items() if key not in given_up}
     missing = [key for key in keys if key not in queued]
     elsewhere = {key: entry.job for key, entry in queued.items()}
-    jobs = waves.jobs(plan, missing, profile, elsewhere, large)
+    jobs = waves.jobs(plan, missing, profile, elsewhere, large, gres)
     jobs = [job for job in jobs if waves_at_most is None or job.wave <= waves_at_most]
-    most = profile.max_jobs or (_max_submit() if slurm else None)
-    jobs = waves.packed(jobs, profile.models_per_job)
-    if most is not None:
-        jobs = _within(jobs, most)
-    return Prepared(jobs, waves.arrays(jobs, _max_array() if slurm else 1000), queued)
+    jobs, left = waves.packed(jobs, profile.models_per_job), 0
+    most = profile.max_jobs or (_count_room(profile) if slurm else None)
+    if most is not None and jobs:
+        jobs, left = _fit(jobs, most - bool(profile.notify))
+    arrays = waves.arrays(jobs, scheduler.find_max_array() if slurm else 1000)
+    return Prepared(jobs, arrays, queued, left)
 
 
 def _ask_queue(plan: Plan, store: Store) -> scheduler.Queue:
@@ -118,7 +128,8 @@ def launch(
 ) -> Launch:
     """Write the launch's folder and submit its arrays; with a local cluster, wait for them too.
 
-    Raises ClusterError where SLURM refuses one, after cancelling those before it.
+    Raises ClusterError where SLURM refuses one, after cancelling those before it; where it is for a
+    limit on jobs they stay, and `Launch.submitted` lacks the others.
     """
     places = {
         number: (place, task)
@@ -144,8 +155,11 @@ def launch(
     try:
         for number, array in enumerate(prepared.arrays):
             _submit(record, number, array, profile)
+        if profile.notify and profile.cluster == "slurm":
+            _submit_notice(record, profile, profile.notify)
     except ClusterError as error:
-        raise ClusterError(f"{error}; {_undo(record)}") from None
+        if not (record.submitted and _LIMIT.search(str(error))):
+            raise ClusterError(f"{error}; {_undo(record)}") from None
     return record
 
 
@@ -169,25 +183,40 @@ def _undo(record: Launch) -> str:
 def dry(prepared: Prepared, grid: Grid, store: Store, profile: Profile) -> Iterator[str]:
     """The sbatch file of each array, with arrays' numbers where SLURM's ids will stand."""
     for number, array in enumerate(prepared.arrays):
-        executor = _executor(store.root / "launches" / "ID" / "logs" / str(number), profile)
-        ids = {place: f"<array {place}>" for place in array.after}
-        asked = _parameters(array, profile, f"{grid.name}:ID:{number}", ids, store.root / "code")
-        executor.update_parameters(**asked)
-        yield compat.write_submission_file(executor, len(array.jobs))
+        folder = store.root / "launches" / "ID" / "logs" / str(number)
+        after = [*(f"<array {place}>" for place in sorted(array.after)), *sorted(array.outside)]
+        name = f"{grid.name}:ID:{number}"
+        yield _submitter(folder, array, profile, name, after, store.root / "code").write_script(
+            len(array.jobs)
+        )
 
 
-def _within(jobs: list[waves.Job], most: int) -> list[waves.Job]:
-    """The same work in at most `most` jobs. Raises ClusterError where that cannot be."""
+def _count_room(profile: Profile) -> int | None:
+    """How many jobs there is room for in the queue, as SLURM says."""
+    asked = [profile, *profile.stages.values(), *([profile.large] if profile.large else [])]
+    named = [
+        {getattr(request, key) for request in asked} - {None}
+        for key in ("partition", "account", "qos")
+    ]
+    return scheduler.count_submittable(*named)
+
+
+def _fit(jobs: list[waves.Job], most: int) -> tuple[list[waves.Job], int]:
+    """The same work in at most `most` jobs, or what comes first of it; and how many jobs are left.
+
+    Raises ClusterError where there is no room at all.
+    """
+    if most < 1:
+        raise ClusterError(
+            f"{len(jobs)} jobs are to be submitted, and no more may be queued (max_jobs of the "
+            "profile, else SLURM's limits of the association and the QOS): wait for others to end"
+        )
     fused = math.ceil(len(jobs) / most)
     while len(fused_jobs := waves.packed(jobs, fused)) > most:
-        if fused >= len(jobs):
-            raise ClusterError(
-                f"the grid needs {len(fused_jobs)} jobs or more, and {most} more may be queued "
-                "(max_jobs of the profile, else SLURM's MaxSubmit): wait for others to end, or "
-                "launch less"
-            )
+        if fused >= len(jobs):  # inputs before users: the first of them need none of the others
+            return fused_jobs[:most], len(fused_jobs) - most
         fused += math.ceil(fused / 4)
-    return fused_jobs
+    return fused_jobs, 0
 
 
 def _write_grid(grid: Grid, path: Path) -> None:
@@ -199,69 +228,79 @@ def _write_grid(grid: Grid, path: Path) -> None:
 
 
 def _submit(record: Launch, number: int, array: waves.Array, profile: Profile) -> None:
-    executor = _executor(record.folder / "logs" / str(number), profile)
-    name, code = record.name(number), Path(record.code)
-    executor.update_parameters(**_parameters(array, profile, name, record.submitted, code))
-    folders = [str(record.folder)] * len(array.jobs)
+    folder, code = record.folder / "logs" / str(number), Path(record.code)
+    arguments = [(str(record.folder), index) for index in array.jobs]
+    name = record.name(number)
+    if profile.cluster == "slurm":
+        after = sorted({*(record.submitted[place] for place in array.after), *array.outside})
+        submitter = _submitter(folder, array, profile, name, after, code)
+        calls = [DelayedSubmission(Work(), *each) for each in arguments]
+        record.note(number, submitter.submit_array(calls))
+        return
     try:
-        # What sbatch complains of is told once, by us.
-        with _environment(profile, code), contextlib.redirect_stderr(io.StringIO()):
-            submitted = executor.map_array(Work(), folders, list(array.jobs))
-    except submitit.core.utils.FailedJobError as error:
-        raise ClusterError(f"sbatch refuses {name}: {_complaint(error)}") from None
+        executor = submitit.AutoExecutor(folder, cluster=profile.cluster)
+    except RuntimeError as error:
+        raise ClusterError(f"cluster: {profile.cluster}: {error}") from None
+    minutes = math.ceil(60 * (array.request.hours or 1.0))
+    executor.update_parameters(name=name, timeout_min=minutes, stderr_to_stdout=True)
+    with _environment(profile, code), contextlib.redirect_stderr(io.StringIO()):
+        submitted = executor.map_array(Work(), *zip(*arguments, strict=True))
     record.note(number, submitted[0].job_id.split("_")[0])
-    if profile.cluster != "slurm":  # nobody else would keep the order
-        for one in submitted:
-            with contextlib.suppress(submitit.core.utils.FailedJobError, BitgridError):
-                one.result()
+    for one in submitted:  # nobody else would keep the order
+        with contextlib.suppress(submitit.core.utils.FailedJobError, BitgridError):
+            one.result()
 
 
-def _executor(folder: Path, profile: Profile) -> submitit.AutoExecutor:
-    if profile.cluster == "slurm" and (found := re.search(rf"[%\\{UNSHOWABLE}]", str(folder))):
+def _submit_notice(record: Launch, profile: Profile, command: str) -> None:
+    """A job that runs a command of the user's once all others have ended."""
+    least = Request(hours=0.1, memory_gib=0.5, cpus=1)
+    request = least.over(Request(**{name: getattr(profile, name) for name in Request.model_fields}))
+    array = waves.Array((), frozenset(), frozenset(), 0, 0, request)
+    name = f"{record.grid}:{record.id}:{NOTICE}"
+    after = sorted(record.submitted.values())
+    folder = record.folder / "logs" / NOTICE
+    submitter = _submitter(folder, array, profile, name, after, Path(record.code))
+    facts = {"GRID": record.path, "STORE": record.store, "LAUNCH": record.id}
+    exports = [f"export BITGRID_{key}={shlex.quote(fact)}" for key, fact in facts.items()]
+    submitter.update_parameters(setup=[*profile.setup, *exports], use_srun=False)
+    submitter.submit_command(command)
+
+
+def _submitter(
+    folder: Path,
+    array: waves.Array,
+    profile: Profile,
+    name: str,
+    after: Sequence[str],
+    code: Path,
+) -> compat.Submitter:
+    """What submits an array; `after` are the ids of the jobs that it waits for."""
+    if found := re.search(rf"[%\\{UNSHOWABLE}]", str(folder)):
         raise ClusterError(
             f"{str(folder)!r} has the character U+{ord(found[0]):04X}, which names another file to "
             "SLURM: have the store elsewhere (--store)"
         )
-    options = {"slurm_max_num_timeout": profile.requeues} if profile.cluster == "slurm" else {}
+    python = shlex.quote(profile.python or sys.executable)
+    words = f"{profile.prefix} {python}" if profile.prefix else python
     try:
-        return submitit.AutoExecutor(folder, cluster=profile.cluster, **options)
+        submitter = compat.Submitter(folder, profile.requeues, words)
     except RuntimeError as error:
         raise ClusterError(f"cluster: {profile.cluster}: {error}") from None
-
-
-def _parameters(
-    array: waves.Array, profile: Profile, name: str, submitted: Mapping[int, str], code: Path
-) -> dict[str, Any]:
-    """submitit's parameters of an array; `submitted` are the ids of those before it."""
-    asked: Request = array.request
-    minutes = math.ceil(60 * (asked.hours or 1.0))
-    shared = {"name": name, "timeout_min": minutes, "stderr_to_stdout": True}
-    if profile.cluster != "slurm":
-        return shared
-    after = sorted({*(submitted[place] for place in array.after), *array.outside})
-    slurm = {
-        "mem_gb": asked.memory_gib,
-        "cpus_per_task": asked.cpus,
-        "slurm_partition": asked.partition,
-        "slurm_account": asked.account,
-        "slurm_qos": asked.qos,
-        "slurm_constraint": asked.constraint,
-        "slurm_gres": _gres(asked.gpu, array.gpus),
-        "slurm_array_parallelism": profile.array_parallelism,
-        "slurm_signal_delay_s": profile.signal_delay_s,
-        "slurm_dependency": f"afterany:{':'.join(after)}" if after else None,
-        "slurm_setup": write_lines(profile.setup, code),
-        "slurm_additional_parameters": {
-            key: setting
-            for key, setting in {"requeue": True, **asked.sbatch}.items()
-            if setting is not None and setting is not False
-        },
+    asked, submitter.unset = ask_sbatch(array.request, array.gpus, profile.requeues > 0)
+    submitter.directives = profile.directives
+    settings = {
+        "job_name": name,
+        "time": math.ceil(60 * (array.request.hours or 1.0)),
+        "array_parallelism": profile.array_parallelism,
+        "signal_delay_s": profile.signal_delay_s,
+        "dependency": f"afterany:{':'.join(after)}" if after else None,
+        "setup": write_lines(profile.setup, code),
+        "srun_args": profile.srun,
+        "stderr_to_stdout": True,
+        "additional_parameters": asked,
     }
-    return shared | {key: setting for key, setting in slurm.items() if setting is not None}
-
-
-def _gres(gpu: str | None, count: int) -> str | None:
-    return None if gpu == "none" or not count else f"{gpu or 'gpu'}:{count}"
+    submitter.update_parameters(**{key: each for key, each in settings.items() if each is not None})
+    return submitter
 
 
 @contextlib.contextmanager
@@ -279,29 +318,3 @@ def _environment(profile: Profile, code: Path) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _complaint(error: Exception) -> str:
-    complaints = re.findall(r"(?:sbatch: )?error: (.+)", str(error))
-    return "; ".join(complaints) or str(error).strip().rpartition("\n")[2] or "it does not say why"
-
-
-def _max_array() -> int:
-    limit = re.search(
-        r"^MaxArraySize\s*=\s*(\d+)", scheduler.slurm("scontrol", "show", "config"), re.M
-    )
-    return int(limit[1]) if limit else 1000
-
-
-def _max_submit() -> int | None:
-    """How many jobs this user may have in the queue, less those that are there; None: no limit."""
-    import getpass
-
-    try:
-        answer = scheduler.slurm(
-            *("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmit")
-        )
-    except ClusterError:  # no accounting
-        return None
-    limits = [int(word) for word in answer.split() if word.isdigit()]
-    return max(1, min(limits) - len(scheduler.queue())) if limits else None

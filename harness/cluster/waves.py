@@ -64,13 +64,15 @@ def jobs(
     profile: Profile,
     elsewhere: Mapping[str, str] | None = None,
     large: Collection[str] = (),
+    gres: Mapping[str, str] | None = None,
 ) -> list[Job]:
     """The jobs that compute the kept stages `keys`, inputs before users.
 
     elsewhere: stages that jobs of other launches will compute, and those jobs' SLURM ids; large:
-    stages that get the profile's `large` request.
+    stages that get the profile's `large` request; gres: of GPUs that hold stages, where the
+    profile has several types.
     """
-    homes, requests = _homes(plan, keys, profile, large)
+    homes, requests = _homes(plan, keys, profile, large, gres or {})
     inputs = stored_inputs(plan)
     members: dict[str, list[str]] = {}
     for key in plan.nodes:
@@ -183,7 +185,11 @@ def _alike(unplaced: list[Job], wave: int, place: Mapping[int, int]) -> list[lis
 
 
 def _homes(
-    plan: Plan, keys: Collection[str], profile: Profile, large: Collection[str]
+    plan: Plan,
+    keys: Collection[str],
+    profile: Profile,
+    large: Collection[str],
+    gres: Mapping[str, str],
 ) -> tuple[dict[str, str], dict[str, Request]]:
     """The job of each stage, by a name for it; and what the stage asks for.
 
@@ -191,9 +197,10 @@ def _homes(
     """
     wanted, inputs = set(keys), stored_inputs(plan)
     requests = {
-        key: profile.request(plan.nodes[key].kind, plan.nodes[key], key in large) for key in wanted
+        key: profile.request(plan.nodes[key].kind, plan.nodes[key], key in large, gres.get(key))
+        for key in wanted
     }
-    shares = _shares(plan, requests, profile.gpus)
+    shares = _shares(plan, requests, profile.hoped_gpus)
     users: dict[str, set[str]] = {}
     for key in wanted:
         for above in inputs[key]:

@@ -40,6 +40,21 @@ def count_gpus(stage: Stage[Any], gib: float) -> int | None:
     return None
 
 
+def choose_sizes(stages: Iterable[Stage[Any]], sizes: Sequence[float]) -> dict[str, float | None]:
+    """For each stage, by key, the smallest of these GPUs, in GiB, as many of which as it asks for
+    hold it. None where none do, or where that cannot be estimated."""
+    chosen: dict[str, float | None] = {}
+    for stage in stages:
+        try:
+            estimate = estimate_memory(stage)
+        except Exception:  # as in `table`
+            chosen[stage.key] = None
+            continue
+        holding = [size for size in sorted(sizes) if estimate is None or fits(estimate, size)]
+        chosen[stage.key] = holding[0] if holding else None
+    return chosen
+
+
 def table(stages: Iterable[Stage[Any]], sizes: Sequence[float]) -> str:
     """Each kind of stage by the memory it needs, in GiB, and the GPUs of each size that hold it.
 

@@ -22,18 +22,27 @@ SCRIPTS = {
     " { tail -n +2 $LAB/refuse >&2; exit 1; }\n"
     'cp "$file" $LAB/sbatch.$n; name=$(sed -n "s/^#SBATCH --job-name=//p" "$file")\n'
     'echo "bitgrid|$n|N/A|PENDING|Priority||1:00:00|$name" >> $LAB/queue\n'
-    'echo "Submitted batch job $n"',
+    "cat $LAB/noise; test -f $LAB/late && { cat $LAB/late >&2; exit 1; }\n"
+    "echo $n",
     "scancel": 'echo "$@" >> $LAB/cancelled',
-    "scontrol": 'echo "MaxArraySize            = 1001"',
-    "sacctmgr": "cat $LAB/limits",
+    "scontrol": 'cat $LAB/noise $LAB/partitions; echo "MaxArraySize            = 1001"',
+    "sacctmgr": 'cat $LAB/noise; case "$*" in *assoc*) cat $LAB/limits;; *) cat $LAB/qos;; esac',
     "sacct": 'echo "$@" >> $LAB/accounted; cat $LAB/accounts',
     "srun": "exit 1",
 }
 
 
+EMPTY = dict.fromkeys(("queue", "limits", "qos", "partitions", "accounts", "noise"), "")
+
+
 @dataclass(frozen=True)
 class Slurm:
     folder: Path
+
+    def limit(self, assoc: str = "", qos: str = "", partitions: str = "") -> None:
+        """Lines as sacctmgr and scontrol print them."""
+        for name, text in {"limits": assoc, "qos": qos, "partitions": partitions}.items():
+            (self.folder / name).write_text(text)
 
     def queue(self, *lines: str, noise: str = "", nodes: str = "", left: str = "1:00:00") -> None:
         """Jobs as id|index|state|reason|name, in the form that squeue is asked for."""
@@ -71,7 +80,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
         path = folder / "bin" / name
         path.write_text(f"#!/bin/sh\nLAB={folder}\n{text}\n")
         path.chmod(0o755)
-    for name, text in {"queue": "", "count": "0\n", "limits": "", "accounts": ""}.items():
+    for name, text in (EMPTY | {"count": "0\n"}).items():
         (folder / name).write_text(text)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     return Slurm(folder)

@@ -62,26 +62,26 @@ partition: 1e3
 constraint: 1.10
 setup: [0x10, module load cuda]
 sbatch:
-  time: 1:30:00
+  time-min: 1:30:00
   nodelist: 1e3
   nice: 010
   begin: 2026-11-25
   reservation: no
   exclusive: true
-  requeue: false
+  kill-on-invalid-dep: false
   comment: ~
 """,
     )
     assert (profile.account, profile.qos, profile.partition) == ("012345", "on", "1e3")
     assert (profile.constraint, profile.setup) == ("1.10", ["0x10", "module load cuda"])
     assert profile.sbatch == {
-        "time": "1:30:00",
+        "time-min": "1:30:00",
         "nodelist": "1e3",
         "nice": "010",
         "begin": "2026-11-25",
         "reservation": "no",
         "exclusive": True,
-        "requeue": False,
+        "kill-on-invalid-dep": False,
         "comment": None,
     }
 
@@ -135,6 +135,26 @@ def test_a_profile_may_build_on_another(tmp_path: Path) -> None:
         ),
         ('sbatch: {comment: "a\\n#SBATCH --x"}\n', 1, "sbatch.comment: "),
         ('sbatch: {"mail-type=ALL\\n#SBATCH --x": a}\n', 1, "should be a long name of sbatch's"),
+        ("sbatch: {time: '1:30'}\n", 1, "'time' is a launch's own to set: hours"),
+        ("large: {sbatch: {job_name: a}}\n", 1, "'job-name' is a launch's own to set: jobs are"),
+        (
+            "sbatch: {requeue: false}\n",
+            1,
+            "'requeue' is a launch's own to set: requeues; 0 for none",
+        ),
+        ("sbatch: {array: 0-3}\n", 1, "'array' is a launch's own to set: array_parallelism is"),
+        (
+            "directives: ['#SBATCH --output=x']\n",
+            1,
+            "'output' is a launch's own to set: logs are in",
+        ),
+        ("directives: [module load x]\n", 1, "'module load x' should begin with '#'"),
+        ("gpu: a100\n", 1, "gpu: 'a100' should be the gres of one GPU without a number, as gpu or"),
+        ("gpu: gpu:2\n", 1, "gpu: 'gpu:2' should be the gres of one GPU"),
+        ("stages: {train: {gpu: 'gpu:a100:4'}}\n", 1, "stages.train.gpu: 'gpu:a100:4' should be"),
+        ("sbatch: {mem-per-gpu: '{gib}G'}\n", 1, "'{gib}G' has {gib}; did you mean"),
+        ("gpus: [{gres: gpu:a40}]\n", 1, "gib"),
+        ("gpus: [{gres: a40, gib: 48}]\n", 1, "'a40' should be the gres of one GPU"),
         ("sbatch: {-x y: a}\n", 1, "'-x y' should be a long name of sbatch's, as mail-type"),
         ("- partition\n", 1, "a cluster profile is a mapping"),
         ("partition: [gpu\n", 2, "not YAML"),
@@ -168,6 +188,16 @@ def test_what_is_taken_is_one_line_of_the_script_and_stays_what_it_is(one: str, 
     assert len(text.splitlines()) == len(plain.splitlines())
     options = [shlex.split(line)[1] for line in text.split("\n") if line.startswith("#SBATCH ")]
     assert f"--partition={one}" in options and f"--comment={two}" in options
+
+
+def test_types_of_gpus_or_how_many(tmp_path: Path) -> None:
+    assert load(tmp_path, "gpus: 64\n").hoped_gpus == 64
+    profile = load(tmp_path, "gpus: [{gres: gpu:h100, gib: 80}, {gres: gpu:1g.5gb, gib: 5}]\n")
+    assert profile.hoped_gpus is None
+    assert [gpu.gres for gpu in profile.gpu_types] == ["gpu:1g.5gb", "gpu:h100"]
+    assert profile.request("train", NODE, gres="gpu:h100").gpu == "gpu:h100"
+    profile = load(tmp_path, "gpus: [{gres: gpu:h100, gib: 80}]\nstages: {train: {gpu: gpu}}\n")
+    assert profile.request("train", NODE, gres="gpu:h100").gpu == "gpu"
 
 
 def test_a_profile_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from harness.cli import main
-from harness.cluster import launches, snapshots
+from harness.cluster import launches, scheduler, snapshots
 from harness.cluster import submit as launching
 from harness.cluster.profile import Profile, Request
 from harness.core.errors import ClusterError
@@ -113,11 +113,12 @@ def test_arrays_wait_for_those_that_make_their_inputs(
 def test_a_parameter_of_sbatch_is_text_a_flag_or_left_out(
     made: tuple[Grid, Plan], store: Store, slurm: Slurm
 ) -> None:
-    own = {"nodelist": "1e3", "exclusive": True, "requeue": False, "comment": None}
-    profile = SPLIT.model_copy(update={"sbatch": own})
+    own = {"nodelist": "1e3", "exclusive": True, "overcommit": False, "nodes": None, "mem": None}
+    profile = SPLIT.model_copy(update={"sbatch": own, "requeues": 0})
     asked = flags(next(launching.dry(prepare(made, store, profile), made[0], store, profile)))
-    assert (asked["nodelist"], asked["exclusive"]) == ("1e3", "")
-    assert "requeue" not in asked and "comment" not in asked
+    assert (asked["nodelist"], asked["exclusive"], asked["no-overcommit"]) == ("1e3", "", "")
+    assert asked.keys().isdisjoint({"requeue", "nodes", "mem", "comment", "wckey"})
+    assert "no-requeue" in asked
 
 
 def test_what_is_queued_is_left_out_and_waited_for(
@@ -137,15 +138,18 @@ def test_what_is_queued_is_left_out_and_waited_for(
 def test_arrays_and_jobs_keep_within_slurm_s_limits(
     made: tuple[Grid, Plan], store: Store, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launching, "_max_array", lambda: 3)
+    monkeypatch.setattr(scheduler, "find_max_array", lambda: 3)
     assert [len(a.jobs) for a in prepare(made, store, SPLIT).arrays] == [3, 1, 3, 1]
-    (slurm.folder / "limits").write_text("\n6\n100\n")
+    slurm.limit("CLUSTER: lab\nnlp||6||normal\nother||100||normal\n")
     slurm.queue("1|N/A|RUNNING|None|bash", "2|0|PENDING|None|x", "2|1|PENDING|None|x")
     assert [len(job.keys) for job in prepare(made, store, SPLIT).jobs] == [4, 8]  # 3 are left
     prepared = prepare(made, store, SPLIT.model_copy(update={"max_jobs": 4}))
     assert len(prepared.jobs) == 4
-    with pytest.raises(ClusterError, match="needs 2 jobs or more, and 1 more may be queued"):
-        prepare(made, store, SPLIT.model_copy(update={"max_jobs": 1}))
+    first = prepare(made, store, SPLIT.model_copy(update={"max_jobs": 1}))
+    assert [len(job.keys) for job in first.jobs] == [4] and first.left == 1  # the models
+    slurm.limit("nlp||3||normal\n")
+    with pytest.raises(ClusterError, match="8 jobs are to be submitted, and no more may be queued"):
+        prepare(made, store, SPLIT)
 
 
 WRONG = (

@@ -13,7 +13,6 @@ from harness.cluster import submit as launch
 from harness.cluster import waves
 from harness.cluster.profile import Profile, Request
 from harness.cluster.waves import Array, Job
-from harness.core.errors import ClusterError
 from harness.run.plan import CellInfo, Node, Plan
 
 PROFILE = Profile(
@@ -301,9 +300,9 @@ def test_jobs_are_packed_along_their_inputs() -> None:
     packed = waves.packed(jobs, 3)
     assert [len(job.keys) for job in packed] == [3, 3, 6, 6]
     assert packed[0].request.hours == 3.0 and packed[0].tail_h == 3.0 + 2.0
-    assert [len(job.keys) for job in launch._within(jobs, 4)] == [3, 3, 6, 6]
-    with pytest.raises(ClusterError, match="needs 2 jobs or more, and 1 more may be queued"):
-        launch._within(jobs, 1)
+    assert [len(job.keys) for job in launch._fit(jobs, 4)[0]] == [3, 3, 6, 6]
+    first, left = launch._fit(jobs, 1)
+    assert [len(job.keys) for job in first] == [6] and left == 1
 
 
 def test_the_longest_work_goes_first() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,10 @@ class Place:
         (folder / "grid.yaml").write_text("# Does it come through?\n" + yaml.safe_dump(said))
         (folder / "cluster.yaml").write_text(yaml.safe_dump({**PROFILE, **(profile or {})}))
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """A verb, with its output as one text."""
+    def start(self, *words: str, inside: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """A verb, with its output as one text; `inside`: the words of what runs it."""
         command = [
+            *inside,
             sys.executable,
             "-m",
             "harness.cli",
