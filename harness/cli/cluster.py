@@ -139,6 +139,10 @@ def _cancel(arguments: argparse.Namespace) -> int:
     found, broken = launches.of_grid(store, arguments.grid, keys)
     _show_broken(broken)
     count = launches.cancel(found)
+    for launch in found:
+        if runner := launch.runner:
+            launch.ask_to_end()
+            print(f"asked the run of {runner.get('host')}:{runner.get('pid')} to end")
     print(f"cancelled {count} jobs; what is finished is kept")
     return 0
 

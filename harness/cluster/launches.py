@@ -7,6 +7,9 @@
                           logs/<array>/   submitit's files: a job's log, arguments, result
     <store>/code/<digest>/                the code as it was, shared by launches of the same code
 
+A run in several processes of one machine leaves the same, of a cluster called `workers`: its jobs'
+logs, and while it goes on a claim (`claims/run.<n>`); a file `cancel` asks it to end.
+
 A job is found again by its name, `<grid>:<launch>:<array>`, and its array index, so that a launch
 whose process died between submission and note loses nothing. Imports no torch and no submitit.
 Not here: cutting a plan into jobs (`waves`), submission (`launch`), what a job does (`job`).
@@ -19,19 +22,24 @@ import json
 import os
 import pwd
 import re
+import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from harness.cluster import scheduler
 from harness.cluster.scheduler import Queue, Queued
+from harness.core.claims import Claim, Claims
 from harness.core.errors import ClusterError, StoreError
-from harness.core.files import write_json
+from harness.core.files import explained, write_json
 from harness.core.store import Store
 
 SCHEMA = 2
 PLAN = "plan.json"
+CANCEL = "cancel"
+WORKERS = "workers"  # the cluster of a run in several processes here
 WAIT_S = 600.0  # for another launch into the same store
 
 
@@ -77,6 +85,31 @@ class Launch:
         return {self.name(job.array) for job in self.jobs}
 
     @property
+    def runner(self) -> dict[str, Any] | None:
+        """Who runs it, where that is a process that still lives: its host and process id."""
+        return self._claims.find_owner("run") if self.cluster == WORKERS else None
+
+    def take(self) -> Claim | None:
+        """The claim that its runner lives."""
+        return self._claims.take("run", lambda: False)
+
+    @property
+    def _claims(self) -> Claims:
+        return Claims(self.folder / "claims")
+
+    def ask_to_end(self) -> None:
+        """Have its runner end, on whatever machine it is. Raises StoreError."""
+        with explained(self.folder):
+            (self.folder / CANCEL).touch()
+
+    def is_asked_to_end(self) -> bool:
+        return (self.folder / CANCEL).exists()
+
+    def place_log(self, number: int) -> Path:
+        """Where the job of that index writes its log, of a run in several processes."""
+        return self.folder / "logs" / "0" / f"run_{number}_0_log.out"
+
+    @property
     def is_ours(self) -> bool:
         """Whether this user launched it."""
         return self._find_owner() == os.geteuid()
@@ -115,12 +148,17 @@ class Launch:
     def log(self, job: Placed) -> Path | None:
         """The log of a job, once it has started."""
         logs = sorted((self.folder / "logs" / str(job.array)).glob("*_log.out"))
-        if self.cluster == "slurm":
+        if self.cluster in ("slurm", WORKERS):
             logs = [path for path in logs if _task_of(path.name) == job.task]
         else:  # named by processes
             opening = f"job {self.jobs.index(job)} of {self.id},"
             logs = [path for path in logs if opening in path.read_text(errors="replace")]
         return logs[-1] if logs else None
+
+
+def make_id() -> str:
+    """A new launch's id: when, and a few digits."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def read(folder: Path) -> Launch:
@@ -222,7 +260,7 @@ def live(store: Store, jobs: Queue, strict: bool = True) -> dict[str, Queued]:
 
 def cancel(launches: Collection[Launch]) -> int:
     """Take the jobs of these launches out of the queue; how many there were."""
-    names = {name for launch in launches for name in launch.names}
+    names = {name for launch in launches if launch.cluster == "slurm" for name in launch.names}
     found = scheduler.queue(names=names)
     entries = [entry for (name, _), entry in found.items() if name in names]
     scheduler.cancel({entry.job for entry in entries})

@@ -62,6 +62,7 @@ def look(plan: Plan, store: Store) -> View:
         for job in launch.jobs:
             placed |= dict.fromkeys(job.keys, (launch, job))
     live, trouble = _read_queue(store, past_launches)
+    running = {launch.id: runner for launch in past_launches if (runner := launch.runner)}
     known = states.find_states(plan, store)
     failed = {
         key: (store.failure(key) or {}).get("when", 0.0)
@@ -84,6 +85,9 @@ def look(plan: Plan, store: Store) -> View:
                 state = "blocked"
             elif entry:
                 state, words = "queued", entry.describe()
+            elif key in placed and (runner := running.get(placed[key][0].id)):
+                state = "queued"
+                words = f"waits in the run of {runner.get('host')}:{runner.get('pid')}"
             elif key not in placed or placed[key][0].cluster != "slurm":
                 state = "to do"
             else:

@@ -18,7 +18,6 @@ import io
 import math
 import os
 import re
-import secrets
 import shlex
 import shutil
 import sys
@@ -137,7 +136,7 @@ def launch(
         for task, number in enumerate(array.jobs)
     }
     record = Launch(
-        id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+        id=launches.make_id(),
         grid=grid.name,
         path=str(grid.path.resolve()),
         store=str(store.root),

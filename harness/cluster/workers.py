@@ -9,13 +9,14 @@ its place. All end with this one. Not here: what such a process does (`harness.r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -23,19 +24,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.cluster import waves
+from harness.cluster import launches, waves
+from harness.cluster.launches import Launch, Placed
 from harness.cluster.profile import Profile
 from harness.cluster.waves import Job
 from harness.core.errors import BitgridError
+from harness.core.files import explained
 from harness.core.installation import SAFE_PATH
 from harness.core.store import Store
 from harness.run import plan as plans
+from harness.run.lane import CLOCK
 from harness.run.plan import Plan
 from harness.run.progress import Bar, Lane
 from harness.run.runner import Outcome
 
 COMMAND = (sys.executable, "-m", "harness.run.lane")
 PATIENCE_S = 20.0
+CANCEL_S = 2.0  # between two looks whether the run was cancelled
 MEMORY_SHARE = 0.9  # of the host's, for jobs at once
 
 
@@ -90,16 +95,37 @@ def run(
     `command` starts one. See `harness.run.runner.run` for `retry_before`.
     """
     jobs = waves.jobs(plan, keys, Profile(cluster="local", gpus=len(devices)))
-    with tempfile.TemporaryDirectory() as folder:
-        plans.write(plan, Path(folder) / "plan.json")
-        words = [*command, str(store.root), f"{folder}/plan.json"]
-        words += ["--retry-before", repr(retry_before)]
-        pool = _Pool(plan, store, jobs, devices, words, Path(folder), bar)
+    record = _record(plan, store, jobs)
+    words = [*command, str(store.root), str(record.folder / launches.PLAN)]
+    words += ["--retry-before", repr(retry_before)]
+    pool = _Pool(plan, store, jobs, devices, words, record, bar)
+    with record.take() or contextlib.nullcontext():
         try:
             pool.run()
         finally:
             pool.stop()
     return pool.outcome
+
+
+def _record(plan: Plan, store: Store, jobs: Sequence[Job]) -> Launch:
+    """What others see of the run: see `harness.cluster.launches`. Raises StoreError."""
+    placed = [Placed(job.keys, 0, number, job.wave) for number, job in enumerate(jobs)]
+    record = Launch(
+        id=launches.make_id(),
+        grid=plan.name,
+        path=plan.path,
+        store=str(store.root),
+        code="",
+        cluster=launches.WORKERS,
+        created=time.time(),
+        visible_s=0.0,
+        jobs=tuple(placed),
+    )
+    record.write()
+    plans.write(plan, record.folder / launches.PLAN)
+    with explained(record.folder):
+        record.place_log(0).parent.mkdir(parents=True)
+    return record
 
 
 @dataclass
@@ -125,7 +151,7 @@ class _Pool:
     jobs: list[Job]
     devices: Sequence[str]
     command: list[str]
-    folder: Path
+    record: Launch
     bar: Bar
     outcome: Outcome = field(default_factory=Outcome)
     ended: set[int] = field(default_factory=set)
@@ -146,7 +172,14 @@ class _Pool:
     def run(self) -> None:
         while self.waiting or self.lent:
             self._start_ready()
-            process, of, line = self.events.get()
+            try:
+                process, of, line = self.events.get(timeout=CANCEL_S)
+            except queue.Empty:
+                if self.record.is_asked_to_end():
+                    raise BitgridError(
+                        "cancelled: what is finished is kept; the same command goes on"
+                    ) from None
+                continue
             if of is not process.process:
                 continue  # of one that has another in its place
             if line is None:
@@ -190,7 +223,9 @@ class _Pool:
         assert process.process and process.process.stdin
         gpus = [each.device.partition(":")[2] for each in together]
         several = len(together) > 1 and all(gpus)
-        order = {"keys": job.keys, "gpus": ",".join(map(_name_visible, gpus)) if several else None}
+        visible = ",".join(map(_name_visible, gpus)) if several else None
+        log = str(self._log(process))
+        order = {"keys": job.keys, "gpus": visible, "log": log}
         try:
             process.process.stdin.write(json.dumps(order) + "\n")
             process.process.stdin.flush()
@@ -200,7 +235,7 @@ class _Pool:
     def _start(self, process: _Process) -> None:
         threads = max(1, len(os.sched_getaffinity(0)) // len(self.processes))
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **SAFE_PATH}
-        with self._log(process).open("w") as log:
+        with self._log(process).open("a") as log:
             started = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,
@@ -220,7 +255,9 @@ class _Pool:
         self.events.put((process, started, None))
 
     def _log(self, process: _Process) -> Path:
-        return self.folder / f"{process.number}.log"
+        """The log of the job that a process has."""
+        assert process.job is not None
+        return self.record.place_log(process.job)
 
     def _hear(self, process: _Process, told: dict[str, Any]) -> None:
         ((what, said),) = told.items()
@@ -296,4 +333,5 @@ def _explain_death(code: int, log: Path) -> str:
         memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
         return f"its process was killed by {name}{memory}"
     lines = log.read_text(errors="replace").strip().splitlines()
+    lines = [line for line in lines if not re.match(CLOCK, line)]
     return f"its process ended with {code}" + (f": {lines[-1]}" if lines else "")

@@ -1,7 +1,8 @@
 """One of the processes that share a grid on a machine: `python -m harness.run.lane STORE PLAN`.
 
-It reads jobs from standard input, a JSON object a line, `{"keys": […], "gpus": "0,1"}`, computes
-their stages in order, and says on standard output what it does, an object a line:
+It reads jobs from standard input, a JSON object a line, `{"keys": […], "gpus": "0,1", "log": …}`,
+computes their stages in order, has what is printed meanwhile in the log, and says on standard
+output what it does, an object a line:
 
     {"begin": KEY}  {"step": [DONE, TOTAL, METRICS]}  {"end": [KEY, STATE, REASON]}
     {"waiting": [OWNER, …]}  {"note": TEXT}  {"over": null}
@@ -18,16 +19,21 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from harness.core.errors import BitgridError
+from harness.core.errors import BitgridError, show_text
+from harness.core.secrets import hide_secrets
 from harness.core.store import Store
 from harness.run import plan as plans
+from harness.run.plan import Plan
 from harness.run.runner import Share, run
 from harness.run.worker import own_stdout
+
+CLOCK = r"\d\d:\d\d:\d\d "  # opens what a lane itself writes into a log
 
 
 @dataclass(frozen=True)
@@ -35,24 +41,35 @@ class Told:
     """A watcher that passes on what it is told."""
 
     out: TextIO
+    plan: Plan
 
     def begin(self, key: str) -> None:
         self._tell(begin=key)
+        self._log(f"begin {self._name(key)}")
 
     def step(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         self._tell(step=[done, total, dict(metrics)])
 
     def end(self, key: str, state: str, reason: str) -> None:
         self._tell(end=[key, state, reason])
+        self._log(f"{state} {self._name(key)}{reason and ': ' + reason}")
 
     def waiting(self, owners: list[str]) -> None:
         self._tell(waiting=owners)
 
     def note(self, text: str) -> None:
         self._tell(note=text)
+        self._log(f"note: {text}")
 
     def over(self) -> None:
         self._tell(over=None)
+
+    def _name(self, key: str) -> str:
+        node = self.plan.nodes[key]
+        return f"{node.kind} {node.title} ({key[:8]})"
+
+    def _log(self, text: str) -> None:
+        print(time.strftime("%H:%M:%S"), hide_secrets(show_text(text)), file=sys.stderr, flush=True)
 
     def _tell(self, **message: Any) -> None:
         print(json.dumps(message), file=self.out, flush=True)
@@ -64,11 +81,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("plan", type=Path)
     parser.add_argument("--retry-before", type=float, default=0.0)
     options = parser.parse_args(arguments)
-    told, jobs = Told(own_stdout()), queue.SimpleQueue[str]()
+    out, jobs = own_stdout(), queue.SimpleQueue[str]()
     threading.Thread(target=_read_jobs, args=[jobs], daemon=True).start()
     plan, store = plans.read(options.plan), Store(options.store)
+    told = Told(out, plan)
     while True:
         job = json.loads(jobs.get())
+        with open(job["log"], "a") as log:  # of this job, from here on
+            os.dup2(log.fileno(), sys.stderr.fileno())
         if job["gpus"]:  # of a stage that several processes compute: those see these alone
             os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"]
         share = Share(tuple(job["keys"]), patience_s=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from harness.cluster import workers
+from harness.cluster import launches, workers
+from harness.cluster import status as watch
 from harness.cluster.profile import Request
 from harness.cluster.waves import Job
 from harness.cluster.workers import _Pool, _Process, find_devices
@@ -69,6 +71,10 @@ def test_two_processes_compute_each_stage_once(
         "its process was killed by SIGKILL, as the system does where memory runs out"
     )
     assert shown.count("killed by SIGKILL") == 1 and "[12/12]" in shown
+    ((launch,), _) = launches.every(Store(tmp_path / "store"))
+    logs = [path.read_text() for job in launch.jobs if (path := launch.log(job))]
+    assert len(logs) == 12 and sum(text.count("done toy-scored") for text in logs) == 6
+    assert sum("toy-made B bits=3 seed=0 (" in text for text in logs) == 1
 
 
 def test_an_interruption_ends_the_processes(
@@ -89,6 +95,33 @@ def test_an_interruption_ends_the_processes(
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+def test_a_run_is_seen_and_cancelled_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUCK_PID", str(tmp_path / "pid"))
+    monkeypatch.setattr(workers, "CANCEL_S", 0.05)
+    seen: dict[str, Any] = {}
+
+    def look() -> None:
+        plan, store = toy_plan(tmp_path / "toy.yaml"), Store(tmp_path / "store")
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.02)
+        ((launch,), _) = launches.of_grid(store, Path(plan.path), [])
+        seen["words"] = {stage.words for stage in watch.look(plan, store).of("queued")}
+        seen["runner"] = launch.runner
+        launch.ask_to_end()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    with pytest.raises(BitgridError, match="cancelled: what is finished is kept"):
+        _run(tmp_path, (sys.executable, "-c", STUCK))
+    looking.join()
+    assert seen["runner"]["pid"] == os.getpid()
+    assert seen["words"] == {f"waits in the run of {seen['runner']['host']}:{os.getpid()}"}
+    ((launch,), _) = launches.every(Store(tmp_path / "store"))
+    assert launch.runner is None
+
+
 class Sent(_Pool):
     """A pool that notes which jobs it starts."""
 
@@ -101,7 +134,8 @@ class Sent(_Pool):
 def _pool(tmp_path: Path, jobs: list[Job], count: int, memory_gib: float) -> Sent:
     plan, store = toy_plan(tmp_path / "toy.yaml"), Store(tmp_path / "store")
     with Bar(plan, [], store, Console(file=io.StringIO())) as bar:
-        pool = Sent(plan, store, jobs, ["cpu"] * count, [], tmp_path, bar)
+        record = workers._record(plan, store, jobs)
+        pool = Sent(plan, store, jobs, ["cpu"] * count, [], record, bar)
     pool.sent, pool.memory_gib = [], memory_gib
     return pool
 
