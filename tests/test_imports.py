@@ -120,7 +120,14 @@ def test_no_device_is_written_into_code_and_nothing_is_pickled() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["harness.cli.main", "harness.run.export", "harness.run.plan", "reports"]
+    "module",
+    [
+        "harness.cli.main",
+        "harness.run.export",
+        "harness.run.plan",
+        "harness.cluster.submit",
+        "reports",
+    ],
 )
 def test_verbs_that_read_rows_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -41,7 +41,6 @@ from harness.run.plan import Plan
 if TYPE_CHECKING:
     from harness.cluster.profile import Profile
     from harness.cluster.submit import Prepared
-    from harness.grid.expand import Grid
 
 
 def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,15 +68,12 @@ def _launch(arguments: argparse.Namespace) -> int:
         raise ClusterError("--halve-micro-batch is for what failed: give --retry failed too")
     store = open_store(arguments)
     store.check()
-    # First: what is imported after it reads what it says of the hub.
-    grid = load_grid(arguments.grid, arguments.allow_code_execution, store=store)
     from harness.cluster import profile as profiles
     from harness.cluster import submit
-    from harness.core.stage import kinds
 
-    plan = plans.build(grid)
-    profile = profiles.load(arguments.cluster, kinds())
-    plan = remembering.remember(plan, store, required=True)
+    profiles.load(arguments.cluster)  # first: it is read at once
+    plan = _plan(arguments, store)
+    profile = profiles.load(arguments.cluster, plan.kinds)
     cells = arguments.only and {cell.id for cell in select_cells(plan, arguments.only)}
     with launches.alone(store):
         view = watch.look(plan, store)
@@ -86,7 +82,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         keys, left_out = choose_stages(view, store, arguments.retry, cells)
         halvings, large = meet_memory(plan, store, view, keys, arguments.halve_micro_batch)
         given_up = {stage.key for stage in view.of("failed", "blocked")}
-        gres = _choose_gpus(grid, profile, keys)
+        gres = _choose_gpus(arguments, store, profile, keys)
         asked = (profile, keys, large, given_up, arguments.waves, gres)
         prepared = submit.prepare(plan, store, *asked)
         hopeless = {} if arguments.retry == "lost" else find_hopeless(view, store, prepared.jobs)
@@ -104,13 +100,13 @@ def _launch(arguments: argparse.Namespace) -> int:
         print_line(f"{plan.name}: {plan.question}")
         print_table(summary, words=2, indent=2)
         if arguments.dry:
-            for number, text in enumerate(submit.dry(prepared, grid, store, profile)):
+            for number, text in enumerate(submit.dry(prepared, plan, store, profile)):
                 print(f"\n# array {number}\n{text}", end="")
             return 0
         if not prepared.arrays:
             print("nothing to submit")
             return 0
-        launch = submit.launch(prepared, grid, plan, store, profile, halvings, large)
+        launch = submit.launch(prepared, plan, store, profile, halvings, large)
     print(
         f"launched {launch.id}: {len(prepared.jobs)} jobs as {', '.join(launch.submitted.values())}"
     )
@@ -212,11 +208,24 @@ def _show_broken(broken: Iterable[str]) -> None:
         print_line(f"bitgrid: {line}", file=sys.stderr)
 
 
-def _choose_gpus(grid: Grid, profile: Profile, keys: Iterable[str]) -> dict[str, str]:
+def _plan(arguments: argparse.Namespace, store: Store) -> Plan:
+    """The plan of a grid, as kept where nothing has changed, which imports no torch."""
+    plan = remembering.remembered(arguments.grid, store)
+    if plan is not None and (arguments.allow_code_execution or not plan.runs_code):
+        return plan
+    # First: what is imported after it reads what it says of the hub.
+    grid = load_grid(arguments.grid, arguments.allow_code_execution, store=store)
+    return remembering.remember(plans.build(grid), store, required=True)
+
+
+def _choose_gpus(
+    arguments: argparse.Namespace, store: Store, profile: Profile, keys: Iterable[str]
+) -> dict[str, str]:
     """The gres of the smallest GPU that holds each stage, or the largest where none does."""
     types = profile.gpu_types
     if not types:
         return {}
+    grid = load_grid(arguments.grid, store=store)
     import harness.evaluation.memory  # noqa: F401  it registers estimates
     from harness.core.stage import closure
     from harness.run.memory import choose_sizes

@@ -194,8 +194,9 @@ class Profile(Request):
         return asked.over(least)
 
 
-def load(path: Path | None, kinds: Collection[str]) -> Profile:
-    """The profile in `path`, or the user's own. `kinds`: all kinds of stages that there are.
+def load(path: Path | None, kinds: Collection[str] | None = None) -> Profile:
+    """The profile in `path`, or the user's own. `kinds`: all kinds of stages that there are; None
+    where they are not known yet.
 
     Raises ClusterError with file, line and the nearest valid key.
     """
@@ -215,7 +216,7 @@ def load(path: Path | None, kinds: Collection[str]) -> Profile:
         known = {"": Profile, "stages": Request, "large": Request, "gpus": Gpu}
         raise ClusterError(str(document.error(*explain(error, keys, known)))) from None
     for kind in profile.stages:
-        if kind not in kinds:
+        if kinds is not None and kind not in kinds:
             message = f"stages: the kind {kind!r} is unknown; {nearest(kind, kinds)}"
             raise ClusterError(str(document.error(("stages", kind), message)))
     return profile

@@ -1,6 +1,6 @@
 """Submits a grid's jobs through submitit.
 
-    found = prepare(grid, plan, store, profile, keys)     # what would be submitted
+    found = prepare(plan, store, profile, keys)     # what would be submitted
     launch(found, ...)                                    # snapshot, record, sbatch
 
 A job's arguments are (launch folder, index). Jobs import the code of a snapshot and make their
@@ -29,16 +29,15 @@ from pathlib import Path
 import submitit
 from submitit.helpers import DelayedSubmission
 
-from harness.cluster import compat, job, launches, scheduler, waves
+from harness.cluster import compat, launches, scheduler, waves
 from harness.cluster.launches import Launch, Placed
 from harness.cluster.parameters import ask_sbatch
 from harness.cluster.profile import Profile, Request
 from harness.cluster.script import write_lines
 from harness.cluster.snapshots import check_snapshot, take_snapshot
-from harness.config.document import write_yaml
+from harness.config.document import EITHER, MERGED, Document, write_yaml
 from harness.core.errors import UNSHOWABLE, BitgridError, ClusterError, show_text
 from harness.core.store import Store
-from harness.grid.expand import Grid
 from harness.run import plan as plans
 from harness.run.plan import Plan
 
@@ -54,11 +53,15 @@ class Work:
     """
 
     def __call__(self, folder: str, index: int) -> dict[str, int]:
+        from harness.cluster import job  # it imports torch, which nobody needs who submits
+
         compat.end_without_error(job.say_limit)
         check_snapshot(Path(launches.read(Path(folder)).code))
         return job.work(Path(folder), index)
 
     def checkpoint(self, folder: str, index: int) -> DelayedSubmission | None:
+        from harness.cluster import job
+
         return None if job.is_stuck() else DelayedSubmission(self, folder, index)
 
 
@@ -118,7 +121,6 @@ def _ask_queue(plan: Plan, store: Store) -> scheduler.Queue:
 
 def launch(
     prepared: Prepared,
-    grid: Grid,
     plan: Plan,
     store: Store,
     profile: Profile,
@@ -137,8 +139,8 @@ def launch(
     }
     record = Launch(
         id=launches.make_id(),
-        grid=grid.name,
-        path=str(grid.path.resolve()),
+        grid=plan.name,
+        path=plan.path,
         store=str(store.root),
         code=str(take_snapshot(store)),
         cluster=profile.cluster,
@@ -149,7 +151,7 @@ def launch(
         large=tuple(large),
     )
     record.write()
-    _write_grid(grid, record.folder / f"{grid.name}.yaml")
+    _write_grid(plan, record.folder / f"{plan.name}.yaml")
     plans.write(plan, record.folder / launches.PLAN)
     try:
         for number, array in enumerate(prepared.arrays):
@@ -179,12 +181,12 @@ def _undo(record: Launch) -> str:
         return f"jobs that were submitted before are still queued: {error}"
 
 
-def dry(prepared: Prepared, grid: Grid, store: Store, profile: Profile) -> Iterator[str]:
+def dry(prepared: Prepared, plan: Plan, store: Store, profile: Profile) -> Iterator[str]:
     """The sbatch file of each array, with arrays' numbers where SLURM's ids will stand."""
     for number, array in enumerate(prepared.arrays):
         folder = store.root / "launches" / "ID" / "logs" / str(number)
         after = [*(f"<array {place}>" for place in sorted(array.after)), *sorted(array.outside)]
-        name = f"{grid.name}:ID:{number}"
+        name = f"{plan.name}:ID:{number}"
         yield _submitter(folder, array, profile, name, after, store.root / "code").write_script(
             len(array.jobs)
         )
@@ -218,12 +220,16 @@ def _fit(jobs: list[waves.Job], most: int) -> tuple[list[waves.Job], int]:
     return fused_jobs, 0
 
 
-def _write_grid(grid: Grid, path: Path) -> None:
+def _write_grid(plan: Plan, path: Path) -> None:
     """The grid as one file that needs no other: bases taken in, the mirror's place absolute."""
-    keys = grid.file.model_dump(exclude_none=True)
-    if grid.access.folder is not None:
-        keys["mirror"] = str(grid.access.folder)
-    path.write_text(f"# {show_text(grid.question)}\n" + write_yaml(keys))
+    document = Document(Path(plan.path), MERGED, either=EITHER)
+    keys = {key: each for key, each in (document.data or {}).items() if key != "base"}
+    if keys.get("mirror"):
+        naming_file, _ = document.find(("mirror",))
+        keys["mirror"] = str(naming_file.parent / keys["mirror"])
+    if plan.mirror:
+        keys["mirror"] = str(Path(plan.mirror).resolve())
+    path.write_text(f"# {show_text(plan.question)}\n" + write_yaml(keys))
 
 
 def _submit(record: Launch, number: int, array: waves.Array, profile: Profile) -> None:

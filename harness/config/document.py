@@ -32,6 +32,11 @@ DEEPEST = 32
 _UNSHOWABLE = re.compile(rf"(?![\t\n])[{UNSHOWABLE}]")
 
 
+# Of a grid: see `Document`.
+MERGED = ("defaults", "report")
+EITHER = frozenset({"seed", "seeds"})
+
+
 @dataclass
 class _Total:
     """What a file and those that it builds on have come to."""

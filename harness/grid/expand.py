@@ -84,6 +84,7 @@ class Grid:
     access: hub.Access = hub.Access()  # how its data sets are read
     awaiting: tuple[Cell, ...] = ()  # whose settings are not chosen yet
     varies: Drawn | None = None  # what differs between its seeds; None of one
+    runs_code: bool = False  # that models write, which its file does not allow
 
 
 def load(
@@ -114,7 +115,8 @@ def load(
     if not tasks:
         raise document.error(("evaluate",), "evaluate names no task")
     check_tasks(document, list(tasks))
-    if not (allow_code_execution or file.allow_code_execution):
+    runs_code = not file.allow_code_execution and _find_code(list(tasks)) is not None
+    if runs_code and not allow_code_execution:
         _refuse_code(document, list(tasks))
     with hub.reading(access):
         points = match_budgets(document, file, points, partial(_make_only, document, file))
@@ -135,6 +137,7 @@ def load(
         access,
         waiting,
         read_seeds(document, file).of,
+        runs_code,
     )
 
 
@@ -149,14 +152,20 @@ def _find_access(document: Document, file: GridFile, fill: Path | None) -> hub.A
         raise document.error(("mirror",), str(error)) from None
 
 
+def _find_code(tasks: Sequence[str]) -> int | None:
+    """The first task that runs code that a model wrote."""
+    runs = (number for number, name in enumerate(tasks) if find_evaluation(name).runs_code)
+    return next(runs, None)
+
+
 def _refuse_code(document: Document, tasks: Sequence[str]) -> None:
-    for number, name in enumerate(tasks):
-        if find_evaluation(name).runs_code:
-            raise document.error(
-                ("evaluate", number),
-                f"task {name!r} runs code that a model wrote: say 'allow_code_execution: true' "
-                "in the grid, or --allow-code-execution",
-            )
+    number = _find_code(tasks)
+    assert number is not None
+    raise document.error(
+        ("evaluate", number),
+        f"task {tasks[number]!r} runs code that a model wrote: say 'allow_code_execution: true' "
+        "in the grid, or --allow-code-execution",
+    )
 
 
 class _Pick(NamedTuple):

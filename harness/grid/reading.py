@@ -12,7 +12,7 @@ from typing import Any
 
 import pydantic
 
-from harness.config.document import Document
+from harness.config.document import EITHER, MERGED, Document
 from harness.core.checked import make_adapter
 from harness.core.errors import BitgridError
 from harness.core.misfit import Where, explain
@@ -31,7 +31,7 @@ KEYS: Mapping[str, type] = {
 
 def read_grid(path: Path) -> tuple[Document, GridFile]:
     """The text of a grid, and its keys."""
-    document = Document(path, merged=("defaults", "report"), either=frozenset({"seed", "seeds"}))
+    document = Document(path, MERGED, either=EITHER)
     if not isinstance(document.data, dict):
         raise document.error((), "a grid is a mapping with at least model, method and evaluate")
     return document, fit(document, (), GridFile, document.data, KEYS)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from harness.core.stage import Stage
     from harness.grid.expand import Cell, Grid
 
-SCHEMA = 8
+SCHEMA = 10
 
 
 Mark: TypeAlias = tuple[str, int, int]  # file, size, time of change in ns
@@ -89,6 +89,8 @@ class Plan:
     code: dict[str, dict[str, str]] = field(default_factory=dict)  # digest -> definitions, digests
     awaiting: tuple[CellInfo, ...] = ()  # cells whose settings are not chosen yet
     varies: Drawn | None = None  # what differs between seeds; None of one
+    kinds: tuple[str, ...] = ()  # all kinds of stages that there were
+    runs_code: bool = False  # of models, which the grid's file itself does not allow
 
     @property
     def rows(self) -> tuple[CellInfo, ...]:
@@ -150,7 +152,7 @@ def rebuild_stages(descriptions: Mapping[str, Mapping[str, Any]]) -> dict[str, S
 def build(grid: Grid) -> Plan:
     """The plan of a validated grid."""
     from harness.core.definitions import reach
-    from harness.core.stage import closure, find_code
+    from harness.core.stage import closure, find_code, kinds
     from harness.data.sources import TEXTS
     from harness.evaluation.diagnostics import DIAGNOSTICS
     from harness.evaluation.evaluations import EVALUATIONS
@@ -196,6 +198,8 @@ def build(grid: Grid) -> Plan:
             replace(_describe(cell), model="", diagnostics=()) for cell in grid.awaiting
         ),
         varies=grid.varies,
+        kinds=tuple(sorted(kinds())),
+        runs_code=grid.runs_code,
     )
 
 
@@ -249,6 +253,7 @@ def _read(raw: dict[str, Any]) -> Plan:
         for key, node in raw["nodes"].items()
     }
     raw["watch"] = _marks(raw["watch"])
+    raw["kinds"] = tuple(raw["kinds"])
     return Plan(**raw)
 
 

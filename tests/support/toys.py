@@ -112,7 +112,7 @@ def toy_grid(
     path: Path, labels: tuple[str, ...] = ("A", "B"), bits: tuple[int, ...] = (2, 3)
 ) -> Grid:
     """Cells of labels × bits with two tasks each; the file only has to exist."""
-    path.write_text("# Do toys work?\n")
+    path.write_text("# Do toys work?\nevaluate: [one, two]\n")
     cells = []
     for label in labels:
         for b in bits:

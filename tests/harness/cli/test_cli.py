@@ -249,9 +249,11 @@ def test_help_lists_every_verb_and_version_is_told(capsys: pytest.CaptureFixture
 
 
 def test_status_without_torch(place: Path, finished: subprocess.CompletedProcess[str]) -> None:
-    """The remembered plan serves: nothing heavy is imported to read rows."""
+    """The remembered plan serves: nothing heavy is imported to read rows, or to launch."""
+    (place / "here.yaml").write_text("cluster: local\n")
     code = (
         "import sys; from harness.cli.main import main; main(['status', 'quick.yaml']);"
+        "main(['launch', 'quick.yaml', '--cluster', 'here.yaml']);"
         "assert not {'torch', 'transformers', 'lm_eval', 'pandas'} & set(sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -17,7 +17,7 @@ from harness.cluster.profile import Profile
 from harness.core.errors import GridError
 from harness.core.store import Store
 from harness.grid import expand as grids
-from harness.run.plan import Plan
+from harness.run.plan import Plan, build
 from tests.harness.cluster.test_status import fail, job
 from tests.support import fakeslurm
 from tests.support.fakeslurm import Slurm, launched
@@ -167,7 +167,7 @@ def test_a_cell_is_found_by_words_that_only_it_has(plan: Plan) -> None:
 def test_the_grid_that_jobs_read_means_the_same(tmp_path: Path, name: str) -> None:
     """Bases taken in, defaults written out: equal cells with equal keys."""
     grid = grids.load(ROOT / f"experiments/{name}.yaml", allow_code_execution=True)
-    launching._write_grid(grid, tmp_path / f"{name}.yaml")
+    launching._write_grid(build(grid), tmp_path / f"{name}.yaml")
     copy = grids.load(tmp_path / f"{name}.yaml", allow_code_execution=True)
     assert copy.question == grid.question
     assert [cell.id for cell in copy.cells] == [cell.id for cell in grid.cells]

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from harness.cluster import garbage, launches
+from harness.cluster import garbage, launches, scheduler
 from harness.core.errors import ClusterError, StoreError
 from harness.core.store import Claim, Store, write_json
 from harness.core.trash import Trash
@@ -50,7 +50,7 @@ class Histories(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp(prefix="gc-"))
         self.store = Store(self.root / "store")
         self.patches = pytest.MonkeyPatch()
-        self.patches.setattr(launches, "slurm", self._slurm)
+        self.patches.setattr(scheduler, "slurm", self._slurm)
         self.queue: dict[str, set[str]] = {}  # id of a launch in the queue -> keys
         self.launched: dict[str, set[str]] = {}
         self.down = False
@@ -72,7 +72,7 @@ class Histories(RuleBasedStateMachine):
     def _slurm(self, *command: str) -> str:
         if self.down:
             raise ClusterError("squeue does not answer")
-        return "".join(f"7|0|PENDING|None|toy:{id}:0\n" for id in self.queue)
+        return "".join(f"bitgrid|7|0|PENDING|None|||toy:{id}:0\n" for id in self.queue)
 
     # Grids
 

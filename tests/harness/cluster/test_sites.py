@@ -48,7 +48,7 @@ def test_a_container_and_raw_lines_are_seen_in_the_script(
         "python": "/opt/venv/bin/python",
     }
     profile = SPLIT.model_copy(update=more)
-    launching.launch(prepare(made, store, profile), *made, store, profile)
+    launching.launch(prepare(made, store, profile), made[1], store, profile)
     for text in slurm.submitted:  # an array of several, too
         lines = text.splitlines()
         assert flags(text)["hint"] == "nomultithread"
@@ -64,7 +64,7 @@ def test_a_container_and_raw_lines_are_seen_in_the_script(
 
 def test_a_command_is_run_at_the_end(made: tuple[Grid, Plan], store: Store, slurm: Slurm) -> None:
     profile = SPLIT.model_copy(update={"notify": "mail -s done me@x < /dev/null"})
-    launch = launching.launch(prepare(made, store, profile), *made, store, profile)
+    launch = launching.launch(prepare(made, store, profile), made[1], store, profile)
     *_, text = slurm.submitted
     asked = flags(text)
     assert (asked["dependency"], asked["job-name"]) == ("afterany:1:2", f"toy:{launch.id}:end")
@@ -99,7 +99,7 @@ def test_a_limit_met_while_submitting_keeps_what_was_submitted(
     made: tuple[Grid, Plan], store: Store, slurm: Slurm
 ) -> None:
     slurm.refuse("sbatch: error: QOSMaxSubmitJobPerUserLimit", since=2)
-    launch = launching.launch(prepare(made, store, SPLIT), *made, store, SPLIT)
+    launch = launching.launch(prepare(made, store, SPLIT), made[1], store, SPLIT)
     assert launch.submitted == {0: "1"} and slurm.said("cancelled") == []
 
 
@@ -107,7 +107,7 @@ def test_noise_around_a_job_s_number_changes_nothing(
     made: tuple[Grid, Plan], store: Store, slurm: Slurm
 ) -> None:
     (slurm.folder / "noise").write_text("** job 99 of 2026 | see /etc/motd **\nCLUSTER: lab\n")
-    launch = launching.launch(prepare(made, store, SPLIT), *made, store, SPLIT)
+    launch = launching.launch(prepare(made, store, SPLIT), made[1], store, SPLIT)
     assert launch.submitted == {0: "1", 1: "2"}
     assert sorted(path.name for path in (launch.folder / "logs/0").glob("*.pkl")) == [
         f"1_{task}_submitted.pkl" for task in range(4)
@@ -120,9 +120,9 @@ def test_a_submission_that_timed_out_is_found_by_its_name(
     monkeypatch.setattr(scheduler, "_SEARCHES_S", (0.0, 0.0))
     words = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
     (slurm.folder / "late").write_text(words)
-    launch = launching.launch(prepare(made, store, SPLIT), *made, store, SPLIT)
+    launch = launching.launch(prepare(made, store, SPLIT), made[1], store, SPLIT)
     assert launch.submitted == {0: "1", 1: "2"} and len(slurm.submitted) == 2
     slurm.refuse(words, since=3)  # and it did not arrive
     slurm.queue()
     with pytest.raises(ClusterError, match="Socket timed out on send/recv operation; nothing was"):
-        launching.launch(prepare(made, store, SPLIT), *made, store, SPLIT)
+        launching.launch(prepare(made, store, SPLIT), made[1], store, SPLIT)

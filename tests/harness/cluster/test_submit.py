@@ -77,7 +77,7 @@ def test_dry_shows_what_would_be_submitted(
     )
     prepared = prepare(made, store, profile)
     assert (len(prepared.jobs), len(prepared.arrays), prepared.waves) == (8, 2, 2)
-    models, scores = launching.dry(prepared, made[0], store, profile)
+    models, scores = launching.dry(prepared, made[1], store, profile)
     asked = flags(models)
     assert "dependency" not in asked
     assert (asked["partition"], asked["time"], asked["cpus-per-task"]) == ("gpu", "150", "4")
@@ -99,7 +99,7 @@ def test_dry_shows_what_would_be_submitted(
 def test_arrays_wait_for_those_that_make_their_inputs(
     made: tuple[Grid, Plan], store: Store, slurm: Slurm
 ) -> None:
-    launch = launching.launch(prepare(made, store, SPLIT), *made, store, SPLIT)
+    launch = launching.launch(prepare(made, store, SPLIT), made[1], store, SPLIT)
     models, scores = slurm.submitted
     assert flags(models)["job-name"] == f"toy:{launch.id}:0"
     assert flags(scores)["dependency"] == "afterany:1"
@@ -115,7 +115,7 @@ def test_a_parameter_of_sbatch_is_text_a_flag_or_left_out(
 ) -> None:
     own = {"nodelist": "1e3", "exclusive": True, "overcommit": False, "nodes": None, "mem": None}
     profile = SPLIT.model_copy(update={"sbatch": own, "requeues": 0})
-    asked = flags(next(launching.dry(prepare(made, store, profile), made[0], store, profile)))
+    asked = flags(next(launching.dry(prepare(made, store, profile), made[1], store, profile)))
     assert (asked["nodelist"], asked["exclusive"], asked["no-overcommit"]) == ("1e3", "", "")
     assert asked.keys().isdisjoint({"requeue", "nodes", "mem", "comment", "wckey"})
     assert "no-requeue" in asked
@@ -129,7 +129,7 @@ def test_what_is_queued_is_left_out_and_waited_for(
     slurm.queue(f"7|N/A|RUNNING|None|{earlier.name(0)}")
     prepared = prepare(made, store, SPLIT)
     assert set(prepared.queued) == set(models) and len(prepared.jobs) == 4
-    (text,) = launching.dry(prepared, made[0], store, SPLIT)
+    (text,) = launching.dry(prepared, made[1], store, SPLIT)
     assert flags(text)["dependency"] == "afterany:7"
     again = prepare(made, store, SPLIT, given_up=models[:1])  # failed in the job that still runs
     assert set(again.queued) == set(models[1:]) and len(again.jobs) == 5
@@ -163,7 +163,7 @@ def test_a_refusal_is_told_in_slurm_s_words_and_leaves_nothing(
 ) -> None:
     slurm.refuse(WRONG, since=1)
     with pytest.raises(ClusterError) as caught:
-        launching.launch(prepare(made, store, SPLIT), *made, store, SPLIT)
+        launching.launch(prepare(made, store, SPLIT), made[1], store, SPLIT)
     assert re.fullmatch(
         r"sbatch refuses toy:[\w-]+:0: invalid partition specified: gpuu; Batch job submission "
         r"failed: Invalid partition name specified; nothing was submitted",
@@ -177,7 +177,7 @@ def test_what_was_submitted_before_a_refusal_is_cancelled(
 ) -> None:
     slurm.refuse(WRONG, since=2)
     with pytest.raises(ClusterError, match=r"gpuu;.*; 1 jobs that were submitted before are canc"):
-        launching.launch(prepare(made, store, SPLIT), *made, store, SPLIT)
+        launching.launch(prepare(made, store, SPLIT), made[1], store, SPLIT)
     assert slurm.said("cancelled") == ["1"]
 
 
