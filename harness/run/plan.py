@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from harness.core.stage import Stage
     from harness.grid.expand import Cell, Grid
 
-SCHEMA = 10
+SCHEMA = 9
 
 
 Mark: TypeAlias = tuple[str, int, int]  # file, size, time of change in ns
