@@ -21,6 +21,7 @@ from reports import load as load_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+COUNTS = {4: "Four", 13: "Thirteen"}
 COLUMNS = {"PPL ↓": "ppl", "KL ↓": "kl"}  # of the table, by metric
 # The numbers behind each answer, in their order: the varied setting, its value, the task.
 ANSWERS: dict[str, list[tuple[str, object, str]]] = {
@@ -51,6 +52,7 @@ ANSWERS: dict[str, list[tuple[str, object, str]]] = {
         ("data.text", "testbed:code", "testbed-ppl-code"),
         ("data.text", "testbed:stories", "testbed-ppl-code"),
     ],
+    "llm-qat-testbed": [],
     "smollm2": [("label", "BitDistiller", "wikitext2"), ("label", "LLM-QAT", "wikitext2")],
 }
 
@@ -160,6 +162,18 @@ def test_the_tables_numbers_follow_from_the_rows() -> None:
             assert not spread or f"{statistics.stdev(models.values()):.{digits}f}" == spread
 
 
+def test_what_is_said_of_the_table_is_so() -> None:
+    above, _, _ = README.partition("\n| ")
+    rows = load_rows(ROOT / "results" / _read_set(above))
+    methods = [row for row in _read_table(README) if row["Method"] != "BF16"]
+    assert f"{COUNTS[len(methods)]} baselines" in above
+    (group,) = set(rows[rows.label.isin({row["Method"] for row in methods})].group_size)
+    assert f"Groups of {group:.0f} weights" in README
+    assert (
+        set(rows.model) <= {"testbed", "testbed-small"} and "The model is the **testbed**" in README
+    )
+
+
 def _list_answers() -> dict[str, str]:
     lines = re.findall(r"^- .*?\n(?=- |\n)", README.partition("## Answers")[2], re.M | re.S)
     return {_read_set(line): line for line in lines}
@@ -180,6 +194,7 @@ def test_the_numbers_of_an_answer_are_those_of_the_rows(name: str) -> None:
             and (axis == "label" or (axis in settings and settings[axis] == setting))
         ]
         assert found, (name, setting)
+        assert not isinstance(setting, int) or f"{setting:,}" in answer
         mean = statistics.mean(found)
         expected.append(f"{mean:.0f}" if mean > 1000 else f"{mean:.2f}")
     numbers = re.findall(r"\d+\.\d+|\b\d{4}\b", answer)
