@@ -50,9 +50,9 @@ def _facts(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the quickstart grid in a reduced form."""
+    """A folder with a wide grid in a reduced form."""
     folder = tmp_path_factory.mktemp("place")
-    grid = yaml.safe_load((ROOT / "experiments/quickstart.yaml").read_text())
+    grid = yaml.safe_load((ROOT / "tests/support/wide_grid.yaml").read_text())
     grid["vary"] = {"format.bits": [2]}
     grid["defaults"] |= {
         "train.steps": 2,
@@ -72,7 +72,7 @@ def finished(place: Path) -> subprocess.CompletedProcess[str]:
     return _bitgrid("run", "quick.yaml", cwd=place)
 
 
-def test_the_reduced_quickstart_runs_end_to_end(
+def test_a_reduced_grid_runs_end_to_end(
     place: Path, finished: subprocess.CompletedProcess[str]
 ) -> None:
     rows = [json.loads(line) for line in (place / "runs/quick/rows.jsonl").open()]
