@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 from harness.config.document import Document
 from harness.config.settings import configure
-from harness.core.errors import GridError, ModelError
+from harness.core.errors import GridError, ModelError, SettingError
 from harness.core.records import Match
 from harness.core.stage import Stage, closure
 from harness.data import Documents, Packed, count_asked
@@ -132,7 +132,10 @@ class _Matcher:
                 f"it needs {least}{first} for one step, and the budget is {budget:,.0f}; "
                 f"a larger one{', or a smaller data.sequences' if before else ''}",
             )
-        filled = _set(point, lengths[0], steps)
+        try:
+            filled = _set(point, lengths[0], steps)
+        except SettingError as error:
+            raise self._refuse(point, str(error)) from None
         passes = self._list_passes(filled)
         match = replace(
             unmatched,

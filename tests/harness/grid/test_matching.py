@@ -144,6 +144,7 @@ def test_the_plan_says_it(write: Write, capsys: pytest.CaptureFixture[str], tmp_
             "match: {tokens: 70}",
             "LLM-QAT: it needs 96 tokens, 64 of them for",
         ),
+        ("match: tokens", "match: {tokens: 1e29}", "match: BitDistiller: train.steps: "),
         ("- llm-qat", "- {name: llm-qat, train.steps: 3}", "and 'train.steps' says it too"),
         (
             "match: tokens",
