@@ -29,6 +29,7 @@ from harness.models.dry_run import (
     OwnWeights,
     dry_run,
     estimate_memory,
+    find_new_ends,
     find_own_weights,
     load_weightless,
     renew_matrices,
@@ -57,7 +58,8 @@ def _of_scoring(model: Input[Model], shape: Callable[[int], tuple[int, int]]) ->
     base = pretrained_of(model)
     rows, length = shape(base.context() or _LONGEST)
     attached = find_attachments(model)
-    scored = _of_forward(base, find_own_weights(model), attached, rows, length)
+    own, ends = find_own_weights(model), find_new_ends(model)
+    scored = _of_forward(base, own, ends, attached, rows, length)
     rebuilt = filter(None, map(estimate_memory, _list_rebuilt(model)))
     return max([scored, *rebuilt], key=lambda estimate: estimate.total)
 
@@ -66,11 +68,13 @@ def _of_scoring(model: Input[Model], shape: Callable[[int], tuple[int, int]]) ->
 def _of_forward(
     base: Pretrained,
     own: OwnWeights,
+    ends: tuple[str, ...],
     attachments: tuple[Attachment, ...],
     rows: int,
     length: int,
 ) -> Memory:
-    """The base and the model made from it, of which one reads `rows` of `length` tokens."""
+    """The base and the model made from it, of which one reads `rows` of `length` tokens. ends: see
+    `find_new_ends`."""
     with dry_run() as live:
         held = load_weightless(live, base)
         model = load_weightless(live, base) if own == "all" else held.fork()
@@ -78,7 +82,7 @@ def _of_forward(
             each.rehearsed(model.network).attach(model.network)
         if own == "linears":
             with live.part("parameters"):
-                renew_matrices(model)
+                renew_matrices(model, ends)
         live.inside("activations", find_trunk(model.network)[1])
         with torch.no_grad():
             ids = torch.zeros(rows, length, dtype=torch.int64)

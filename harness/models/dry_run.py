@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, singledispatch
@@ -40,7 +40,7 @@ from harness.models.compat import (
     tree_leaves,
 )
 from harness.models.devices import computing_on
-from harness.models.layers import matrices
+from harness.models.layers import find_ends, matrices
 from harness.models.model import DTYPES, Model
 from harness.models.stage import Pretrained, meta_network
 
@@ -212,10 +212,25 @@ def load_weightless(live: Live, base: Pretrained, part: str = "parameters") -> M
     return Model(network, cast(Any, None))
 
 
-def renew_matrices(model: Model) -> None:
-    """Give every matrix of the blocks a weight of its own, as a search or a rounding does."""
-    for matrix in matrices(model.network).values():
+def renew_matrices(model: Model, ends: Collection[str] = ()) -> None:
+    """Give every matrix of the blocks a weight of its own, as a search or a rounding does, and
+    those of embeddings and head that are named."""
+    outside = {name: each for name, each in find_ends(model.network).items() if name in ends}
+    for matrix in (*matrices(model.network).values(), *outside.values()):
         matrix.replace(torch.empty_like(matrix.weight))
+
+
+@singledispatch
+def list_new_ends(stage: Stage[Any]) -> tuple[str, ...]:
+    """The embedding and the head, by name, that a stage's model has of its own beside those of its
+    input; of two names of one parameter, one. A stage's class registers its own."""
+    return ()
+
+
+def find_new_ends(model: Input[Model]) -> tuple[str, ...]:
+    """Embedding and head that a model does not share with the published one, by name."""
+    above = closure([model]) if isinstance(model, Stage) else ()
+    return tuple(sorted({name for stage in above for name in list_new_ends(stage)}))
 
 
 def find_own_weights(model: Input[Model]) -> OwnWeights:

@@ -16,8 +16,8 @@ from harness.models.dry_run import Live
 
 
 class Counting(Live):
-    """Notes each storage that is made, as `Live` does, while operations compute as ever; and of
-    which parameter of `network` it was made, as far as its inputs tell."""
+    """Notes each storage that is made beside the parameters of `network`, as `Live` does, while
+    operations compute as ever; and of which of them it was made, as far as its inputs tell."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -49,6 +49,8 @@ class Counting(Live):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
+                if storage._cdata in self._given:
+                    continue  # a view of a parameter makes nothing
                 if storage._cdata not in self._storages:
                     self._sources.append(name)
                     self._made[storage._cdata] = name

@@ -18,14 +18,24 @@ from torch import Tensor, nn
 
 from harness.core.stage import Input, Stage, closure
 from harness.data import Tokens
-from harness.models import Matrix, Model, Pretrained, matrices, pretrained_of
+from harness.models import (
+    Matrix,
+    Model,
+    Pretrained,
+    find_ends,
+    matrices,
+    meta_network,
+    pretrained_of,
+)
 from harness.models.dry_run import (
     Live,
     Memory,
     OwnWeights,
     dry_run,
     estimate_memory,
+    find_new_ends,
     find_own_weights,
+    list_new_ends,
     load_weightless,
     renew_matrices,
     replaced,
@@ -38,6 +48,7 @@ from methods.quantization.by_layer import group_by_format
 from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
 from methods.quantization.omniquant import OmniQuant
+from methods.quantization.rotation import Rotated
 from methods.quantization.rounding import Round, RoundBlocks, WalkedRounding, quantize_model
 from methods.quantization.signround import SignRound
 from methods.quantization.static_activations import AT_ONCE, InputRanges
@@ -159,11 +170,14 @@ def walk_weightless(
 def of_rounding(stage: Round, gpus: int | None = None, device: str = "cuda") -> Memory:
     """The base, what is rounded already, and one layer at work; a trained model lies on the
     host."""
-    return _of_rounding(pretrained_of(stage.base), find_own_weights(stage.model), stage.format)
+    own, ends = find_own_weights(stage.model), find_new_ends(stage.model)
+    return _of_rounding(pretrained_of(stage.base), own, ends, stage.format)
 
 
 @cache
-def _of_rounding(base: Pretrained, own: OwnWeights, format: Format) -> Memory:
+def _of_rounding(
+    base: Pretrained, own: OwnWeights, ends: tuple[str, ...], format: Format
+) -> Memory:
     trained = own == "all"
     with dry_run() as live:
         held = load_weightless(live, base)
@@ -172,7 +186,7 @@ def _of_rounding(base: Pretrained, own: OwnWeights, format: Format) -> Memory:
             if trained:
                 replace_parameters(model.network, _make_float32)
             elif own == "linears":
-                renew_matrices(model)
+                renew_matrices(model, ends)
         sizes = [matrix.stored.numel() for matrix in matrices(model.network).values()]
         rounded = quantize_model(model, format, like=held)
         for tensor in rounded.network.parameters():
@@ -180,6 +194,26 @@ def _of_rounding(base: Pretrained, own: OwnWeights, format: Format) -> Memory:
     peak = live.peak()
     moved = 4 * max(sizes) if trained else 0  # tensors without data cannot move to a GPU
     return dataclasses.replace(peak, other=peak.other + moved)
+
+
+@list_new_ends.register
+def of_rounded_ends(stage: Round | RoundBlocks) -> tuple[str, ...]:
+    """Those that the format names; tied ones are rounded as one where it names either."""
+    base = pretrained_of(stage.model)
+    network = meta_network(base.source, base.trust_remote_code, base.digest)
+    named = {
+        id(matrix.stored): name
+        for name, matrix in find_ends(network).items()
+        if stage.format.of_end(name) is not None
+    }
+    return tuple(named.values())
+
+
+@list_new_ends.register
+def of_rotated_ends(stage: Rotated) -> tuple[str, ...]:
+    """Both: a rotation unties them."""
+    base = pretrained_of(stage.model)
+    return tuple(find_ends(meta_network(base.source, base.trust_remote_code, base.digest)))
 
 
 def _make_float32(name: str, old: nn.Parameter) -> nn.Parameter:

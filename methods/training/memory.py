@@ -36,6 +36,7 @@ from harness.models.dry_run import (
     Memory,
     dry_run,
     estimate_memory,
+    find_new_ends,
     load_weightless,
     renew_matrices,
     replaced,
@@ -69,6 +70,7 @@ def of_training(stage: Train, gpus: int | None = None, device: str = "cuda") -> 
         pretrained_of(stage.student),
         pretrained_of(stage.teacher) if stage.teacher is not None else None,
         not isinstance(stage.student, Pretrained),
+        find_new_ends(stage.student),
         find_attachments(stage.student),
         stage.format,
         stage.objective,
@@ -128,6 +130,7 @@ def _step(
     base: Pretrained,
     teacher_base: Pretrained | None,
     changed: bool,
+    ends: tuple[str, ...],
     attachments: tuple[Attachment, ...],
     format: Format,
     objective: Objective,
@@ -139,7 +142,8 @@ def _step(
 ) -> _Step:
     """A step of the loop that comes after others.
 
-    changed: the student's linear weights are not the base's; attachments: the student's; shape:
+    changed: the student's linear weights are not the base's, nor its ends of these names;
+    attachments: the student's; shape:
     (B, T) of a micro-batch; several: others come before it in the step; alone: one process has the
     model to itself.
     """
@@ -156,7 +160,7 @@ def _step(
         if student is None or teacher_base != base:
             student = load_weightless(live, base, place or "parameters")
         if changed:
-            student = _change(live, student, place or "parameters", attachments)
+            student = _change(live, student, place or "parameters", ends, attachments)
         with live.part("parameters"):
             masters = Masters.of(student, format, training.trained, dtype, shards)
         _watch(live, masters.network)
@@ -184,13 +188,19 @@ def _step(
     )
 
 
-def _change(live: Live, base: Model, part: str, attachments: tuple[Attachment, ...]) -> Model:
+def _change(
+    live: Live,
+    base: Model,
+    part: str,
+    ends: tuple[str, ...],
+    attachments: tuple[Attachment, ...],
+) -> Model:
     """A student as it is given to training: what it does as it runs, and matrices of its own."""
     student = base.fork()
     for each in attachments:
         each.rehearsed(student.network).attach(student.network)
     with live.part(part):
-        renew_matrices(student)
+        renew_matrices(student, ends)
     return student
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from harness.core.stage import Stage
 from harness.data import Packed
@@ -18,11 +19,15 @@ from harness.models import (
     pretrained_of,
 )
 from harness.models.dry_run import estimate_memory
+from harness.testing.watching import Counting
 from methods.quantization.awq import ScaleSearch
 from methods.quantization.block_ap import BlockAP
+from methods.quantization.formats import IntAsym
 from methods.quantization.gptq import GPTQ
 from methods.quantization.inits import ClipSearch
+from methods.quantization.mixed import Mixed
 from methods.quantization.omniquant import OmniQuant
+from methods.quantization.rotation import Rotated
 from methods.quantization.rounding import Round, RoundBlocks, WalkedRounding
 from methods.quantization.signround import SignRound
 from tests.support import architectures
@@ -116,3 +121,40 @@ def test_rounding_holds_one_layer_beside_what_is_scored(tmp_path: Path) -> None:
     assert scored.total >= made.total  # whichever is more is what the evaluation needs
     shares, ends = estimate_memory(build_scoring(plain)), 2 * 2 * 512 * 256
     assert shares is not None and shares.parameters == pytest.approx(2 * weights - ends, rel=0.01)
+
+
+def _hold(*networks: PreTrainedModel) -> int:
+    """Bytes of all their tensors, each storage once."""
+    tensors = [each for n in networks for each in (*n.parameters(), *n.buffers())]
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in tensors}
+    return sum(each.nbytes() for each in storages.values())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("named", [("lm_head",), ("model.embed_tokens",), ()])
+@pytest.mark.parametrize("rotated", [True, False])
+def test_embeddings_and_head_of_its_own_are_counted(
+    tied: bool, named: tuple[str, ...], rotated: bool, base: Pretrained, tmp_path: Path
+) -> None:
+    """Against what is really held while the model is rounded, and by it and the base then."""
+    source = base
+    if not tied:
+        config = LlamaConfig.from_pretrained(base.source, tie_word_embeddings=False)
+        LlamaForCausalLM(config).save_pretrained(tmp_path)
+        AutoTokenizer.from_pretrained(base.source).save_pretrained(tmp_path)
+        source = pretrained(str(tmp_path), "bfloat16")
+    format = Mixed(FORMAT, dict.fromkeys(named, IntAsym(8, 64)))
+    given: Stage[Model] = Rotated(source, 0) if rotated else source
+    held = start = source.run(tmp_path)
+    if rotated:
+        start = replace(given, model=held).run(tmp_path)
+    stage = Round(given, source, format)
+    with Counting(start.network) as counted:
+        rounded = replace(stage, model=start, base=held).run(tmp_path)
+    made, scored = estimate_memory(stage, device="cpu"), estimate_memory(build_scoring(stage))
+    if not rotated:
+        peak = _hold(held.network) + counted.peak().total
+        assert made is not None and made.total == pytest.approx(peak, rel=1e-3)
+    assert scored is not None
+    norms = 0 if not rotated else sum(p.nbytes for p in start.network.parameters() if p.dim() == 1)
+    assert scored.parameters == _hold(held.network, rounded.network) - norms

@@ -25,6 +25,7 @@ from harness.models import (
 )
 from harness.models.dry_run import dry_run, estimate_memory, load_weightless
 from methods.quantization.inits import Clip
+from methods.quantization.rotation import Rotated
 from methods.training.confidence import Confidence
 from methods.training.data import Generate
 from methods.training.forward import run_trunk
@@ -72,6 +73,9 @@ def test_every_way_to_hold_weights_is_seen(base: Pretrained, model: Model) -> No
     assert (alone.teacher, alone.parameters) == (0, 2 * weights + buffers + trained * 6)
     clipped = Clip(text="testbed").build(base, FORMAT)
     assert estimate_training(base, student=clipped).parameters == trained * 6 + inside * 2
+    ends = 2 * model.network.get_input_embeddings().weight.nbytes  # which a rotation unties
+    rotated = estimate_training(base, student=Rotated(base, 0))
+    assert rotated.parameters == trained * 6 + inside * 2 + ends
     exact = estimate_training(base, replace(WIDE, dtype="float32"))
     assert exact.teacher == weights * (2 + 4) + buffers
     small = estimate_training(base, replace(WIDE, optimizer="adamw-8bit"))
