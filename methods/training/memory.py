@@ -69,8 +69,7 @@ def of_training(stage: Train, gpus: int | None = None, device: str = "cuda") -> 
     step = _step(
         pretrained_of(stage.student),
         pretrained_of(stage.teacher) if stage.teacher is not None else None,
-        not isinstance(stage.student, Pretrained),
-        find_new_ends(stage.student),
+        None if isinstance(stage.student, Pretrained) else find_new_ends(stage.student),
         find_attachments(stage.student),
         stage.format,
         stage.objective,
@@ -129,8 +128,7 @@ class _Step:
 def _step(
     base: Pretrained,
     teacher_base: Pretrained | None,
-    changed: bool,
-    ends: tuple[str, ...],
+    ends: tuple[str, ...] | None,
     attachments: tuple[Attachment, ...],
     format: Format,
     objective: Objective,
@@ -142,8 +140,8 @@ def _step(
 ) -> _Step:
     """A step of the loop that comes after others.
 
-    changed: the student's linear weights are not the base's, nor its ends of these names;
-    attachments: the student's; shape:
+    ends: embedding and head that are the student's own, as its linear weights are then; None: all
+    are the base's; attachments: the student's; shape:
     (B, T) of a micro-batch; several: others come before it in the step; alone: one process has the
     model to itself.
     """
@@ -159,7 +157,7 @@ def _step(
         student = full
         if student is None or teacher_base != base:
             student = load_weightless(live, base, place or "parameters")
-        if changed:
+        if ends is not None:
             student = _change(live, student, place or "parameters", ends, attachments)
         with live.part("parameters"):
             masters = Masters.of(student, format, training.trained, dtype, shards)
