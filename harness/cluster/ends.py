@@ -73,6 +73,7 @@ _ENDS = (  # the telling ones first: SLURM may log several for one end
     (r"DUE TO NODE FAILURE|NODE_FAIL", "node failure"),
     (r"oom[-_ ]kill|Out Of Memory", MEMORY),
     (r"DefaultCPUAllocator: can't allocate|^MemoryError|Cannot allocate memory", MEMORY),
+    (r"User defined signal", "told of its end by `signal_delay_s` before it had begun"),
     (r"DUE TO JOB REQUEUE", "requeued"),
     (r"CANCELLED AT", "cancelled"),
     (r"error: .*: Killed\b", MEMORY),  # SIGKILL that SLURM did not send: the kernel's

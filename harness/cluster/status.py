@@ -62,6 +62,7 @@ def look(plan: Plan, store: Store) -> View:
         for job in launch.jobs:
             placed |= dict.fromkeys(job.keys, (launch, job))
     live, trouble = _read_queue(store, past_launches)
+    hidden = _list_hidden(past_launches)
     running = {launch.id: runner for launch in past_launches if (runner := launch.runner)}
     known = states.find_states(plan, store)
     failed = {
@@ -90,6 +91,9 @@ def look(plan: Plan, store: Store) -> View:
                 words = f"waits in the run of {runner.get('host')}:{runner.get('pid')}"
             elif key not in placed or placed[key][0].cluster != "slurm":
                 state = "to do"
+            elif placed[key][0].id in hidden:
+                state = "queued"
+                words = f"launched by {placed[key][0].owner}, whose jobs SLURM does not show here"
             else:
                 state = "queued" if trouble else "lost"
             if state in ("failed", "blocked", "lost"):
@@ -113,13 +117,19 @@ def _read_queue(
         return {}, str(error)
 
 
+def _list_hidden(past_launches: Iterable[Launch]) -> set[str]:
+    """Ids of launches of others whose jobs may be in the queue although SLURM does not show it."""
+    others = {one.id for one in past_launches if one.cluster == "slurm" and not one.is_ours}
+    return others if others and scheduler.hides_jobs() else set()
+
+
 def _explain_lost(
     plan: Plan,
     store: Store,
     stages: Mapping[str, StageStatus],
     lost: Mapping[str, tuple[Launch, Placed]],
 ) -> dict[str, StageStatus]:
-    """The same of stages whose job is gone, with the reason; of others, whose job may be hidden."""
+    """The same of stages whose job is gone, with the reason."""
     ids = {launch.submitted.get(job.array) for launch, job in lost.values()}
     accounts = scheduler.read_accounts({id for id in ids if id is not None})
     explained = {}
@@ -133,12 +143,8 @@ def _explain_lost(
         words = end.words
         if log is None and job.array not in launch.submitted:
             words = "it was never submitted: the launch was cut off"
-        elif account is None and not launch.is_ours and scheduler.hides_jobs():
-            words = f"launched by {launch.owner}, whose jobs SLURM does not show here"
-            explained[key] = replace(stages[key], state="queued", words=words)
-            continue
         words += _tell_more(plan.nodes[key].kind, end, store.progress(key))
-        explained[key] = replace(stages[key], state="lost", words=words, lacks=end.lacks)
+        explained[key] = replace(stages[key], words=words, lacks=end.lacks)
     return explained
 
 

@@ -20,6 +20,10 @@ OVER = "slurmstepd: error: StepId=7.0 exceeded memory limit (3221225472 > 214748
         (f"{BEGIN}{TORN} DUE TO TIME LIMIT ***\n", "time limit of 2 h"),
         (f"{BEGIN}{TORN} DUE TO PREEMPTION ***\n", "preempted"),
         (f"{BEGIN}{TORN} DUE TO JOB REQUEUE ***\n", "requeued"),
+        (
+            "srun: error: node1: task 0: User defined signal 2\n",
+            "told of its end by `signal_delay_s` before it had begun",
+        ),
         (f"{BEGIN}{TORN} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***\n", "node failure"),
         (f"{BEGIN}{TORN} ***\nsrun: error: node1: task 0: Killed\n", "cancelled"),
         (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cluster import scheduler
 from harness.cluster import status as watch
 from harness.cluster.launches import Launch
 from harness.core.store import Store
@@ -150,6 +151,22 @@ def test_a_launch_that_was_cut_off(plan: Plan, store: Store, slurm: Slurm) -> No
     (made.folder / "submitted.jsonl").unlink()
     words = {stage.words for stage in watch.look(plan, store).of("lost")}
     assert words == {"it was never submitted: the launch was cut off"}
+
+
+def test_what_a_colleague_launched_from_another_file_is_seen(
+    plan: Plan, store: Store, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = launched(store.root, Path("/elsewhere/theirs.yaml"), [job(plan, 0)])
+    slurm.queue(f"7|0|PENDING|JobHeldUser|{made.name(0)}")
+    assert states(plan, store, 0) == ["queued"] * 3
+    assert slurm.said("asked")[0].startswith(f"--name={made.name(0)} ")  # whoever's they are
+    slurm.queue()
+    assert states(plan, store, 0) == ["lost", "blocked", "blocked"]
+    monkeypatch.setattr(Launch, "is_ours", False)
+    assert states(plan, store, 0) == ["lost", "blocked", "blocked"]
+    monkeypatch.setattr(scheduler, "hides_jobs", lambda: True)
+    words = {stage.words for stage in watch.look(plan, store).of("queued")}
+    assert words == {f"launched by {made.owner}, whose jobs SLURM does not show here"}
 
 
 def test_without_a_queue_the_rest_is_shown(plan: Plan, store: Store, slurm: Slurm) -> None:
