@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.faults import calls, checkpoints, damage, owners, places
+from benchmarks.faults import calls, checkpoints, damage, jobs, owners, places
 from benchmarks.faults.trial import Ground, Result, Skipped
 
 FAMILIES: dict[str, Callable[[Ground], Iterator[Result]]] = {
@@ -37,6 +37,7 @@ FAMILIES: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "unrecorded": calls.try_unrecorded,
     "kills": calls.try_kills,
     "errors": calls.try_errors,
+    "jobs": jobs.try_jobs,
 }
 
 

@@ -30,6 +30,7 @@ FAMILIES = {
     "pauses": "An owner is paused, another takes over, and the first goes on",
     "kills": "`kill -9`, then a run",
     "errors": "A system call fails, then a run",
+    "jobs": "Jobs on a real SLURM; then `launch` again",
 }
 HEAD = """\
 # The table of faults
@@ -45,6 +46,8 @@ cases. *Healed*: in the end all values are bit for bit those of an undisturbed r
 *Refused*: the last run ended in one line. *Destroyed* counts what the fault itself damaged, *lost*
 what is not there or not right in the end, *again* what was computed again, summed over the cases.
 *Said* is what an undisturbed run does not say; names that differ from run to run stand as "…".
+Of jobs on SLURM each case is a grid of its own, of five stages or more, and *said* is what
+`bitgrid status` says.
 """
 COLUMNS = ("fault", "cases", "outcome", "destroyed", "lost", "again", "said")
 
@@ -60,7 +63,8 @@ def write_page(path: Path = CSV) -> str:
         for row in rows:
             if row["family"] == family:
                 facts = (row[name] for name in ("cases", "outcome", "hit", "lost", "again"))
-                cells = [row["fault"], *facts, f"`{row['said']}`" if row["said"] else "–"]
+                said = row["said"].replace("`", "'")
+                cells = [row["fault"], *facts, f"`{said}`" if said else "–"]
                 parts.append(f"| {' | '.join(map(_escape, cells))} |\n")
     return "".join(parts)
 

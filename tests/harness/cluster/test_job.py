@@ -191,6 +191,27 @@ def test_a_file_that_changed_since_the_launch_is_refused(
     assert store.keys() == []
 
 
+def test_a_job_that_kept_nothing_until_its_limit_is_stuck(
+    launch: Launch, made: tuple[Grid, Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what lies there, not by clocks of hosts; and it is lost, for there is no record of it."""
+    key = launch.jobs[0].keys[0]
+    owned = store.root / "work" / key / "owner"
+    owned.mkdir(parents=True)
+    (owned / "checkpoint").write_text("1")
+    attempt = job.Attempt(made[1], store, launch.jobs[0], job._list_kept(store, (key,)))
+    attempt.running = key
+    monkeypatch.setattr(job, "_attempt", attempt)
+    assert not job.is_stuck()  # it is not late
+    attempt.began -= 3600 * launch.jobs[0].hours
+    assert job.is_stuck()
+    (owned / "progress.json").write_text("{}")
+    owned.rename(owned.with_name("another"))  # as a new owner does
+    assert job.is_stuck() and store.failure(key) is None
+    (owned.with_name("another") / "checkpoint").write_text("12")
+    assert not job.is_stuck()
+
+
 @pytest.mark.parametrize("ended", [True, False])
 def test_what_breaks_while_the_scheduler_ends_a_job_is_no_failure(
     made: tuple[Grid, Plan], store: Store, tmp_path: Path, ended: bool
