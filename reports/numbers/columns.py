@@ -61,6 +61,14 @@ class Column:
         return self.higher
 
     @property
+    def in_differences(self) -> Column:
+        """As differences are taken of it: of a perplexity, of its logarithm, which is the mean loss
+        in nats. A ratio of perplexities is what two models differ by, whatever the text."""
+        if not self.is_perplexity:
+            return self
+        return replace(self, title=f"ln {self.title}", is_perplexity=False, decimals=None)
+
+    @property
     def quantity(self) -> Quantity:
         """What its values have in common; of the average, nothing has it."""
         return self.task or AVERAGE, self.metric, self.filter

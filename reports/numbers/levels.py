@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -89,7 +89,8 @@ def make_comparisons(
                 read = {name: _read(settings[name], column) for name in names}
                 if any(read.values()):
                     levels, missing = _make_levels(read, column, index)
-                    yield Comparison(label, context, bits, column, levels, missing)
+                    shown = column.in_differences
+                    yield Comparison(label, context, bits, shown, levels, missing)
 
 
 _BySeed = dict[int, list[_Record]]
@@ -137,6 +138,8 @@ def _make_levels(
 
 def _make_level(setting: str, by_seed: _BySeed, column: Column, index: ItemIndex) -> Level:
     values = {s: math.fsum(r["value"] for r in rows) / len(rows) for s, rows in by_seed.items()}
+    if column.is_perplexity:
+        values = {s: math.log(each) if each > 0 else math.nan for s, each in values.items()}
     keys = {seed: str(rows[0]["model_key"]) for seed, rows in by_seed.items()}
     items = {seed: _find_items(rows, index) for seed, rows in by_seed.items()}
     one_model = len(set(keys.values())) == 1 and len(keys) > 1
@@ -150,19 +153,14 @@ def _make_level(setting: str, by_seed: _BySeed, column: Column, index: ItemIndex
 
 
 def _find_items(rows: list[_Record], index: ItemIndex) -> tuple[Items, ...] | None:
-    """Whose weighted means vary as the score does; None where they are not known.
-
-    Of a perplexity exp(L) an item counts by its derivative: its loss times the perplexity.
-    """
+    """Whose weighted means vary as the value does; None where they are not known. Of a perplexity,
+    whose logarithm is compared, these are the losses themselves."""
     found: list[Items] = []
     for row in rows:
         part = index.behind(row)
         if not part or not math.isfinite(row["value"]):
             return None
-        scale = row["value"] if row["aggregation"] == "exp_mean" else 1.0
-        found += [
-            replace(items.weighted(1 / len(rows)), scores=scale * items.scores) for items in part
-        ]
+        found += [items.weighted(1 / len(rows)) for items in part]
     return tuple(found)
 
 

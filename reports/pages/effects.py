@@ -39,7 +39,7 @@ def make_sheet(effects: Sequence[Effect], decimals: int) -> Sheet:
             f"The effect of {effects[0].axis}, all else equal, scores in percentage points: least "
             f"squares, {_describe_model(effects)}, over {_list_sources(effects)}; simultaneous "
             "95 % intervals by Dunnett, corrected by Bonferroni for columns and contexts, averages "
-            f"apart from tasks. {_explain_statuses(effects)}"
+            f"apart from tasks. {_explain_logarithms(effects)}{_explain_statuses(effects)}"
         ),
         head=("Method", "Change", "Column", "Difference", "95 % interval", "p", "Visible", "Seeds"),
         groups=tuple(tuple(rows) for rows in groups.values()),
@@ -77,6 +77,12 @@ def _explain_statuses(effects: Sequence[Effect]) -> str:
     if Status.UNTESTED in found:
         sentences.append("Without an interval: untested, with the reason.")
     return " ".join(sentences)
+
+
+def _explain_logarithms(effects: Sequence[Effect]) -> str:
+    if not any(effect.column.title.startswith("ln ") for effect in effects):
+        return ""
+    return "Of perplexities, differences of their logarithms: of the mean loss, in nats. "
 
 
 def _list_sources(effects: Sequence[Effect]) -> str:

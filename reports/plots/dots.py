@@ -96,7 +96,7 @@ def draw_ablation(context: Context) -> Drawing | None:
     effects = [effect for effect in context.effects if effect.bits is not None]
     score = data.find_main_score(summary)
     chosen = [] if score is None else [summary.columns[score]]
-    chosen += [column for column in summary.columns if not column.higher][:2]
+    chosen += [c.in_differences for c in summary.columns if not c.higher][:2]
     known = {(e.label, e.context, e.bits, e.baseline, e.setting, e.column): e for e in effects}
     keys = list(dict.fromkeys(key[:5] for key in known))
     columns = [column for column in chosen if any((*key, column) in known for key in keys)]

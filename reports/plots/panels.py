@@ -73,7 +73,7 @@ def describe_quantity(column: Column) -> str:
     """The words at an axis that shows a column."""
     if column.higher:
         return "average score (%)" if column.task is None else f"{column.title} (%)"
-    if column.metric == "kl":
+    if column.metric == "kl" or column.title.startswith("ln "):
         return f"{column.title} (nats)"
     named = "perplexity" if column.is_perplexity else column.metric
     says_metric = column.title.casefold() == column.metric.casefold()

@@ -146,14 +146,16 @@ def test_what_the_items_say_is_the_least(tmp_path: Path) -> None:
 def test_perplexities_vary_by_window_and_seed(tmp_path: Path) -> None:
     generator = np.random.default_rng(2)
     base = generator.normal(2, 0.5, 60)
-    shifts = {"kl": [0.0, 0.01, -0.01], "cakld": [0.2, 0.23, 0.22]}
-    scores = {name: [base + each for each in own] for name, own in shifts.items()}
+    other = base + generator.normal(0.2, 0.05, 60)  # by item, the same of every seed
+    shifts = {"kl": [0.0, 0.01, -0.01], "cakld": [0.0, 0.03, 0.02]}
+    scores = {"kl": [base + each for each in shifts["kl"]]}
+    scores["cakld"] = [other + each for each in shifts["cakld"]]
     (effect,) = with_items(tmp_path, scores, task="testbed-ppl", metric="ppl")
-    levels = {name: np.exp(base.mean() + np.array(own)) for name, own in shifts.items()}
-    difference = levels["cakld"] - levels["kl"]
+    # Logarithms of perplexities are mean losses, whose differences are of paired windows.
+    difference = np.array(shifts["cakld"]) - shifts["kl"] + (other - base).mean()
+    assert effect.column.title == "ln PPL"
     assert effect.difference.mean == pytest.approx(difference.mean())
-    # A shift of all losses multiplies: the items' part is difference * s / sqrt(60).
-    items = (difference.mean() * base.std(ddof=1) / math.sqrt(60)) ** 2
+    items = (other - base).var(ddof=1) / 60
     seeds = difference.var(ddof=1) / 3
     assert effect.error == pytest.approx(math.sqrt(items + seeds), rel=0.01)
     assert effect.over == "seeds and items"
