@@ -89,8 +89,8 @@ def make_comparisons(
                 read = {name: _read(settings[name], column) for name in names}
                 if any(read.values()):
                     levels, missing = _make_levels(read, column, index)
-                    shown = column.in_differences
-                    yield Comparison(label, context, bits, shown, levels, missing)
+                    compared = column.in_differences
+                    yield Comparison(label, context, bits, compared, levels, missing)
 
 
 _BySeed = dict[int, list[_Record]]
