@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from harness.core.errors import ModelError
 from harness.models import Model, matrices, pretrained, run_trunk
 from methods.quantization.folding import rotate
 from methods.quantization.formats import IntAsym
+from methods.quantization.readings import read_logits
 from methods.quantization.rotation import make_rotation
 from methods.quantization.rounding import quantize_model
 from tests.methods.conftest import make_llama
@@ -65,6 +67,26 @@ def test_it_folds_into(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model.network(ids).logits
         torch.testing.assert_close(again.network(ids).logits, logits, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_compared_is_computed_in_float32() -> None:
+    """Of weights in bfloat16, as they are: what a model itself rounds is no fault of a fold."""
+    model = make_llama()
+    model.network.to(torch.bfloat16)
+    held = dict(model.network.named_parameters())
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        wide = copy.deepcopy(model.network).float()(ids).logits
+        rounded = model.network(ids).logits.float()
+    assert torch.equal(read_logits(model), wide)
+    assert not torch.equal(rounded, wide)
+    head = model.network.get_output_embeddings()
+    stop = head.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyError))
+    with pytest.raises(KeyError):
+        read_logits(model)
+    stop.remove()
+    assert all(held[name] is each for name, each in model.network.named_parameters())
+    assert float((read_logits(rotate(model, make_rotation(64, 0))) - wide).abs().mean()) < 0.02
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "mixtral", "olmo"])
