@@ -25,6 +25,10 @@ COUNTS = {4: "Four", 13: "Thirteen"}
 COLUMNS = {"PPL ↓": "ppl", "KL ↓": "kl"}  # of the table, by metric
 # The numbers behind each answer, in their order: the varied setting, its value, the task.
 ANSWERS: dict[str, list[tuple[str, object, str]]] = {
+    "quickstart": [
+        ("label", each, "testbed-ppl") for each in ("BitDistiller", "AWQ-clip", "LLM-QAT", "RTN")
+    ],
+    "composition-testbed": [],
     "objective-testbed": [],
     "confidence-testbed": [],
     "init-testbed": [
@@ -53,7 +57,9 @@ ANSWERS: dict[str, list[tuple[str, object, str]]] = {
         ("data.text", "testbed:stories", "testbed-ppl-code"),
     ],
     "llm-qat-testbed": [],
-    "smollm2": [("label", "BitDistiller", "wikitext2"), ("label", "LLM-QAT", "wikitext2")],
+    "smollm2-baselines": [
+        ("label", each, "wikitext2") for each in ("BitDistiller", "SignRound", "AWQ")
+    ],
 }
 
 
