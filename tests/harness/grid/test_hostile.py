@@ -164,7 +164,10 @@ def test_every_verb_refuses_in_one_line(
     old, new, line, words = REFUSED[kind]
     path, store = tmp_path / "grid.yaml", tmp_path / "store"
     path.write_text(BASE.replace(old, new))
-    assert main([verb, str(path), "--store", str(store)]) == 2
+    profile = tmp_path / "cluster.yaml"
+    profile.write_text("partition: gpu\n")  # which launch reads first
+    own = ["--cluster", str(profile)] if verb == "launch" else []
+    assert main([verb, str(path), "--store", str(store), *own]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"bitgrid: {path}:{line}: ") and words in said
     assert not list(store.rglob("*.json"))
