@@ -201,7 +201,7 @@ def test_two_gpus_of_one_training(
     grid = {"defaults": {**TRAINED["defaults"], "train.gpus": 2}}
     place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu"})
     said = place.launch()
-    assert "(2 GPU, " in said and "(1 GPU, " in said
+    assert "(2 GPU (gpu), " in said and "(1 GPU (gpu), " in said
     until(lambda: "gres:gpu:2" in lab.squeue("-t", "R", "-o", "%b"), 100, place.logs)
     place.finish()
     assert place.all_done_once(), place.logs()
