@@ -1,4 +1,4 @@
-"""What training budgets a table's rows had, in a grid that gives all methods the same.
+"""Training budgets of a table's rows: equal where the grid matches them, else how far apart.
 
 Not here: how steps follow from a budget (`harness.grid.matching`).
 """
@@ -17,19 +17,43 @@ _MEANT = {
 }
 
 
-def describe_budgets(shown: pd.DataFrame) -> str | None:
-    """In sentences, for under the table; None where the grid matches nothing.
+_UNLIKE = 1.05  # the most tokens of a row by the least, from which on it is said
 
-    `shown`: primary rows with their `name`.
+
+def count_tokens(models: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame) -> pd.Series:
+    """Tokens that each of `models` was trained on; NaN for those that were not.
+
+    A training that several cells share has its curve under one of them: the model tells.
+    """
+    keys = frame.drop_duplicates("cell").set_index("cell")["model_key"]
+    total = curves.groupby(curves["cell"].map(keys))["tokens"].max()
+    return models["model_key"].map(total).astype(float)
+
+
+def describe_budgets(shown: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame) -> str | None:
+    """In sentences, for under the table; None where no budget differs and none was matched.
+
+    `shown`: primary rows with their `name`. `curves`, `frame`: those of the export.
     """
     known = shown[shown["match"].notna()]
     if known.empty:
-        return None
+        return None if curves.empty else _describe_unlike(shown, curves, frame)
     of_names: dict[str, list[Match]] = {}
     for name, match in zip(known["name"], known["match"], strict=True):
         if match not in of_names.setdefault(name, []):
             of_names[name].append(match)
     return " ".join([*_describe_matched(of_names), *_describe_unmatched(of_names)])
+
+
+def _describe_unlike(shown: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame) -> str | None:
+    """The least and the most that a trained row saw, on average over its models."""
+    models = shown.drop_duplicates(["name", "bits", "model_key"])
+    tokens = models.assign(tokens=count_tokens(models, curves, frame)).dropna(subset="tokens")
+    means = tokens.groupby(["name", "bits"], sort=False)["tokens"].mean()
+    if means.empty or means.max() <= _UNLIKE * means.min():
+        return None
+    least, most = (f"{means[at]:,.0f} ({at[0]})" for at in (means.idxmin(), means.idxmax()))
+    return f"Not matched: trained rows saw {least} to {most} tokens."
 
 
 def _describe_matched(of_names: Mapping[str, list[Match]]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from the last checkpoint after a restart, where the wall time of its stage begin
 were done twice count once. How many devices there were stands in the stage's settings. Searching,
 generating and evaluating are not counted.
 
-Not here: tokens (`reports.plots.data`).
+Not here: tokens (`budgets`).
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def _remarks(export: Export, shown: pd.DataFrame, columns: Sequence[Column]) -> 
         remarks.append(Remark("Tuning", tuning, of_rows=False))
     if export.grid.varies and shown["seed"].nunique() > 1:
         remarks.append(Remark("Seeds", _VARIES[export.grid.varies], of_rows=False))
-    if budgets := describe_budgets(shown):
+    if budgets := describe_budgets(shown, export.curves, export.rows):
         remarks.append(Remark("Budget", budgets, of_rows=False))
     return remarks
 

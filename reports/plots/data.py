@@ -216,16 +216,6 @@ def _with_bits(models: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
     return pd.Series(names, index=models.index, dtype="object")
 
 
-def count_tokens(models: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame) -> pd.Series:
-    """Tokens that each of `models` was trained on; NaN for those that were not.
-
-    A training that several cells share has its curve under one of them: the model tells.
-    """
-    keys = frame.drop_duplicates("cell").set_index("cell")["model_key"]
-    total = curves.groupby(curves["cell"].map(keys))["tokens"].max()
-    return models["model_key"].map(total).astype(float)
-
-
 class Band(NamedTuple):
     """A curve over the seeds of one row: place, mean, smallest and largest, and gaps in words."""
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from harness.core.records import DEVICE_HOURS
+from reports.numbers.budgets import count_tokens
 from reports.numbers.columns import format_bits
 from reports.numbers.entries import REFERENCE_BITS
 from reports.plots import data, style
@@ -124,7 +125,7 @@ def _swept(
 
 def draw_score_vs_tokens(context: Context) -> Drawing | None:
     """The score against the tokens that a model was trained on."""
-    tokens = data.count_tokens(context.models, context.curves, context.export.rows)
+    tokens = count_tokens(context.models, context.curves, context.export.rows)
     walked = any(each.name == "round-blocks" for each in context.export.stages.values())
     words = ["what blocks learn from, one by one, is not counted"] if walked else []
     return _draw_against_cost(context, tokens, choose_unit, "tokens trained on", words)

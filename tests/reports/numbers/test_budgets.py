@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from harness.core.records import Match
 from reports.numbers.budgets import describe_budgets
 
 
 def _say(**matches: Match | None) -> str | None:
-    return describe_budgets(pd.DataFrame({"name": list(matches), "match": list(matches.values())}))
+    rows = pd.DataFrame({"name": list(matches), "match": list(matches.values())})
+    return describe_budgets(rows, pd.DataFrame(), rows)
 
 
 def _make(**facts: Any) -> Match:
@@ -41,3 +43,25 @@ def test_several_budgets_are_listed_and_a_grid_without_says_nothing() -> None:
         "2 where it is read or written."
     )
     assert _say(A=None) is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ((600, 400, 300), "Not matched: trained rows saw 300 (B) to 500 (A) tokens."),
+        ((600, 400, 490), None),  # within 5 %
+    ],
+)
+def test_unequal_tokens_are_said(tokens: tuple[int, ...], said: str | None) -> None:
+    """Of A two seeds, whose mean counts; C is not trained."""
+    rows = pd.DataFrame(
+        {
+            "name": ["A", "A", "B", "C"],
+            "cell": ["a0", "a1", "b", "c"],
+            "model_key": ["a0", "a1", "b", "c"],
+            "bits": 2.0,
+            "match": None,
+        }
+    )
+    curves = pd.DataFrame({"cell": ["a0", "a1", "b"] * 2, "tokens": [*[1.0] * 3, *tokens]})
+    assert describe_budgets(rows, curves, rows) == said

@@ -16,6 +16,7 @@ from scipy import stats as scipy_stats
 from harness.core.errors import ReportError
 from harness.core.record_lines import from_json
 from harness.core.records import Weights
+from reports.numbers.budgets import count_tokens
 from reports.plots import PLOTS, data, inside
 from reports.reading.export import Export
 from tests.support.synthetic_grids import (
@@ -174,7 +175,7 @@ def test_tokens_are_found_through_the_model_where_cells_share_a_training(tmp_pat
     folder = write(tmp_path, found, trained({**found[0], "cell": "a"}, 500))
     frame = Export(folder).rows
     models = data.list_models(frame, summary_of(folder))
-    assert data.count_tokens(models, Export(folder).curves, frame).tolist() == [500, 500]
+    assert count_tokens(models, Export(folder).curves, frame).tolist() == [500, 500]
 
 
 def test_each_figure_is_drawn_only_where_its_data_are(tmp_path: Path) -> None:
