@@ -49,11 +49,15 @@ def _describe_unlike(shown: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFr
     """The least and the most that a trained row saw, on average over its models."""
     models = shown.drop_duplicates(["name", "bits", "model_key"])
     tokens = models.assign(tokens=count_tokens(models, curves, frame)).dropna(subset="tokens")
-    means = tokens.groupby(["name", "bits"], sort=False)["tokens"].mean()
-    if means.empty or means.max() <= _UNLIKE * means.min():
+    groups = tokens.groupby(["name", "bits"], sort=False)
+    means = [(float(group["tokens"].mean()), str(group["name"].iloc[0])) for _, group in groups]
+    if not means:
         return None
-    least, most = (f"{means[at]:,.0f} ({at[0]})" for at in (means.idxmin(), means.idxmax()))
-    return f"Not matched: trained rows saw {least} to {most} tokens."
+    least, most = min(means), max(means)
+    if most[0] <= _UNLIKE * least[0]:
+        return None
+    ends = (f"{count:,.0f} ({name})" for count, name in (least, most))
+    return f"Not matched: trained rows saw {' to '.join(ends)} tokens."
 
 
 def _describe_matched(of_names: Mapping[str, list[Match]]) -> Iterator[str]:
