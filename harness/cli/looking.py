@@ -6,7 +6,6 @@ Not here: states of stages (`harness.cluster.status`), memory of stages (`harnes
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ from harness.cli.verb import (
     find_plan,
     load_grid,
     open_store,
+    parse_amount,
     without_collection,
 )
 from harness.cluster import status as watch
@@ -45,9 +45,9 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _parse_sizes(text: str) -> list[float]:
-    sizes = [float(word) for word in text.split(",")]
-    if not all(0 < size < math.inf for size in sizes):
-        raise ValueError(text)
+    sizes = [parse_amount(word) for word in text.split(",")]
+    if 0 in sizes:
+        raise argparse.ArgumentTypeError(f"{text!r} should be sizes above 0, as 24,80")
     return sizes
 
 

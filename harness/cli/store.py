@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.cli.terminal import print_line
-from harness.cli.verb import Verb, open_store
+from harness.cli.verb import Verb, open_store, parse_amount
 from harness.cluster import garbage
 from harness.core.errors import StoreError
 from harness.core.store import Store
@@ -22,7 +22,7 @@ def _add_gc_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="move to the trash, not only list")
     parser.add_argument(
         "--older",
-        type=float,
+        type=parse_amount,
         default=7.0,
         metavar="DAYS",
         help="with --yes: remove what has lain in the trash for so long (default: 7)",

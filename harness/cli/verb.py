@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -68,11 +69,21 @@ def add_computing_arguments(
 
 
 def parse_count(text: str) -> int:
-    """A number of at least 1. Raises ValueError."""
-    count = int(text)
-    if count < 1:
-        raise ValueError(text)
-    return count
+    """A whole number of at least 1. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
+    return int(text)
+
+
+def parse_amount(text: str) -> float:
+    """A finite number of at least 0. Raises ArgumentTypeError."""
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = math.nan
+    if not 0 <= amount < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a number of at least 0")
+    return amount
 
 
 def select_cells(plan: Plan, named: Iterable[str]) -> list[CellInfo]:
