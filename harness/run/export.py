@@ -114,11 +114,14 @@ class _Values:
 
     @cached_property
     def reasons(self) -> dict[str, str | None]:
-        """Of each score, which stages behind it are stale, and why; None where none is."""
+        """Of each score, which stages behind it are stale, and why; None where none is. Of a value
+        that is gone nothing says by which code it was computed."""
         stale, touched = dict[str, str](), set[str]()
         for key, node in self.plan.nodes.items():  # inputs before users
             if self.state[key] == "stale":
                 stale[key] = f"{node.kind}: {explain_staleness(self.plan, key, self.store)}"
+            elif node.stored and not self.has(key):
+                stale[key] = f"{node.kind}: gone, so that the code behind it is not known"
             if key in stale or not touched.isdisjoint(node.inputs):
                 touched.add(key)
         keys = {key for cell in self.plan.rows for key in cell.scores}

@@ -210,6 +210,12 @@ def test_stale_is_shown_and_nothing_is_run_again(tmp_path: Path, store: Store, l
     stale = [json.loads(line)["stale"] for line in (tmp_path / "out/rows.jsonl").open()]
     assert stale[:2] == ["toy-made: code changed"] * 2
     assert stale[2:] == [None] * 6
+    shutil.rmtree(store.path(key))  # the scores are there: nothing is run again, nor known
+    assert _run(tmp_path, store)[1] == Outcome()
+    _exported(plan, store, tmp_path)
+    stale = [json.loads(line)["stale"] for line in (tmp_path / "out/rows.jsonl").open()]
+    assert stale[:2] == ["toy-made: gone, so that the code behind it is not known"] * 2
+    assert stale[2:] == [None] * 6
 
 
 def _rewrite(store: Store, key: str, facts: Mapping[str, object]) -> None:
