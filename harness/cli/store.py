@@ -38,8 +38,6 @@ def _add_gc_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _collect_garbage(arguments: argparse.Namespace) -> int:
     store = open_store(arguments)
-    if not arguments.older >= 0:
-        raise StoreError(f"--older {arguments.older:g}: expected a number of days, 0 or more")
     forget = garbage.choose(store, arguments.lost_grids, arguments.earlier, arguments.forget)
     view = garbage.look(store, forget)
     _show_grids(view)
