@@ -1,0 +1,181 @@
+"""Raw figures of a benchmark, each repetition, with what they were measured on.
+
+    record = Record("objectives", baseline="published")
+    record.add("1024 tokens", "ours", "s", seconds["ours"], tokens=1024)
+    record.finish(write=True)                           # benchmarks/results/objectives.json
+
+    python -m benchmarks.record > docs/speed-table.md   # all results that are there, as tables
+
+A case is what all forms of a benchmark do; the baseline is the form that the others are compared
+with, measured in the same run. Sizes (`tokens=1024`) are what a cost may grow with: of three or
+more, the table says with which power it does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from statistics import linear_regression, median
+from typing import Any
+
+from harness.core.provenance import describe_machine, find_commit, find_versions
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks/results"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one form took of one case: `values` are all repetitions, in `unit`."""
+
+    case: str
+    form: str
+    unit: str
+    values: list[float]
+    sizes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+
+@dataclass
+class Record:
+    """The figures of one benchmark. `baseline`: the form that others are compared with, if any."""
+
+    name: str
+    baseline: str | None = None
+    figures: list[Figure] = field(default_factory=list)
+
+    def add(
+        self, case: str, form: str, unit: str, values: Sequence[float], **sizes: float
+    ) -> Figure:
+        """Keep a figure: every repetition, in `unit` (s, MiB, tokens/s). Raises ValueError where
+        there is none, or one is no finite number."""
+        if not values or not all(math.isfinite(each) for each in values):
+            raise ValueError(f"{self.name}: {case}, {form}: no finite figures: {list(values)}")
+        figure = Figure(case, form, unit, [float(f"{each:.4g}") for each in values], sizes)
+        self.figures.append(figure)
+        return figure
+
+    def finish(self, write: bool = False) -> None:
+        """Print the figures as a table; where asked, write them to benchmarks/results/."""
+        print("\n".join(_tabulate(self.figures, self.baseline)))
+        if write:
+            FOLDER.mkdir(exist_ok=True)
+            text = json.dumps({**self.describe(), **asdict(self)}, indent=1)
+            (FOLDER / f"{self.name}.json").write_text(text + "\n")
+
+    def describe(self) -> dict[str, Any]:
+        """What the figures were measured on, when and by what command."""
+        from harness.models import device
+
+        machine = describe_machine(device())
+        del machine["host"]
+        if machine["device"] == "cpu":
+            machine["device_name"] = _find_processor() or machine["device_name"]
+        words = ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+        return {
+            "command": " ".join(words),
+            "date": time.strftime("%Y-%m-%d"),
+            "commit": find_commit(ROOT.glob("*/**/*.py")),
+            **machine,
+            "versions": find_versions(["transformers"]),
+        }
+
+
+def time_in_turn(
+    forms: Mapping[str, Callable[[], object]], repetitions: int = 5
+) -> dict[str, list[float]]:
+    """The seconds of each form, one after another in turn, so that what else the machine does meets
+    all of them; after one run of each that is not counted."""
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
+    for repetition in range(repetitions + 1):
+        for form, run in forms.items():
+            began = time.perf_counter()
+            run()
+            if repetition:
+                seconds[form].append(time.perf_counter() - began)
+    return seconds
+
+
+def compare(figure: Figure, baseline: Figure) -> str:
+    """A figure in words of its baseline's: `0.51 ×`, and `1/183` of what is much less."""
+    ratio = figure.median / baseline.median
+    return f"{ratio:.3g} ×" if ratio >= 0.1 else f"1/{1 / ratio:.3g}"
+
+
+def measure_growth(figures: Iterable[Figure], size: str) -> float | None:
+    """The power of a size with which medians grow: the slope of their logarithms; None below three
+    sizes."""
+    places = [(f.sizes[size], f.median) for f in figures if size in f.sizes]
+    if len({place for place, _ in places}) < 3:
+        return None
+    logs = [(math.log(place), math.log(cost)) for place, cost in places]
+    return linear_regression(*zip(*logs, strict=True)).slope
+
+
+def _find_processor() -> str | None:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return None
+
+
+def _tabulate(figures: Sequence[Figure], baseline: str | None) -> Iterator[str]:
+    yield "| case | form | median | least to most | of how many | to the baseline |"
+    yield "| :-- | :-- | --: | --: | --: | --: |"
+    bases = {(f.case, f.unit): f for f in figures if f.form == baseline}
+    for figure in figures:
+        base = bases.get((figure.case, figure.unit))
+        ratio = "–" if base is None or base is figure else compare(figure, base)
+        spread = f"{min(figure.values):.4g} to {max(figure.values):.4g}"
+        cells = (figure.case, figure.form, f"{figure.median:.4g} {figure.unit}", spread)
+        yield f"| {' | '.join(cells)} | {len(figure.values)} | {ratio} |"
+
+
+def _describe_growth(figures: Sequence[Figure]) -> Iterator[str]:
+    order = sorted(figures, key=lambda f: (f.form, f.unit))
+    for (form, unit), group in groupby(order, key=lambda f: (f.form, f.unit)):
+        alike = list(group)
+        for size in dict.fromkeys(size for figure in alike for size in figure.sizes):
+            # Others are held: of two sizes that both vary, each is followed where the other stands.
+            others: dict[Any, list[Figure]] = {}
+            for each in alike:
+                rest = tuple(sorted(item for item in each.sizes.items() if item[0] != size))
+                others.setdefault(rest, []).append(each)
+            slopes = [measure_growth(some, size) for some in others.values()]
+            for power in [slope for slope in slopes if slope is not None][:1]:
+                yield f"`{form}` ({unit}) grows with {size} to the power of {power:.2f}."
+
+
+def write_page() -> Iterator[str]:
+    """The lines of docs/speed-table.md: each file of benchmarks/results/ as a table."""
+    yield "# The table of speed\n"
+    yield "Raw figures are in `benchmarks/results/`, every repetition; this page is made of them by"
+    yield "`python -m benchmarks.record`. What they say, and what was aimed at: [speed](speed.md)."
+    for path in sorted(FOLDER.glob("*.json")):
+        kept = json.loads(path.read_text())
+        figures = [Figure(**each) for each in kept["figures"]]
+        yield f"\n## {kept['name']}\n\n```sh\n{kept['command']}\n```\n"
+        versions = ", ".join(f"{name} {number}" for name, number in kept["versions"].items())
+        threads = f"{kept['threads']} thread{'s' * (kept['threads'] != 1)}"
+        yield f"{kept['device_name']}, {threads}, Python {kept['python']}, {versions};"
+        base = f" Baseline: {kept['baseline']}." if kept["baseline"] else ""
+        yield f"{kept['date']}, commit {str(kept['commit'])[:9]}.{base}\n"
+        yield from _tabulate(figures, kept["baseline"])
+        growth = list(_describe_growth(figures))
+        if growth:
+            yield "\n" + "\n".join(growth)
+
+
+if __name__ == "__main__":
+    print("\n".join(write_page()))
