@@ -33,6 +33,7 @@ from methods.training.contribution import Contribution
 from methods.training.data import Data
 from methods.training.objectives import Objective, Untrained
 from methods.training.settings import Training
+from methods.training.teacher_states import build_states
 from methods.training.train import Train
 
 
@@ -208,6 +209,7 @@ class Recipe(Method):
             statistic,
             train,
             seed,
+            states=build_states(teacher, tokens, self.objective, train),
         )
 
 

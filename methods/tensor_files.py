@@ -103,6 +103,13 @@ def read_kept(path: Path) -> dict[str, Tensor] | None:
     return {name: tensor for name, tensor in load_file(path).items() if name != _DIGEST}
 
 
+def map_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """What `write_checked` wrote, mapped, and the digest that it ends with, which is not compared.
+    Raises OSError."""
+    tensors = load_file(path)
+    return tensors, bytes(tensors.pop(_DIGEST).tolist()).hex()
+
+
 def is_whole(path: Path) -> bool:
     """Whether a file of `write_checked` is there and has the bytes that were written."""
     try:

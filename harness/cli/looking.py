@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
 
 from harness.cli.terminal import print_line, print_table
 from harness.cli.verb import (
@@ -78,9 +79,14 @@ def _show_plan(plan: Plan, store: Store) -> None:
         ("distinct models", str(len({cell.model for cell in plan.cells}))),
         ("stages kept", f"{len(stored)}, shared by several cells: {shared}"),
         ("stages to compute", str(sum(kinds.values()))),
-        *((f"  {kind}", str(number)) for kind, number in kinds.items()),
+        *(
+            (f"  {kind}", f"{number}{_describe_disk(plan, missing, kind)}")
+            for kind, number in kinds.items()
+        ),
     ]
     print_table(facts, words=2, indent=2)
+    for line in plan.advice:
+        print_line(f"  {line}")
     for line in describe_match(plan):
         print_line(f"  {line}")
     for line in states.list_damaged(plan, store):
@@ -89,6 +95,13 @@ def _show_plan(plan: Plan, store: Store) -> None:
         print_line(f"  new: {line}")
     for line in states.list_stale(plan, store):
         print_line(f"  stale: {line}")
+
+
+def _describe_disk(plan: Plan, keys: Collection[str], kind: str) -> str:
+    """What the values of a kind, among those of `keys`, take of the store, where that is large."""
+    sizes = (node.disk_gib for key, node in plan.nodes.items() if key in keys and node.kind == kind)
+    gib = sum(sizes)
+    return f", {gib:,.2f} GiB of the disk at most" if gib else ""
 
 
 def _memory(arguments: argparse.Namespace, store: Store) -> str:

@@ -53,6 +53,7 @@ class Resources:
     gpus: int = 0
     memory_gib: float = 4.0
     hours: float = 1.0
+    disk_gib: float = 0.0  # of the store, where the value is large: at most
 
 
 @dataclass(frozen=True)

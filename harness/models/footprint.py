@@ -35,17 +35,18 @@ def _weights_bytes(base: Pretrained, dtype: torch.dtype | None) -> int:
     return sum(p.numel() * (dtype or asked or p.dtype).itemsize for p in network.parameters())
 
 
-def states_gib(model: Input[Any], tokens: int) -> float:
-    """GiB of a model's hidden states for so many tokens, in its dtype; 0 as of `weights_gib`."""
+def states_gib(model: Input[Any], tokens: int, dtype: torch.dtype | None = None) -> float:
+    """GiB of a model's hidden states for so many tokens, in its dtype or in another one; 0 as of
+    `weights_gib`."""
     base = find_pretrained(model)
-    return 0.0 if base is None else tokens * _state_bytes(base) / 2**30
+    return 0.0 if base is None else tokens * _state_bytes(base, dtype) / 2**30
 
 
 @cache
-def _state_bytes(base: Pretrained) -> int:
+def _state_bytes(base: Pretrained, dtype: torch.dtype | None) -> int:
     network = meta_network(base.source, base.trust_remote_code, base.digest)
     embedding = network.get_input_embeddings().weight
-    return embedding.shape[1] * (DTYPES.get(base.dtype) or embedding.dtype).itemsize
+    return embedding.shape[1] * (dtype or DTYPES.get(base.dtype) or embedding.dtype).itemsize
 
 
 def host_gib(model: Input[Any], beside: float = PROCESS_GIB) -> float:

@@ -19,18 +19,23 @@ from harness.core.stage import Stage
 from harness.models.layers import matrices
 from harness.models.stage import Pretrained, meta_network, pretrained_of
 
-Use: TypeAlias = Literal["trained", "read", "written"]
-_FLOPS: dict[Use, int] = {"trained": 6, "read": 2, "written": 2}  # of each weight, a token
+Use: TypeAlias = Literal["trained", "read", "written", "headed"]
+_FLOPS: dict[Use, int] = {"trained": 6, "read": 2, "written": 2, "headed": 2}  # a weight and token
 
 
 @dataclass(frozen=True)
 class Pass:
     """Tokens that go through a model: forward and backward where it is trained on them, forward
-    where it reads or writes them."""
+    where it reads or writes them; where it is headed, through its head alone, from last hidden
+    states that are stored.
+
+    instead: the stage that would keep these states for all that read the same, where one could.
+    """
 
     model: Stage[Any]
     tokens: int
     use: Use
+    instead: Stage[Any] | None = None
 
 
 @singledispatch
@@ -41,27 +46,31 @@ def list_passes(stage: Stage[Any]) -> tuple[Pass, ...]:
 
 def count_tokens(passes: Iterable[Pass]) -> int:
     """Tokens that are trained on, and those that are written to be trained on."""
-    return sum(each.tokens for each in passes if each.use != "read")
+    return sum(each.tokens for each in passes if each.use in ("trained", "written"))
 
 
 def count_flops(passes: Iterable[Pass]) -> int:
     """6 N a token that is trained on, 2 N a token that is read or written.
 
     N: the weights that a token is multiplied by, of the blocks' matrices and the head (Kaplan et
-    al. 2020, arXiv 2001.08361, section 2.1, which leaves out the head). Not counted: attention
-    between tokens, which grows with their distance, and what a step does once for all its tokens.
-    Raises ModelError for a model with experts, of which a token sees some.
+    al. 2020, arXiv 2001.08361, section 2.1, which leaves out the head), or of the head alone. Not
+    counted: attention between tokens, which grows with their distance, and what a step does once
+    for all its tokens. Raises ModelError for a model with experts, of which a token sees some.
     """
-    return sum(_FLOPS[each.use] * count_weights(each.model) * each.tokens for each in passes)
+    return sum(
+        _FLOPS[each.use] * count_weights(each.model, each.use == "headed") * each.tokens
+        for each in passes
+    )
 
 
-def count_weights(model: Stage[Any]) -> int:
+def count_weights(model: Stage[Any], only_head: bool = False) -> int:
     """N of `count_flops`, of the published model that a graph begins with. Raises ModelError."""
-    return _count_weights(pretrained_of(model))
+    inside, head = _count_weights(pretrained_of(model))
+    return head if only_head else inside + head
 
 
 @cache
-def _count_weights(base: Pretrained) -> int:
+def _count_weights(base: Pretrained) -> tuple[int, int]:
     network = meta_network(base.source, base.trust_remote_code, base.digest)
     config = network.config.get_text_config()
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -71,4 +80,4 @@ def _count_weights(base: Pretrained) -> int:
         )
     head = network.get_output_embeddings()
     inside = sum(each.weight.numel() for each in matrices(network).values())
-    return inside + (0 if head is None else head.weight.numel())
+    return inside, 0 if head is None else head.weight.numel()

@@ -45,6 +45,7 @@ class Node:
     gpus: int  # what a job that runs it asks for: see `stage.Resources`
     memory_gib: float
     hours: float
+    disk_gib: float = 0.0  # of the store, for its value, where that is large
     files: tuple[Mark, ...] = ()  # what the key was made from, beside the fields
     why: str | None = None  # why it is new, where a plan of this grid had another one in its place
 
@@ -91,6 +92,7 @@ class Plan:
     varies: Drawn | None = None  # what differs between seeds; None of one
     kinds: tuple[str, ...] = ()  # all kinds of stages that there were
     runs_code: bool = False  # of models, which the grid's file itself does not allow
+    advice: tuple[str, ...] = ()  # settings by which it would cost less
 
     @property
     def rows(self) -> tuple[CellInfo, ...]:
@@ -158,8 +160,10 @@ def build(grid: Grid) -> Plan:
     from harness.evaluation.evaluations import EVALUATIONS
     from harness.method import METHODS
     from harness.models.registry import MODELS
+    from harness.run.rereading import describe_rereads
 
     nodes: dict[str, Node] = {}
+    stages: list[Stage[Any]] = []
     code: dict[str, dict[str, str]] = {}
     watched = {*(path.resolve() for path in grid.files), *provenance.list_sources()}
     for registry in (METHODS, MODELS, TEXTS, EVALUATIONS, DIAGNOSTICS):
@@ -168,6 +172,7 @@ def build(grid: Grid) -> Plan:
         for stage in closure([cell.model, *cell.roots]):
             if stage.key in nodes:
                 continue
+            stages.append(stage)
             files = {file for read in stage.reads() for file in read.files()}
             behind = reach(find_code(stage))
             code[behind.digest] = dict(behind.definitions)
@@ -200,6 +205,7 @@ def build(grid: Grid) -> Plan:
         varies=grid.varies,
         kinds=tuple(sorted(kinds())),
         runs_code=grid.runs_code,
+        advice=describe_rereads(stages),
     )
 
 
@@ -253,7 +259,7 @@ def _read(raw: dict[str, Any]) -> Plan:
         for key, node in raw["nodes"].items()
     }
     raw["watch"] = _marks(raw["watch"])
-    raw["kinds"] = tuple(raw["kinds"])
+    raw["kinds"], raw["advice"] = tuple(raw["kinds"]), tuple(raw.get("advice", ()))
     return Plan(**raw)
 
 

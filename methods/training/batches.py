@@ -36,23 +36,25 @@ def order_rows(
 
 def split_batch(
     tokens: Tokens, rows: Tensor, size: int, shards: Shards, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    """ids and mask, (b, T) each, of the micro-batches of at most `size` that this process runs.
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """ids and mask, (b, T) each, and rows (b,) on the host, of the micro-batches of at most `size`
+    that this process runs.
 
     rows: (B,) int64, the sequences of the step. Those of like length go together, padding cut off.
     None where the step has no labels. All processes have equally many, since their collectives must
-    meet: where the processes do not divide the rows, rows without labels fill up.
+    meet: where the processes do not divide the rows, rows without labels fill up, of number -1.
     """
     ids, mask = tokens.ids[rows], tokens.mask[rows]
     if not bool(mask[:, 1:].any()):
         return []
     lacking = (0, 0, 0, -len(rows) % shards.world)
     ids, mask = F.pad(ids, lacking), F.pad(mask, lacking)
+    rows = F.pad(rows, lacking[2:], value=-1)
     ends = (mask * torch.arange(mask.shape[1])).amax(1) + 1
     by_length = shards.take_rows(ends.argsort(stable=True, descending=True))
     micro_batches = []
     for chosen in by_length.split(size):
         longest = int(ends[chosen].max())
         pair = ids[chosen, :longest].to(device), mask[chosen, :longest].to(device)
-        micro_batches.append(pair)
+        micro_batches.append((*pair, rows[chosen]))
     return micro_batches

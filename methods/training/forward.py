@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from harness.models import blocks, count_vocabulary, find_trunk, run_trunk
+from harness.models import Model, blocks, count_vocabulary, find_trunk, run_trunk
+from harness.models.tensors import replace_parameters
 
 # Logits held at once, per tensor. Larger chunks fall out of a CPU's cache; smaller ones leave a GPU
 # idle.
@@ -64,6 +65,14 @@ def run_head(network: PreTrainedModel, states: Tensor) -> Tensor:
     with _standing_in(network, states[None]):
         logits: Tensor = network(input_ids=ids, use_cache=False).logits[0]
     return logits
+
+
+def keep_head(model: Model) -> Model:
+    """A fork whose blocks are empty: enough for `run_head`, which does not run them."""
+    fork = model.fork()
+    for block in blocks(fork.network).values():
+        replace_parameters(block, lambda _, old: nn.Parameter(old.new_empty(0), False))
+    return fork
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import math
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import cast
 
 import torch
@@ -53,6 +53,7 @@ from methods.training.optimizer import MOMENTS
 from methods.training.settings import Training
 from methods.training.shards import ALONE, Shards
 from methods.training.step import TrainingStep
+from methods.training.teacher_states import TeacherStates
 from methods.training.train import Train
 
 _STATISTIC = 0.5  # no shape depends on its value
@@ -77,6 +78,7 @@ def of_training(stage: Train, gpus: int | None = None, device: str = "cuda") -> 
         (min(rows, training.micro_batch), find_length(stage.tokens)),
         rows > training.micro_batch,
         gpus == 1,
+        stage.states is not None,
         device,
     )
     return step.on(gpus)
@@ -109,6 +111,19 @@ def of_confidence(stage: Confidence, gpus: int | None = None, device: str = "cud
     return live.peak()
 
 
+@estimate_memory.register
+def of_states(stage: TeacherStates, gpus: int | None = None, device: str = "cuda") -> Memory:
+    """A micro-batch through the teacher's trunk, whose weights come from the host."""
+    with dry_run() as live, torch.no_grad():
+        full = load_weightless(live, pretrained_of(stage.teacher), "host")
+        with live.part("parameters"):
+            network = _Apart().split(full, DTYPES[stage.dtype]).network
+        ids = make_ids(stage.rows, find_length(stage.tokens))
+        labels = forward.Labels.of(ids, torch.ones_like(ids, dtype=torch.bool))
+        labels.pick(run_trunk(network, ids))
+    return live.peak()
+
+
 @dataclass(frozen=True)
 class _Step:
     """What a training step held, and how that divides."""
@@ -136,6 +151,7 @@ def _step(
     shape: tuple[int, int],
     several: bool,
     alone: bool,
+    stored: bool,
     device: str,
 ) -> _Step:
     """A step of the loop that comes after others.
@@ -143,17 +159,18 @@ def _step(
     ends: embedding and head that are the student's own, as its linear weights are then; None: all
     are the base's; attachments: the student's; shape:
     (B, T) of a micro-batch; several: others come before it in the step; alone: one process has the
-    model to itself.
+    model to itself; stored: the teacher's states are, and of its weights only the head is here.
     """
     dtype = DTYPES[training.dtype]
-    # Several processes load a model on the host and take what they need of it from there.
-    shards, place = (ALONE, None) if alone else (_Apart(), "host")
+    # Several processes load a model on the host and take what they need of it from there, and so
+    # does one that needs no whole teacher.
+    shards, place = (ALONE, None) if alone and not stored else (_Apart(), "host")
     with dry_run() as live, _chunks_of(device):
         full = teacher = None
         if teacher_base is not None:
             full = load_weightless(live, teacher_base, place or "teacher")
             with live.part("teacher"):
-                teacher = shards.split(full, dtype)
+                teacher = shards.split(forward.keep_head(full) if stored else full, dtype)
         student = full
         if student is None or teacher_base != base:
             student = load_weightless(live, base, place or "parameters")
@@ -163,7 +180,8 @@ def _step(
             masters = Masters.of(student, format, training.trained, dtype, shards)
         _watch(live, masters.network)
         plain = dataclasses.replace(training, optimizer="adamw")
-        step = TrainingStep(plain, objective, None, masters, teacher)
+        read = partial(_read_states, teacher, shape) if teacher and stored else None
+        step = TrainingStep(plain, objective, None, masters, teacher, read)
         step.terms = [dataclasses.replace(term, statistic=_STATISTIC) for term in step.terms]
         _run_update(live, step, training.optimizer)
         _run_gradients(live, step, shape, several)
@@ -234,10 +252,16 @@ def _run_gradients(live: Live, step: TrainingStep, shape: tuple[int, int], sever
             tensor.grad = torch.empty_like(tensor)
         masters.accumulate_gradients()
     ids = make_ids(*shape)
-    step.run_micro_batch(ids, torch.ones_like(ids, dtype=torch.bool))
+    step.run_micro_batch(ids, torch.ones_like(ids, dtype=torch.bool), ids[:, 0])
     with live.part("gradients"):
         masters.accumulate_gradients()
         masters.finish_gradients(1.0)
+
+
+def _read_states(teacher: Model, shape: tuple[int, int], _: Tensor) -> Tensor:
+    """The teacher's states at the labels of (B, T) tokens."""
+    embedding = teacher.network.get_input_embeddings().weight
+    return torch.empty(shape[0] * (shape[1] - 1), embedding.shape[1], dtype=embedding.dtype)
 
 
 def _share(live: Live, part: str, inside: tuple[str, ...], *held: Mapping[str, Tensor]) -> float:

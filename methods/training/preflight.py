@@ -16,13 +16,20 @@ from methods.training.objectives import Objective
 
 
 def check_inputs(
-    student: Model, teacher: Model | None, tokens: Tokens, objective: Objective
+    student: Model,
+    teacher: Model | None,
+    tokens: Tokens,
+    objective: Objective,
+    runs_teacher: bool = True,
 ) -> None:
-    """Raise TextError or ModelError for what can be known to be wrong before the first step."""
+    """Raise TextError or ModelError for what can be known to be wrong before the first step.
+
+    runs_teacher: False where its states are stored, which was checked then.
+    """
     if len(tokens) == 0 or not bool(tokens.mask[:, 1:].any()):
         raise TextError("the training data have no label tokens")
     length, vocabulary = tokens.ids.shape[1], student.vocabulary
-    models = [student] if teacher is None else [student, teacher]
+    models = [student] if teacher is None or not runs_teacher else [student, teacher]
     for model in models:
         if model.context is not None and length > model.context:
             raise TextError(f"sequences of {length} tokens: the model's context is {model.context}")

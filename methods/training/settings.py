@@ -51,6 +51,9 @@ class Training(Checked):
     parameter_lr: Annotated[float, Field(gt=0, le=10)] | None = added(None)
     micro_batch: Count = incidental(8)  # sequences a process runs at once
     gradient_checkpointing: bool = incidental(False)  # blocks run again in the backward pass
+    # Whether each training runs the teacher, or reads last states that are stored once for all on
+    # the same data: the same to rounding, on a disk that has room.
+    teacher_states: Literal["run", "stored"] = incidental("run")
     # Processes that share the model and the batch.
     gpus: Annotated[Count, Field(le=100_000)] = incidental(1)
     checkpoint_every: CountOrNone = incidental(100)  # steps between checkpoints; 0: not by steps

@@ -21,9 +21,9 @@ Not here: the weights (`masters`), what a loss is (`objectives`), which sequence
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -60,17 +60,23 @@ from methods.training.objectives import (
 from methods.training.optimizer import make_adamw, set_rate
 from methods.training.settings import Training
 
+MicroBatch: TypeAlias = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+"""ids (b, T) int64, mask (b, T) bool, and the numbers of the sequences (b,), by which stored states
+are read."""
+
 
 @dataclass
 class TrainingStep:
     """What a step works on. `statistic`: the value of the objective's stage; `teacher` lies where
-    the student computes, and in the same dtype."""
+    the student computes, and in the same dtype. `read_states`: of numbers of sequences gives its
+    last states at their labels (N, D), stored before; then only its head is run."""
 
     training: Training
     objective: Objective
     statistic: Any
     masters: Masters
     teacher: Model | None
+    read_states: Callable[[Tensor], Tensor] | None = None
     terms: Sequence[Term] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
 
@@ -88,34 +94,37 @@ class TrainingStep:
             (self.training.parameter_lr or self.training.lr) / self.training.lr,
         )
 
-    def compute_gradients(
-        self, micro_batches: Sequence[tuple[Tensor, Tensor]]
-    ) -> tuple[float, float]:
+    def compute_gradients(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
         """Loss and gradient norm of a batch; its gradients stand in the masters.
 
-        micro_batches: (ids (b, T) int64, mask (b, T) bool) each. Of several processes each gives
-        its own, and all get the same two numbers.
+        Of several processes each gives its own micro-batches, and all get the same two numbers.
         """
         self.masters.requantize()
         factors = self._find_factors(micro_batches)
         sums = torch.zeros(2, device=self.masters.network.device)
-        for ids, mask in micro_batches:
-            sums += self.run_micro_batch(ids, mask, factors)
+        for each in micro_batches:
+            sums += self.run_micro_batch(*each, factors=factors)
             self.masters.accumulate_gradients()
         total, weight = self.masters.shards.all_reduce(sums).tolist()
         scale = 1 / weight if weight else 0.0
         return total * scale, float(self.masters.finish_gradients(scale))
 
     def run_micro_batch(
-        self, ids: Tensor, mask: Tensor, factors: Sequence[float] | None = None
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        rows: Tensor | None = None,
+        *,
+        factors: Sequence[float] | None = None,
     ) -> Tensor:
         """Forward and backward: Σ factor·weight·loss over tokens and terms, and the first term's
         Σ weight, (2,). The gradients of the first are left in the network.
 
-        ids (B, T) int64, mask (B, T) bool; factors: of each term, its own weight where None.
+        ids (B, T), mask (B, T), rows (B,): see `MicroBatch`; factors: of each term, its own weight
+        where None.
         """
         network, labels = self.masters.network, Labels.of(ids, mask)
-        guide, hidden = self._run_teacher(ids, labels)
+        guide, hidden = self._run_teacher(ids, labels, rows)
         losses = _Losses(
             labels,
             self.terms,
@@ -157,7 +166,7 @@ class TrainingStep:
         for master in masters:
             master.grad = None
 
-    def find_cause(self, micro_batches: Sequence[tuple[Tensor, Tensor]], loss: float) -> str:
+    def find_cause(self, micro_batches: Sequence[MicroBatch], loss: float) -> str:
         """What was not finite in a step with this loss, in words: found by running it once more."""
         networks = {"": self.masters.network}
         if self.teacher is not None:
@@ -165,7 +174,7 @@ class TrainingStep:
         self.masters.requantize()
         cause = find_first_broken(
             networks,
-            lambda: [self.run_micro_batch(*pair) for pair in micro_batches],
+            lambda: [self.run_micro_batch(*each) for each in micro_batches],
             gradients=math.isfinite(loss),
         )
         cause = self.masters.shards.find_first(cause)
@@ -176,13 +185,16 @@ class TrainingStep:
 
     @torch.no_grad()
     def _run_teacher(
-        self, ids: Tensor, labels: Labels
+        self, ids: Tensor, labels: Labels, rows: Tensor | None
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """The teacher's last states (N, D) at the labels, and those behind each block, where an
         objective sees them; None, or None of each, without a teacher."""
         hidden: list[Tensor | None] = [None] * len(blocks(self.masters.network))
         if self.teacher is None:
             return None, hidden
+        if self.read_states is not None:
+            assert rows is not None
+            return self.read_states(rows).to(ids.device), hidden
         see = hidden.__setitem__ if self._sees("blocks") else None
         return run_watched(self.teacher.network, ids, labels, see), hidden
 
@@ -201,7 +213,7 @@ class TrainingStep:
             return torch.zeros((), device=labels.ids.device)
         return measure_states(self.teacher.network, guide, labels, token_entropy).sum()
 
-    def _find_factors(self, micro_batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+    def _find_factors(self, micro_batches: Sequence[MicroBatch]) -> list[float]:
         """What the sum of each term's weighted losses is multiplied with, so that divided by the
         first term's token weights of the whole batch all of them add up to the objective.
 
@@ -212,9 +224,9 @@ class TrainingStep:
         if len(ways) == 1 and not any(term.share for term in self.terms):
             return [term.weight for term in self.terms]
         sums = torch.zeros(len(self.terms) + 2, device=self.masters.network.device)
-        for ids, mask in micro_batches:
+        for ids, mask, *rows in micro_batches:
             labels = Labels.of(ids, mask)
-            guide, _ = self._run_teacher(ids, labels)
+            guide, _ = self._run_teacher(ids, labels, rows[0] if rows else None)
             added = [_add_up(w, labels) for w in self._weigh_tokens(guide, labels)]
             sums += torch.stack([*added, self._add_entropy(guide, labels), _add_up(None, labels)])
         *totals, entropy, count = self.masters.shards.all_reduce(sums).tolist()

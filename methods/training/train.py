@@ -44,12 +44,14 @@ from methods.training.batches import order_rows, split_batch
 from methods.training.checkpoint import Checkpoints, Metrics, find_last_step
 from methods.training.determinism import compute_deterministically
 from methods.training.divergence import LossHistory, describe_checkpoint
+from methods.training.forward import keep_head
 from methods.training.masters import Masters
 from methods.training.objectives import Objective
-from methods.training.preflight import check_inputs
+from methods.training.preflight import check_inputs, find_block_objective
 from methods.training.settings import Training
-from methods.training.shards import Shards
+from methods.training.shards import ALONE, Shards
 from methods.training.step import TrainingStep
+from methods.training.teacher_states import States, build_states
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class Train(Stage[Model]):
     training: Training
     seed: int = 0
     until: int | None = added(None)  # the step after which it ends, on the schedule of all of them
+    states: Input[States] | None = added(None)  # the teacher's, where the training does not run it
+
+    @property
+    def on_host(self) -> bool:  # type: ignore[override]
+        """With stored states the head is all that the device needs of the teacher."""
+        return self.states is not None
 
     @property
     def resources(self) -> Resources:
@@ -99,14 +107,21 @@ class Train(Stage[Model]):
                 raise BitgridError(f"the objective {self.objective.name!r} needs a teacher")
             teacher = value(self.teacher)
         student, tokens = value(self.student), value(self.tokens)
-        check_inputs(student, teacher, tokens, self.objective)
+        states = None if self.states is None else value(self.states)
+        check_inputs(student, teacher, tokens, self.objective, runs_teacher=states is None)
         dtype, shards = DTYPES[self.training.dtype], Shards.here()
+        if teacher is not None and states is None:
+            teacher = shards.split(teacher, dtype)
+        elif teacher is not None and states is not None:
+            states.check_fits(tokens)
+            teacher = ALONE.split(keep_head(teacher), dtype)  # each process has the head
         step = TrainingStep(
             self.training,
             self.objective,
             None if self.statistic is None else value(self.statistic),
             Masters.of(student, self.format, self.training.trained, dtype, shards),
-            None if teacher is None else shards.split(teacher, dtype),
+            teacher,
+            None if states is None else states.read,
         )
         device = step.masters.network.device
         same_bits = compute_deterministically(device) if self.training.deterministic else None
@@ -131,7 +146,8 @@ def _of_rest(stage: Train) -> Train | None:
 @list_passes.register
 def _of_train(stage: Train) -> tuple[Pass, ...]:
     """The student is trained; the teacher reads each batch once, and twice where the objective
-    looks at the batch before its first gradient (`TrainingStep`)."""
+    looks at the batch before its first gradient (`TrainingStep`). Of stored states its head reads
+    them as often."""
     asked = count_asked(stage.tokens)
     if asked is None:
         return ()
@@ -145,7 +161,14 @@ def _of_train(stage: Train) -> tuple[Pass, ...]:
     terms = stage.objective.list_terms()
     ways = {term.objective if term.objective.weighted else None for term in terms}
     times = 2 if len(ways) > 1 or any(term.share for term in terms) else 1
-    return trained, Pass(stage.teacher, times * trained.tokens, "read")
+    read = times * trained.tokens
+    if stage.states is not None:
+        return trained, Pass(stage.teacher, read, "headed")
+    stored = replace(stage.training, teacher_states="stored")
+    instead = None
+    if isinstance(stage.tokens, Stage) and find_block_objective(stage.objective) is None:
+        instead = build_states(stage.teacher, stage.tokens, stage.objective, stored)
+    return trained, Pass(stage.teacher, read, "read", instead)
 
 
 class _Loop:

@@ -67,7 +67,7 @@ def test_loss_and_gradients_are_those_of_whole_tensors(
         batch_size=6, micro_batch=6, dtype="float32", gradient_checkpointing=recomputed
     )
     step = TrainingStep(training, BlockMSE(), None, masters, guide)
-    ((ids, mask),) = split(step, make_tokens(6))
+    ((ids, mask, _),) = split(step, make_tokens(6))
     with masters.network.lm_head.register_forward_hook(lambda *_: pytest.fail("logits")):
         total, weight = step.run_micro_batch(ids, mask)
     assert weight == mask[:, 1:].sum()

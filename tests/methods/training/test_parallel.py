@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from harness.models import Model
 from harness.run import plan as plans
 from harness.run.compute import Values
 from harness.run.runner import Outcome, run
+from methods.training.train import Train
 
 ROOT = Path(__file__).parents[3]
 STEPS = 32
@@ -110,7 +112,7 @@ class Place:
         self.file.write_text("# Do two train as one?\n" + yaml.safe_dump(content))
         grid = grids.load(self.file)
         (cell,) = grid.cells
-        self.stage: Stage[Model] = next(s for s in closure([cell.model]) if s.resources.gpus)
+        self.stage: Stage[Model] = next(s for s in closure([cell.model]) if s.kind == "train")
 
     @property
     def work(self) -> Path:
@@ -167,8 +169,11 @@ def same(left: Place, right: Place, steps: int = STEPS, within: float = 1e-4) ->
 
 
 def test_two_processes_train_as_one_does(alone: Place, tiny_folder: Path, tmp_path: Path) -> None:
-    two = Place(tmp_path / "two", tiny_folder, gpus=2, gradient_checkpointing=True)
-    assert two.stage.key == alone.stage.key
+    """Of these two both have the head of the teacher alone, and read its stored states."""
+    settings = {"gradient_checkpointing": True, "teacher_states": "stored"}
+    two = Place(tmp_path / "two", tiny_folder, gpus=2, **settings)
+    assert isinstance(two.stage, Train) and two.stage.states is not None
+    assert replace(two.stage, states=None).key == alone.stage.key
     watcher = Watcher()
     assert two.run(watcher).failed == [], watcher.words
     same(two, alone)

@@ -141,7 +141,7 @@ def gradients(step: TrainingStep, tokens: Tokens) -> tuple[float, float, dict[st
     return loss, norm, {n: w.grad.clone() for n, w in step.masters.weights.items()}  # type: ignore[union-attr]
 
 
-def split(step: TrainingStep, tokens: Tokens) -> list[tuple[Tensor, Tensor]]:
+def split(step: TrainingStep, tokens: Tokens) -> list[tuple[Tensor, Tensor, Tensor]]:
     rows, device = torch.arange(len(tokens)), torch.device("cpu")
     return split_batch(tokens, rows, step.training.micro_batch, ALONE, device)
 
@@ -184,7 +184,7 @@ def test_chunks_equal_whole_logits_in_float64(
     chunked = TrainingStep(
         training, objective, None, masters, guide if objective.needs_teacher else None
     )
-    ((ids, mask),) = split(chunked, tokens)
+    ((ids, mask, _),) = split(chunked, tokens)
     total, weight = chunked.run_micro_batch(ids, mask)
     found = {n: p.grad.clone() for n, p in masters.network.named_parameters()}  # type: ignore[union-attr]
     masters.network.zero_grad()
