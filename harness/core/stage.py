@@ -101,7 +101,6 @@ class Stage(Generic[T]):
 
     def preflight(self) -> None:
         """Raise BitgridError where this machine lacks what `run` needs, before it computes."""
-        return
 
     def reads(self) -> tuple[Read, ...]:
         """What the key rests on outside of the graph: files, data sets, models of a hub."""

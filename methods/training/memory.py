@@ -166,11 +166,12 @@ def _step(
     # does one that needs no whole teacher.
     shards, place = (ALONE, None) if alone and not stored else (_Apart(), "host")
     with dry_run() as live, _chunks_of(device):
-        full = teacher = None
+        full = None
         if teacher_base is not None:
             full = load_weightless(live, teacher_base, place or "teacher")
-            with live.part("teacher"):
-                teacher = shards.split(forward.keep_head(full) if stored else full, dtype)
+        with live.part("teacher"):
+            needed = forward.keep_head(full) if full and stored else full
+            teacher = shards.split(needed, dtype) if needed else None
         student = full
         if student is None or teacher_base != base:
             student = load_weightless(live, base, place or "parameters")
@@ -185,11 +186,18 @@ def _step(
         step.terms = [dataclasses.replace(term, statistic=_STATISTIC) for term in step.terms]
         _run_update(live, step, training.optimizer)
         _run_gradients(live, step, shape, several)
-    network, weights = masters.network, masters.weights
     guides = [each.network for each in (full, teacher) if each is not None]
+    return _divide(live, masters, student.network, guides)
+
+
+def _divide(
+    live: Live, masters: Masters, student: PreTrainedModel, guides: list[PreTrainedModel]
+) -> _Step:
+    """How a step's memory divides, of the student as it was given and of the teacher's networks."""
+    network, weights = masters.network, masters.weights
     inside = tuple(name for each in (network, *guides) for name in blocks(each))
     trained = _share(live, "parameters", inside, weights)
-    models = [_named(each) for each in (student.network, network)]
+    models = [_named(each) for each in (student, network)]
     sizes = [sum(t.numel() for t in block.parameters()) for block in blocks(network).values()]
     return _Step(
         live,
@@ -200,7 +208,7 @@ def _step(
             "optimizer": trained,
         },
         # Weights of the block at work and of the next; gradients of one, and those in float32.
-        max(sizes) * (3 * dtype.itemsize + 4),
+        max(sizes) * (3 * network.dtype.itemsize + 4),
     )
 
 

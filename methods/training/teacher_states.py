@@ -24,7 +24,7 @@ import math
 import os
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
@@ -36,7 +36,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness.core.errors import BitgridError, ModelError
-from harness.core.fingerprint import Fingerprint
 from harness.core.stage import Input, Resources, Stage, incidental, report, value
 from harness.data import Tokens, count_asked
 from harness.models import (
@@ -112,7 +111,7 @@ class States:
                 "trained on: the text has changed; train.teacher_states: run"
             )
 
-    def fingerprint(self) -> Fingerprint:
+    def fingerprint(self) -> Mapping[str, str]:
         """The digests that the files were written with: reading them through takes minutes, and
         nothing gives out what they map but copies."""
         names = (file.name for file in self.files)
