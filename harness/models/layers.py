@@ -111,6 +111,12 @@ class Matrix:
         )
         return self.layout.store(changed)
 
+    def pair(self, *stored: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The rows (O, I) of tensors that are stored as this parameter is, views of them: one
+        expert at a time."""
+        views = [self.layout.view(each) for each in stored]
+        yield from zip(*views, strict=True) if views[0].dim() == 3 else [tuple(views)]
+
     def replace(self, weight: Tensor) -> None:
         """Give it a new weight (O, I) or (E, O, I), in the type and on the device of the old one,
         which others share and which stays."""

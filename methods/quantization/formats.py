@@ -31,15 +31,13 @@ from harness.core.errors import FormatError
 from harness.core.stage import added
 from harness.models import Quantized
 from methods.quantization.gradients import Gradient, Quantize, pull_codes, pull_larger, share_out
-from methods.quantization.levels import climb, normal_levels
+from methods.quantization.levels import round_to_normal
 from methods.quantization.scales import pull_stored, store_scale
 from methods.quantization.spans import Span, explain_misfit
 
 Bits: TypeAlias = Annotated[int, Field(ge=1, le=16)]
 Width: TypeAlias = Annotated[float, Field(ge=1, le=16)]  # `Bits`, or 1.58: see `Quantized.bits`
 GroupSize: TypeAlias = Annotated[int, Field(ge=0, le=2**24)]
-# Weights whose gradients are worked on together: so few that a CPU's cache holds all temporaries.
-_AT_ONCE = {"cpu": 2**17, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,16 @@ class Format(Component, family="format"):
         result: Tensor = Quantize.apply(weight, self)
         return result
 
-    def pull_back(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient of the weights, given that of their values: (O, I) each. Unchanged here."""
-        return gradient
+    def quantize_into(self, weight: Tensor, place: Tensor) -> None:
+        """Write `quantize(weight)` over `place` (O, I), of any floating dtype."""
+        place.copy_(self.quantize(weight))
+
+    def pull_back(self, weight: Tensor, gradient: Tensor, place: Tensor | None = None) -> Tensor:
+        """The gradient of the weights, given that of their values: (O, I) each. Unchanged here.
+
+        place: where it is written to, which may be `gradient` itself; None: where it can.
+        """
+        return gradient if place is None else place.copy_(gradient)
 
     def for_rounding(self) -> Format:
         """The format without what only training looks at: of stages that do not train, whose keys
@@ -182,34 +187,36 @@ class Grouped(Format):
 
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> Tensor:
-        parts, format = [], self.fit(weight)
-        for span in self.spans(weight.shape[-1]):
-            groups = span.cut(weight).float()
-            values = format.quantize_dequantize(groups, *format.find_range(groups))
-            parts.append(values.flatten(-2))
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return joined.to(weight.dtype)
+        values = torch.empty_like(weight)
+        self.quantize_into(weight, values)
+        return values
 
     @torch.no_grad()
-    def pull_back(self, weight: Tensor, gradient: Tensor) -> Tensor:
+    def quantize_into(self, weight: Tensor, place: Tensor) -> None:
+        format = self.fit(weight)
+        for span in self.spans(weight.shape[-1]):
+            for groups, values in span.cut_rows(weight, place):
+                groups = groups.float()
+                values.copy_(format.quantize_dequantize(groups, *format.find_range(groups)))
+
+    @torch.no_grad()
+    def pull_back(self, weight: Tensor, gradient: Tensor, place: Tensor | None = None) -> Tensor:
         """The gradient of the weights, given that of their values: (O, I) each.
 
         Through the range: max and min of a group are the weights that have them, which share what
-        the range gets. Some rows at a time: that takes little memory.
+        the range gets.
         """
         if self.gradient == "identity":
-            return gradient
-        total, format = torch.empty_like(gradient, dtype=torch.float32), self.fit(weight)
-        rows = max(1, _AT_ONCE.get(weight.device.type, _AT_ONCE["cuda"]) // weight.shape[-1])
+            return super().pull_back(weight, gradient, place)
+        total, format = torch.empty_like(gradient) if place is None else place, self.fit(weight)
         for span in self.spans(weight.shape[-1]):
-            cut = (span.cut(each).split(rows) for each in (weight, gradient, total))
-            for groups, values, result in zip(*cut, strict=True):
+            for groups, values, result in span.cut_rows(weight, gradient, total):
                 groups = groups.float()
                 low, high = bounds(groups)
                 passed, to_low, to_high = format.pull_range(groups, low, high, values.float())
-                share_out(passed, groups, low, to_low, passed)
-                share_out(passed, groups, high, to_high, result)
-        return total.to(gradient.dtype)
+                share_out(passed, groups, low, to_low)
+                result.copy_(share_out(passed, groups, high, to_high))
+        return total
 
     def for_rounding(self) -> Grouped:
         return dataclasses.replace(self, gradient="identity")
@@ -349,14 +356,7 @@ class NF(Grouped):
 
     def quantize_dequantize(self, groups: Tensor, low: Tensor, high: Tensor) -> Tensor:
         below, above = map(store_scale, self._find_sizes(low, high))
-        # As float32 holds the levels, so that steps between them end exactly on them.
-        levels: list[float] = torch.tensor(normal_levels(self.bits)).tolist()
-        up = (groups / above).clamp_max_(high / above)
-        down = (groups / -below).clamp_max_(-low / below)
-        values = climb(up, [level for level in levels if level >= 0]).mul_(above)
-        return values.sub_(
-            climb(down, [-level for level in levels[::-1] if level <= 0]).mul_(below)
-        )
+        return round_to_normal(groups, low, high, below, above, self.bits)
 
     def pull_range(
         self, groups: Tensor, low: Tensor, high: Tensor, gradient: Tensor

@@ -76,15 +76,15 @@ def pull_larger(low: Tensor, high: Tensor, gradient: Tensor) -> tuple[Tensor, Te
     return gradient * (share - 1), gradient * share
 
 
-def share_out(total: Tensor, groups: Tensor, bound: Tensor, gradient: Tensor, out: Tensor) -> None:
-    """Write to `out` the weights' gradient and, in equal shares, that of the bound they have.
+def share_out(total: Tensor, groups: Tensor, bound: Tensor, gradient: Tensor) -> Tensor:
+    """Add to the weights' gradient, in place, in equal shares that of the bound that they have.
 
-    total, groups, out (..., g), `out` may be `total`; bound, gradient (..., 1). A bound that no
-    weight has, 0 in a group of one sign, is no weight's.
+    total, groups (..., g); bound, gradient (..., 1); returns `total`. A bound that no weight has, 0
+    in a group of one sign, is no weight's.
     """
     holders = torch.eq(groups, bound, out=torch.empty_like(groups))
     shared = gradient / holders.sum(-1, keepdim=True).clamp_(min=1)
-    torch.addcmul(total, holders, shared, out=out)
+    return total.addcmul_(holders, shared)
 
 
 def pass_gradient(value: Tensor, source: Tensor, share: float = 1.0) -> Tensor:

@@ -17,8 +17,14 @@ _LARGEST = 65504.0
 def store_scale(scale: Tensor) -> Tensor:
     """A scale as 16 bits hold it, in float32; never 0 and never Inf. Gradients pass in float32, as
     `pull_stored` says."""
+    if not (scale.requires_grad and torch.is_grad_enabled()):
+        return _store(scale)  # an operation of autograd's own takes as long as that of many groups
     stored: Tensor = _Store.apply(scale)
     return stored
+
+
+def _store(scale: Tensor) -> Tensor:
+    return scale.clamp(_SMALLEST, _LARGEST).half().float()
 
 
 class _Store(torch.autograd.Function):
@@ -27,7 +33,7 @@ class _Store(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scale: Tensor) -> Tensor:
         ctx.save_for_backward(scale)
-        return scale.clamp(_SMALLEST, _LARGEST).half().float()
+        return _store(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Tensor:

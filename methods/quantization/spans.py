@@ -5,12 +5,14 @@ Not here: which groups a format has (`formats`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from harness.core.errors import FormatError
+
+_AT_ONCE = {"cpu": 2**18, "cuda": 2**26}  # weights that are worked on together
 
 
 class Span(NamedTuple):
@@ -28,6 +30,16 @@ class Span(NamedTuple):
         """(O, I) -> (O, G, g), a view."""
         part = weight[..., self.start : self.stop]
         return part.view(*part.shape[:-1], self.groups, self.width)
+
+    def cut_rows(self, *weights: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Some rows of each weight (O, I) at a time as groups (n, G, g), views.
+
+        So few that a CPU's cache holds what is computed of them, in memory that is used again: that
+        of a whole weight is asked for anew each time, which takes longer than rounding.
+        """
+        at_once = _AT_ONCE.get(weights[0].device.type, _AT_ONCE["cuda"])
+        rows = max(1, at_once // weights[0].shape[-1])
+        yield from zip(*(self.cut(each).split(rows) for each in weights), strict=True)
 
 
 def explain_misfit(width: int, in_features: int) -> str:

@@ -20,7 +20,7 @@ Not here: the optimizer and its state (`step`, `checkpoint`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -120,22 +120,31 @@ class Masters:
             self.weights[name] = nn.Parameter(codes.detach(), requires_grad=False)
             self.coded.add(name)
 
-    def _round(self, name: str) -> Tensor | None:
-        """The values of a weight, where a format applies: stored as it is, with gradients."""
-        format = self.format.of(self.quantized[name].name) if name in self.quantized else None
-        if format is None or isinstance(format, FullPrecision):
-            return None
-        change: Callable[..., Tensor] = format.quantize_with_gradient
-        if name in self.coded and isinstance(format, Learned):
-            change = format.decode
+    def _find_format(self, name: str) -> Format:
+        """The format of a weight, which may be none."""
+        matrix = self.quantized.get(name)
+        return FullPrecision() if matrix is None else self.format.of(matrix.name)
+
+    def _round(self, name: str, format: Learned) -> Tensor:
+        """The values of a weight, given the masters of its format's parameters: stored as it is,
+        with gradients."""
+        change = format.decode if name in self.coded else format.quantize_with_gradient
         own = [self.weights[each] for each in self.parameters.get(name, ())]
         return self.quantized[name].map(change, self.weights[name], *own)
+
+    def _pair(self, name: str, beside: Tensor) -> Iterable[tuple[Tensor, ...]]:
+        """The rows that a format is applied to, of a master and of what is stored alike: views."""
+        own = self.weights[name].detach()
+        return self.quantized[name].pair(own, beside) if name in self.quantized else [(own, beside)]
 
     @torch.no_grad()
     def _read(self, name: str) -> Tensor:
         """A master as a weight, where it is here as codes, too."""
-        values = self._round(name) if name in self.coded else None
-        return self.weights[name].detach() if values is None else values
+        if name not in self.coded:
+            return self.weights[name].detach()
+        format = self._find_format(name)
+        assert isinstance(format, Learned)
+        return self._round(name, format)
 
     @property
     def places(self) -> dict[str, nn.Parameter]:
@@ -160,10 +169,14 @@ class Masters:
         for name, place in self.network.named_parameters():
             if name not in self.weights:
                 continue
-            if (rounded := self._round(name)) is not None:
+            format, here = self._find_format(name), local_part(place).detach()
+            if isinstance(format, Learned):
+                rounded = self._round(name, format)
                 self._edges[name] = get_gradient_edge(rounded)
-            with torch.no_grad():
-                local_part(place).copy_(self.weights[name] if rounded is None else rounded)
+                here.copy_(rounded.detach())
+                continue
+            for weight, values in self._pair(name, here):
+                format.quantize_into(weight, values)
 
     def accumulate_gradients(self) -> None:
         """Add the network's gradients to the step's sums, in float32, and clear them."""
@@ -191,8 +204,10 @@ class Masters:
             total = self._sums.pop(name).mul_(scale)
             if name in self._edges:
                 torch.autograd.backward([self._edges[name]], [total])
-            else:
-                self.weights[name].grad = total
+                continue
+            for weight, slopes in self._pair(name, total):
+                self._find_format(name).pull_back(weight, slopes, slopes)
+            self.weights[name].grad = total
         gradients = {n: w.grad for n, w in self.weights.items() if w.grad is not None}
         return self.shards.total_norm(gradients, places)
 

@@ -42,7 +42,7 @@ from harness.models.dry_run import (
     replaced,
 )
 from harness.models.tensors import replace_parameters
-from methods.quantization import formats
+from methods.quantization import spans
 from methods.quantization.formats import Format
 from methods.quantization.memory import find_length, make_ids
 from methods.training import data, forward, generation
@@ -319,9 +319,9 @@ def _decisive(training: Training) -> Training:
 @contextmanager
 def _chunks_of(device: str) -> Iterator[None]:
     """Chunks as large as on `device`, wherever tensors without data are said to be."""
-    heads, ranges = forward._CHUNK, formats._AT_ONCE
+    heads, weights = forward._CHUNK, spans._AT_ONCE
     with (
         replaced(forward, "_CHUNK", {**heads, "cpu": heads[device]}),
-        replaced(formats, "_AT_ONCE", {**ranges, "cpu": ranges[device]}),
+        replaced(spans, "_AT_ONCE", {**weights, "cpu": weights[device]}),
     ):
         yield

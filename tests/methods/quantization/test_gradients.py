@@ -16,7 +16,7 @@ from harness.core.stage import closure
 from harness.method import METHODS
 from harness.models import Matrix, pretrained
 from harness.models.layers import Layout
-from methods.quantization import formats
+from methods.quantization import spans
 from methods.quantization.formats import NF, Grouped, IntAsym, IntSym, bounds
 from methods.quantization.levels import normal_levels
 from methods.recipe import Recipe
@@ -207,10 +207,21 @@ def test_every_layout_and_each_expert(layout: Layout) -> None:
 def test_rows_at_once_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(7, 48, generator=torch.Generator().manual_seed(0))
     slope = _draw_slope(weight)
-    whole = [_pass(weight, slope, format)[1] for format in THROUGH]
-    monkeypatch.setitem(formats._AT_ONCE, "cpu", 100)
-    apart = [_pass(weight, slope, format)[1] for format in THROUGH]
+    whole = [each for format in THROUGH for each in _pass(weight, slope, format)]
+    monkeypatch.setitem(spans._AT_ONCE, "cpu", 100)
+    apart = [each for format in THROUGH for each in _pass(weight, slope, format)]
     assert all(map(torch.equal, whole, apart))
+
+
+@pytest.mark.parametrize("format", [IntAsym(2, 16), *THROUGH[::3]], ids=str)
+def test_a_gradient_may_be_written_over_that_of_the_values(format: Grouped) -> None:
+    weight = torch.randn(7, 48, generator=torch.Generator().manual_seed(0))
+    slope = _draw_slope(weight)
+    expected = format.pull_back(weight, slope)
+    assert torch.equal(slope, _draw_slope(weight))
+    place = torch.empty_like(weight)
+    for out in (place, slope):
+        assert format.pull_back(weight, slope, out) is out and torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("format", THROUGH, ids=str)
