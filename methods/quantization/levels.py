@@ -11,7 +11,6 @@ from statistics import NormalDist
 
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold_
 
 
 @cache
@@ -53,8 +52,8 @@ def _climb(ratios: Tensor, steps: tuple[tuple[float, float], ...]) -> Tensor:
     for end, level in steps:
         # A level is positive and so beyond the ends that follow. Twice as fast on a CPU as adding
         # up comparisons, ten times as searching for the code and looking its level up.
-        threshold_(ratios, end, level)
-    return threshold_(ratios, 0, 0)  # not clamp_min_: that leaves -0
+        torch.threshold_(ratios, end, level)
+    return torch.threshold_(ratios, 0, 0)  # not clamp_min_: that leaves -0
 
 
 @cache
