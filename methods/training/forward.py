@@ -23,9 +23,10 @@ from transformers import PreTrainedModel
 from harness.models import Model, blocks, count_vocabulary, find_trunk, run_trunk
 from harness.models.tensors import replace_parameters
 
-# Logits held at once, per tensor. Larger chunks fall out of a CPU's cache; smaller ones leave a GPU
-# idle.
-_CHUNK = {"cpu": 2**21, "cuda": 2**26}
+# Logits held at once, per tensor. Larger chunks take memory; with smaller ones the head reads its
+# weights too often for few tokens, and leaves a GPU idle.
+_CHUNK = {"cpu": 2**22, "cuda": 2**26}
+_PARTS = 16  # of a chunk, for what is computed of logits: it should stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def run_head(network: PreTrainedModel, states: Tensor) -> Tensor:
     """
     ids = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
     with _standing_in(network, states[None]):
-        logits: Tensor = network(input_ids=ids, use_cache=False).logits[0]
-    return logits
+        logits: Tensor = network(input_ids=ids, use_cache=False).logits
+    return logits.squeeze(0)  # an index would copy the gradient on its way back
 
 
 def keep_head(model: Model) -> Model:
@@ -158,6 +159,11 @@ def split_tokens(count: int, width: int, device: torch.device) -> Iterator[slice
     size = max(1, _CHUNK.get(device.type, _CHUNK["cuda"]) // width)
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def split_rows(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cover `count` rows of logits, each of so few that work on it stays in cache."""
+    return split_tokens(count, width * _PARTS, device)
 
 
 @torch.no_grad()

@@ -9,11 +9,12 @@ logits. What an objective must know of the teacher before training (CAKLD's conf
 as a stage, which cells share.
 
 Notation: z student logits, q = softmax z; p = the teacher's probabilities; KL(a‖b) = Σ a (log a −
-log b). All in log space and in float32, or float64 where the logits are. A term with a = 0 is 0,
-whatever b. Where b = 0 and a > 0 the divergence is infinite and comes back as +inf: a loss that has
-no value must stop the training, not be clipped to a number that looks like one.
+log b). All in float32, or float64 where the logits are. A term with a = 0 is 0, whatever b. Where
+b = 0 and a > 0 the divergence is infinite and comes back as +inf: a loss that has no value must
+stop the training, not be clipped to a number that looks like one.
 
-Not here: the head and the chunks (`forward`), the step (`step`), the confidence (`confidence`).
+Not here: losses and gradients in closed form (`known_losses`), the head and the chunks (`forward`),
+the step (`step`), the confidence (`confidence`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from harness.core.errors import BitgridError
 from harness.core.stage import Stage
 from harness.data import Tokens
 from harness.models import Model
+from methods.training import known_losses as known
 from methods.training.confidence import Confidence, Meaning
 from methods.training.forward import Labels, log_probabilities, token_entropy, token_nll, widen
 
@@ -204,6 +206,21 @@ class Objective(Component, family="objective"):
 
 
 @dataclass(frozen=True)
+class Mixed(Objective):
+    """An objective whose loss of a token is a weighted sum of known ones: their gradients are known
+    too, and a step needs no autograd over logits."""
+
+    @abstractmethod
+    def mix(self, statistic: Any) -> known.Mixture:
+        """The weight of each known loss. statistic: as in `Seen`."""
+
+    def token_losses(self, logits: TokenLogits) -> Tensor:
+        return known.measure(
+            logits.student, logits.teacher, logits.labels, self.mix(logits.statistic)
+        )
+
+
+@dataclass(frozen=True)
 class Term:
     """One of the losses that add up to an objective: `weight` times the mean of its own.
 
@@ -218,6 +235,13 @@ class Term:
     def compute_losses(self, seen: Seen) -> Tensor:
         """The objective's loss of each token, (N,), its statistic known. Raises BitgridError."""
         return self.objective.compute_losses(replace(seen, statistic=self.statistic))
+
+    def find_mixture(self) -> known.Mixture | None:
+        """The known losses whose sum the objective's is; None where it computes its own."""
+        own = self.objective
+        if isinstance(own, Mixed) and type(own).token_losses is Mixed.token_losses:
+            return own.mix(self.statistic)
+        return None
 
 
 def weigh_tokens(
@@ -256,38 +280,38 @@ class Untrained(Objective):
 
 
 @dataclass(frozen=True)
-class CE(Objective):
+class CE(Mixed):
     """Cross-entropy with the data's own tokens: −log q(label). Plain QAT, no teacher."""
 
     name = "ce"
     needs_teacher = False
 
-    def token_losses(self, logits: TokenLogits) -> Tensor:
-        return token_nll(logits.student, logits.labels)
+    def mix(self, statistic: Any) -> known.Mixture:
+        return {known.LABEL: 1.0}
 
 
 @dataclass(frozen=True)
-class KL(Objective):
+class KL(Mixed):
     """Forward, mode-covering: KL(p‖q). LLM-QAT's, up to the teacher's entropy."""
 
     name = "kl"
 
-    def token_losses(self, logits: TokenLogits) -> Tensor:
-        return _kl(logits.log_p, logits.log_q)
+    def mix(self, statistic: Any) -> known.Mixture:
+        return {known.FORWARD: 1.0}
 
 
 @dataclass(frozen=True)
-class ReverseKL(Objective):
+class ReverseKL(Mixed):
     """Reverse, mode-seeking: KL(q‖p)."""
 
     name = "reverse-kl"
 
-    def token_losses(self, logits: TokenLogits) -> Tensor:
-        return _kl(logits.log_q, logits.log_p)
+    def mix(self, statistic: Any) -> known.Mixture:
+        return {known.REVERSE: 1.0}
 
 
 @dataclass(frozen=True)
-class CAKLD(Objective):
+class CAKLD(Mixed):
     """Confidence-aware: γ·KL(q‖p) + (1 − γ)·KL(p‖q). BitDistiller eq. 6.
 
     γ is the teacher's confidence on the training data (see `Confidence`), or fixed by `gamma`.
@@ -300,21 +324,17 @@ class CAKLD(Objective):
     def build_statistic(self, teacher: Stage[Model], tokens: Stage[Tokens]) -> Stage[float] | None:
         return Confidence(teacher, tokens, self.confidence) if self.gamma is None else None
 
-    def token_losses(self, logits: TokenLogits) -> Tensor:
-        gamma = logits.statistic if self.gamma is None else self.gamma
+    def mix(self, statistic: Any) -> known.Mixture:
+        gamma = statistic if self.gamma is None else self.gamma
         if gamma is None:
             raise BitgridError("cakld has neither a fixed gamma nor a measured one")
-        log_q, log_p = logits.log_q, logits.log_p
         # A side of weight 0 is left out, because 0 times an infinite divergence would be NaN.
-        if gamma == 0:
-            return _kl(log_p, log_q)
-        if gamma == 1:
-            return _kl(log_q, log_p)
-        return gamma * _kl(log_q, log_p) + (1 - gamma) * _kl(log_p, log_q)
+        sides = {known.REVERSE: gamma, known.FORWARD: 1 - gamma}
+        return {side: weight for side, weight in sides.items() if weight}
 
 
 @dataclass(frozen=True)
-class JSD(Objective):
+class JSD(Mixed):
     """Generalised Jensen-Shannon: β·KL(p‖m) + (1 − β)·KL(q‖m), m = βp + (1 − β)q. Always finite.
 
     At the ends this is 0 for all q, so there we give the limits of JSD/β(1 − β), as GKD does:
@@ -324,23 +344,14 @@ class JSD(Objective):
     name = "jsd"
     beta: Weight = 0.5  # weight of KL(p‖m)
 
-    def token_losses(self, logits: TokenLogits) -> Tensor:
-        beta, log_q, log_p = self.beta, logits.log_q, logits.log_p
-        if beta == 0:
-            return _kl(log_p, log_q)
-        if beta == 1:
-            return _kl(log_q, log_p)
-        # Where both are 0 so is m, and the gradient of its logarithm would be NaN.
-        dead = torch.isneginf(log_p) & torch.isneginf(log_q)
-        log_m = torch.logaddexp(
-            log_p.masked_fill(dead, 0) + math.log(beta),
-            log_q.masked_fill(dead, 0) + math.log1p(-beta),
-        )
-        return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+    def mix(self, statistic: Any) -> known.Mixture:
+        if self.beta in (0, 1):
+            return {known.REVERSE if self.beta else known.FORWARD: 1.0}
+        return {known.Between(self.beta): 1.0}
 
 
 @dataclass(frozen=True)
-class TSLD(Objective):
+class TSLD(Mixed):
     """Token-scaled logit distillation: each token's KL(p‖q), weighted within its sequence by
     softmax(teacher's loss / temperature), so that tokens the teacher is unsure of count more.
 
@@ -352,8 +363,8 @@ class TSLD(Objective):
     # Of the softmax over the teacher's losses.
     temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
 
-    def token_losses(self, logits: TokenLogits) -> Tensor:
-        return _kl(logits.log_p, logits.log_q)
+    def mix(self, statistic: Any) -> known.Mixture:
+        return {known.FORWARD: 1.0}
 
     def token_weights(self, nll: Tensor, mask: Tensor) -> Tensor:
         # A label that the teacher rules out has an infinite loss; the softmax needs a finite one.
@@ -363,15 +374,13 @@ class TSLD(Objective):
 
 
 @dataclass(frozen=True)
-class MSE(Objective):
+class MSE(Mixed):
     """Mean over the vocabulary of the squared difference of the logits (LLM-QAT's ablation)."""
 
     name = "mse"
 
-    def token_losses(self, logits: TokenLogits) -> Tensor:
-        student, teacher = widen(logits.student), widen(logits.require_teacher())
-        dead = torch.isneginf(student) & torch.isneginf(teacher)
-        return (student - teacher).masked_fill(dead, 0).square().mean(-1)
+    def mix(self, statistic: Any) -> known.Mixture:
+        return {known.SQUARED: 1.0}
 
 
 @dataclass(frozen=True)
@@ -388,11 +397,3 @@ class BlockMSE(Objective):
     def token_losses(self, states: BlockStates) -> Tensor:
         student, teacher = widen(states.student), widen(states.require_teacher())
         return (student - teacher).square().sum(-1) / teacher.square().sum(-1)
-
-
-def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a‖b) from log probabilities: (N, V), (N, V) -> (N,)."""
-    a = log_a.exp()
-    # Both sides of 0·(±inf − …) must go, or the gradient is NaN where the value is not.
-    gap = (log_a - log_b).masked_fill(a == 0, 0)
-    return (a * gap).sum(-1)

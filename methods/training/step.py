@@ -42,10 +42,13 @@ from methods.training.forward import (
     recompute_blocks,
     run_head,
     run_watched,
+    split_rows,
     split_tokens,
     token_entropy,
     token_nll,
+    widen,
 )
+from methods.training.known_losses import measure_mixtures
 from methods.training.masters import Masters
 from methods.training.objectives import (
     BlockStates,
@@ -148,7 +151,9 @@ class TrainingStep:
                     target = run_head(self.teacher.network, guide[part])
                     # An objective need not show it; without a test, which would stop a GPU.
                     losses.spoil(~are_distributions(target).all())
-            losses.add(TokenLogits(run_head(network, leaf), target, labels.ids[part]), part)
+            logits = run_head(network, leaf)
+            seen = TokenLogits(logits.detach(), target, labels.ids[part])
+            logits.backward(losses.add_logits(seen, part))
             assert leaf.grad is not None
             gradient[part] = leaf.grad
         losses.send_back(states, gradient)
@@ -251,17 +256,63 @@ class _Losses:
     gradients: list[Tensor] = field(default_factory=list)  # for each of the edges
 
     def add(self, seen: Seen, part: slice, share: float = 1.0) -> None:
-        """Add `share` of the losses of the tokens `part`, of the terms that see such things; their
-        gradient goes back to where `seen.student` was made from."""
+        """Add `share` of the losses of the tokens `part`, of the terms that see such things and
+        whose gradients are autograd's: those go back to where `seen.student` was made from."""
         sums = []
-        for term, factor, weights in zip(self.terms, self.factors, self.weights, strict=True):
-            if term.objective.sees == seen.kind and (factor or not term.share):  # 0 · inf is NaN
-                losses = term.compute_losses(seen)
-                weighted = losses if weights is None else losses * weights[part]
-                sums.append(share * factor * weighted.sum())
+        for term, factor, weights in self._list_terms(seen.kind, known=False):
+            losses = term.compute_losses(seen)
+            weighted = losses if weights is None else losses * weights[part]
+            sums.append(share * factor * weighted.sum())
         added = torch.stack(sums).sum()
         added.backward()
         self.total = self.total + added.detach()
+
+    def add_logits(self, seen: TokenLogits, part: slice) -> Tensor:
+        """Add the losses of the tokens `part`: the gradient of the sum with respect to the
+        student's logits, (n, V) in their dtype. It may stand where the teacher's were."""
+        others = self._add_others(seen, part)  # which still see the teacher's
+        return self._add_known(seen, part, others)
+
+    def _add_others(self, seen: TokenLogits, part: slice) -> Tensor | None:
+        """`add_logits` by autograd; None where no term needs it."""
+        if not self._list_terms("logits", known=False):
+            return None
+        gradient = torch.empty_like(seen.student)
+        for rows in split_rows(len(seen.labels), seen.student.shape[1], seen.student.device):
+            leaf = seen.student[rows].detach().requires_grad_()
+            target = None if seen.teacher is None else seen.teacher[rows]
+            here = slice(part.start + rows.start, part.start + rows.stop)
+            self.add(TokenLogits(leaf, target, seen.labels[rows]), here)
+            assert leaf.grad is not None
+            gradient[rows] = leaf.grad
+        return gradient
+
+    def _add_known(self, seen: TokenLogits, part: slice, others: Tensor | None) -> Tensor:
+        """`add_logits` in closed form, upon the gradient of the other terms."""
+        student, teacher, terms = seen.student, seen.teacher, self._list_terms("logits", known=True)
+        if not terms:
+            return torch.zeros_like(student) if others is None else others
+        ones = torch.ones_like(seen.labels, dtype=widen(student[:0]).dtype)
+        scales = torch.stack([f * (ones if w is None else w[part].to(ones)) for _, f, w in terms])
+        if teacher is not None and (teacher.dtype, teacher.shape) == (student.dtype, student.shape):
+            place = teacher
+        else:
+            place = torch.empty_like(student)
+        mixtures = [term.find_mixture() or {} for term, _, _ in terms]
+        losses = measure_mixtures(student, teacher, seen.labels, mixtures, scales, place)
+        self.total = self.total + (scales * losses).sum()
+        return place if others is None else place.add_(others)
+
+    def _list_terms(self, sight: Sight, known: bool) -> list[tuple[Term, float, Tensor | None]]:
+        """The terms that see such things, whose gradients are `known` in closed form or are not,
+        with factor and weights of each."""
+        return [
+            (term, factor, weights)
+            for term, factor, weights in zip(self.terms, self.factors, self.weights, strict=True)
+            if term.objective.sees == sight
+            and (factor or not term.share)  # 0 · inf is NaN
+            and (term.find_mixture() is not None) == known
+        ]
 
     def add_block(self, block: int, states: Tensor) -> None:
         """Add the losses behind one block, of the student's states (N, D)."""
