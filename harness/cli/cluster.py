@@ -271,6 +271,7 @@ def _summarise(
         request = array.request
         gres = f" ({request.gpu})" if request.gpu else ""
         size = f"{array.gpus} GPU{gres}, " if array.gpus and request.gpu != "none" else ""
+        size += f"{array.nodes} nodes, " if array.nodes > 1 else ""
         size += f"{request.memory_gib:g} GiB, {request.hours:g} h"
         jobs = f"wave {array.wave}, {len(array.jobs)} jobs ({size}): {counts}{after}"
         facts.append((f"array {number}", jobs))

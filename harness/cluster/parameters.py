@@ -24,19 +24,21 @@ _FAMILIES = {
 
 
 def ask_sbatch(
-    request: Request, gpus: int, requeue: bool
+    request: Request, gpus: int, requeue: bool, nodes: int = 1
 ) -> tuple[dict[str, str | bool], frozenset[str]]:
     """Parameters of sbatch by their long names, and those that are not to be set at all.
 
-    gpus: how many the job has, if it has any.
+    gpus: how many the job has on all its nodes, if it has any. What sbatch takes by node (its own
+    `gpus` alone is of the job) is that of one.
     """
-    count = 0 if request.gpu == "none" else gpus
+    total = 0 if request.gpu == "none" else gpus
+    count = total // nodes
     mib = math.ceil(1024 * (request.memory_gib or 0.0))
     ours = {
         "mem": f"{mib // 1024}GB" if mib % 1024 == 0 else f"{mib}MB",
         "gres": f"{request.gpu or 'gpu'}:{count}" if count else None,
         "cpus-per-task": str(request.cpus) if request.cpus else None,
-        "nodes": "1",
+        "nodes": str(nodes),
         "partition": request.partition,
         "account": request.account,
         "qos": request.qos,
@@ -50,6 +52,7 @@ def ask_sbatch(
         "mib_per_cpu": math.ceil(mib / (request.cpus or 1)),
         "mib_per_gpu": math.ceil(mib / max(1, count)),
     }
+    of_job = {**fields, "gpus": total}
     asked: dict[str, str | bool] = {"requeue" if requeue else "no-requeue": True}
     unset = set()
     for key, setting in request.sbatch.items():
@@ -59,7 +62,7 @@ def ask_sbatch(
         elif isinstance(setting, bool):
             asked[name if setting else f"no-{name}"] = True
         elif count or "gpu" not in name:
-            asked[name] = _fill(setting, fields)
+            asked[name] = _fill(setting, of_job if name == "gpus" else fields)
     for name, setting in ours.items():
         if not asked.keys().isdisjoint(_FAMILIES[name]) or name in unset:
             continue

@@ -104,8 +104,8 @@ RESERVED = {
     "parsable": "the job's number is read",
     "wait": "status --watch waits",
     "test-only": "launch --dry submits nothing",
-    "ntasks": "a job is one task; how many GPUs it has is train.gpus",
-    "ntasks-per-node": "a job is one task; how many GPUs it has is train.gpus",
+    "ntasks": "a job is one task a node; its GPUs are train.gpus, its nodes train.nodes",
+    "ntasks-per-node": "a job is one task a node; its GPUs are train.gpus, its nodes train.nodes",
 }
 # Fields in the text of a parameter of sbatch: what the job asks for.
 FIELDS = ("gpus", "cpus", "mib", "mib_per_cpu", "mib_per_gpu")

@@ -260,7 +260,7 @@ def _submit_notice(record: Launch, profile: Profile, command: str) -> None:
     """A job that runs a command of the user's once all others have ended."""
     least = Request(hours=0.1, memory_gib=0.5, cpus=1)
     request = least.over(Request(**{name: getattr(profile, name) for name in Request.model_fields}))
-    array = waves.Array((), frozenset(), frozenset(), 0, 0, request)
+    array = waves.Array((), frozenset(), frozenset(), 0, gpus=0, nodes=1, request=request)
     name = f"{record.grid}:{record.id}:{NOTICE}"
     after = sorted(record.submitted.values())
     folder = record.folder / "logs" / NOTICE
@@ -291,7 +291,11 @@ def _submitter(
         submitter = compat.Submitter(folder, profile.requeues, words)
     except RuntimeError as error:
         raise ClusterError(f"cluster: {profile.cluster}: {error}") from None
-    asked, submitter.unset = ask_sbatch(array.request, array.gpus, profile.requeues > 0)
+    asked, submitter.unset = ask_sbatch(
+        array.request, array.gpus, profile.requeues > 0, array.nodes
+    )
+    # The job itself is on the first node, and starts what others do (`harness.run.processes`).
+    alone = ["--nodes=1", "--ntasks=1"] if array.nodes > 1 else []
     submitter.directives = profile.directives
     settings = {
         "job_name": name,
@@ -300,7 +304,7 @@ def _submitter(
         "signal_delay_s": profile.signal_delay_s,
         "dependency": f"afterany:{':'.join(after)}" if after else None,
         "setup": write_lines(profile.setup, code),
-        "srun_args": profile.srun,
+        "srun_args": [*profile.srun, *alone],
         "stderr_to_stdout": True,
         "additional_parameters": asked,
     }

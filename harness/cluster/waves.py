@@ -29,6 +29,7 @@ class Job:
 
     keys: tuple[str, ...]
     gpus: int
+    nodes: int
     request: Request
     needs: frozenset[int]
     outside: frozenset[str]  # jobs of other launches that it must wait for, by SLURM id
@@ -45,6 +46,7 @@ class Array:
     outside: frozenset[str]
     wave: int
     gpus: int
+    nodes: int
     request: Request
 
 
@@ -93,6 +95,7 @@ def jobs(
         Job(
             keys=tuple(members[home]),
             gpus=max(plan.nodes[key].gpus for key in members[home]),
+            nodes=max(plan.nodes[key].nodes for key in members[home]),
             request=asked[home],
             needs=frozenset(index[above] for above in needs[home]),
             outside=frozenset(
@@ -143,7 +146,8 @@ def _cut(unplaced: list[Job], size: int, parts: int) -> list[Array]:
                     first = unplaced[part[0]]
                     after = frozenset(place[above] for above in first.needs)
                     place |= dict.fromkeys(part, len(cut))
-                    cut.append(Array(part, after, first.outside, wave, first.gpus, first.request))
+                    asked = (first.gpus, first.nodes, first.request)
+                    cut.append(Array(part, after, first.outside, wave, *asked))
     return cut
 
 
@@ -162,6 +166,7 @@ def packed(unfused: list[Job], models: int) -> list[Job]:
                 job = Job(
                     keys=tuple(key for job in several for key in job.keys),
                     gpus=first.gpus,
+                    nodes=first.nodes,
                     request=_together([job.request for job in several]),
                     needs=frozenset(place[above] for above in first.needs),
                     outside=first.outside,
@@ -179,7 +184,7 @@ def _alike(unplaced: list[Job], wave: int, place: Mapping[int, int]) -> list[lis
     for number, job in enumerate(unplaced):
         if job.wave == wave:
             after = frozenset(place[above] for above in job.needs)
-            alike = (job.gpus, job.request.model_dump_json(), after, job.outside)
+            alike = (job.gpus, job.nodes, job.request.model_dump_json(), after, job.outside)
             groups.setdefault(alike, []).append(number)
     return list(groups.values())
 
@@ -211,7 +216,7 @@ def _homes(
         if key not in wanted:
             continue
         node = plan.nodes[key]
-        kind = f"{max(node.gpus, 1)} {_site(requests[key])}"
+        kind = f"{max(node.gpus, 1)} {node.nodes} {_site(requests[key])}"
         theirs = {homes[user] for user in users.get(key, ())}
         if key in shares:
             theirs.add(f"{shares[key]} {kind}")

@@ -50,10 +50,11 @@ T = TypeVar("T")
 class Resources:
     """What a job that runs a stage asks for. Not part of the key: it does not change the value."""
 
-    gpus: int = 0
-    memory_gib: float = 4.0
+    gpus: int = 0  # of all nodes together
+    memory_gib: float = 4.0  # of a node
     hours: float = 1.0
     disk_gib: float = 0.0  # of the store, where the value is large: at most
+    nodes: int = 1
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Node:
     memory_gib: float
     hours: float
     disk_gib: float = 0.0  # of the store, for its value, where that is large
+    nodes: int = 1
     files: tuple[Mark, ...] = ()  # what the key was made from, beside the fields
     why: str | None = None  # why it is new, where a plan of this grid had another one in its place
 

@@ -1,9 +1,9 @@
-"""Runs one stage in several processes on this machine, started by torchrun.
+"""Runs one stage in several processes, of this machine or of all nodes of a SLURM job.
 
-This process keeps the claim and shows the progress; the others (`worker`) compute, and the first of
-them commits the value. They end when this process does, however it ends: they watch their standard
-input, which nobody else holds open. What the first wrote for all to read is removed once they have
-ended. Not here: several machines.
+torchrun starts them, one on each node, and srun starts those of other nodes. This process keeps the claim and shows the
+progress; the others (`worker`) compute, and the first of them commits the value. They end when this
+process does, however it ends: they watch their standard input, which nobody else holds open. What
+the first wrote for all to read is removed once they have ended.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,13 +30,24 @@ from harness.models import device
 from harness.run.compute import Failed
 
 PATIENCE_S = 20.0
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+# A scheduler tells each process of a step that its time ends; whoever has the claim acts on it.
+_DEAF = ("bash", "-c", 'trap "" USR2; exec "$@"', "bash")
 STAGES = "stages.json"  # in a stage's scratch folder: what it is made from again, inputs first
 INPUTS = "inputs"  # in a stage's scratch folder: the copies of inputs that processes share
 
 
 def check(stage: Stage[Any]) -> None:
-    """Raise BitgridError where a stage asks for more GPUs than there are; of CPUs are enough."""
-    asked, there = stage.resources.gpus, torch.cuda.device_count()
+    """Raise BitgridError where a stage asks for more nodes than this job has, or for more GPUs of
+    each than there are here; of CPUs are enough."""
+    nodes, there = stage.resources.nodes, torch.cuda.device_count()
+    of_job = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
+    if nodes > of_job:
+        raise BitgridError(
+            f"{stage} asks for {nodes} nodes and there is {of_job} here: `bitgrid launch` it on a "
+            "SLURM cluster, or set nodes"
+        )
+    asked = stage.resources.gpus // nodes
     if asked > 1 and device().type == "cuda" and asked > there:
         raise BitgridError(f"{stage} asks for {asked} GPUs and this machine has {there}: set gpus")
 
@@ -55,9 +67,10 @@ def run_together(
     Raises Failed where a process left a record, BitgridError where it was killed, Outbid where
     another owner has taken the stage over.
     """
-    count, log = stage.resources.gpus, scratch.path / "processes.log"
-    command = [sys.executable, "-m", "torch.distributed.run"]
-    command += ["--standalone", "--nproc-per-node", str(count)]
+    nodes, log = stage.resources.nodes, scratch.path / "processes.log"
+    count = stage.resources.gpus // nodes
+    starter = _on_nodes(nodes, scratch.path.name) if nodes > 1 else [*TORCHRUN, "--standalone"]
+    command = [*starter, "--nproc-per-node", str(count)]
     command += ["-m", "harness.run.worker", "--attached", str(store.root), str(scratch.path)]
     worker_input = {above.key: above.description() for above in closure([stage])}
     write_json(log.parent / STAGES, worker_input)
@@ -95,6 +108,19 @@ def run_together(
     if not store.has(stage.key):
         scratch.require()
         raise _cause(stage, store, log.read_text())
+
+
+def _on_nodes(nodes: int, name: str) -> list[str]:
+    """The command that starts torchrun on each node of this SLURM job, and ends all as one ends.
+
+    The step shares what this process's own has. They meet at a free port of this node.
+    """
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    step = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    step += ["--kill-on-bad-exit=1", "--unbuffered", "--input=all", *_DEAF, *TORCHRUN]
+    step += ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-id", name]
+    return [*step, "--rdzv-endpoint", f"{socket.gethostname()}:{port}"]
 
 
 def _follow(lines: IO[str], step: Reporter, note: Callable[[str], None]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from harness.core.checked import Checked, Count, CountOrNone
+from harness.core.errors import SettingError
 from harness.core.stage import added, incidental
 from methods.training.masters import Trained
 from methods.training.optimizer import Optimizer
@@ -54,13 +55,23 @@ class Training(Checked):
     # Whether each training runs the teacher, or reads last states that are stored once for all on
     # the same data: the same to rounding, on a disk that has room.
     teacher_states: Literal["run", "stored"] = incidental("run")
-    # Processes that share the model and the batch.
+    # Processes that share the model and the batch, on all nodes together.
     gpus: Annotated[Count, Field(le=100_000)] = incidental(1)
+    nodes: Annotated[Count, Field(le=10_000)] = incidental(1)  # machines that these are spread over
     checkpoint_every: CountOrNone = incidental(100)  # steps between checkpoints; 0: not by steps
     # Between checkpoints, beside the steps; 0: not by minutes.
     checkpoint_minutes: Minutes = incidental(10.0)
     deterministic: bool = incidental(True)  # on a GPU: slower, and the same bits each time
     stop_diverged: bool = incidental(True)  # False: goes on, and keeps checkpoints, at any loss
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gpus % self.nodes:
+            raise SettingError(
+                f"{self.gpus} GPUs are not as many on each of {self.nodes} nodes; "
+                "gpus counts those of all nodes",
+                "nodes",
+            )
 
     def count_steps(self, sequences: int) -> tuple[int, int]:
         """Steps, and sequences seen in all, for a data set of `sequences`.

@@ -84,12 +84,13 @@ class Train(Stage[Model]):
     def resources(self) -> Resources:
         # The first process has the weights as they are read and as they are changed before
         # training, and at the end the trained ones; the others have what it wrote mapped. One more
-        # starts them.
+        # starts those of a node.
         own = max(2 * weights_gib(self.student), weights_gib(self.student, torch.float32))
         read = own if self.teacher is None else max(own, weights_gib(self.teacher))
-        processes = PROCESS_GIB * (self.training.gpus + 1)
+        training = self.training
+        processes = PROCESS_GIB * (training.gpus // training.nodes + 1)
         asked = math.ceil(processes + read)
-        return Resources(gpus=self.training.gpus, memory_gib=asked, hours=24.0)
+        return Resources(training.gpus, memory_gib=asked, hours=24.0, nodes=training.nodes)
 
     def leaner(self) -> Self:
         smaller = max(1, self.training.micro_batch // 2)

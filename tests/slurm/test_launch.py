@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load
@@ -13,6 +15,7 @@ from safetensors.torch import load
 from tests.support.slurm.lab import Lab
 from tests.support.slurm.place import INSIDE, Place, until
 
+T = TypeVar("T")
 TRAINED: dict[str, Any] = {"defaults": {"train.steps": 40, "train.checkpoint_every": 5}}
 
 
@@ -195,14 +198,47 @@ def test_status_logs_and_cancel_while_it_runs(lab: Lab, tmp_path: Path) -> None:
     assert "lost: train" in said and "cancelled" in said, said
 
 
+def test_one_of_two_nodes_loses_its_process(lab: Lab, tmp_path: Path) -> None:
+    grid = {"defaults": {**TRAINED["defaults"], "train.gpus": 2, "train.nodes": 2}}
+    place = Place(tmp_path, grid, {**slow(step_s=0.5), "gpu": "gpu"})
+    place.launch()
+    (key,) = place.keys("train")
+    until(lambda: place.step(key) >= 6, 200, place.logs)  # a checkpoint after the fourth
+    (killed,) = (
+        process
+        for process in psutil.process_iter()
+        if str(tmp_path) in " ".join(_ask(process.cmdline, []))
+        and "harness.run.worker" in _ask(process.cmdline, [])
+        and _ask(process.environ, {}).get("RANK") == "1"
+    )
+    killed.kill()
+    place.finish()
+    assert "process 1 was killed by signal 9" in place.status()
+    place.launch("--retry", "failed")
+    place.finish()
+    assert place.all_done_once(), place.logs()
+    assert "begin train" in place.bitgrid("logs", "grid.yaml", "bitdistiller")
+
+
+def _ask(question: Callable[[], T], otherwise: T) -> T:
+    """What a process says of itself, if it is still there."""
+    try:
+        return question()
+    except psutil.Error:
+        return otherwise
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
 def test_two_gpus_of_one_training(
-    lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes]
+    lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes], nodes: int
 ) -> None:
-    grid = {"defaults": {**TRAINED["defaults"], "train.gpus": 2}}
+    grid = {"defaults": {**TRAINED["defaults"], "train.gpus": 2, "train.nodes": nodes}}
     place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu"})
     said = place.launch()
-    assert "(2 GPU (gpu), " in said and "(1 GPU (gpu), " in said
-    until(lambda: "gres:gpu:2" in lab.squeue("-t", "R", "-o", "%b"), 100, place.logs)
+    size = "(2 GPU (gpu), 2 nodes, " if nodes == 2 else "(2 GPU (gpu), "
+    assert size in said and "(1 GPU (gpu), " in said
+    asked = f"{nodes} gres:gpu:{2 // nodes}"
+    until(lambda: asked in lab.squeue("-t", "R", "-o", "%D %b"), 100, place.logs)
     place.finish()
     assert place.all_done_once(), place.logs()
     (key,) = uninterrupted  # the number of processes is no part of a key

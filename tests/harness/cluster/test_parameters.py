@@ -59,6 +59,22 @@ def test_a_need_of_a_site(sbatch: dict[str, str | bool | None], asked: dict[str,
     assert {name.replace("_", "-") for name, each in sbatch.items() if each is None} <= unset
 
 
+@pytest.mark.parametrize(
+    ("sbatch", "asked"),
+    [
+        ({}, {"gres": "gpu:8", "mem": "10GB"}),
+        ({"gpus-per-node": "a100:{gpus}"}, {"gpus-per-node": "a100:8", "mem": "10GB"}),
+        ({"gpus": "{gpus}"}, {"gpus": "16", "mem": "10GB"}),
+        ({"mem-per-gpu": "{mib_per_gpu}M"}, {"gres": "gpu:8", "mem-per-gpu": "1280M"}),
+    ],
+)
+def test_a_job_of_several_nodes_asks_for_what_is_of_a_node_by_node(
+    sbatch: dict[str, str | bool | None], asked: dict[str, str]
+) -> None:
+    found, _ = ask_sbatch(Request(**ASKED, sbatch=sbatch), gpus=16, requeue=True, nodes=2)
+    assert found == {**without("gres", "mem"), **asked, "nodes": "2"}
+
+
 def test_a_job_without_a_gpu_asks_for_none_in_any_way() -> None:
     sbatch = {"gpus-per-node": "{gpus}", "mem-per-gpu": "40G", "cpus-per-gpu": "8"}
     for gpu, gpus in (("none", 2), ("gpu", 0)):

@@ -123,6 +123,41 @@ def test_processes_are_told_how_often_a_stage_was_made_leaner_and_shun_the_curre
     assert rebuild_stages(described) == {Made("A", 2).key: Made("A", 2)}
 
 
+def test_a_stage_of_several_nodes_is_refused_where_there_are_fewer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Made, "resources", Resources(gpus=4, nodes=2))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(processes, "device", lambda: torch.device("cuda"))
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    processes.check(Made("A", 2))  # two GPUs of each
+    for there in ("1", None):
+        monkeypatch.delenv("SLURM_JOB_NUM_NODES") if there is None else monkeypatch.setenv(
+            "SLURM_JOB_NUM_NODES", there
+        )
+        with pytest.raises(BitgridError, match="asks for 2 nodes and there is 1 here"):
+            processes.check(Made("A", 2))
+
+
+def test_torchrun_is_started_on_each_node(tmp_path: Path) -> None:
+    """A stand-in for srun starts the two at once; they meet, and each has a process."""
+    (tmp_path / "srun").write_text(
+        '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\n"$@" & "$@" & wait\n'
+    )
+    (tmp_path / "srun").chmod(0o755)
+    (tmp_path / "say.py").write_text(
+        "import os, signal\nfrom pathlib import Path\n"
+        "deaf = signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN\n"
+        "said = [os.environ[name] for name in ('LOCAL_RANK', 'WORLD_SIZE')]\n"
+        "Path(__file__).with_name('rank' + os.environ['RANK']).write_text(f'{said} {deaf}')\n"
+    )
+    command = [*processes._on_nodes(2, "name"), "--nproc-per-node", "1", str(tmp_path / "say.py")]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(command, env={**os.environ, "PATH": path}, check=True, timeout=100)
+    for rank in ("rank0", "rank1"):
+        assert (tmp_path / rank).read_text() == "['0', '2'] True"
+
+
 def test_a_run_hands_the_halvings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[str, int]] = []
     monkeypatch.setattr(Made, "leaner", lambda stage: replace(stage, halvings=stage.halvings + 1))
