@@ -1,9 +1,9 @@
 """Runs one stage in several processes, of this machine or of all nodes of a SLURM job.
 
-torchrun starts them, one on each node, and srun starts those of other nodes. This process keeps the claim and shows the
-progress; the others (`worker`) compute, and the first of them commits the value. They end when this
-process does, however it ends: they watch their standard input, which nobody else holds open. What
-the first wrote for all to read is removed once they have ended.
+torchrun starts them, on several nodes one of its own each, which srun starts. This process keeps
+the claim and shows the progress; the others (`worker`) compute, and the first of them commits the
+value. They end when this process does, however it ends: they watch their standard input, which
+nobody else holds open. What the first wrote for all to read is removed once they have ended.
 """
 
 from __future__ import annotations

@@ -198,9 +198,11 @@ def test_status_logs_and_cancel_while_it_runs(lab: Lab, tmp_path: Path) -> None:
     assert "lost: train" in said and "cancelled" in said, said
 
 
-def test_one_of_two_nodes_loses_its_process(lab: Lab, tmp_path: Path) -> None:
+def test_one_of_two_nodes_loses_its_process(
+    lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
     grid = {"defaults": {**TRAINED["defaults"], "train.gpus": 2, "train.nodes": 2}}
-    place = Place(tmp_path, grid, {**slow(step_s=0.5), "gpu": "gpu"})
+    place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu"})
     place.launch()
     (key,) = place.keys("train")
     until(lambda: place.step(key) >= 6, 200, place.logs)  # a checkpoint after the fourth
@@ -217,7 +219,7 @@ def test_one_of_two_nodes_loses_its_process(lab: Lab, tmp_path: Path) -> None:
     place.launch("--retry", "failed")
     place.finish()
     assert place.all_done_once(), place.logs()
-    assert "begin train" in place.bitgrid("logs", "grid.yaml", "bitdistiller")
+    _assert_alike(uninterrupted[key], weights(place)[key])
 
 
 def _ask(question: Callable[[], T], otherwise: T) -> T:
@@ -242,6 +244,10 @@ def test_two_gpus_of_one_training(
     place.finish()
     assert place.all_done_once(), place.logs()
     (key,) = uninterrupted  # the number of processes is no part of a key
-    one, two = load(uninterrupted[key]), load(weights(place)[key])
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-4)
+    _assert_alike(uninterrupted[key], weights(place)[key])
+
+
+def _assert_alike(alone: bytes, together: bytes) -> None:
+    weights = load(together)
+    for name, weight in load(alone).items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-4)
