@@ -15,9 +15,9 @@ its version, its fields and its inputs' keys, so that equal work has an equal ke
 The kind is a declared name: no class, module or file name is in a key, so that code may be renamed
 and moved without making a value new.
 
-In this file: `Stage`, keys, inputs, stages from their descriptions, and `report`, by which a
-running stage says how far it is. Not here: running a stage (`harness.core.execution`), where values
-lie (`harness.core.store`), what order stages run in (`harness.run.plan`, `harness.run.runner`).
+In this file: `Stage`, keys, inputs, stages from their descriptions, and `report`. Not here: running
+a stage (`harness.core.execution`), where values lie (`harness.core.store`), what order stages run
+in (`harness.run.plan`, `harness.run.runner`).
 """
 
 from __future__ import annotations
