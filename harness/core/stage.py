@@ -12,8 +12,7 @@
 
 A cell of a grid is a graph of such stages. Everything else follows: a stage's key chains its kind,
 its version, its fields and its inputs' keys, so that equal work has an equal key and is done once.
-The kind is a declared name: no class, module or file name is in a key, so that code may be renamed
-and moved without making a value new.
+The kind is a declared name, no class's, module's or file's: code may be renamed and moved.
 
 In this file: `Stage`, keys, inputs, stages from their descriptions, and `report`. Not here: running
 a stage (`harness.core.execution`), where values lie (`harness.core.store`), what order stages run
@@ -367,8 +366,8 @@ def _field_value(hint: Any, held: Any, inputs: Mapping[str, Stage[Any]]) -> Any:
 
 def _is_plain(hint: Any) -> bool:
     """Whether a type is a dataclass that is described by its fields alone."""
-    kinds_of_value = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-    return kinds_of_value and not issubclass(hint, Stage | Component)
+    plain = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    return plain and not issubclass(hint, Stage | Component)
 
 
 @cache
