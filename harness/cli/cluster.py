@@ -28,6 +28,7 @@ from harness.cli.verb import (
     open_store,
     parse_count,
     select_cells,
+    without_collection,
 )
 from harness.cluster import launches
 from harness.cluster import status as watch
@@ -208,6 +209,7 @@ def _show_broken(broken: Iterable[str]) -> None:
         print_line(f"bitgrid: {line}", file=sys.stderr)
 
 
+@without_collection()
 def _plan(arguments: argparse.Namespace, store: Store) -> Plan:
     """The plan of a grid, as kept where nothing has changed, which imports no torch."""
     plan = remembering.remembered(arguments.grid, store)

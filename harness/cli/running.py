@@ -23,6 +23,7 @@ from harness.cli.verb import (
     load_grid,
     open_store,
     select_cells,
+    without_collection,
 )
 from harness.cluster import status as watch
 from harness.core.errors import ReportError
@@ -119,6 +120,7 @@ def compute(
     return plan, len(bad)
 
 
+@without_collection()
 def _plan_anew(store: Store, path: Path, allow_code_execution: bool, out: Path | None) -> Plan:
     """The grid's plan as it can be made now; the folders are tried before anything is computed."""
     # First: what is imported after it reads what it says of the hub.

@@ -118,7 +118,7 @@ def _match_words(plan: Plan, words: str) -> list[CellInfo]:
 def without_collection() -> Iterator[None]:
     """No search for garbage in circles meanwhile: a third of the time where much is read and kept.
 
-    For verbs that read and end.
+    For what reads and keeps: a plan, a report.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -156,6 +156,7 @@ def describe_match(plan: Plan) -> Iterator[str]:
     yield from said
 
 
+@without_collection()
 def find_plan(arguments: argparse.Namespace, store: Store) -> Plan:
     """The plan of a grid: remembered where nothing changed, else built (which imports torch)."""
     plan = remembering.remembered(arguments.grid, store)

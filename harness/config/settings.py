@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 from harness.core.checked import Checked, field_types, fit_field, fit_fields
 from harness.core.component import Component
@@ -33,16 +34,15 @@ def list_settings(thing: object, prefix: str = "") -> Iterator[tuple[str, object
 
     Of a list of components, a path has the value of the first that has such a field.
     """
-    assert dataclasses.is_dataclass(thing)
-    own = set()
-    for field in dataclasses.fields(thing):
-        held = getattr(thing, field.name)
-        yield prefix + field.name, held
-        own.add(prefix + field.name)
+    own, cls = set(), cast(Any, type(thing))
+    for name in _list_defaults(cls):
+        held = getattr(thing, name)
+        yield prefix + name, held
+        own.add(prefix + name)
         inside: dict[str, object] = {}
         for part in held if isinstance(held, tuple) else (held,):
-            if dataclasses.is_dataclass(part) and not isinstance(part, type):
-                inside = dict(list_settings(part, f"{prefix}{field.name}.")) | inside
+            if dataclasses.is_dataclass(type(part)):
+                inside = dict(list_settings(part, f"{prefix}{name}.")) | inside
         yield from inside.items()
     if (stand_in := find_stand_in(thing)) is not None:
         for path, held in list_settings(stand_in, prefix):
@@ -333,8 +333,10 @@ def is_redefined(thing: object, path: str, before: object) -> bool:
     leaves it open, as formats do their bits. A format in blocks of 32, where formats have groups of
     128, is no such format in blocks of 128.
     """
-    *above, name = path.split(".")
-    held, other = (dict(list_settings(each)).get(".".join(above)) for each in (thing, before))
+    above, _, name = path.rpartition(".")
+    if not above:  # no component has it
+        return False
+    held, other = (dict(list_settings(each)).get(above) for each in (thing, before))
     others = other if isinstance(other, tuple) else (other,)
     return any(
         all(_differs(each, instead, name) for instead in others or (None,))
@@ -382,7 +384,8 @@ def _make_default(cls: Any, name: str) -> object:
     return default() if is_made and callable(default) else default
 
 
-def _list_defaults(cls: Any) -> dict[str, object]:
+@cache
+def _list_defaults(cls: Any) -> Mapping[str, object]:
     """The default of each field of a dataclass; what makes it, where something does."""
     fields = dataclasses.fields(cls)
     return {

@@ -151,10 +151,12 @@ class _Source:
         if name not in self._references:
             targets: set[tuple[str, str | None]] = set()
             for statement in self.definitions[name]:
-                imports = {**self.imports, **_imports_of(self.module, self.path, statement)}
-                for first, second in _names(statement):
+                nodes = [*ast.walk(statement)]
+                inside = _imports_of(self.module, self.path, nodes)
+                imports = {**self.imports, **inside}
+                for first, second in {*_names(nodes)}:
                     targets |= set(self._references_of(first, second, imports))
-                targets |= set(_inner_imports(self, statement))
+                targets |= set(_inner_imports(inside))
             self._references[name] = targets
         return self._references[name]
 
@@ -230,14 +232,15 @@ def _base(node: ast.expr) -> set[str]:
     return {inside.id} if isinstance(inside, ast.Name) and inside is not node else set()
 
 
-def _names(statement: ast.stmt) -> Iterator[tuple[str, str | None]]:
-    """Names that a statement loads, with the attribute taken of each, if one is.
+def _names(nodes: list[ast.AST]) -> Iterator[tuple[str, str | None]]:
+    """Names that a statement, all of whose nodes are given, loads, with the attribute taken of
+    each, if one is.
 
     A name that the statement binds in a function of its own hides the module's.
     """
-    hidden = _local_names(statement)
+    hidden = _local_names(nodes)
     attributes = set()
-    for node in ast.walk(statement):
+    for node in nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             attributes.add(id(node.value))
             if node.value.id not in hidden:
@@ -250,34 +253,24 @@ def _names(statement: ast.stmt) -> Iterator[tuple[str, str | None]]:
             yield node.id, None
 
 
-def _local_names(statement: ast.stmt) -> set[str]:
+def _local_names(nodes: list[ast.AST]) -> set[str]:
     """Names that every function of a definition that uses them also binds.
 
     One function's local name may be the module's in the next, so those stay visible.
     """
-    functions = [
-        node
-        for node in ast.walk(statement)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    if not functions:
-        return set()
+    functions = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     bound, free = set[str](), set[str]()
-    outer = [f for f in functions if not any(f is not g and _contains(g, f) for g in functions)]
-    for function in outer:
-        arguments = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
-        declared = {
-            name
-            for node in ast.walk(function)
-            if isinstance(node, ast.Global)
-            for name in node.names
-        }
-        uses = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
-        local = {
-            node.id
-            for node in ast.walk(function)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        }
+    seen = set[int]()  # those inside of one that was looked at: they come after it
+    for function in functions:
+        if id(function) in seen:
+            continue
+        inside = [*ast.walk(function)]
+        seen |= {id(node) for node in inside}
+        arguments = {node.arg for node in inside if isinstance(node, ast.arg)}
+        declared = {name for node in inside if isinstance(node, ast.Global) for name in node.names}
+        names = [node for node in inside if isinstance(node, ast.Name)]
+        uses = {node.id for node in names}
+        local = {node.id for node in names if isinstance(node.ctx, ast.Store)}
         mine = (arguments | local) - declared
         bound |= mine
         free |= uses - mine
@@ -297,21 +290,20 @@ def _all_arguments(arguments: ast.arguments) -> list[ast.arg]:
     return named + [each for each in (arguments.vararg, arguments.kwarg) if each is not None]
 
 
-def _contains(outer: ast.AST, inner: ast.AST) -> bool:
-    return any(node is inner for node in ast.walk(outer))
-
-
-def _imports_of(module: str, path: Path, statement: ast.stmt) -> dict[str, tuple[str, str | None]]:
+def _imports_of(module: str, path: Path, nodes: list[ast.AST]) -> dict[str, tuple[str, str | None]]:
     """Imports inside a definition, as names there."""
     targets: dict[str, tuple[str, str | None]] = {}
-    for node in ast.walk(statement):
-        targets |= _import_targets(module, path, node)
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            targets |= _import_targets(module, path, node)
     return targets
 
 
-def _inner_imports(source: _Source, statement: ast.stmt) -> Iterator[tuple[str, str | None]]:
+def _inner_imports(
+    imports: Mapping[str, tuple[str, str | None]],
+) -> Iterator[tuple[str, str | None]]:
     """What a definition imports for itself counts as reached, used or not."""
-    for module, attribute in _imports_of(source.module, source.path, statement).values():
+    for module, attribute in imports.values():
         if attribute is not None and _is_submodule(module, attribute):
             yield f"{module}.{attribute}", None
         else:

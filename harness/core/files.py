@@ -55,9 +55,12 @@ def describe(error: OSError, path: Path) -> str:
     return f"{where}: {what}" + (f"; {advice}" if advice else "")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON at `path`, whole or not at all. Raises OSError."""
-    write_text(path, json.dumps(content, indent=1))
+def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 1) -> None:
+    """JSON at `path`, whole or not at all. Raises OSError.
+
+    `indent`: None for what is large and read by programs alone: lines take ten times as long.
+    """
+    write_text(path, json.dumps(content, indent=indent))
 
 
 def write_text(path: Path, text: str) -> None:

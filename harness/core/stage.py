@@ -40,6 +40,7 @@ from harness.core.component import Component
 from harness.core.errors import BitgridError, CollisionError
 from harness.core.frozen import FrozenMapping
 from harness.core.hints import find_items, find_values, list_choices
+from harness.core.parts import list_parts
 from harness.core.reads import Read
 
 T = TypeVar("T")
@@ -128,7 +129,7 @@ class Stage(Generic[T]):
         text = to_canonical_json([self.kind, self.version, describe_fields(self)])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[Stage[Any], ...]:
         """The stages among the fields, in field order, each once."""
         return _inputs(self)
@@ -238,7 +239,7 @@ def find_code(stage: Stage[Any]) -> tuple[Callable[..., Any] | type, ...]:
     classes: dict[Any, None] = {type(stage): None}
 
     def search(thing: object) -> None:
-        for child in _children(thing):
+        for child in list_parts(thing):
             if not isinstance(child, Stage):
                 if dataclasses.is_dataclass(child):
                     classes[type(child)] = None
@@ -375,15 +376,6 @@ def _type_hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _children(thing: object) -> Iterator[object]:
-    if isinstance(thing, tuple | list):
-        yield from thing
-    elif isinstance(thing, FrozenMapping):
-        yield from thing.values()
-    elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        yield from (getattr(thing, f.name) for f in dataclasses.fields(thing))
-
-
 def _inputs(stage: Stage[Any]) -> tuple[Stage[Any], ...]:
     inputs: dict[str, Stage[Any]] = {}
 
@@ -391,9 +383,9 @@ def _inputs(stage: Stage[Any]) -> tuple[Stage[Any], ...]:
         if isinstance(thing, Stage):
             inputs.setdefault(thing.key, thing)
         else:
-            for child in _children(thing):
+            for child in list_parts(thing):
                 search(child)
 
-    for child in _children(stage):
+    for child in list_parts(stage):
         search(child)
     return tuple(inputs.values())

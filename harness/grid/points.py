@@ -80,9 +80,14 @@ def list_points(document: Document, file: GridFile) -> list[Point]:
     points, used, taken = [], {"seed", "model"}, set()
     kept: dict[tuple[str, str], str] = {}
     for contender in contenders:
-        for values in itertools.product(*axes.values()):
-            chosen = dict(zip(axes, values, strict=True))
-            made = _configure(document, file, contender, chosen)
+        alike: dict[tuple[int, ...], Configured] = {}  # by where its settings stand on their axes
+        for places in itertools.product(*(range(len(values)) for values in axes.values())):
+            at = dict(zip(axes, places, strict=True))
+            chosen = {axis: axes[axis][place] for axis, place in at.items()}
+            which = tuple(place for axis, place in at.items() if axis not in ("seed", "model"))
+            if which not in alike:
+                alike[which] = _configure(document, file, contender, chosen)
+            made = alike[which]
             used |= made.axes
             taken |= made.defaults
             kept |= made.kept

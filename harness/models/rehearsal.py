@@ -55,13 +55,16 @@ def rehearse_all(stages: Iterable[Stage[Any]]) -> None:
     """Rehearse each of the stages. Raises ModelError."""
     threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
     torch.set_num_threads(1)  # twins are small: many threads would only wait for each other
-    logging.set_verbosity_error()  # which kernels would be faster is no matter here
+    is_loud = verbosity != logging.ERROR  # setting it takes long where there are many loggers
+    if is_loud:
+        logging.set_verbosity_error()  # which kernels would be faster is no matter here
     try:
         for stage in stages:
             rehearse(stage)
     finally:
         torch.set_num_threads(threads)
-        logging.set_verbosity(verbosity)
+        if is_loud:
+            logging.set_verbosity(verbosity)
 
 
 @rehearse.register

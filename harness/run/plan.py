@@ -22,6 +22,8 @@ from harness.core.errors import BitgridError, StoreError
 from harness.core.files import write_json
 
 if TYPE_CHECKING:
+    from harness.core.definitions import Code
+    from harness.core.reads import Read
     from harness.core.records import Drawn
     from harness.core.stage import Stage
     from harness.grid.expand import Cell, Grid
@@ -165,7 +167,8 @@ def build(grid: Grid) -> Plan:
 
     nodes: dict[str, Node] = {}
     stages: list[Stage[Any]] = []
-    code: dict[str, dict[str, str]] = {}
+    codes: dict[int, Code] = {}
+    marks: dict[tuple[Read, ...], tuple[Mark, ...]] = {}
     watched = {*(path.resolve() for path in grid.files), *provenance.list_sources()}
     for registry in (METHODS, MODELS, TEXTS, EVALUATIONS, DIAGNOSTICS):
         watched |= registry.files()
@@ -174,10 +177,12 @@ def build(grid: Grid) -> Plan:
             if stage.key in nodes:
                 continue
             stages.append(stage)
-            files = {file for read in stage.reads() for file in read.files()}
+            if (reads := stage.reads()) not in marks:
+                files = {file for read in reads for file in read.files()}
+                watched |= files
+                marks[reads] = tuple(mark_file(path) for path in sorted(files))
             behind = reach(find_code(stage))
-            code[behind.digest] = dict(behind.definitions)
-            watched |= {*files, *behind.files}
+            codes[id(behind)] = behind
             nodes[stage.key] = Node(
                 kind=stage.kind,
                 title=f"{getattr(stage, 'task', '')} {cell.id}".strip(),
@@ -185,9 +190,10 @@ def build(grid: Grid) -> Plan:
                 inputs=tuple(above.key for above in stage.inputs),
                 code=behind.digest,
                 stage=stage.description(),
-                **asdict(stage.resources),
-                files=tuple(mark_file(path) for path in sorted(files)),
+                **vars(stage.resources),
+                files=marks[reads],
             )
+    watched = watched.union(*(each.files for each in codes.values()))
     return Plan(
         name=grid.name,
         path=str(grid.path.resolve()),
@@ -199,7 +205,7 @@ def build(grid: Grid) -> Plan:
         nodes=nodes,
         watch=tuple(mark_file(path) for path in sorted(watched)),
         mirror=os.environ.get("BITGRID_MIRROR"),
-        code=code,
+        code={each.digest: dict(each.definitions) for each in codes.values()},
         awaiting=tuple(
             replace(_describe(cell), model="", diagnostics=()) for cell in grid.awaiting
         ),
@@ -233,7 +239,10 @@ def _describe(cell: Cell) -> CellInfo:
 def write(plan: Plan, path: Path) -> None:
     """Keep a plan in a file, for `read`. Raises StoreError."""
     try:
-        write_json(path, {"schema": SCHEMA, **asdict(plan)})
+        nodes = {key: vars(node) for key, node in plan.nodes.items()}
+        cells = {name: list(map(vars, getattr(plan, name))) for name in ("cells", "awaiting")}
+        whole = {"schema": SCHEMA, **vars(plan), "nodes": nodes, **cells}
+        write_json(path, whole, indent=None)  # as it is: `asdict` would copy all of it
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -152,7 +152,7 @@ def _find_version(place: Path, keys: Iterable[str]) -> Path:
 def _write_version(known: Known, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"name": known.name, "path": known.path, "keys": sorted(known.keys)}
-    write_json(path, {"schema": SCHEMA, **facts})
+    write_json(path, {"schema": SCHEMA, **facts}, indent=None)
     if known.planned:
         os.utime(path, ns=(known.planned, known.planned))
 

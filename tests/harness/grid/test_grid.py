@@ -16,6 +16,7 @@ from harness.config.document import Document
 from harness.core.errors import GridError
 from harness.core.registry import Unavailable
 from harness.core.stage import closure
+from harness.grid import points
 from harness.grid.expand import Grid, load
 from harness.grid.names import check_names
 from harness.grid.schema import GridFile
@@ -90,6 +91,20 @@ def test_seeds_pair_cells(write) -> None:  # type: ignore[no-untyped-def]
     assert {stage.seed for stage in trained} == {0, 1, 2}  # type: ignore[attr-defined]
     tokens = {(stage.seed, stage.tokens.key) for stage in trained}  # type: ignore[attr-defined]
     assert len(tokens) == 3  # one of each seed, whatever the objective and the bits
+
+
+def test_a_method_is_configured_once_for_all_its_seeds(  # type: ignore[no-untyped-def]
+    write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = points._configure, []
+
+    def configure(*given: Any) -> points.Configured:
+        seen.append(given)
+        return before(*given)
+
+    monkeypatch.setattr(points, "_configure", configure)
+    assert len(write().cells) == 36
+    assert len(seen) == 3 * 2 * 4  # methods, bits, objectives
 
 
 def test_a_compared_method_keeps_what_it_sets_itself(write) -> None:  # type: ignore[no-untyped-def]
