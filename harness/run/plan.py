@@ -158,20 +158,13 @@ def build(grid: Grid) -> Plan:
     """The plan of a validated grid."""
     from harness.core.definitions import reach
     from harness.core.stage import closure, find_code, kinds
-    from harness.data.sources import TEXTS
-    from harness.evaluation.diagnostics import DIAGNOSTICS
-    from harness.evaluation.evaluations import EVALUATIONS
-    from harness.method import METHODS
-    from harness.models.registry import MODELS
     from harness.run.rereading import describe_rereads
 
     nodes: dict[str, Node] = {}
     stages: list[Stage[Any]] = []
     codes: dict[int, Code] = {}
     marks: dict[tuple[Read, ...], tuple[Mark, ...]] = {}
-    watched = {*(path.resolve() for path in grid.files), *provenance.list_sources()}
-    for registry in (METHODS, MODELS, TEXTS, EVALUATIONS, DIAGNOSTICS):
-        watched |= registry.files()
+    watched = {*(path.resolve() for path in grid.files), *_list_code()}
     for cell in grid.cells:
         for stage in closure([cell.model, *cell.roots]):
             if stage.key in nodes:
@@ -214,6 +207,18 @@ def build(grid: Grid) -> Plan:
         runs_code=grid.runs_code,
         advice=describe_rereads(stages),
     )
+
+
+def _list_code() -> set[Path]:
+    """The project's files, and those in which something is registered."""
+    from harness.data.sources import TEXTS
+    from harness.evaluation.diagnostics import DIAGNOSTICS
+    from harness.evaluation.evaluations import EVALUATIONS
+    from harness.method import METHODS
+    from harness.models.registry import MODELS
+
+    registries = (METHODS, MODELS, TEXTS, EVALUATIONS, DIAGNOSTICS)
+    return {*provenance.list_sources()}.union(*(each.files() for each in registries))
 
 
 def _describe(cell: Cell) -> CellInfo:
