@@ -60,7 +60,7 @@ def main() -> None:
 
 def scores(model: Model, task: str, limit: int | None) -> Scores:
     """A task's scores through the harness."""
-    base = pretrained(smollm2.NAME, "float32")
+    base = pretrained(smollm2.NAME, str(model.network.dtype).removeprefix("torch."))
     stage = build_evaluation(base, task, base, limit=limit)
     with tempfile.TemporaryDirectory() as work:
         values: dict[str, Any] = {base.key: model}
@@ -89,7 +89,9 @@ def reference(data: Path, windows: int | None, length: int = 2048) -> float:
     return math.exp(total / count)
 
 
-def direct(task: str, limit: int, batch: int) -> dict[str, float]:
+def direct(
+    task: str, limit: int, batch: int, dtype: str = "float32", shots: int | None = None
+) -> dict[str, float]:
     """A task's scores by lm-eval's own command path: its model class on the folder, its task."""
     import datasets
     from lm_eval import simple_evaluate
@@ -104,12 +106,12 @@ def direct(task: str, limit: int, batch: int) -> dict[str, float]:
     try:
         model = HFLM(
             str(smollm2.unpacked_folder()),
-            dtype="float32",
+            dtype=dtype,
             device=str(device()),
             batch_size=batch,
             add_bos_token=False,
         )
-        found = simple_evaluate(model=model, tasks=[task], limit=limit)
+        found = simple_evaluate(model=model, tasks=[task], limit=limit, num_fewshot=shots)
     finally:
         datasets.load_dataset = load
     assert found is not None

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from harness.core.errors import ModelError
+from harness.evaluation.likelihoods import Answer, Reading, choose_reading, score
 from harness.evaluation.task_files import NO_FIRST_TOKEN, count_room
 from harness.models import Model, carries_states, run_finite
 
@@ -28,6 +29,8 @@ class CheckedLM(HFLM):  # type: ignore[misc]
 
     def __init__(self, model: Model, batch_size: int, bos: bool) -> None:
         self.checked = model
+        # A context is asked for once a choice, one after another.
+        self._encode = lru_cache(maxsize=8)(super().tok_encode)
         super().__init__(
             pretrained=model.network,
             tokenizer=_with_padding(model),
@@ -49,8 +52,22 @@ class CheckedLM(HFLM):  # type: ignore[misc]
         answers: list[str] = super().generate_until(*arguments, **options)
         return answers
 
-    def _loglikelihood_tokens(self, *arguments: Any, **options: Any) -> list[tuple[float, bool]]:
-        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(*arguments, **options)
+    @cached_property
+    def reading(self) -> Reading:
+        return choose_reading(self.checked)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], *arguments: Any, **options: Any
+    ) -> list[Answer]:
+        # Of texts that are scored from their first token on, which have no name, nothing is read
+        # in vain.
+        if requests and requests[0][0] is not None and self.reading != "whole":
+            texts = [(context, continuation) for _, context, continuation in requests]
+            answers = score(
+                self.checked, texts, self.max_length, self.batch_size_per_gpu, self.reading
+            )
+        else:
+            answers = super()._loglikelihood_tokens(requests, *arguments, **options)
         for likelihood, _ in answers:
             if not math.isfinite(likelihood):
                 dtype = str(self.checked.network.dtype).removeprefix("torch.")
@@ -70,8 +87,7 @@ class CheckedLM(HFLM):  # type: ignore[misc]
     ) -> list[int]:
         if add_special_tokens is None and not self.add_bos_token:
             add_special_tokens = False  # else lm-eval looks for a BOS at the text's beginning
-        ids: list[int] = super().tok_encode(string, add_special_tokens, **options)
-        return ids
+        return list(self._encode(string, add_special_tokens, **options))
 
     def tok_decode(self, tokens: int | Sequence[int] | None, **options: Any) -> str | None:
         """The text of tokens; of the EOS that a tokenizer lacks, None: no string to stop at."""

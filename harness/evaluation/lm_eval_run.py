@@ -54,7 +54,12 @@ def run_task(
 
     check_model(task, bos, model.tokenizer, model.context)
     check_task(task, shots, access, digest, run_tests)
-    with _quiet(), compat.undescribed_machine(), _served(access, run_tests):
+    with (
+        _quiet(),
+        _served(access, run_tests),
+        compat.undescribed_machine(),
+        compat.kept_templates(),
+    ):
         language_model = CheckedLM(model, batch_size, bos)
         with _blaming_rows(task, shots, access):
             results = lm_eval.simple_evaluate(
