@@ -9,8 +9,10 @@ blocks (`layers`), which of the library's classes reads a model (`reading`), how
 
 from __future__ import annotations
 
+from contextlib import suppress
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -18,6 +20,8 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from harness.core.errors import ModelError
 
+# Where the blocks of a network are: to go through all modules costs as much as a few layers.
+_PLACES: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 # What configurations call the longest sequence, the library's general name first.
 _CONTEXTS = ("max_position_embeddings", "max_seq_len", "seq_length", "context_length")
 
@@ -52,6 +56,17 @@ def find_blocks(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     Blocks need not be of one class: hybrids mix attention with state spaces. Raises ModelError.
     """
     count = getattr(read_text_config(network.config), "num_hidden_layers", None)
+    if (name := _PLACES.get(network)) is not None:
+        with suppress(AttributeError):  # a part of it may have been replaced
+            found = network.get_submodule(name)
+            if isinstance(found, nn.ModuleList) and len(found) == count:
+                return name, found
+    name, found = _search_blocks(network, count)
+    _PLACES[network] = name
+    return name, found
+
+
+def _search_blocks(network: PreTrainedModel, count: int | None) -> tuple[str, nn.ModuleList]:
     lists = {
         name: module
         for name, module in network.named_modules()

@@ -139,9 +139,8 @@ def sample(
     uniform (B,) in [0, 1); greedy (B,) bool: take the likeliest. top_p keeps the fewest tokens
     whose probabilities reach it. Temperature 0 is greedy.
     """
-    likeliest = scores.argmax(-1)
     if temperature == 0 or bool(greedy.all()):
-        return likeliest
+        return scores.argmax(-1)
     chances = (scores.float() / temperature).softmax(-1)
     places: Tensor | None = None
     if top_p < 1:
@@ -152,7 +151,8 @@ def sample(
     drawn = drawn.clamp(max=scores.shape[-1] - 1)
     if places is not None:
         drawn = places.gather(-1, drawn)
-    return torch.where(greedy, likeliest, drawn.squeeze(-1))
+    drawn = drawn.squeeze(-1)
+    return torch.where(greedy, scores.argmax(-1), drawn) if bool(greedy.any()) else drawn
 
 
 def _sums(chances: Tensor) -> Tensor:

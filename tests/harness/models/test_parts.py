@@ -78,6 +78,7 @@ def test_a_network_without_such_blocks_is_refused() -> None:
     config = configure("llama")
     with torch.device("meta"):
         network = find_class(config).from_config(config)
+    assert len(blocks(network)) == 2  # found once, and not taken on trust later
     network.config.num_hidden_layers = 3
     with pytest.raises(ModelError, match="no list of 3 decoder blocks"):
         blocks(network)
