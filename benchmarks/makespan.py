@@ -47,6 +47,7 @@ from harness.run.plan import Plan
 HOURS = {
     "generate": 3.0,
     "confidence": 0.1,
+    "teacher-states": 0.3,
     "clip-search": 0.3,
     "scale-search": 0.2,
     "train": 1.2,
@@ -60,7 +61,7 @@ HOURS = {
     "humaneval_instruct": 0.4,
     "lm-eval": 0.1,
 }
-SAVING = {"train", "generate"}  # kinds of stages that go on from a checkpoint
+SAVING = {"train", "generate", "teacher-states"}  # kinds of stages that go on from a checkpoint
 SEQUENCES = 8000
 NODE = 8  # GPUs
 TESTED = 500  # jobs that the scheduler looks at in one pass: SLURM's bf_max_job_test
