@@ -29,8 +29,9 @@ def describe_rereads(stages: Iterable[Stage[Any]]) -> tuple[str, ...]:
         times = sum(each.tokens for each in passes) / needed if needed else 0.0
         if times >= 2:
             number = f"{len(passes)} trainings read" if len(passes) > 1 else "a training reads"
+            often = f"{times:.1f}" if times < 10 else f"{times:,.0f}"
             lines.append(
-                f"teacher: {number} the same data {times:.3g} times with it; "
+                f"teacher: {number} the same data {often} times with it; "
                 f"train.teacher_states: stored reads them once, and keeps "
                 f"{once.resources.disk_gib:,.2f} GiB at most"
             )

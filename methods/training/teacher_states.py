@@ -200,6 +200,11 @@ def build_states(
             f"objective {seen!r} sees the teacher's states behind every block, and "
             "train.teacher_states: stored keeps those behind the last; train.teacher_states: run"
         )
+    return make_states(teacher, tokens, training)
+
+
+def make_states(teacher: Stage[Model], tokens: Stage[Tokens], training: Training) -> TeacherStates:
+    """The stage that keeps what a training's teacher gives."""
     most = math.ceil(training.batch_size / training.gpus)
     return TeacherStates(teacher, tokens, training.dtype, min(training.micro_batch, most))
 

@@ -51,7 +51,7 @@ from methods.training.preflight import check_inputs, find_block_objective
 from methods.training.settings import Training
 from methods.training.shards import ALONE, Shards
 from methods.training.step import TrainingStep
-from methods.training.teacher_states import States, build_states
+from methods.training.teacher_states import States, make_states
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,9 @@ def _of_train(stage: Train) -> tuple[Pass, ...]:
     read = times * trained.tokens
     if stage.states is not None:
         return trained, Pass(stage.teacher, read, "headed")
-    stored = replace(stage.training, teacher_states="stored")
     instead = None
     if isinstance(stage.tokens, Stage) and find_block_objective(stage.objective) is None:
-        instead = build_states(stage.teacher, stage.tokens, stage.objective, stored)
+        instead = make_states(stage.teacher, stage.tokens, stage.training)
     return trained, Pass(stage.teacher, read, "read", instead)
 
 
