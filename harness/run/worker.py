@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     described = json.loads((scratch.path / STAGES).read_text())
     stage = rebuild_stages(described)[scratch.path.parent.name]
     try:
-        _join()
+        join_processes()
         with _reporting(progress) if leads else contextlib.nullcontext():
             note = partial(_note, progress)
             compute(stage, _shared(stage, store, scratch, note), scratch, keeps=leads)
@@ -105,7 +105,7 @@ def _shared(
     return values
 
 
-def _join() -> None:
+def join_processes() -> None:
     """One process, one device; and the group of all of them."""
     named = os.environ.get("BITGRID_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     if not named.startswith("cuda"):

@@ -208,7 +208,7 @@ def test_a_process_touches_its_own_gpu_first_and_no_other(
     gpus: list[str], local: str, gpu: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", local)
-    worker._join()
+    worker.join_processes()
     here = f"cuda:{gpu}"
     assert gpus == [f"set {gpu}", f"tensor on {here}", f"join cpu:gloo,cuda:nccl {here}"]
     assert models.device() == torch.device(here)
@@ -219,7 +219,7 @@ def test_a_process_that_is_to_use_the_cpu_touches_no_gpu(
     gpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BITGRID_DEVICE", "cpu")
-    worker._join()
+    worker.join_processes()
     assert gpus == ["join gloo None"]
 
 
