@@ -1,28 +1,30 @@
 """How long the clip search takes on one layer, and how long the straightforward way takes.
 
-    python benchmarks/clip_search.py [--threads 2] [--format nf --bits 3 --group-size 128]
+    python -m benchmarks.clip_search [--write] [--threads 1] [--format nf --bits 3]
 
 The straightforward way multiplies the sampled tokens out, tokens x rows x groups, for each
 candidate; it is timed on the small layer only and must choose the same ranges. Random weights and
-activations: the work does not depend on the values.
+activations: the work does not depend on the values. In turn; a processor's seconds
+of one thread, else those of the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from typing import TypeAlias
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks.record import Record, time_in_turn
 from methods.quantization import clip
 from methods.quantization.formats import Format, Grouped, bounds
+from methods.quantization.observing import Observed
+from methods.quantization.readings import Reading
 from methods.quantization.spans import Span
 
 TOKENS, GRID, STEPS = 512, 20, 10
-Search: TypeAlias = Callable[[Tensor, Tensor, Grouped], tuple[Tensor, Tensor]]
 
 
 def straightforward(weight: Tensor, inputs: Tensor, format: Grouped) -> tuple[Tensor, Tensor]:
@@ -52,42 +54,50 @@ def _outputs(groups: Tensor, seen: Tensor) -> Tensor:
 
 def fast(weight: Tensor, inputs: Tensor, format: Grouped) -> tuple[Tensor, Tensor]:
     spans: list[Span] = format.spans(weight.shape[1])
-    observed = clip.Observed(["layer"], spans, len(inputs))
+    observed = Observed(Reading(["layer"]), spans, len(inputs))
     observed.add(inputs)
     low, high, _, _ = clip.search(weight, observed.roots(), format, GRID, STEPS)
     return low, high
 
 
+def draw(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Weights and inputs of a layer."""
+    torch.manual_seed(1)
+    return torch.randn(rows, columns) / 50, torch.randn(TOKENS, columns)
+
+
 def main() -> None:
     choices = {n: c for n, c in Format.choices().items() if issubclass(c, Grouped)}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--format", choices=choices, default="int-asym")
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     format = choices[given.format](bits=given.bits, group_size=given.group_size)
     assert isinstance(format, Grouped)
-    print(f"{format}, {TOKENS} tokens, {STEPS}x{STEPS} candidates, {given.threads} threads")
-    torch.manual_seed(0)
-
-    def timed(search: Search, rows: int, columns: int) -> tuple[float, Tensor, Tensor]:
-        weight, inputs = torch.randn(rows, columns) / 50, torch.randn(TOKENS, columns)
-        begun = time.perf_counter()
-        low, high = search(weight, inputs, format)
-        return time.perf_counter() - begun, low, high
-
-    fast(torch.randn(8, 512), torch.randn(TOKENS, 512), format)  # warm up
-    torch.manual_seed(1)
-    quick, low, high = timed(fast, 256, 512)
-    print(f"  256 x  512  this search      {quick:8.3f} s")
-    torch.manual_seed(1)
-    slow, slow_low, slow_high = timed(straightforward, 256, 512)
-    same = ((low == slow_low) & (high == slow_high)).float().mean()
-    print(f"  256 x  512  straightforward  {slow:8.3f} s  ({slow / quick:.0f} times as long;")
-    print(f"              {same:.2%} of groups have the same range)")
-    print(f" 4096 x 4096  this search      {timed(fast, 4096, 4096)[0]:8.3f} s")
+    unit, clock = ("CPU s", time.process_time) if given.threads == 1 else ("s", time.perf_counter)
+    record = Record("clip_search", baseline="straightforward")
+    weight, inputs = draw(256, 512)
+    ranges = zip(fast(weight, inputs, format), straightforward(weight, inputs, format), strict=True)
+    same = torch.stack([one == other for one, other in ranges]).all(0).float().mean()
+    print(f"{format}: {same:.2%} of groups have the same range")
+    case = f"{given.format} {given.bits} bits, {TOKENS} tokens, {STEPS} x {STEPS} candidates"
+    both = {
+        "straightforward": partial(straightforward, weight, inputs, format),
+        "this search": partial(fast, weight, inputs, format),
+    }
+    for form, seconds in time_in_turn(both, given.runs, clock).items():
+        record.add(f"{case}, 256 x 512", form, unit, seconds, weights=256 * 512)
+    for rows, columns in ((1024, 1024), (2048, 4096)):
+        search = partial(fast, *draw(rows, columns), format)
+        (seconds,) = time_in_turn({"": search}, given.runs, clock).values()
+        sizes = f"{rows} x {columns}"
+        record.add(f"{case}, {sizes}", "this search", unit, seconds, weights=rows * columns)
+    record.finish(given.write)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ A linear layer (1536, 576) on 1024 tokens, forward and backward, inputs' gradien
 weight as it is, and rounded on the way. `nf3, level by level` is normal floats plainly, the whole
 weight at once and a comparison a level, as they were before `methods.quantization.levels` had its
 form. Then SmolLM2-135M's steps of distillation by CAKLD, teacher included, on 4 sequences of 256
-random tokens: `plain` is the same loop with `format: none`. One thread, seconds in turn.
+random tokens: `plain` is the same loop with `format: none`. A processor's seconds,
+one thread, in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -118,14 +120,14 @@ def main() -> None:
         for name, format in FORMATS.items():
             forms[name] = make_linear(dtype, format.quantize_with_gradient)
         case = f"linear {OUT} x {IN}, {TOKENS} tokens, {str(dtype).partition('.')[2]}"
-        for form, seconds in time_in_turn(forms, chosen.linear_runs).items():
-            record.add(case, form, "s", seconds)
+        for form, seconds in time_in_turn(forms, chosen.linear_runs, time.process_time).items():
+            record.add(case, form, "CPU s", seconds)
     if chosen.step_runs:
         model = read_model(str(smollm2.unpacked_folder()), torch.bfloat16)
         steps = make_steps(model, {"plain": FullPrecision(), **FORMATS})
         case = f"step of SmolLM2-135M, {TOKENS // LENGTH} x {LENGTH} tokens, bfloat16"
-        for form, seconds in time_in_turn(steps, chosen.step_runs).items():
-            record.add(case, form, "s", seconds)
+        for form, seconds in time_in_turn(steps, chosen.step_runs, time.process_time).items():
+            record.add(case, form, "CPU s", seconds)
     record.finish(chosen.write)
 
 

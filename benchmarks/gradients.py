@@ -1,28 +1,30 @@
 """What gradients through the range of a format cost, against gradients that pass unchanged.
 
-    python -m benchmarks.gradients --out benchmarks/gradients.csv
+    python -m benchmarks.gradients [--write] [--runs 8]
 
 The rounding alone, forward and backward, of a weight (1536, 576) in groups of 64; and whole steps
 of distillation of `benchmarks.train_step`'s model by CAKLD. Rounding costs by the weight and the
 rest of a step by the weight and token, so that what decides is the tokens of a step: BitDistiller
-takes 131,072. CPU seconds of one thread, the least of several runs, the two gradients in turn, so
-that other work on the machine shows little.
+takes 131,072. CPU seconds of one thread, the two gradients in turn, so that other work on the
+machine shows little.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from typing import get_args
 
 import torch
 
+from benchmarks.record import Record, time_in_turn
 from benchmarks.train_step import random_llama
 from harness.models import DTYPES, Model
 from methods.quantization.formats import NF, Grouped, IntAsym, IntSym
+from methods.quantization.gradients import Gradient
 from methods.training.masters import Masters
 from methods.training.objectives import CAKLD
 from methods.training.settings import Training
@@ -35,18 +37,6 @@ FORMATS: dict[str, Grouped] = {
     "int-sym 2 bits": IntSym(2, 64),
     "nf 3 bits": NF(3, 64),
 }
-
-
-def compare(make: Callable[[Grouped], Callable[[], object]], format: Grouped, runs: int) -> list:
-    """Least milliseconds with either gradient, and their ratio."""
-    jobs = [make(format), make(replace(format, gradient="through-range"))]
-    least = [float("inf"), float("inf")]
-    for _ in range(runs + 1):  # the first warms up
-        for number, job in enumerate(jobs):
-            began = time.process_time()
-            job()
-            least[number] = min(least[number], time.process_time() - began)
-    return [f"{1000 * least[0]:.2f}", f"{1000 * least[1]:.2f}", f"{least[1] / least[0]:.3f}"]
 
 
 def make_rounding(format: Grouped) -> Callable[[], object]:
@@ -77,29 +67,29 @@ def make_step(model: Model, tokens: int, dtype: str, format: Grouped) -> Callabl
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--runs", type=int, default=8)
-    options.add_argument("--out", type=Path)
+    options.add_argument("--write", action="store_true")
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    rows = [["what", "format", "identity_ms", "through_range_ms", "ratio"]]
-    for name, format in FORMATS.items():
-        rows.append(["rounding", name, *compare(make_rounding, format, 10 * chosen.runs)])
-        print(*rows[-1], flush=True)
+    record = Record("gradients", baseline="identity")
+
+    def compare(case: str, make: Callable[[Grouped], Callable[[], object]], name: str) -> None:
+        format = FORMATS[name]
+        forms = {each: make(replace(format, gradient=each)) for each in get_args(Gradient)}
+        runs = chosen.runs if make is not make_rounding else 10 * chosen.runs
+        for form, seconds in time_in_turn(forms, runs, time.process_time).items():
+            record.add(f"{case}, {name}", form, "CPU s", seconds)
+
+    for name in FORMATS:
+        compare("rounding of 1536 x 576", make_rounding, name)
     model = random_llama()
     for dtype in ("float32", "bfloat16"):
         for tokens in (1024, 2048):
             for name in ("int-asym 2 bits", "nf 3 bits"):
-
-                def make(format: Grouped, tokens: int = tokens, dtype: str = dtype) -> Callable:
-                    return make_step(model, tokens, dtype, format)
-
-                figures = compare(make, FORMATS[name], chosen.runs)
-                rows.append([f"step of {tokens} tokens, {dtype}", name, *figures])
-                print(*rows[-1], flush=True)
-    if chosen.out is not None:
-        with chosen.out.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+                make = partial(make_step, model, tokens, dtype)
+                compare(f"step of {tokens} tokens, {dtype}", make, name)
+    record.finish(chosen.write)
 
 
 if __name__ == "__main__":

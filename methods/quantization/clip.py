@@ -19,9 +19,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from harness.models import Matrix, Model, matrices
 from methods.quantization.formats import Grouped, bounds
+from methods.quantization.spans import keep_freed_memory
 
 # What models call the query, key and value projections of an attention module.
 _SEPARATE = (
@@ -36,7 +38,7 @@ _FUSED = ("qkv_proj", "query_key_value", "Wqkv", "qkv", "c_attn")
 
 # Weights whose candidates are tried together: on a CPU few enough that all temporaries stay in the
 # cache, on a GPU enough to fill it.
-_AT_ONCE = {"cpu": 2**18}
+_AT_ONCE = {"cpu": 2**19}
 _AT_ONCE_ELSEWHERE = 2**24
 
 T = TypeVar("T")
@@ -89,11 +91,14 @@ def search(
     for span, root in zip(format.spans(weight.shape[-1]), roots, strict=True):
         groups = span.cut(weight).transpose(0, 1)  # (G, O, g)
         low, high = torch.empty_like(groups[..., 0]), torch.empty_like(groups[..., 0])
-        parts = list(_parts(groups))
+        parts = list(_parts(groups, steps))
+        # Each group's once, however many parts its rows are cut into.
+        projections = {
+            start: _Projection.of(root[start:stop].to(weight.device))
+            for start, stop in {(part[0].start, part[0].stop) for part in parts}
+        }
         jobs = [
-            partial(
-                _search_part, groups[part], root[part[0]].to(weight.device), format, grid, steps
-            )
+            partial(_search_part, groups[part], projections[part[0].start], format, grid, steps)
             for part in parts
         ]
         for part, best in zip(parts, each(jobs, weight.device), strict=True):
@@ -125,29 +130,63 @@ class _Best:
     after: float
 
 
+@dataclass
+class _Projection:
+    """What a change of weights does to the outputs: a root (G, k, g), held for products with it."""
+
+    root: Tensor
+    packed: list[
+        Tensor
+    ]  # the root of each group in the form of oneDNN; none where that is not used
+
+    @classmethod
+    def of(cls, root: Tensor) -> _Projection:
+        # Of the libraries that torch multiplies float32 with on a CPU the usual one, MKL, does half
+        # of what a processor can where that is not Intel's; oneDNN is as fast on all of them.
+        packs = root.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        packs &= root.shape[2] ** 2 <= at_once("cpu")  # else rows are few
+        return cls(root, [each.contiguous().to_mkldnn() for each in root] if packs else [])
+
+    def __call__(self, change: Tensor) -> Tensor:
+        """(G, n, g) -> (G, n, k): the change of the outputs, turned as the root is."""
+        if not self.packed or change.shape[1] < change.shape[2]:  # packing would cost more
+            return change @ self.root.mT
+        moved = [
+            linear(each.to_mkldnn(), packed).to_dense()
+            for each, packed in zip(change, self.packed, strict=True)
+        ]
+        return torch.stack(moved) if len(moved) > 1 else moved[0][None]
+
+
 @torch.no_grad()  # of its own: grad mode does not reach other threads
-def _search_part(weight: Tensor, root: Tensor, format: Grouped, grid: int, steps: int) -> _Best:
-    """`search` for some groups and rows: weight (G, O, g), root (G, k, g)."""
-    groups, project = weight.float().contiguous(), root.mT.contiguous()
+def _search_part(
+    weight: Tensor, project: _Projection, format: Grouped, grid: int, steps: int
+) -> _Best:
+    """`search` for some groups and rows: weight (G, O, g). All minima with one maximum at once."""
+    groups = weight.float().contiguous()
     factors = [1 - step / grid for step in range(steps)]
     low, high = bounds(groups)
-    lows = [(low * factor).to(weight.dtype).float() for factor in factors]
-    highs = [(high * factor).to(weight.dtype).float() for factor in factors]
-    errors = torch.empty(steps * steps, *groups.shape[:-1], device=weight.device)
-    for index, error in enumerate(errors):
-        change = format.quantize_dequantize(
-            groups, lows[index % steps], highs[index // steps]
-        ).sub_(groups)
-        torch.sum((change @ project).square_(), -1, out=error)
-    least = errors.amin(0)
+    lows, highs = (
+        torch.stack([(end * factor).to(weight.dtype).float() for factor in factors], 1)
+        for end in (low, high)
+    )  # (G, steps, O, 1)
+    repeated = groups[:, None].expand(-1, steps, -1, -1)
+    errors = torch.empty(len(groups), steps, steps, groups.shape[1], device=weight.device)
+    for index in range(steps):
+        most = highs[:, index : index + 1].expand_as(lows)
+        change = format.quantize_dequantize(repeated, lows, most).sub_(repeated)
+        moved = project(change.flatten(1, 2)).square_()
+        torch.sum(moved.unflatten(1, change.shape[1:3]), -1, out=errors[:, index])
+    errors = errors.flatten(1, 2)
+    least = errors.amin(1)
     # Not argmin, which does not say which of equals it returns.
-    order = torch.arange(len(errors), device=weight.device).view(-1, 1, 1)
-    first = torch.where(errors == least, order, len(errors)).amin(0)
+    order = torch.arange(errors.shape[1], device=weight.device)[:, None]
+    first = torch.where(errors == least[:, None], order, len(order)).amin(1)
 
-    def pick(candidates: list[Tensor], chosen: Tensor) -> Tensor:
-        return torch.cat(candidates, -1).gather(-1, chosen[..., None])[..., 0].to(weight.dtype)
+    def pick(candidates: Tensor, chosen: Tensor) -> Tensor:
+        return candidates[..., 0].gather(1, chosen[:, None])[:, 0].to(weight.dtype)
 
-    before, after = float(errors[0].double().sum()), float(least.double().sum())
+    before, after = float(errors[:, 0].double().sum()), float(least.double().sum())
     return _Best(pick(lows, first % steps), pick(highs, first // steps), before, after)
 
 
@@ -156,11 +195,13 @@ def at_once(device: str) -> int:
     return _AT_ONCE.get(device, _AT_ONCE_ELSEWHERE)
 
 
-def _parts(groups: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Blocks of groups and rows of (G, O, g) that are searched together."""
-    budget = at_once(groups.device.type)
+def _parts(groups: Tensor, steps: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of groups and rows of (G, O, g) that are searched together, `steps` candidates of each
+    at once; rows cut evenly."""
+    budget = max(1, at_once(groups.device.type) // steps)
     count, rows, width = groups.shape
     tall = max(1, min(rows, budget // width))
+    tall = -(-rows // -(-rows // tall))
     wide = max(1, budget // (tall * width))
     for group in range(0, count, wide):
         for row in range(0, rows, tall):
@@ -175,6 +216,7 @@ def each(jobs: Sequence[Callable[[], T]], device: torch.device) -> Iterator[T]:
     if device.type != "cpu":
         yield from (job() for job in jobs)
         return
+    keep_freed_memory()
     with one_thread_each() as threads, ThreadPoolExecutor(threads) as pool:
         yield from pool.map(lambda job: job(), jobs)
 
