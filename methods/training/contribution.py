@@ -23,7 +23,8 @@ from methods.training.forward import (
     Labels,
     run_head,
     run_watched,
-    split_tokens,
+    split_rows,
+    split_states,
     token_entropy,
     token_nll,
 )
@@ -111,7 +112,7 @@ class Contribution(Stage[dict[str, Any]]):
                     own[part] += share * term.compute_losses(seen).float()
 
         def see(block: int, states: Tensor) -> None:
-            for part in split_tokens(len(states), states.shape[1], states.device):
+            for part in split_rows(len(states), states.shape[1], states.device):
                 target, count = hidden[block][part], len(hidden)
                 seen = BlockStates(states[part], target, labels.ids[part], None, block, count)
                 add(seen, part, 1 / count)
@@ -121,7 +122,7 @@ class Contribution(Stage[dict[str, Any]]):
         teacher_states = run_watched(teacher.network, ids, labels, keep)
         states = run_watched(student.network, ids, labels, see if by_block else None)
         nll, entropy = torch.zeros(2, len(states), device=states.device)
-        for part in split_tokens(len(states), student.vocabulary, states.device):
+        for part in split_states(states, student.vocabulary):
             target = run_head(teacher.network, teacher_states[part])
             nll[part] = token_nll(target, labels.ids[part])
             entropy[part] = token_entropy(target, labels.ids[part])

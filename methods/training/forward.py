@@ -23,10 +23,11 @@ from transformers import PreTrainedModel
 from harness.models import Model, blocks, count_vocabulary, find_trunk, run_trunk
 from harness.models.tensors import replace_parameters
 
-# Logits held at once, per tensor. Larger chunks take memory; with smaller ones the head reads its
-# weights too often for few tokens, and leaves a GPU idle.
-_CHUNK = {"cpu": 2**22, "cuda": 2**26}
-_PARTS = 16  # of a chunk, for what is computed of logits: it should stay in a CPU's cache
+# Logits held at once, per tensor, in 16 bits; of wider ones as many bytes. Larger chunks take
+# memory; with smaller ones the head reads its weights too often for few tokens, and leaves a GPU
+# idle.
+_CHUNK = {"cpu": 2**23, "cuda": 2**26}
+_PARTS = 32  # of a chunk, for what is computed of logits: it should stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -154,15 +155,21 @@ class _Output:
 
 
 def split_tokens(count: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cover `count` tokens, each small enough to hold `width` numbers a token: its
-    logits, or its hidden states."""
+    """Slices that cover `count` tokens, each small enough to hold `width` numbers a token."""
     size = max(1, _CHUNK.get(device.type, _CHUNK["cuda"]) // width)
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
 
+def split_states(states: Tensor, width: int) -> Iterator[slice]:
+    """Slices of states (N, D), each of as many tokens as may have their logits, `width` a token in
+    the states' dtype, at once."""
+    return split_tokens(len(states), width * max(1, states.itemsize // 2), states.device)
+
+
 def split_rows(count: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cover `count` rows of logits, each of so few that work on it stays in cache."""
+    """Slices that cover `count` rows of `width` numbers, each of so few that work on it stays in
+    cache."""
     return split_tokens(count, width * _PARTS, device)
 
 
@@ -185,11 +192,12 @@ def measure_states(
     measure: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """`measure_labels` where the trunk has run already: states (N, D) of the label positions."""
-    parts = [
-        measure(run_head(network, states[part]), labels.ids[part])
-        for part in split_tokens(len(states), count_vocabulary(network), states.device)
-    ]
-    return torch.cat(parts) if parts else states.new_zeros(0)
+    measured = []
+    for part in split_states(states, count_vocabulary(network)):
+        logits, ids = run_head(network, states[part]), labels.ids[part]
+        for rows in split_rows(len(ids), logits.shape[1], logits.device):
+            measured.append(measure(logits[rows], ids[rows]))
+    return torch.cat(measured) if measured else states.new_zeros(0)
 
 
 def widen(seen: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ label tokens divided by the whole batch's weight, so micro-batches of unequal le
 big batch: down to rounding, which in bfloat16 is of each one's gradients to 8 bits and shows in the
 losses.
 
-Not here: the weights (`masters`), what a loss is (`objectives`), which sequences a step sees
-(`batches`), when to take one, to write or to stop (`train`).
+Not here: the weights (`masters`), what a loss is (`objectives`), how those of a micro-batch are
+added up (`losses`), which sequences a step sees (`batches`), when to take one, to write or to stop
+(`train`).
 """
 
 from __future__ import annotations
@@ -27,36 +28,26 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from harness.models import (
     Model,
-    are_distributions,
     blocks,
-    count_vocabulary,
     find_first_broken,
 )
 from methods.training.forward import (
     Labels,
     measure_states,
     recompute_blocks,
-    run_head,
     run_watched,
-    split_rows,
-    split_tokens,
     token_entropy,
     token_nll,
-    widen,
 )
-from methods.training.known_losses import measure_mixtures
+from methods.training.losses import Losses, add_up
 from methods.training.masters import Masters
 from methods.training.objectives import (
-    BlockStates,
     Objective,
-    Seen,
     Sight,
     Term,
-    TokenLogits,
     weigh_terms,
     weigh_tokens,
 )
@@ -128,7 +119,7 @@ class TrainingStep:
         """
         network, labels = self.masters.network, Labels.of(ids, mask)
         guide, hidden = self._run_teacher(ids, labels, rows)
-        losses = _Losses(
+        losses = Losses(
             labels,
             self.terms,
             factors or [term.weight for term in self.terms],
@@ -139,23 +130,8 @@ class TrainingStep:
         states = run_watched(
             network, ids, labels, losses.add_block if self._sees("blocks") else None
         )
-        gradient = torch.zeros_like(states)
-        for part in split_tokens(len(states), count_vocabulary(network), states.device):
-            if not self._sees("logits"):
-                break
-            # A leaf of its own for each chunk, so that its logits are freed before the next one's.
-            leaf = states[part].detach().requires_grad_()
-            target = None
-            if self.teacher is not None and guide is not None:
-                with torch.no_grad():
-                    target = run_head(self.teacher.network, guide[part])
-                    # An objective need not show it; without a test, which would stop a GPU.
-                    losses.spoil(~are_distributions(target).all())
-            logits = run_head(network, leaf)
-            seen = TokenLogits(logits.detach(), target, labels.ids[part])
-            logits.backward(losses.add_logits(seen, part))
-            assert leaf.grad is not None
-            gradient[part] = leaf.grad
+        guide_network = None if self.teacher is None else self.teacher.network
+        gradient = losses.add_heads(network, guide_network, states, guide)
         losses.send_back(states, gradient)
         return torch.stack([losses.total, losses.count_tokens()])
 
@@ -232,121 +208,8 @@ class TrainingStep:
         for ids, mask, *rows in micro_batches:
             labels = Labels.of(ids, mask)
             guide, _ = self._run_teacher(ids, labels, rows[0] if rows else None)
-            added = [_add_up(w, labels) for w in self._weigh_tokens(guide, labels)]
-            sums += torch.stack([*added, self._add_entropy(guide, labels), _add_up(None, labels)])
+            added = [add_up(w, labels) for w in self._weigh_tokens(guide, labels)]
+            sums += torch.stack([*added, self._add_entropy(guide, labels), add_up(None, labels)])
         *totals, entropy, count = self.masters.shards.all_reduce(sums).tolist()
         own, first = weigh_terms(self.terms, lambda: entropy / max(count, 1)), totals[0]
         return [f * first / total if total else 0.0 for f, total in zip(own, totals, strict=True)]
-
-
-@dataclass
-class _Losses:
-    """The losses of a micro-batch, added up as they are computed, and the gradients that they pass
-    back."""
-
-    labels: Labels
-    terms: Sequence[Term]
-    factors: Sequence[float]  # of each term
-    weights: Sequence[Tensor | None]  # of each term's tokens, (N,); None: 1
-    hidden: list[
-        Tensor | None
-    ]  # the teacher's states behind each block, (N, D), until they are used
-    total: Tensor  # Σ factor·weight·loss, a scalar
-    edges: list[GradientEdge] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)  # for each of the edges
-
-    def add(self, seen: Seen, part: slice, share: float = 1.0) -> None:
-        """Add `share` of the losses of the tokens `part`, of the terms that see such things and
-        whose gradients are autograd's: those go back to where `seen.student` was made from."""
-        sums = []
-        for term, factor, weights in self._list_terms(seen.kind, known=False):
-            losses = term.compute_losses(seen)
-            weighted = losses if weights is None else losses * weights[part]
-            sums.append(share * factor * weighted.sum())
-        added = torch.stack(sums).sum()
-        added.backward()
-        self.total = self.total + added.detach()
-
-    def add_logits(self, seen: TokenLogits, part: slice) -> Tensor:
-        """Add the losses of the tokens `part`: the gradient of the sum with respect to the
-        student's logits, (n, V) in their dtype. It may stand where the teacher's were."""
-        others = self._add_others(seen, part)  # which still see the teacher's
-        return self._add_known(seen, part, others)
-
-    def _add_others(self, seen: TokenLogits, part: slice) -> Tensor | None:
-        """`add_logits` by autograd; None where no term needs it."""
-        if not self._list_terms("logits", known=False):
-            return None
-        gradient = torch.empty_like(seen.student)
-        for rows in split_rows(len(seen.labels), seen.student.shape[1], seen.student.device):
-            leaf = seen.student[rows].detach().requires_grad_()
-            target = None if seen.teacher is None else seen.teacher[rows]
-            here = slice(part.start + rows.start, part.start + rows.stop)
-            self.add(TokenLogits(leaf, target, seen.labels[rows]), here)
-            assert leaf.grad is not None
-            gradient[rows] = leaf.grad
-        return gradient
-
-    def _add_known(self, seen: TokenLogits, part: slice, others: Tensor | None) -> Tensor:
-        """`add_logits` in closed form, upon the gradient of the other terms."""
-        student, teacher, terms = seen.student, seen.teacher, self._list_terms("logits", known=True)
-        if not terms:
-            return torch.zeros_like(student) if others is None else others
-        ones = torch.ones_like(seen.labels, dtype=widen(student[:0]).dtype)
-        scales = torch.stack([f * (ones if w is None else w[part].to(ones)) for _, f, w in terms])
-        if teacher is not None and (teacher.dtype, teacher.shape) == (student.dtype, student.shape):
-            place = teacher
-        else:
-            place = torch.empty_like(student)
-        mixtures = [term.find_mixture() or {} for term, _, _ in terms]
-        losses = measure_mixtures(student, teacher, seen.labels, mixtures, scales, place)
-        self.total = self.total + (scales * losses).sum()
-        return place if others is None else place.add_(others)
-
-    def _list_terms(self, sight: Sight, known: bool) -> list[tuple[Term, float, Tensor | None]]:
-        """The terms that see such things, whose gradients are `known` in closed form or are not,
-        with factor and weights of each."""
-        return [
-            (term, factor, weights)
-            for term, factor, weights in zip(self.terms, self.factors, self.weights, strict=True)
-            if term.objective.sees == sight
-            and (factor or not term.share)  # 0 · inf is NaN
-            and (term.find_mixture() is not None) == known
-        ]
-
-    def add_block(self, block: int, states: Tensor) -> None:
-        """Add the losses behind one block, of the student's states (N, D)."""
-        target, self.hidden[block] = self.hidden[block], None
-        if target is not None:
-            self.spoil(~target.isfinite().all())  # as of the teacher's logits
-        gradient, count = torch.empty_like(states), len(self.hidden)
-        for part in split_tokens(len(states), states.shape[1], states.device):
-            leaf = states[part].detach().requires_grad_()
-            guide = None if target is None else target[part]
-            seen = BlockStates(leaf, guide, self.labels.ids[part], None, block, count)
-            self.add(seen, part, 1 / count)
-            assert leaf.grad is not None
-            gradient[part] = leaf.grad
-        if states.requires_grad:  # else nothing is trained up to here
-            self.edges.append(get_gradient_edge(states))  # which holds no copy of the states
-            self.gradients.append(gradient)
-
-    def spoil(self, broken: Tensor) -> None:
-        """The total is NaN where `broken` () bool is True."""
-        self.total = self.total.masked_fill(broken, math.nan)
-
-    def send_back(self, states: Tensor, gradient: Tensor) -> None:
-        """One backward pass through the trunk, from its last states (N, D) and from the blocks."""
-        edges = [get_gradient_edge(states), *self.edges]
-        torch.autograd.backward(edges, [gradient, *self.gradients])
-
-    def count_tokens(self) -> Tensor:
-        """The first term's Σ weight: a scalar."""
-        return _add_up(self.weights[0], self.labels)
-
-
-def _add_up(weights: Tensor | None, labels: Labels) -> Tensor:
-    """Σ weight over label tokens, a scalar, where None are as many ones."""
-    if weights is not None:
-        return weights.sum()
-    return torch.tensor(float(len(labels.ids)), device=labels.ids.device)

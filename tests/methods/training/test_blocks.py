@@ -60,7 +60,7 @@ def test_loss_and_gradients_are_those_of_whole_tensors(
     llama: Model, teacher: Model, recomputed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three tokens a chunk, with gradient checkpointing too; and no logits are computed."""
-    monkeypatch.setitem(methods.training.forward._CHUNK, "cpu", 64 * 3)
+    monkeypatch.setitem(methods.training.forward._CHUNK, "cpu", 32 * 64 * 3)
     student, guide = (ALONE.split(each, torch.float64) for each in (llama, teacher))
     masters = Masters.of(student, FORMAT, "all", torch.float64)
     training = Training(

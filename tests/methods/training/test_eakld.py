@@ -72,7 +72,7 @@ def test_a_step_is_that_of_the_whole_batch(
     llama: Model, teacher: Model, micro: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float64, three tokens a chunk, beside a part that weighs tokens otherwise."""
-    monkeypatch.setitem(methods.training.forward._CHUNK, "cpu", 97 * 3)
+    monkeypatch.setitem(methods.training.forward._CHUNK, "cpu", 97 * 12)
     tokens = make_tokens(6)
     tokens.mask[1] = False
     student, guide = (ALONE.split(each, torch.float64) for each in (llama, teacher))

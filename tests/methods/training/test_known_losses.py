@@ -103,7 +103,7 @@ def test_mixtures_share_what_they_have_in_common() -> None:
     (scales * wanted).sum().backward()
     assert leaf.grad is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(methods.training.forward._CHUNK, "cpu", 16 * 7 * 2)
+        patch.setitem(methods.training.forward._CHUNK, "cpu", 32 * 7 * 2)
         found = measure_mixtures(student, teacher, labels, mixtures, scales, student)
     torch.testing.assert_close(found, wanted.detach().float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(student, leaf.grad.bfloat16(), rtol=1e-2, atol=1e-6)
@@ -132,7 +132,7 @@ def test_a_step_takes_losses_of_both_kinds(
 ) -> None:
     """An objective with a `token_losses` of its own is autograd's, also one that derives from a
     known one; the sum with others is the same."""
-    monkeypatch.setitem(methods.training.forward._CHUNK, "cpu", 97 * 5)
+    monkeypatch.setitem(methods.training.forward._CHUNK, "cpu", 97 * 10)
     mixed = Sum((KL(), CE(), TSLD(2.0), JSD(0.3), CAKLD(0.4)), (1, 0.5, 2, 1, 1))
     tokens = make_tokens(6)
     known = gradients(make_step(llama, teacher, mixed, 4), tokens)

