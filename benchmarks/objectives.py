@@ -1,6 +1,6 @@
 """What do losses of logits cost, from hidden states to their gradient, and what do they hold?
 
-    python -m benchmarks.objectives --write                # benchmarks/results/objectives.json
+    python -m benchmarks.objectives --more --write         # benchmarks/results/objectives.json
     python -m benchmarks.objectives --objectives cakld kl --words 49152 --repetitions 5
 
 A head of SmolLM2-135M's width (hidden 576) on the last states of 4 × 256 tokens; student and
@@ -12,7 +12,7 @@ teacher share it, and it is not trained. Three forms of each objective, in turn:
     ours         what a training step runs
 
 Their gradients are compared before they are timed. Memory is the peak of a process of its own above
-what it held before, sampled. CAKLD also in float32, and at more sizes, for how it grows.
+what it held before, sampled. `--more`: CAKLD also in float32, and at more sizes, for how it grows.
 """
 
 from __future__ import annotations
@@ -204,6 +204,7 @@ def main() -> None:
     options.add_argument("--objectives", nargs="*", default=list(OBJECTIVES), choices=OBJECTIVES)
     options.add_argument("--words", nargs="*", type=int, default=[32_000, 49_152])
     options.add_argument("--repetitions", type=int, default=3)
+    options.add_argument("--more", action="store_true", help="cakld in float32, and how it grows")
     options.add_argument("--write", action="store_true")
     options.add_argument("--one", nargs=5, help=argparse.SUPPRESS)  # peak memory of one form
     chosen = options.parse_args()
@@ -217,8 +218,8 @@ def main() -> None:
     cases = []
     if "cakld" in chosen.objectives:
         cases += [("cakld", "bfloat16", 1024, words) for words in chosen.words]
-        cases += [("cakld", "bfloat16", *size) for size in SIZES]
-        cases += [("cakld", "float32", 1024, words) for words in chosen.words]
+        cases += [("cakld", "float32", 1024, words) for words in chosen.words if chosen.more]
+        cases += [("cakld", "bfloat16", *size) for size in SIZES if chosen.more]
     others = [name for name in chosen.objectives if name != "cakld"]
     cases += [(name, "bfloat16", 1024, words) for words in chosen.words for name in others]
     record = Record("objectives", baseline="published")
