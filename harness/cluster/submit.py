@@ -227,8 +227,8 @@ def _write_grid(plan: Plan, path: Path) -> None:
     if keys.get("mirror"):
         naming_file, _ = document.find(("mirror",))
         keys["mirror"] = str(naming_file.parent / keys["mirror"])
-    if plan.mirror:
-        keys["mirror"] = str(Path(plan.mirror).resolve())
+    if plan.basis.mirror:
+        keys["mirror"] = plan.basis.mirror
     path.write_text(f"# {show_text(plan.question)}\n" + write_yaml(keys))
 
 

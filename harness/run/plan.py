@@ -1,17 +1,17 @@
 """A plan: the stages that a grid's cells need, each once.
 
-A plan is plain JSON, kept in the store with a list of the files it was made from. While those are
-unchanged, `status`, `report` and a finished `run` read it without importing torch or any method.
+A plan is plain JSON, kept in the store with what it was made from. While that is the same, wherever
+it lies, `status`, `report` and a finished `run` read it without importing torch or any method.
 `Plan.stages` makes the stages again from what the plan says of them, so that a job or a process of
 a training needs no grid.
-Not here: where plans are kept (`harness.run.remembering`), how far their stages are
+Not here: what a plan was made from (`harness.run.basis`), where plans are kept
+(`harness.run.remembering`), how far their stages are
 (`harness.run.states`), running them (`harness.run.runner`), the grid's file (`harness.grid`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from harness.core import provenance
 from harness.core.errors import BitgridError, StoreError
 from harness.core.files import write_json
+from harness.run.basis import Basis, Watched, describe_basis
 
 if TYPE_CHECKING:
     from harness.core.definitions import Code
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from harness.core.stage import Stage
     from harness.grid.expand import Cell, Grid
 
-SCHEMA = 9
+SCHEMA = 10
 
 
 Mark: TypeAlias = tuple[str, int, int]  # file, size, time of change in ns
@@ -88,8 +89,7 @@ class Plan:
     published: dict[str, Any] | None
     cells: tuple[CellInfo, ...]
     nodes: dict[str, Node]  # inputs before users
-    watch: tuple[Mark, ...]
-    mirror: str | None = None  # the environment's, when the plan was made
+    basis: Basis = Basis()  # what it was made from
     code: dict[str, dict[str, str]] = field(default_factory=dict)  # digest -> definitions, digests
     awaiting: tuple[CellInfo, ...] = ()  # cells whose settings are not chosen yet
     varies: Drawn | None = None  # what differs between seeds; None of one
@@ -164,7 +164,7 @@ def build(grid: Grid) -> Plan:
     stages: list[Stage[Any]] = []
     codes: dict[int, Code] = {}
     marks: dict[tuple[Read, ...], tuple[Mark, ...]] = {}
-    watched = {*(path.resolve() for path in grid.files), *_list_code()}
+    watched = _list_code()
     for cell in grid.cells:
         for stage in closure([cell.model, *cell.roots]):
             if stage.key in nodes:
@@ -196,8 +196,7 @@ def build(grid: Grid) -> Plan:
         published=grid.file.published.model_dump() if grid.file.published else None,
         cells=tuple(map(_describe, grid.cells)),
         nodes=nodes,
-        watch=tuple(mark_file(path) for path in sorted(watched)),
-        mirror=os.environ.get("BITGRID_MIRROR"),
+        basis=describe_basis(grid, watched),
         code={each.digest: dict(each.definitions) for each in codes.values()},
         awaiting=tuple(
             replace(_describe(cell), model="", diagnostics=()) for cell in grid.awaiting
@@ -246,10 +245,16 @@ def write(plan: Plan, path: Path) -> None:
     try:
         nodes = {key: vars(node) for key, node in plan.nodes.items()}
         cells = {name: list(map(vars, getattr(plan, name))) for name in ("cells", "awaiting")}
-        whole = {"schema": SCHEMA, **vars(plan), "nodes": nodes, **cells}
+        head = {"schema": SCHEMA, "text": plan.basis.text}  # first: see `begin`
+        whole = {**head, **vars(plan), "nodes": nodes, **cells, "basis": vars(plan.basis)}
         write_json(path, whole, indent=None)  # as it is: `asdict` would copy all of it
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def begin(text: str) -> bytes:
+    """How the files of all plans begin that were made of a grid with this text, by its digest."""
+    return json.dumps({"schema": SCHEMA, "text": text}).encode()[:-1]
 
 
 def read(path: Path) -> Plan:
@@ -264,6 +269,7 @@ def read(path: Path) -> Plan:
 
 
 def _read(raw: dict[str, Any]) -> Plan:
+    del raw["text"]
     lists = ("scores", "diagnostics")
     for cells in ("cells", "awaiting"):
         raw[cells] = tuple(
@@ -273,7 +279,8 @@ def _read(raw: dict[str, Any]) -> Plan:
         key: Node(**{**node, "inputs": tuple(node["inputs"]), "files": _marks(node["files"])})
         for key, node in raw["nodes"].items()
     }
-    raw["watch"] = _marks(raw["watch"])
+    files = tuple(Watched(*each) for each in raw["basis"]["files"])
+    raw["basis"] = Basis(**{**raw["basis"], "files": files})
     raw["kinds"], raw["advice"] = tuple(raw["kinds"]), tuple(raw.get("advice", ()))
     return Plan(**raw)
 

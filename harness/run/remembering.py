@@ -23,28 +23,81 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import BitgridError, StoreError
+from harness.core.errors import BitgridError, GridError, StoreError
 from harness.core.files import write_json
+from harness.core.paths import check_file_name
 from harness.core.store import Store
 from harness.core.trash import Trash
 from harness.run import plan as plans
-from harness.run.plan import Plan, is_unchanged, read, write
+from harness.run.basis import digest_content, find_again, list_moved
+from harness.run.plan import Plan, begin, read, write
 from harness.run.trials import are_due
 
 SCHEMA = 1
 
 
 def remembered(path: Path, store: Store) -> Plan | None:
-    """The kept plan of a grid file, or None where it, or code behind it, has changed since, or
-    where trials have ended by which it chooses settings."""
+    """The kept plan of a grid file, or None where what it was made from has changed since, or
+    where trials have ended by which it chooses settings.
+
+    One of the same content that was kept of another file, as of a copy of the grid or in another
+    copy of the project, is kept for this one too.
+    """
+    place = _place(path, store)
+    if (plan := _recall(place, path, store)) is not None:
+        return plan
+    others = (_recall(other, path, store) for other in _list_alike(path, place))
+    plan = next((each for each in others if each is not None), None)
+    return None if plan is None else remember(plan, store)
+
+
+def _recall(place: Path, path: Path, store: Store) -> Plan | None:
+    """The plan in a file, where it holds for the grid at `path`."""
     try:
-        plan = read(_place(path, store))
+        plan = _bring(read(place), path)
     except BitgridError:  # of another version, broken or unreadable: it is made anew
         return None
-    same = plan.mirror == os.environ.get("BITGRID_MIRROR")
-    if not same or not all(map(is_unchanged, plan.watch)) or are_due(plan, store):
+    return None if plan is None or are_due(plan, store) else plan
+
+
+def _list_alike(path: Path, place: Path) -> list[Path]:
+    """The plans of other files of the same text, the latest first."""
+    with contextlib.suppress(OSError, StoreError):
+        head = begin(digest_content(path))
+        alike = [each for each in _list_json(place.parent) if each != place and _has(each, head)]
+        return sorted(alike, key=_changed, reverse=True)
+    return []
+
+
+def _has(file: Path, head: bytes) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(head)) == head
+
+
+def _bring(plan: Plan, path: Path) -> Plan | None:
+    """A plan as it would be made for the grid at `path`; None where it would be another one.
+
+    Raises GridError for a file that has no name for a grid.
+    """
+    basis = find_again(plan.basis, path)
+    if basis is None:
         return None
-    return plan
+    moved, left = list_moved(plan.basis, basis)
+    if left and any(json.dumps(folder)[1:-1] in _describe_stages(plan) for folder in left):
+        return None  # a key or a field names the other place
+    nodes = plan.nodes
+    if moved:
+        marks = {old: (new.path, new.size, new.changed) for old, new in moved.items()}
+        nodes = {
+            key: replace(node, files=tuple(marks.get(mark[0], mark) for mark in node.files))
+            for key, node in nodes.items()
+        }
+    name, where = check_file_name(path.stem, GridError), str(path.resolve())
+    return replace(plan, name=name, path=where, nodes=nodes, basis=basis)
+
+
+def _describe_stages(plan: Plan) -> str:
+    return json.dumps([node.stage for node in plan.nodes.values()])
 
 
 def remember(plan: Plan, store: Store, required: bool = False) -> Plan:

@@ -21,7 +21,7 @@ def plan_of(path: Path, numbers: Iterable[int]) -> Plan:
         for n in sorted(wanted)
     }
     cells = tuple(CellInfo(key, "toy", key, {}, 0, "toy", key, (key,)) for key in nodes)
-    return Plan(path.stem, str(path.resolve()), "?", "toy", {}, None, cells, nodes, ())
+    return Plan(path.stem, str(path.resolve()), "?", "toy", {}, None, cells, nodes)
 
 
 def fill(store: Store, keys: Iterable[str]) -> None:

@@ -37,7 +37,7 @@ def plan_of(nodes: Mapping[str, Node], models: Mapping[str, tuple[str, ...]]) ->
         CellInfo(model, "toy", model, {}, 0, "toy", model, scores)
         for model, scores in models.items()
     )
-    return Plan("toy", "/toy.yaml", "?", "toy", {}, None, cells, dict(nodes), ())
+    return Plan("toy", "/toy.yaml", "?", "toy", {}, None, cells, dict(nodes))
 
 
 @dataclass(frozen=True)
