@@ -1,6 +1,6 @@
 """What a plan was made from, and whether that is the same here and now.
 
-    basis = describe_basis(grid, files)       # of a plan that is being made
+    basis = describe_basis(own, keys, files)  # of a plan that is being made
     find_again(basis, path)                   # the same for a grid at `path`; None where it differs
 
 A plan rests on content, not on a place: the text of its grid and of those that this builds on, the
@@ -20,16 +20,13 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from harness.core import provenance
 from harness.core.definitions import ROOT
-
-if TYPE_CHECKING:
-    from harness.grid.expand import Grid
 
 _GRID, _CODE = ":grid", ":code"
 _LARGE = 2**20  # bytes; of more, as of a model's weights, time and size alone count
@@ -62,18 +59,21 @@ class Basis:
         return next((each.digest for each in self.files if _is_grid(each)), "")
 
 
-def describe_basis(grid: Grid, files: Iterable[Path]) -> Basis:
-    """The basis of a grid's plan; `files`: all that it was made from beside the grid's own."""
-    folder, packages = grid.path.parent, _find_packages()
-    own = [(path, _GRID, _name_from(path, grid.path)) for path in grid.files]
-    rest = [(path, *_find_root(path, packages)) for path in sorted(set(files))]
-    mirror, named = find_mirror(), grid.file.mirror
-    is_beside = not mirror and named and not os.path.isabs(os.path.expanduser(named))
+def describe_basis(
+    own: Sequence[Path], keys: Mapping[str, Any], files: Iterable[Path] = ()
+) -> Basis:
+    """The basis of a plan: a grid's file, those that it builds on, and what they say; `files`: all
+    else that it is made from. Raises OSError."""
+    packages = _find_packages()
+    named = [(path, _GRID, _name_from(path, own[0])) for path in own]
+    found = [(path, *_find_root(path, packages)) for path in sorted(set(files))]
+    mirror, folder = find_mirror(), str(keys.get("mirror") or "")
+    is_beside = not mirror and folder and not os.path.isabs(os.path.expanduser(folder))
     return Basis(
-        tuple(_watch(*each) for each in (*own, *rest)),
-        {word: _find(word) for word in sorted(set(_list_words(grid.file.model_dump())))},
+        tuple(_watch(*each) for each in (*named, *found)),
+        {word: _find(word) for word in sorted(set(_list_words(keys)))},
         mirror,
-        os.path.abspath(folder) if is_beside else None,
+        os.path.abspath(own[0].parent) if is_beside else None,
         describe_packages(),
     )
 

@@ -196,7 +196,7 @@ def build(grid: Grid) -> Plan:
         published=grid.file.published.model_dump() if grid.file.published else None,
         cells=tuple(map(_describe, grid.cells)),
         nodes=nodes,
-        basis=describe_basis(grid, watched),
+        basis=describe_basis(grid.files, grid.file.model_dump(), watched),
         code={each.digest: dict(each.definitions) for each in codes.values()},
         awaiting=tuple(
             replace(_describe(cell), model="", diagnostics=()) for cell in grid.awaiting

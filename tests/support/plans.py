@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
+from harness.core.provenance import list_sources
 from harness.core.store import Store, write_json
+from harness.run.basis import Basis, describe_basis
 from harness.run.plan import CellInfo, Node, Plan
 
 
@@ -21,7 +24,14 @@ def plan_of(path: Path, numbers: Iterable[int]) -> Plan:
         for n in sorted(wanted)
     }
     cells = tuple(CellInfo(key, "toy", key, {}, 0, "toy", key, (key,)) for key in nodes)
-    return Plan(path.stem, str(path.resolve()), "?", "toy", {}, None, cells, nodes)
+    return Plan(
+        path.stem, str(path.resolve()), "?", "toy", {}, None, cells, nodes, _describe_basis()
+    )
+
+
+@cache
+def _describe_basis() -> Basis:
+    return describe_basis((), {}, list_sources())
 
 
 def fill(store: Store, keys: Iterable[str]) -> None:
