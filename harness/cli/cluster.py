@@ -33,6 +33,7 @@ from harness.cli.verb import (
 from harness.cluster import launches
 from harness.cluster import status as watch
 from harness.cluster.choice import choose_stages, find_hopeless, leave_out, meet_memory
+from harness.cluster.cost import estimate_cost
 from harness.core.errors import BitgridError, ClusterError
 from harness.core.store import Store
 from harness.run import plan as plans
@@ -250,7 +251,6 @@ def _summarise(
     done = sum(store.has(key) for key in stored)
     queued = sum(key in prepared.queued for key in stored)
     limit = sum(job.gpus * (job.request.hours or 0.0) for job in prepared.jobs)
-    expected = _expected(plan, store, prepared)
     facts = [
         ("cells", f"{count_cells(plan)}{describe_trials(plan)}"),
         ("distinct models", str(len({cell.model for cell in plan.cells}))),
@@ -259,7 +259,8 @@ def _summarise(
             "jobs",
             f"{len(prepared.jobs)} in {len(prepared.arrays)} arrays, {prepared.waves} waves",
         ),
-        ("GPU-hours", f"at most {limit:.1f}, by the jobs' time limits{expected}"),
+        ("GPU-hours", str(estimate_cost(plan, store, prepared.jobs))),
+        ("asked for", f"{limit:.1f} GPU-hours, by the jobs' time limits"),
     ]
     if prepared.left:
         later = f"{prepared.left} jobs more than may be queued: launch again once others have ended"
@@ -278,20 +279,3 @@ def _summarise(
         jobs = f"wave {array.wave}, {len(array.jobs)} jobs ({size}): {counts}{after}"
         facts.append((f"array {number}", jobs))
     return facts
-
-
-def _expected(plan: Plan, store: Store, prepared: Prepared) -> str:
-    """GPU-hours by what stages of the same kinds took, where all kinds were seen."""
-    took: dict[str, list[float]] = {}
-    for key in plan.stored():
-        if store.has(key):
-            seconds = float(store.manifest(key).get("wall_s", 0.0))
-            took.setdefault(plan.nodes[key].kind, []).append(seconds)
-    total = 0.0
-    for job in prepared.jobs:
-        for key in job.keys:
-            seen = took.get(plan.nodes[key].kind)
-            if not seen:
-                return ""
-            total += job.gpus * sum(seen) / len(seen) / 3600
-    return f"; {total:.1f} by what such stages took so far"
