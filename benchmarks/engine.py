@@ -69,7 +69,7 @@ class Verbs:
 
     def add(self) -> None:
         for (case, form), took in self.took.items():
-            self.record.add(case, form, "s of CPU", took, **self.sizes[case, form])
+            self.record.add(case, form, "CPU s", took, **self.sizes[case, form])
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     record.add("1024 tokens", "ours", "s", seconds["ours"], tokens=1024)
     record.finish(write=True)                           # benchmarks/results/objectives.json
 
-    python -m benchmarks.record > docs/speed-table.md   # all results that are there, as tables
+    python -m benchmarks.record > docs/speed.md         # all results that are there, as tables
 
 A case is what all forms of a benchmark do; the baseline is the form that the others are compared
 with, measured in the same run. Sizes (`tokens=1024`) are what a cost may grow with: of three or
@@ -28,7 +28,7 @@ from typing import Any
 from harness.core.provenance import describe_machine, find_commit, find_versions
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "benchmarks/results"
+FOLDER, PAGE = ROOT / "benchmarks/results", ROOT / "docs/speed.md"
 
 
 @dataclass(frozen=True)
@@ -163,15 +163,106 @@ def _describe_growth(figures: Sequence[Figure]) -> Iterator[str]:
                 yield f"`{form}` ({unit}) grows with {size} to the power of {power:.2f}."
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What was aimed at of a figure: in words of its baseline, or of its own."""
+
+    what: str
+    aim: str
+    name: str = ""  # of the benchmark; "" where there is none yet
+    case: str = ""
+    form: str = ""
+    unit: str = "CPU s"
+    is_absolute: bool = False  # the figure itself, not what it is of its baseline
+    remark: str = ""
+
+    def say(self) -> str:
+        """What was measured."""
+        path = FOLDER / f"{self.name}.json"
+        if not self.name or not path.exists():
+            return self.remark or "not measured"
+        kept = json.loads(path.read_text())
+        at = {
+            (f["form"], f["unit"]): Figure(**f) for f in kept["figures"] if f["case"] == self.case
+        }
+        figure = at[self.form, self.unit]
+        base = at.get((kept["baseline"], self.unit), figure)
+        said = f"{figure.median:.3g} {self.unit}" if self.is_absolute else compare(figure, base)
+        return f"{said} ({self.remark})" if self.remark else said
+
+
+_FAKE, _LAYER = "fake_quantization", "linear 1536 x 576, 1024 tokens, bfloat16"
+_STEP = "step of SmolLM2-135M, 4 x 256 tokens, bfloat16"
+_CAKLD = "cakld, 1024 tokens, 49152 words, bfloat16"
+GOALS = (
+    Goal(
+        "clip search of 256 x 512, to the published form",
+        "1/300",
+        "clip_search",
+        "int-asym 2 bits, 512 tokens, 10 x 10 candidates, 256 x 512",
+        "this search",
+    ),
+    Goal("CAKLD from states to gradient, time", "0.25 ×", "objectives", _CAKLD, "ours"),
+    Goal("the same, memory", "1/20", "objectives", _CAKLD, "ours", "MiB"),
+    Goal("linear layer rounded to NF3, to the plain one", "1.2 ×", _FAKE, _LAYER, "nf3"),
+    Goal("step at int2, to an unquantised one", "1.05 ×", _FAKE, _STEP, "int2"),
+    Goal("step at NF3", "1.05 ×", _FAKE, _STEP, "nf3"),
+    Goal(
+        "step with the teacher's states stored, to one that runs the teacher",
+        "0.6 ×",
+        "teacher_states",
+        "step in bfloat16, 4 × 256 tokens, 49152 words",
+        "states stored",
+        remark="without any teacher it is as long",
+    ),
+    Goal(
+        "tasks of lm-eval in float32, to the lm-eval command",
+        "0.5 ×",
+        "evaluation-float32",
+        "all 4",
+        "harness",
+        remark="8 items a task, and lm-eval loads the model for each; in bfloat16 about 0.8 ×",
+    ),
+    Goal(
+        "planning 1,000 cells",
+        "2 s",
+        "engine",
+        "plan of 1000 cells, seeds",
+        "anew",
+        is_absolute=True,
+        remark="half of it imports",
+    ),
+    Goal("methods, after the code changed", "0.5 s", "engine", "methods", "read", is_absolute=True),
+    Goal("methods, remembered", "0.5 s", "engine", "methods", "remembered", is_absolute=True),
+    Goal(
+        "a finished grid at a new place",
+        "1 s",
+        "engine",
+        "a grid of 10 values",
+        "finished, at a new place",
+        is_absolute=True,
+        remark="its report",
+    ),
+    Goal("GPTQ and clip of SmolLM2-135M, to the libraries' own", "faster than each"),
+    Goal("anything on a GPU", "see `benchmarks/gpu.py`", "gpu", remark="not measured"),
+)
+
+
 def write_page() -> Iterator[str]:
-    """The lines of docs/speed-table.md: each file of benchmarks/results/ as a table."""
-    yield "# The table of speed\n"
-    yield "Raw figures are in `benchmarks/results/`, every repetition; this page is made of them by"
-    yield "`python -m benchmarks.record`. What they say, and what was aimed at: [speed](speed.md)."
+    """The lines of docs/speed.md: what was aimed at, then each file of benchmarks/results/."""
+    yield "# Speed\n"
+    yield "What runs cost, each beside a plain or published form in the same run. All figures are"
+    yield "medians of `benchmarks/results/*.json`, which have every repetition, the device,"
+    yield "versions and the commit. CPU s are seconds of a processor, which others on the machine"
+    yield "disturb least. Nothing was measured on a GPU; `python -m benchmarks.gpu --write` does."
+    yield "This page is made by `python -m benchmarks.record`.\n"
+    yield "| what | aimed at | measured |\n| :-- | --: | --: |"
+    for goal in GOALS:
+        yield f"| {goal.what} | {goal.aim} | {goal.say()} |"
     for path in sorted(FOLDER.glob("*.json")):
         kept = json.loads(path.read_text())
         figures = [Figure(**each) for each in kept["figures"]]
-        yield f"\n## {kept['name']}\n\n```sh\n{kept['command']}\n```\n"
+        yield f"\n## {kept['name']}\n\n`{kept['command']}`\n"
         versions = ", ".join(f"{name} {number}" for name, number in kept["versions"].items())
         threads = f"{kept['threads']} thread{'s' * (kept['threads'] != 1)}"
         yield f"{kept['device_name']}, {threads}, Python {kept['python']}, {versions};"

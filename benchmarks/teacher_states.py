@@ -62,7 +62,7 @@ def main() -> None:
             seconds = time_in_turn(forms, chosen.repetitions, time.process_time)
         case = f"step in {dtype}, {BATCH} × {LENGTH} tokens, {model.vocabulary} words"
         for form, values in seconds.items():
-            record.add(case, form, "s of a processor", values)
+            record.add(case, form, "CPU s", values)
     record.finish(write=chosen.write)
 
 

@@ -53,5 +53,11 @@ def test_a_file_has_every_repetition_and_the_page_is_made_of_it(
     assert file["figures"][0]["values"] == [1.0, 3.0, 2.0]
     assert file["versions"]["torch"] and file["threads"] and file["commit"]
     page = "\n".join(record.write_page())
+    assert "| anything on a GPU | see `benchmarks/gpu.py` | not measured |" in page
     assert "## speed" in page and "| 2 tokens | plain | 4 s | 2 to 6 | 3 | – |" in page
     assert "`ours` (s) grows with tokens to the power of 1.00." in page
+
+
+def test_the_page_says_what_was_measured() -> None:
+    assert record.PAGE.read_text() == "\n".join(record.write_page()) + "\n"
+    assert all(goal.say() for goal in record.GOALS)
