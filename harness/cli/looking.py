@@ -85,7 +85,7 @@ def _show_plan(plan: Plan, store: Store) -> None:
         ),
     ]
     print_table(facts, words=2, indent=2)
-    for line in plan.advice:
+    for line in plan.advice if kinds else ():  # where all is done, nothing can be saved
         print_line(f"  {line}")
     for line in describe_match(plan):
         print_line(f"  {line}")
