@@ -142,7 +142,7 @@ def _pool(tmp_path: Path, jobs: list[Job], count: int, memory_gib: float) -> Sen
 
 def _job(number: int, gpus: int = 1, gib: float = 1.0, tail: float = 1.0, needs: Any = ()) -> Job:
     request = Request(memory_gib=gib, hours=1.0)
-    return Job((f"key{number}",), gpus, request, frozenset(needs), frozenset(), 1, tail)
+    return Job((f"key{number}",), gpus, 1, request, frozenset(needs), frozenset(), 1, tail)
 
 
 def test_the_longest_goes_first_and_inputs_before_it(tmp_path: Path) -> None:
