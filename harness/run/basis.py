@@ -203,7 +203,7 @@ def _watch(path: Path, root: str, name: str) -> Watched:
 
 
 def digest_content(path: Path) -> str:
-    """A digest of a file. Raises OSError, of a pipe or a device too, whose reading may never end."""
+    """A digest of a file. Raises OSError; of a pipe or a device too: reading one may never end."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
     return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
