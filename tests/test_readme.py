@@ -57,8 +57,9 @@ ANSWERS: dict[str, list[tuple[str, object, str]]] = {
         ("data.text", "testbed:stories", "testbed-ppl-code"),
     ],
     "llm-qat-testbed": [],
-    "smollm2-baselines": [
-        ("label", each, "wikitext2") for each in ("BitDistiller", "SignRound", "AWQ")
+    "tuned-smollm2": [
+        ("label", each, "wikitext2")
+        for each in ("BitDistiller", "BitDistiller unclipped", "AWQ-clip")
     ],
 }
 
