@@ -28,9 +28,10 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, linear, log_softmax, softmax
+from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.objectives import lose_plainly
 from benchmarks.record import Record, time_in_turn
 from harness.data import Packed, Tokens
 from harness.models import Model, device, matrices, pretrained
@@ -185,11 +186,7 @@ def make_published_step(model: Model, sizes: Sizes) -> Callable[[], None]:
         with torch.no_grad():
             guide = model.network(ids).logits[:, :-1].float()
         logits = student(ids).logits[:, :-1].float()
-        log_q, log_p = log_softmax(logits, -1), log_softmax(guide, -1)
-        q, p = softmax(logits, -1), softmax(guide, -1)
-        forward = kl_div(log_q, p, reduction="none").sum(-1)
-        reverse = kl_div(log_p, q, reduction="none").sum(-1)
-        (GAMMA * reverse + (1 - GAMMA) * forward).mean().backward()
+        lose_plainly("cakld", logits, guide, ids[:, 1:], GAMMA).mean().backward()
         for master, parameter in zip(masters, trained, strict=True):
             assert parameter.grad is not None
             master.grad, parameter.grad = parameter.grad.float(), None
@@ -282,7 +279,7 @@ def measure_memory(record: Record, sizes: Sizes) -> None:
         base = pretrained(f"{folder}/model", "bfloat16")
         asked = Packed([], base, length, count=4 * sequences)
         stage = Train(base, base, asked, FORMATS["int2"], CAKLD(GAMMA), None, training)
-        case = f"memory of a training, {sequences} sequences of {length} tokens at once"
+        case = f"memory of a training, {sequences} sequences of {length} tokens; plain: foretold"
         foretold = of_training(stage, device=device().type).total / MIB
         record.add(case, "plain", "MiB", [foretold])
         ids = torch.randint(0, vocabulary, (4 * sequences, length))

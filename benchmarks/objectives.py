@@ -125,7 +125,9 @@ class Case:
             target = kept
             if needed and kept is None:
                 target = self._run_teacher(part)
-            losses = _lose(self.name, self.network.lm_head(leaf).float(), target, ids[part], gamma)
+            losses = lose_plainly(
+                self.name, self.network.lm_head(leaf).float(), target, ids[part], gamma
+            )
             (losses * weights[part]).sum().backward()
             assert leaf.grad is not None
             gradients.append(leaf.grad)
@@ -142,7 +144,9 @@ def _describe(logits: Tensor, ids: Tensor) -> Tensor:
     return torch.stack([token_nll(logits, ids), token_entropy(logits, ids)])
 
 
-def _lose(name: str, student: Tensor, teacher: Tensor | None, ids: Tensor, gamma: float) -> Tensor:
+def lose_plainly(
+    name: str, student: Tensor, teacher: Tensor | None, ids: Tensor, gamma: float
+) -> Tensor:
     """The plain form of each objective, (N,), from float32 logits (N, V)."""
     if name == "ce" or teacher is None:
         return F.cross_entropy(student, ids, reduction="none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 from pathlib import Path
 
@@ -42,3 +43,10 @@ def test_only_what_is_published_is_committed(name: str) -> None:
     trials = {f"{TRIALS}/{record}" for record in RECORDS}
     assert committed <= {"report.md", *RECORDS, *pictures, *trials}
     assert committed >= {"report.md", "rows.jsonl", "grid.json", "provenance.jsonl", *pictures}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_no_record_names_a_folder_of_the_machine_that_computed_it(name: str) -> None:
+    for path in sorted((RESULTS / name).rglob("*.json*")):
+        if path.suffix != ".gz":
+            assert not re.search(r'": "(/|~)[^"]*"', path.read_text()), path

@@ -26,20 +26,26 @@ class Cost:
     least: float = 0.0
     mean: float = 0.0
     most: float = 0.0
+    known: int = 0  # stages whose kinds have run
     unknown: Counter[str] = field(default_factory=Counter)
     elsewhere: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
-        if not self.most:
+        if not self.known:
             return "no stage of these kinds has run yet"
-        text = f"{self.mean:.2g}, between {self.least:.2g} and {self.most:.2g}"
-        text += ", by what stages of the same kinds took"
+        least, mean, most = map(_show, (self.least, self.mean, self.most))
+        text = f"{mean}, between {least} and {most}, by what stages of the same kinds took"
         if self.elsewhere:
             text += f" ({', '.join(sorted(self.elsewhere))}: in other grids)"
         if self.unknown:
             lacking = ", ".join(f"{count} {kind}" for kind, count in self.unknown.items())
             text += f"; and {lacking}, which have not run"
         return text
+
+
+def _show(hours: float) -> str:
+    """Two digits of what is small, whole hours of what is not."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def estimate_cost(plan: Plan, store: Store, jobs: Iterable[Job]) -> Cost:
@@ -56,6 +62,7 @@ def estimate_cost(plan: Plan, store: Store, jobs: Iterable[Job]) -> Cost:
         if seen is None:
             cost.unknown[kind] += 1
             continue
+        cost.known += 1
         cost.least += gpus * min(seen) / 3600
         cost.mean += gpus * sum(seen) / len(seen) / 3600
         cost.most += gpus * max(seen) / 3600

@@ -69,7 +69,8 @@ def choose_reading(model: Model) -> Reading:
     network may have code of its own."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(min(model.vocabulary, 256), (4, 16), generator=generator).tolist()
-    requests = [(drawn[0][:9], others[:length]) for others, length in zip(drawn, (5, 3, 7, 1))]  # noqa: B905
+    lengths = zip(drawn, (5, 3, 7, 1), strict=True)
+    requests = [(drawn[0][:9], others[:length]) for others, length in lengths]
     requests.append((drawn[1], drawn[2][:4]))
     rows = lay_plainly(requests, 24)
     whole = model.network(_pad(rows, model.network.device), use_cache=False).logits

@@ -354,9 +354,15 @@ def _provenance(values: _Values) -> Iterator[dict[str, Any]]:
     for key, node in plan.nodes.items():
         if key in done:
             facts = {n: fact for n, fact in values.find(key).items() if n != "value"}
-            yield {**facts, "schema": SCHEMA}
+            yield {**facts, "stage": _without_places(facts["stage"]), "schema": SCHEMA}
         elif key in behind and not node.stored:
-            yield {"schema": SCHEMA, "key": key, "stage": node.stage}
+            yield {"schema": SCHEMA, "key": key, "stage": _without_places(node.stage)}
+
+
+def _without_places(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's fields but where data sets lie on this machine: records are published, and the
+    digest beside it says what was read."""
+    return {name: field for name, field in stage.items() if name != "mirror"}
 
 
 def _file(plan: Plan) -> str:

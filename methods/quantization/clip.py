@@ -135,9 +135,7 @@ class _Projection:
     """What a change of weights does to the outputs: a root (G, k, g), held for products with it."""
 
     root: Tensor
-    packed: list[
-        Tensor
-    ]  # the root of each group in the form of oneDNN; none where that is not used
+    packed: list[Tensor]  # of each group, in oneDNN's own form; empty where that is not used
 
     @classmethod
     def of(cls, root: Tensor) -> _Projection:

@@ -37,9 +37,7 @@ class Losses:
     terms: Sequence[Term]
     factors: Sequence[float]  # of each term
     weights: Sequence[Tensor | None]  # of each term's tokens, (N,); None: 1
-    hidden: list[
-        Tensor | None
-    ]  # the teacher's states behind each block, (N, D), until they are used
+    hidden: list[Tensor | None]  # the teacher's states behind each block, (N, D), until used
     total: Tensor  # Σ factor·weight·loss, a scalar
     edges: list[GradientEdge] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)  # for each of the edges

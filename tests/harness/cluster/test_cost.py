@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.cluster import waves
-from harness.cluster.cost import estimate_cost
+from harness.cluster.cost import Cost, estimate_cost
 from harness.cluster.profile import Profile
 from harness.core.store import Store
 from tests.support.toys import Made, Rounded, Scored, toy_plan
@@ -33,6 +33,15 @@ def estimate(tmp_path: Path, store: Store) -> str:
 
 def test_what_has_not_run_has_no_figure(tmp_path: Path, store: Store) -> None:
     assert estimate(tmp_path, store) == "no stage of these kinds has run yet"
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"), [(0.0, "0"), (0.0312, "0.031"), (9.87, "9.9"), (1234.5, "1,234")]
+)
+def test_hours_are_plain_numbers(hours: float, said: str) -> None:
+    """A kind that ran on no GPU has run, too: it costs none."""
+    cost = Cost(hours, hours, hours, known=1)
+    assert str(cost).startswith(f"{said}, between {said} and {said}, by what stages")
 
 
 def test_other_grids_tell_of_kinds_that_this_one_has_not_run(tmp_path: Path, store: Store) -> None:

@@ -108,3 +108,21 @@ def test_rows_say_window_tokenizer_and_chat_template(tiny_folder: Path, tmp_path
     assert remembering.remembered(path, store) is None
     remembering.remember(plan, store)
     assert remembering.remembered(path, store) == plan
+
+
+def test_records_do_not_say_where_data_sets_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, store = toy_plan(tmp_path / "toy.yaml"), Store(tmp_path / "store")
+    run(plan, store, Silent())
+    find = rows._Values.find
+
+    def find_mirrored(values: rows._Values, key: str) -> dict[str, Any]:
+        found = find(values, key)
+        return {**found, "stage": {**found["stage"], "mirror": str(tmp_path)}}
+
+    monkeypatch.setattr(rows._Values, "find", find_mirrored)
+    rows.export(plan, store, tmp_path / "out")
+    lines = (tmp_path / "out" / "provenance.jsonl").read_text().splitlines()
+    assert len(lines) >= len(plan.stored()) > 0
+    assert not any("mirror" in json.loads(line)["stage"] for line in lines)
