@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 from harness.core import provenance
 from harness.core.definitions import ROOT
 
+OWN = "bitgrid"  # the distribution
 _GRID, _CODE = ":grid", ":code"
 _LARGE = 2**20  # bytes; of more, as of a model's weights, time and size alone count
 
@@ -117,11 +119,15 @@ def find_mirror() -> str | None:
 
 def describe_packages() -> str:
     """A digest of Python's version, and of the names and versions of all installed packages, with
-    the entry points by which any of them extends the project."""
+    the entry points by which any of them extends the project.
+
+    Without the project itself, whose code is compared: a checkout that is on the path, as of
+    `python -m`, has its record beside the one in the environment.
+    """
     found = {sys.version}
     for folder in filter(os.path.isdir, sys.path):
         for name in os.listdir(folder):
-            if name.endswith((".dist-info", ".egg-info")):
+            if name.endswith((".dist-info", ".egg-info")) and re.split("[-.]", name)[0] != OWN:
                 points = ""
                 with contextlib.suppress(OSError):
                     points = Path(folder, name, "entry_points.txt").read_text()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.definitions import ROOT
 from harness.core.store import Store
 from harness.grid.expand import load
 from harness.run import basis, remembering
@@ -245,15 +246,41 @@ def test_a_package_is_looked_for_where_it_would_be_imported(
     assert basis._look_again(each, tmp_path) is None
 
 
-def test_a_finished_plan_is_shown_without_torch(toy: Path, store: Store, tmp_path: Path) -> None:
-    copy = tmp_path / "copy.yaml"
-    shutil.copy(toy, copy)
-    code = (
-        "import sys; from harness.cli.main import main\n"
-        f"assert main(['plan', {str(copy)!r}, '--store', {str(store.root)!r}]) == 0\n"
-        "assert not {'torch', 'transformers', 'lm_eval', 'pandas'} & set(sys.modules)"
+def test_the_projects_own_record_on_the_path_is_no_other_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a checkout that was installed: pip leaves one there, which `python -m` finds."""
+    before = basis.describe_packages()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "bitgrid.egg-info").mkdir()
+    (tmp_path / "bitgrid-0.1.0.dist-info").mkdir()
+    assert basis.describe_packages() == before
+    (tmp_path / "bitgrid_binary-0.1.0.dist-info").mkdir()
+    assert basis.describe_packages() != before
+
+
+def test_a_finished_plan_is_shown_without_torch(tmp_path: Path, store: Store) -> None:
+    """Kept by a process of its own too: in this one, tests have registered what others lack."""
+    toy, copy = tmp_path / "toy.yaml", tmp_path / "copy.yaml"
+    _run_python(
+        "from pathlib import Path",
+        "from harness.core.store import Store",
+        "from harness.run.remembering import remember",
+        "from tests.support.toys import toy_plan",
+        f"remember(toy_plan(Path({str(toy)!r})), Store(Path({str(store.root)!r})))",
     )
-    run = [sys.executable, "-c", code]
-    done = subprocess.run(run, capture_output=True, text=True, env=os.environ)
+    shutil.copy(toy, copy)
+    said = _run_python(
+        "import sys; from harness.cli.main import main",
+        f"assert main(['plan', {str(copy)!r}, '--store', {str(store.root)!r}]) == 0",
+        "assert not {'torch', 'transformers', 'lm_eval', 'pandas'} & set(sys.modules)",
+    )
+    assert said.startswith("copy: Do toys work?")
+
+
+def _run_python(*lines: str) -> str:
+    """What a process of its own prints."""
+    run = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(run, capture_output=True, text=True, env=os.environ, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("copy: Do toys work?")
+    return done.stdout
