@@ -36,6 +36,7 @@ def test_all_that_the_paper_asks_is_there() -> None:
         *("paper-general-llama2-7b", "paper-general-llama2-13b"),
         *("paper-code-wizardcoder", "paper-math-metamath", "smollm2"),
         *("gradient-smollm2", "smollm2-baselines", "tuned-smollm2"),
+        *("gradient-smollm2-3bit", "smollm2-baselines-3bit"),
     }
     printed = {f"published-{name}" for name in VERIFIED}
     assert {path.stem for path in REAL} == ABLATIONS | paper | printed
