@@ -23,6 +23,7 @@ from harness.models.parts import (
     run_trunk,
 )
 from harness.models.passes import Pass, list_passes
+from harness.models.products import meet_products
 from harness.models.registry import ModelSource, Pin, register_model
 from harness.models.stage import (
     Pretrained,
@@ -69,6 +70,7 @@ __all__ = [
     "host_gib",
     "list_passes",
     "matrices",
+    "meet_products",
     "meta_network",
     "pretrained",
     "pretrained_of",

@@ -15,11 +15,12 @@
         def change_input(self, read: Tensor, layer: str) -> Tensor:
             ...
 
-An attachment acts in two places: on what a matrix reads, and on keys and values as attention reads
-them. Keys stand after position embeddings there, as a cache holds them, and they are the same with
-a cache and without. Where a place of a network is not passed as it runs, it stops with the name of
-the place: nothing is skipped. Not here: who holds attachments (`model`), their stage (`attaching`),
-whether those declared are those that act (`integrity`), any attachment (`methods`).
+An attachment acts in two places: on what a matrix reads, be it a layer or experts that lie in one
+parameter (`products`), and on keys and values as attention reads them. Keys stand after position
+embeddings there, as a cache holds them, and they are the same with a cache and without. Where a
+place of a network is not passed as it runs, it stops with the name of the place: nothing is
+skipped. Not here: who holds attachments (`model`), their stage (`attaching`), whether those
+declared are those that act (`integrity`), any attachment (`methods`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from harness.core.stage import Stage
 from harness.models.compat import pass_attention_through
 from harness.models.layers import Matrix
 from harness.models.parts import blocks, find_cache_name, find_trunk
+from harness.models.products import meet_products
 
 
 @dataclass(frozen=True)
@@ -94,22 +96,21 @@ class Attachment(Component, family="attachment"):
 def change_inputs(
     attachment: Attachment, network: PreTrainedModel, matrices: Iterable[Matrix]
 ) -> None:
-    """`attachment.change_input` acts on what each of the matrices reads.
-
-    Raises ModelError for experts that lie in one parameter: what they read passes no module.
-    """
+    """`attachment.change_input` acts on what each of the matrices reads; of experts that lie in one
+    parameter, on what any of them reads, or all of them at once."""
     passes = _find_passes(network)
     for matrix in matrices:
-        if matrix.experts or matrix.leaf != "weight":
-            kind = type(matrix.module).__name__
-            raise ModelError(
-                f"attachment {attachment.name!r}: what {matrix.name} reads cannot be changed: "
-                f"{kind} multiplies inside itself, by a parameter that is no layer's weight"
-            )
-        if "expert" not in matrix.name:  # which may have no token
+        is_layer = matrix.leaf == "weight" and not matrix.experts
+        if not (is_layer and "expert" in matrix.name):  # an expert alone may have no token
             passes.expected.add(f"layer {matrix.name}")
-        hook = _Input(attachment, matrix.name, passes)
-        matrix.module.register_forward_pre_hook(hook, with_kwargs=True)
+        module = matrix.module
+        if is_layer:
+            hook = _Input(attachment, matrix.name, passes)
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+            continue
+        held = vars(module).get("forward")
+        acting = held.acting if isinstance(held, _Inside) else ()
+        module.forward = _Inside(module, (*acting, (matrix, attachment)), passes)
 
 
 def change_caches(attachment: Attachment, network: PreTrainedModel) -> None:
@@ -139,14 +140,17 @@ def describe_attached(module: nn.Module) -> tuple[tuple[str, Attachment | None],
     """What of attachments acts on a module itself, in the order in which it does."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     acting = [("input", hook.attachment) for hook in hooks if isinstance(hook, _Input)]
+    inside = vars(module).get("forward")
+    if isinstance(inside, _Inside):
+        acting += [(f"input of {matrix.leaf}", each) for matrix, each in inside.acting]
     watching = [("a watch over attachments", None) for hook in hooks if isinstance(hook, _Passes)]
     held = vars(module).get(_CACHED)
     return (*acting, *watching, *(("cache", each) for each in (held.attachments if held else ())))
 
 
-def is_of_attachment(hook: object) -> bool:
-    """Whether a hook of a module was hung there for an attachment."""
-    return isinstance(hook, _Input | _Passes)
+def is_of_attachment(thing: object) -> bool:
+    """Whether a hook of a module, or a `forward` of its own, was hung there for an attachment."""
+    return isinstance(thing, _Input | _Inside | _Passes)
 
 
 _CACHED, _PASSES = "_cached_of_attachments", "_passes_of_attachments"
@@ -185,6 +189,27 @@ class _Input:
             return (self.attachment.change_input(arguments[0], self.layer), *arguments[1:]), named
         (first, read), *others = named.items()
         return (), {first: self.attachment.change_input(read, self.layer), **dict(others)}
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """Stands for the `forward` of a module that multiplies inside itself: what is read there is
+    changed by each attachment that acts on the matrix, in order."""
+
+    module: nn.Module
+    acting: tuple[tuple[Matrix, Attachment], ...]
+    passes: _Passes
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        with meet_products((matrix for matrix, _ in self.acting), self._change):
+            return type(self.module).forward(self.module, *arguments, **named)
+
+    def _change(self, matrix: Matrix, expert: int | None, read: Tensor) -> Tensor:
+        self.passes.passed.add(f"layer {matrix.name}")
+        for each, attachment in self.acting:
+            if each.leaf == matrix.leaf:
+                read = attachment.change_input(read, matrix.name)
+        return read
 
 
 @dataclass(frozen=True)

@@ -322,8 +322,12 @@ def _describe_extras(module: nn.Module) -> list[str]:
         for name, words in _HOOKS.items()
         if not all(map(is_of_attachment, getattr(module, name, {}).values()))
     ]
-    for key in vars(module):  # an instance's own before its class's
-        if callable(vars(module)[key]) and callable(getattr(type(module), key, None)):
+    for key, own in vars(module).items():  # an instance's own before its class's
+        if (
+            callable(own)
+            and callable(getattr(type(module), key, None))
+            and not is_of_attachment(own)
+        ):
             extras.append(f"a `{key}` of its own")
     if "parametrizations" in module._modules:
         extras.append("a parametrization")

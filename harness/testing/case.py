@@ -6,13 +6,14 @@ Not here: the checks (`checks`, `others`, `packing`, `stopping`), what is checke
 from __future__ import annotations
 
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from harness.config.settings import configure, list_settings
 from harness.core.component import Component
@@ -70,10 +71,6 @@ class Case:
         return None
 
     @cached_property
-    def logits(self) -> Tensor:
-        return self.bench.measure_logits(self.model)
-
-    @cached_property
     def unrepeated(self) -> str | None:
         """A parameter that differs when all is computed once more; None where none does."""
         return find_difference(self.model, self.bench.compute_anew(self.root))
@@ -124,6 +121,25 @@ def find_difference(one: Model, other: Model) -> str | None:
             pair = [each.format_parameters.get(layer, {}).get(name) for each in (one, other)]
             if pair[0] is None or pair[1] is None or not torch.equal(pair[0], pair[1]):
                 return f"parameter {name} of layer {layer}"
+    return None
+
+
+def find_lost(model: Model, bench: Bench) -> str | None:
+    """What of a model does not come back from its files; None where all does."""
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = Model.load(Path(folder), model.save(Path(folder)))
+        if loaded.quantized != model.quantized:
+            return "what it says was quantised does not come back from its files"
+        if loaded.attachments != model.attachments:
+            return "its attachments do not come back from its files"
+        if name := find_difference(loaded, model):
+            return f"saved and loaded, {name} differs"
+        if loaded.bits_per_weight() != model.bits_per_weight():
+            return "its bits do not come back from its files"
+        one, other = map(bench.measure_logits, (model, loaded))
+    if not torch.equal(one, other):
+        far = float((one - other).abs().max())
+        return f"saved and loaded, its logits differ by {far:.2g}"
     return None
 
 

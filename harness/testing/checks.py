@@ -9,7 +9,6 @@ bits (`packing`), where trained parameters start (`starts`), what happens while 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from harness.config.settings import configure, list_settings
 from harness.core.component import Component
@@ -26,7 +24,7 @@ from harness.core.stage import Stage, closure
 from harness.method import Apply
 from harness.models import Matrix, Model, matrices
 from harness.testing.bench import Bench
-from harness.testing.case import Case, Passed, Skip, explain, find_difference
+from harness.testing.case import Case, Passed, Skip, explain, find_difference, find_lost
 from harness.testing.killing import on_one_thread
 from harness.testing.others import check_dtype, check_experts, check_odd_width
 from harness.testing.packing import find_inexact, find_uncounted
@@ -209,20 +207,7 @@ def _check_others(case: Case) -> str | None:
 
 
 def _check_files(case: Case) -> str | None:
-    with tempfile.TemporaryDirectory() as folder:
-        loaded = Model.load(Path(folder), case.model.save(Path(folder)))
-        if loaded.quantized != case.model.quantized:
-            return "what it says was quantised does not come back from its files"
-        if loaded.attachments != case.model.attachments:
-            return "its attachments do not come back from its files"
-        if name := find_difference(loaded, case.model):
-            return f"saved and loaded, {name} differs"
-        if loaded.bits_per_weight() != case.model.bits_per_weight():
-            return "its bits do not come back from its files"
-        other = case.bench.measure_logits(loaded)
-    if not torch.equal(case.logits, other):
-        return f"saved and loaded, its logits differ by {_measure(case.logits, other):.2g}"
-    return None
+    return find_lost(case.model, case.bench)
 
 
 # --- what it depends on ---------------------------------------------------------------------------
@@ -306,7 +291,3 @@ def _count_levels(matrix: Matrix, group_size: int) -> Iterator[int]:
     for part in rows.split(group_size or rows.shape[1], dim=1):
         ordered = part.sort(-1).values
         yield int((ordered.diff(dim=-1) != 0).sum(-1).max()) + 1
-
-
-def _measure(one: Tensor, other: Tensor) -> float:
-    return (one - other).abs().max().item()

@@ -16,7 +16,7 @@ from harness.method import Method
 from harness.models import Model, matrices
 from harness.models.rehearsal import rehearse_all
 from harness.testing.bench import Bench
-from harness.testing.case import Case, Skip, Unsound, explain
+from harness.testing.case import Case, Skip, Unsound, explain, find_lost
 from harness.testing.packing import find_uncounted
 
 
@@ -52,7 +52,8 @@ def check_odd_width(case: Case) -> str | None:
 
 
 def check_experts(case: Case) -> str | None:
-    """Experts that lie in one parameter, (E, O, I): refused, or each rounded."""
+    """Experts that lie in one parameter, (E, O, I): refused, or each rounded. What a model does as
+    it runs it does to them too, and its files bring all of it back."""
     if case.model.quantized.keys() < matrices(case.model.network).keys():
         raise Skip("it does not round every layer")
     bench = case.bench.on("experts")
@@ -71,7 +72,13 @@ def check_experts(case: Case) -> str | None:
     for each in stacked:
         if each not in made.quantized:
             return f"layer {each}, of experts, is left as it was without a word; refuse or round it"
-    return find_uncounted(made) if not find_uncounted(case.model) else None
+    if not find_uncounted(case.model) and (fault := find_uncounted(made)):
+        return fault
+    try:
+        fault = find_lost(made, bench)
+    except Exception as error:  # whatever an author's code raises as the model runs
+        fault = explain(error, case.subject)
+    return fault and f"of a model with experts: {fault}"
 
 
 def check_dtype(case: Case) -> str | None:

@@ -1,17 +1,17 @@
 """What the matrices of a network read while it runs, experts too: each tensor once.
 
-    with watch(network, layers, see) as watcher:        # see(reading, rows (n, I)) is called
+    with watch(layers, see) as watcher:        # see(reading, rows (n, I)) is called
         network(ids)
     watcher.list_readings()
 
-Experts that lie in one parameter are watched where the parameter is multiplied, whichever function
-of the library does that. Not here: what is made of the readings (`observing`, methods).
+Experts that lie in one parameter are watched where it is multiplied (`harness.models.products`).
+Not here: what is made of the readings (`observing`, methods).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,10 +19,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from harness.models import Matrix, Model, count_vocabulary
+from harness.models import Matrix, Model, count_vocabulary, meet_products
 
 
 @dataclass(eq=False)
@@ -44,7 +43,7 @@ In the first call the reading may not have all its layers yet.
 
 
 @contextmanager
-def watch(network: PreTrainedModel, layers: Mapping[str, Matrix], see: See) -> Iterator[Watcher]:
+def watch(layers: Mapping[str, Matrix], see: See) -> Iterator[Watcher]:
     """Inside, `see` is called with whatever `layers` read."""
     watcher = Watcher(layers, see)
     with ExitStack() as hooks:
@@ -52,7 +51,7 @@ def watch(network: PreTrainedModel, layers: Mapping[str, Matrix], see: See) -> I
             if not matrix.experts:
                 hook = partial(watcher.see_module, name)
                 hooks.enter_context(matrix.module.register_forward_pre_hook(hook))
-        hooks.enter_context(_watched_experts(network, layers, watcher.see))
+        hooks.enter_context(_watch_experts(layers, watcher.see))
         yield watcher
 
 
@@ -95,71 +94,26 @@ class Watcher:
         return self._readings[name, expert]
 
 
-@contextmanager
-def _watched_experts(
-    network: PreTrainedModel,
-    layers: Mapping[str, Matrix],
-    see: Callable[[str, int, Tensor], None],
-) -> Iterator[None]:
+def _watch_experts(
+    layers: Mapping[str, Matrix], see: Callable[[str, int, Tensor], None]
+) -> AbstractContextManager[None]:
     """Inside, `see(layer, expert, read)` is called where experts in one parameter are multiplied.
 
-    Tensors without data are not told apart, so that of them nothing is seen.
+    Of tensors without data nothing is seen: which token is sent where is unknown.
     """
-    fused = {name: matrix for name, matrix in layers.items() if matrix.experts}
-    if not fused or any(isinstance(each.stored, FakeTensor) for each in fused.values()):
-        yield
-        return
-    # One expert after the other, in plain products: grouped kernels hide which rows are whose.
-    configs = {id(m.config): m.config for m in network.modules() if hasattr(m, "is_transposed")}
-    before = {key: config._experts_implementation for key, config in configs.items()}
-    for config in configs.values():
-        config._experts_implementation = "eager"
-    try:
-        with _Products(fused, see):
-            yield
-    finally:
-        for key, config in configs.items():
-            config._experts_implementation = before[key]
+    fused = [matrix for matrix in layers.values() if matrix.experts]
+    if not fused or any(isinstance(each.stored, FakeTensor) for each in fused):
+        return nullcontext()
 
+    def meet(matrix: Matrix, expert: int | None, read: Tensor) -> Tensor:
+        if expert is not None:
+            see(matrix.name, expert, read)
+            return read
+        for each, rows in enumerate(read):  # all at once: zeros where a token is not theirs
+            see(matrix.name, each, rows[rows.any(-1)])
+        return read
 
-# Functions that multiply, and where their arguments have what is read and the weight.
-_PRODUCTS: dict[Any, tuple[int, int]] = {
-    **dict.fromkeys((nn.functional.linear, torch.matmul, torch.mm, torch.bmm), (0, 1)),
-    **dict.fromkeys((Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm), (0, 1)),
-    **dict.fromkeys((torch.baddbmm, torch.addmm), (1, 2)),
-}
-
-
-class _Products(TorchFunctionMode):
-    """Calls `see` for products with (a part of) a fused parameter, found by where its data lies."""
-
-    def __init__(
-        self, fused: Mapping[str, Matrix], see: Callable[[str, int, Tensor], None]
-    ) -> None:
-        super().__init__()
-        self._fused, self._see = fused, see
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        place = _PRODUCTS.get(func)
-        if place is not None and len(args) > place[1]:
-            self._note(args[place[0]], args[place[1]])
-        return func(*args, **(kwargs or {}))
-
-    def _note(self, read: Tensor, weight: Tensor) -> None:
-        for name, matrix in self._fused.items():
-            stored = matrix.stored
-            offset = weight.data_ptr() - stored.data_ptr()
-            if not 0 <= offset < stored.nbytes:
-                continue
-            first = offset * matrix.experts // stored.nbytes
-            if weight.numel() < stored.numel():
-                self._see(name, first, read)
-                return
-            for expert, rows in enumerate(read):  # all at once: zeros where a token is not theirs
-                self._see(name, expert, rows[rows.any(-1)])
-            return
+    return meet_products(fused, meet, apart=True)
 
 
 @torch.no_grad()

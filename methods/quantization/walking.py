@@ -87,7 +87,7 @@ class Block:
         sent to it. Returns all readings, those of which nothing was seen too.
         """
         gave = []
-        with watch(self.network, self.layers if layers is None else layers, see) as watcher:
+        with watch(self.layers if layers is None else layers, see) as watcher:
             for inputs in self.inputs:
                 gave.append(move(self._run(inputs), HOST))
                 watcher.forget()

@@ -173,7 +173,6 @@ def test_a_place_that_is_not_passed_stops_the_run(model: Model) -> None:
         ("gptj", Dimmed(), r"GPTJModel runs the attention of transformer\.h\.0 and 1 more"),
         ("mamba2", Dimmed(), "Mamba2ForCausalLM has no keys and values"),
         ("mamba", Scaled(layer="dt_proj"), r"MambaModel runs layer backbone\.layers\.0\.mixer"),
-        ("dbrx", Scaled(layer="w2"), "DbrxExpertGLU multiplies inside itself"),
     ],
 )
 def test_what_an_architecture_cannot_do_is_refused_before_it_is_read(
