@@ -6,9 +6,10 @@ What changes here is told in the changelog; other modules change without a word.
 recipe (formats, inits, roundings, objectives) are in `methods.parts`.
 """
 
-from harness.core.checked import Count
+from harness.core.checked import Count, Seed
 from harness.core.component import Component, Several
 from harness.core.errors import BitgridError, FormatError, ModelError, SettingError
+from harness.core.seeds import Seeds, add_seeds, redraw
 from harness.core.stage import (
     Input,
     Resources,
@@ -47,11 +48,14 @@ __all__ = [
     "ModelError",
     "Quantized",
     "Resources",
+    "Seed",
+    "Seeds",
     "SettingError",
     "Several",
     "Stage",
     "Step",
     "Tokens",
+    "add_seeds",
     "added",
     "blocks",
     "calibration",
@@ -61,6 +65,7 @@ __all__ = [
     "host_gib",
     "incidental",
     "matrices",
+    "redraw",
     "register",
     "report",
     "run_trunk",

@@ -8,6 +8,7 @@ What changes here is told in the changelog. Not here: what the engine has for au
 """
 
 from methods.quantization.block_ap import BlockAP
+from methods.quantization.folding import fold_rotation
 from methods.quantization.formats import NF, Bits, Format, Grouped, IntAsym, IntSym, bounds
 from methods.quantization.fp4 import MXFP4, NVFP4
 from methods.quantization.gptq import GPTQ
@@ -61,6 +62,7 @@ __all__ = [
     "Training",
     "bounds",
     "check_groups",
+    "fold_rotation",
     "pass_gradient",
     "quantize_model",
     "sequentially",

@@ -73,7 +73,7 @@ def describe_setting(held: object, is_inside: bool = False) -> str:
     if isinstance(held, FrozenMapping):
         parts = (f"{key}: {describe_setting(part, True)}" for key, part in held.items())
         return f"{{{', '.join(parts)}}}"
-    if isinstance(held, tuple) and any(isinstance(each, Component) for each in held):
+    if isinstance(held, tuple):
         return f"[{', '.join(describe_setting(each, True) for each in held)}]"
     return show(held)
 

@@ -17,7 +17,7 @@ from methods.quantization.readings import find_norms, read_logits
 
 
 @torch.no_grad()
-def rotate(model: Model, rotation: Tensor) -> Model:
+def fold_rotation(model: Model, rotation: Tensor) -> Model:
     """A fork whose hidden states are those of `model` times `rotation` (D, D).
 
     Raises ModelError, naming the class, where the fork does not compute what the model does: its

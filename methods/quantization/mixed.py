@@ -41,8 +41,7 @@ class Mixed(Format):
                 raise FormatError("a mixed format has no mixed one inside")
 
     def of(self, layer: str) -> Format:
-        matches = (each for each in self.layers if fnmatchcase(layer, each))
-        pattern = next(matches, None)
+        pattern = self._find_pattern(layer)
         return self.default if pattern is None else self._resolve(pattern)
 
     def kinds(self) -> tuple[Format, ...]:
@@ -56,11 +55,23 @@ class Mixed(Format):
         return self._resolve(name) if name in self.layers else None
 
     def check_names(self, layers: Collection[str], ends: Collection[str]) -> None:
+        """Raises FormatError for a pattern that decides no layer's format."""
+        winners = {name: self._find_pattern(name) for name in layers}
         for pattern in self.layers:
-            if pattern not in ends and not any(fnmatchcase(name, pattern) for name in layers):
-                kinds = {f"*.{name.rpartition('.')[2]}" for name in layers}
-                near = nearest(pattern, {*ends, *(kinds if "*" in pattern else layers)})
-                raise FormatError(f"format.layers: {pattern!r} matches no layer; {near}")
+            if pattern in ends or pattern in winners.values():
+                continue
+            before = [winners[name] for name in layers if fnmatchcase(name, pattern)]
+            if before:
+                raise FormatError(
+                    f"format.layers: {pattern!r} decides no layer, since {before[0]!r} stands "
+                    "before it; the first that matches wins"
+                )
+            kinds = {f"*.{name.rpartition('.')[2]}" for name in layers}
+            near = nearest(pattern, {*ends, *(kinds if "*" in pattern else layers)})
+            raise FormatError(f"format.layers: {pattern!r} matches no layer; {near}")
+
+    def _find_pattern(self, layer: str) -> str | None:
+        return next((each for each in self.layers if fnmatchcase(layer, each)), None)
 
     def _resolve(self, pattern: str) -> Format:
         """The format of a pattern. Raises SettingError where it changes what is not there."""

@@ -10,7 +10,7 @@ from functools import cache
 from harness.models import Pretrained, find_pretrained, meta_network
 from harness.models.rehearsal import find_twin, rehearse
 from methods.quantization.awq import ScaleSearch, find_foldable
-from methods.quantization.folding import rotate
+from methods.quantization.folding import fold_rotation
 from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
 from methods.quantization.omniquant import OmniQuant
@@ -73,7 +73,7 @@ def _check_layers(base: Pretrained, format: Format) -> None:
 def _check_rotatable(base: Pretrained) -> None:
     if (twin := find_twin(base)) is not None:
         width = twin.network.get_input_embeddings().weight.shape[1]
-        rotate(twin, make_rotation(width, 0))
+        fold_rotation(twin, make_rotation(width, 0))
 
 
 @cache

@@ -20,7 +20,7 @@ from harness.core.checked import Seed
 from harness.core.seeds import Seeds, add_seeds, redraw
 from harness.core.stage import Input, Stage, value
 from harness.models import Model
-from methods.quantization.folding import rotate
+from methods.quantization.folding import fold_rotation
 from methods.quantization.formats import Format
 from methods.quantization.inits import Init
 
@@ -54,7 +54,7 @@ class Rotated(Stage[Model]):
     def run(self, work: Path) -> Model:
         model = value(self.model)
         width = model.network.get_input_embeddings().weight.shape[1]
-        return rotate(model, make_rotation(width, self.seed))
+        return fold_rotation(model, make_rotation(width, self.seed))
 
 
 @redraw.register

@@ -219,6 +219,7 @@ def test_values_are_shown_in_short() -> None:
     assert describe_setting(Mix(Even(3), layers)) == "mix"
     assert describe_setting(layers) == "{*.down: raw, a: even bits=4}"
     assert describe_setting(Mill().two) == "[turn, cut grid=5]"
+    assert [describe_setting(each) for each in ((), (1, 0.5))] == ["[]", "[1, 0.5]"]
 
 
 def _walk(schema: Any) -> Iterator[Any]:

@@ -170,9 +170,13 @@ def test_tied_ends_are_one_parameter(llama: Model) -> None:
         ),
         ({"lm_hed": 1}, "'lm_hed' matches no layer; did you mean 'lm_head'"),
         ({"lm_*": 1}, r"'lm_\*' matches no layer"),
+        (
+            {"model.layers.*": 1, "*.down_proj": 1},
+            r"'\*\.down_proj' decides no layer, since 'model\.layers\.\*' stands before it",
+        ),
     ],
 )
-def test_a_pattern_that_matches_nothing_is_an_error(
+def test_a_pattern_that_decides_nothing_is_an_error(
     llama: Model, layers: dict[str, int], words: str
 ) -> None:
     with pytest.raises(FormatError, match=words):

@@ -11,7 +11,7 @@ from scipy.linalg import hadamard
 
 from harness.core.errors import ModelError
 from harness.models import Model, matrices, pretrained, run_trunk
-from methods.quantization.folding import rotate
+from methods.quantization.folding import fold_rotation
 from methods.quantization.formats import IntAsym
 from methods.quantization.readings import read_logits
 from methods.quantization.rotation import make_rotation
@@ -42,7 +42,7 @@ def test_hidden_states_are_turned_and_logits_are_not() -> None:
     ids = torch.randint(3, 97, (2, 20))
     rotation = make_rotation(64, 0)
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    turned = rotate(model, rotation)
+    turned = fold_rotation(model, rotation)
     with torch.no_grad():
         torch.testing.assert_close(
             turned.network(ids).logits, model.network(ids).logits, rtol=1e-4, atol=1e-4
@@ -60,7 +60,7 @@ def test_it_folds_into(name: str, tmp_path: Path) -> None:
     """Tied ends, biases, norms within heads, norms that multiply by 1 + w, fused projections."""
     base = pretrained(str(architectures.build(name, tmp_path / "model")), "float32")
     model = base.run(tmp_path)
-    turned = rotate(model, make_rotation(64, 0)).fork(latent=False)
+    turned = fold_rotation(model, make_rotation(64, 0)).fork(latent=False)
     turned.check()
     again = Model.load(tmp_path, turned.save(tmp_path))
     ids = torch.arange(8, 28)[None]
@@ -86,7 +86,9 @@ def test_what_is_compared_is_computed_in_float32() -> None:
         read_logits(model)
     stop.remove()
     assert all(held[name] is each for name, each in model.network.named_parameters())
-    assert float((read_logits(rotate(model, make_rotation(64, 0))) - wide).abs().mean()) < 0.02
+    assert (
+        float((read_logits(fold_rotation(model, make_rotation(64, 0))) - wide).abs().mean()) < 0.02
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "mixtral", "olmo"])
@@ -94,7 +96,7 @@ def test_what_it_does_not_fold_into_is_refused(name: str, tmp_path: Path) -> Non
     """Norms that subtract a mean, have no weight or stand behind a block; experts."""
     base = pretrained(str(architectures.build(name, tmp_path)), "float32")
     with pytest.raises(ModelError, match="hadamard"):
-        rotate(base.run(tmp_path), make_rotation(64, 0))
+        fold_rotation(base.run(tmp_path), make_rotation(64, 0))
 
 
 def test_a_channel_that_stands_out_hurts_less() -> None:
@@ -110,5 +112,5 @@ def test_a_channel_that_stands_out_hurts_less() -> None:
             gap = rounded.network(ids).logits - model.network(ids).logits
         return float(gap.square().mean())
 
-    turned = rotate(model, make_rotation(64, 0))
+    turned = fold_rotation(model, make_rotation(64, 0))
     assert measure(quantize_model(turned, format)) < 0.9 * measure(quantize_model(model, format))
