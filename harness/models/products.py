@@ -42,7 +42,8 @@ def meet_products(matrices: Iterable[Matrix], meet: Meet, apart: bool = False) -
         yield
 
 
-# Functions that multiply, and where their arguments have what is read and the weight.
+# Functions that multiply, and where their arguments have what is read and the weight; but for
+# linear layers the weight may stand first.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((nn.functional.linear, torch.matmul, torch.mm, torch.bmm), (0, 1)),
     **dict.fromkeys((Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm), (0, 1)),
@@ -60,8 +61,11 @@ class _Products(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         at, of = _PRODUCTS.get(func, (0, len(args)))
-        if of < len(args) and (found := self._find(args[of])):
-            args = (*args[:at], self._meet(*found, args[at]), *args[at + 1 :])
+        if of < len(args):
+            if found := self._find(args[of]):
+                args = _replace(args, at, self._meet(*found, args[at]))
+            elif func is not nn.functional.linear and (found := self._find(args[at])):
+                args = _replace(args, of, self._meet(*found, args[of].mT).mT)  # W x' for x W'
         return func(*args, **(kwargs or {}))
 
     def _find(self, weight: Tensor) -> tuple[Matrix, int | None] | None:
@@ -76,3 +80,7 @@ class _Products(TorchFunctionMode):
                 is_whole = weight.numel() == size and matrix.experts != 1
                 return matrix, None if is_whole else offset * matrix.experts // size
         return None
+
+
+def _replace(args: tuple[Any, ...], at: int, new: Tensor) -> tuple[Any, ...]:
+    return (*args[:at], new, *args[at + 1 :])

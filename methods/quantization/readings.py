@@ -11,7 +11,7 @@ Not here: what is made of the readings (`observing`, methods).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
+from harness.core.errors import ModelError
 from harness.models import Matrix, Model, count_vocabulary, meet_products
 
 
@@ -51,7 +52,7 @@ def watch(layers: Mapping[str, Matrix], see: See) -> Iterator[Watcher]:
             if not matrix.experts:
                 hook = partial(watcher.see_module, name)
                 hooks.enter_context(matrix.module.register_forward_pre_hook(hook))
-        hooks.enter_context(_watch_experts(layers, watcher.see))
+        hooks.enter_context(_watched_experts(layers, watcher.see))
         yield watcher
 
 
@@ -94,18 +95,23 @@ class Watcher:
         return self._readings[name, expert]
 
 
-def _watch_experts(
+@contextmanager
+def _watched_experts(
     layers: Mapping[str, Matrix], see: Callable[[str, int, Tensor], None]
-) -> AbstractContextManager[None]:
+) -> Iterator[None]:
     """Inside, `see(layer, expert, read)` is called where experts in one parameter are multiplied.
 
-    Of tensors without data nothing is seen: which token is sent where is unknown.
+    Of tensors without data nothing is seen: which token is sent where is unknown. Raises ModelError
+    where a module runs and does not multiply by its experts in a way that is known.
     """
     fused = [matrix for matrix in layers.values() if matrix.experts]
     if not fused or any(isinstance(each.stored, FakeTensor) for each in fused):
-        return nullcontext()
+        yield
+        return
+    met = set[str]()
 
     def meet(matrix: Matrix, expert: int | None, read: Tensor) -> Tensor:
+        met.add(matrix.name)
         if expert is not None:
             see(matrix.name, expert, read)
             return read
@@ -113,7 +119,19 @@ def _watch_experts(
             see(matrix.name, each, rows[rows.any(-1)])
         return read
 
-    return meet_products(fused, meet, apart=True)
+    def check(matrix: Matrix, module: nn.Module, inputs: Any, output: Any) -> None:
+        if matrix.name not in met:
+            raise ModelError(
+                f"{type(module).__name__} multiplies by {matrix.name} in a way that is not known "
+                "here, so that what is read there cannot be seen"
+            )
+
+    with ExitStack() as hooks:
+        for matrix in fused:
+            hook = partial(check, matrix)
+            hooks.enter_context(matrix.module.register_forward_hook(hook))
+        hooks.enter_context(meet_products(fused, meet, apart=True))
+        yield
 
 
 @torch.no_grad()

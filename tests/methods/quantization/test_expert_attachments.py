@@ -238,14 +238,16 @@ def test_it_is_the_same_however_the_library_multiplies(
     torch.testing.assert_close(logits(attached), wanted, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["dbrx", "jetmoe", "qwen2-moe", "nemotron-h", "recurrent-gemma"])
+@pytest.mark.parametrize("name", ["dbrx", "jetmoe", "qwen2-moe", "nemotron-h", "zamba"])
 def test_every_layout_passes(name: str) -> None:
     plain = make(name, torch.float32)
     assert any(matrix.experts for matrix in matrices(plain.network).values())
     assert not torch.allclose(logits(plain.attach(Activations(4))), logits(plain), atol=1e-2)
 
 
-def test_products_in_another_way_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_in_another_way_stop_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def forward(self: Any, rows: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         both = torch.einsum("eoi,ni->eno", self.gate_up_proj, rows)
         return torch.einsum("eoi,eni->no", self.down_proj, both.chunk(2, dim=-1)[0])
@@ -255,6 +257,9 @@ def test_products_in_another_way_stop_the_run(monkeypatch: pytest.MonkeyPatch) -
     words = r"MixtralModel runs layer model\.layers\.0\.mlp\.experts\.down_proj and 3 more in a way"
     with pytest.raises(ModelError, match=words):
         logits(attached)
+    words = r"MixtralExperts multiplies by model\.layers\.0\.mlp\.experts\.gate_up_proj in a way"
+    with pytest.raises(ModelError, match=words):  # nor would they be calibrated
+        _find_ranges(make("mixtral"), tmp_path)
 
 
 # --- what holds them ------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from harness.run import plan as plans
 from harness.run.compute import Values
 from harness.run.runner import Outcome, run
 from methods.training.train import Train
+from tests.support import architectures
 
 ROOT = Path(__file__).parents[3]
 STEPS = 32
@@ -227,6 +228,19 @@ def test_two_processes_train_everything_by_objectives_that_add_up_as_one_does(
     assert notes[0] == notes[1] and len(notes[0]) == 1
     assert "short.txt, train: " in notes[0][0] and "where 13 were asked for" in notes[0][0]
     assert places[0].losses() == pytest.approx(places[1].losses(), abs=1e-6)
+
+
+def test_what_experts_read_is_changed_in_both_processes(tmp_path: Path) -> None:
+    """Experts in one parameter, whose rows are gathered as a block is run, and once more for the
+    backward pass."""
+    model, places = architectures.build("qwen3-moe", tmp_path / "experts"), []
+    for gpus in (1, 2):
+        trained = {"gradient_checkpointing": True, "steps": 6, "gpus": gpus}
+        place = Place(tmp_path / str(gpus), model, attach=DOING, **trained)
+        watcher = Watcher()
+        assert place.run(watcher).failed == [], watcher.words
+        places.append(place)
+    same(*places, steps=6, within=1e-5)
 
 
 def test_two_processes_stop_where_training_diverges(tiny_folder: Path, tmp_path: Path) -> None:
