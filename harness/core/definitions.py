@@ -12,12 +12,13 @@ nothing is imported. Comments, docstrings, layout and the words of error message
 neither do the names of modules: code that only moves to another file has the same digest.
 
 Not seen: what is reached by a computed name (`getattr(module, name)`), and code that is data.
-Not here: what is recorded of a run (`harness.core.provenance`).
+Not here: what one file says by itself (`harness.core.outlines`), what is recorded of a run
+(`harness.core.provenance`).
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -28,6 +29,9 @@ from functools import cache, cached_property
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
+
+from harness.core.kept import keep, recall
+from harness.core.outlines import Outline, Target, find_outline
 
 ROOT = Path(__file__).parents[2]  # the folder that has harness/ and methods/
 OURS = ("harness", "methods")
@@ -77,9 +81,9 @@ def _reach(roots: frozenset[tuple[str, str]]) -> Code:
     while queue:
         name = queue.pop()
         source = _source(name[0])
-        if name in reached or source is None or name[1] not in source.definitions:
+        if name in reached or source is None or name[1] not in source.outline.definitions:
             continue
-        reached[name] = source.digest(name[1])
+        reached[name] = source.outline.read(name[1]).digest
         for module, attribute in source.references(name[1]):
             definition = _resolve(module, attribute, own)
             if definition is not None and definition[0].startswith(ENGINE):
@@ -88,11 +92,13 @@ def _reach(roots: frozenset[tuple[str, str]]) -> Code:
                 queue.append(definition)
             elif not _is_ours(module, own):
                 imported.add(module.partition(".")[0])
-    sources = [_source(module) for module, _ in reached]
+    sources = [source for module, _ in reached if (source := _source(module)) is not None]
+    for source in sources:
+        source.outline.keep()
     return Code(
         {f"{module}.{name}": digest for (module, name), digest in sorted(reached.items())},
         tuple(sorted({d for module in imported for d in _distributions().get(module, ())})),
-        tuple(sorted({source.path for source in sources if source is not None})),
+        tuple(sorted({source.outline.path for source in sources})),
     )
 
 
@@ -104,11 +110,11 @@ def _resolve(module: str, attribute: str | None, own: frozenset[str]) -> tuple[s
         source = _source(module)
         if source is None:
             return None
-        if attribute in source.definitions:
+        if attribute in source.outline.definitions:
             return module, attribute
-        if attribute not in source.imports:
+        if attribute not in source.outline.imports:
             return None
-        module, attribute = source.imports[attribute]
+        module, attribute = source.outline.imports[attribute]
     return None
 
 
@@ -124,48 +130,50 @@ def _is_ours(module: str, own: frozenset[str]) -> bool:
 
 @cache
 def _distributions() -> dict[str, list[str]]:
-    """Names of installed distributions by the top-level module that they bring."""
-    return {module: sorted(set(names)) for module, names in packages_distributions().items()}
+    """Names of installed distributions by the top-level module that they bring: those of what is
+    installed now, which takes a while to read."""
+    records = sorted(_list_records())
+    known: dict[str, list[str]] | None = recall("packages", sys.version, *records)
+    if known is None:
+        known = {module: sorted(set(names)) for module, names in packages_distributions().items()}
+        keep("packages", known, sys.version, *records)
+    return known
+
+
+def _list_records() -> Iterator[str]:
+    """The record of each installed distribution, with the time at which it changed."""
+    for folder in sys.path:
+        with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+            for each in entries:
+                if each.name.endswith((".dist-info", ".egg-info")):
+                    yield f"{each.path} {each.stat().st_mtime_ns}"
 
 
 @dataclass
 class _Source:
-    """One module's top level: its definitions, and what its imports stand for."""
+    """One module's top level: its definitions, and what they stand for."""
 
-    module: str
-    path: Path
-    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
-    imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    _digests: dict[str, str] = field(default_factory=dict)
-    _references: dict[str, set[tuple[str, str | None]]] = field(default_factory=dict)
+    outline: Outline
+    _references: dict[str, set[Target]] = field(default_factory=dict)
 
-    def digest(self, name: str) -> str:
-        """Of the statements that make a definition, without what does not count."""
-        if name not in self._digests:
-            text = "\n".join(_normalize(statement) for statement in self.definitions[name])
-            self._digests[name] = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return self._digests[name]
-
-    def references(self, name: str) -> set[tuple[str, str | None]]:
-        """(module, attribute) of all that a definition names; None for a module as a whole."""
+    def references(self, name: str) -> set[Target]:
+        """All that a definition names."""
         if name not in self._references:
-            targets: set[tuple[str, str | None]] = set()
-            for statement in self.definitions[name]:
-                nodes = [*ast.walk(statement)]
-                inside = _imports_of(self.module, self.path, nodes)
-                imports = {**self.imports, **inside}
-                for first, second in {*_names(nodes)}:
+            targets: set[Target] = set()
+            for statement in self.outline.read(name).statements:
+                imports = {**self.outline.imports, **statement.imports}
+                for first, second in statement.names:
                     targets |= set(self._references_of(first, second, imports))
-                targets |= set(_inner_imports(inside))
+                targets |= set(_inner_imports(statement.imports))
             self._references[name] = targets
         return self._references[name]
 
     def _references_of(
-        self, first: str, second: str | None, imports: Mapping[str, tuple[str, str | None]]
-    ) -> Iterator[tuple[str, str | None]]:
+        self, first: str, second: str | None, imports: Mapping[str, Target]
+    ) -> Iterator[Target]:
         """What `first`, or `first.second`, stands for in this module."""
-        if first in self.definitions:
-            yield self.module, first
+        if first in self.outline.definitions:
+            yield self.outline.module, first
         elif first in imports:
             module, attribute = imports[first]
             if attribute is not None:
@@ -180,128 +188,11 @@ class _Source:
 @cache
 def _source(module: str) -> _Source | None:
     path = _file(module)
-    if path is None:
-        return None
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError, OSError):
-        return None
-    source = _Source(module, path)
-    for statement in _top_level(tree.body):
-        source.imports |= _import_targets(module, path, statement)
-        for name in _bound(statement):
-            source.definitions.setdefault(name, []).append(statement)
-    return source
+    outline = None if path is None else find_outline(module, path)
+    return None if outline is None else _Source(outline)
 
 
-def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of a module; of `if` and `try` also those inside, whose imports may be needed."""
-    for statement in body:
-        if isinstance(statement, ast.If | ast.Try):
-            parts = [statement.body, statement.orelse]
-            if isinstance(statement, ast.Try):
-                parts += [statement.finalbody, *(handler.body for handler in statement.handlers)]
-            for part in parts:
-                yield from _top_level(part)
-        else:
-            yield statement
-
-
-def _bound(statement: ast.stmt) -> set[str]:
-    """The names that a statement makes or changes: `X = …`, `X[key] = …`, `X.update(…)`."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {statement.name}
-    if isinstance(statement, ast.Import | ast.ImportFrom):
-        return set()
-    names: set[str] = set()
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store):
-            names |= _base(node)
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
-        names |= _base(statement.value.func)
-    return names
-
-
-def _base(node: ast.expr) -> set[str]:
-    """X of X.y[z]; nothing of a bare name, which is not changed by being called."""
-    inside = node
-    while isinstance(inside, ast.Subscript | ast.Attribute):
-        inside = inside.value
-    return {inside.id} if isinstance(inside, ast.Name) and inside is not node else set()
-
-
-def _names(nodes: list[ast.AST]) -> Iterator[tuple[str, str | None]]:
-    """Names that a statement, all of whose nodes are given, loads, with the attribute taken of
-    each, if one is.
-
-    A name that the statement binds in a function of its own hides the module's.
-    """
-    hidden = _local_names(nodes)
-    attributes = set()
-    for node in nodes:
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            attributes.add(id(node.value))
-            if node.value.id not in hidden:
-                yield node.value.id, node.attr
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            # An annotation in quotes; other texts are seldom a name of the module.
-            if node.value.isidentifier():
-                yield node.value, None
-        elif isinstance(node, ast.Name) and id(node) not in attributes and node.id not in hidden:
-            yield node.id, None
-
-
-def _local_names(nodes: list[ast.AST]) -> set[str]:
-    """Names that every function of a definition that uses them also binds.
-
-    One function's local name may be the module's in the next, so those stay visible.
-    """
-    functions = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    bound, free = set[str](), set[str]()
-    seen = set[int]()  # those inside of one that was looked at: they come after it
-    for function in functions:
-        if id(function) in seen:
-            continue
-        inside = [*ast.walk(function)]
-        seen |= {id(node) for node in inside}
-        arguments = {node.arg for node in inside if isinstance(node, ast.arg)}
-        declared = {name for node in inside if isinstance(node, ast.Global) for name in node.names}
-        names = [node for node in inside if isinstance(node, ast.Name)]
-        uses = {node.id for node in names}
-        local = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-        mine = (arguments | local) - declared
-        bound |= mine
-        free |= uses - mine
-        # Defaults, decorators and annotations are read outside of the function.
-        arguments_node = function.args
-        outside = [*function.decorator_list, *arguments_node.defaults]
-        outside += [default for default in arguments_node.kw_defaults if default is not None]
-        outside += [a.annotation for a in _all_arguments(arguments_node) if a.annotation]
-        outside += [function.returns] if function.returns else []
-        for part in outside:
-            free |= {node.id for node in ast.walk(part) if isinstance(node, ast.Name)}
-    return bound - free
-
-
-def _all_arguments(arguments: ast.arguments) -> list[ast.arg]:
-    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    return named + [each for each in (arguments.vararg, arguments.kwarg) if each is not None]
-
-
-def _imports_of(module: str, path: Path, nodes: list[ast.AST]) -> dict[str, tuple[str, str | None]]:
-    """Imports inside a definition, as names there."""
-    targets: dict[str, tuple[str, str | None]] = {}
-    for node in nodes:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            targets |= _import_targets(module, path, node)
-    return targets
-
-
-def _inner_imports(
-    imports: Mapping[str, tuple[str, str | None]],
-) -> Iterator[tuple[str, str | None]]:
+def _inner_imports(imports: Mapping[str, Target]) -> Iterator[Target]:
     """What a definition imports for itself counts as reached, used or not."""
     for module, attribute in imports.values():
         if attribute is not None and _is_submodule(module, attribute):
@@ -310,36 +201,15 @@ def _inner_imports(
             yield module, attribute
 
 
-def _import_targets(module: str, path: Path, node: ast.AST) -> dict[str, tuple[str, str | None]]:
-    """The names that an import binds -> (module, attribute of it or None for the module itself)."""
-    if isinstance(node, ast.Import):
-        return {
-            alias.asname or alias.name.partition(".")[0]: (
-                alias.name if alias.asname else alias.name.partition(".")[0],
-                None,
-            )
-            for alias in node.names
-        }
-    if not isinstance(node, ast.ImportFrom):
-        return {}
-    base = node.module or ""
-    if node.level:
-        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        for _ in range(node.level - 1):
-            package = package.rpartition(".")[0]
-        base = f"{package}.{base}".strip(".")
-    return {alias.asname or alias.name: (base, alias.name) for alias in node.names}
-
-
 @cache
 def _is_submodule(module: str, attribute: str) -> bool:
     """Whether `from module import attribute` takes a module: the package defines no such name."""
     if module.partition(".")[0] in sys.stdlib_module_names:
         return False
     source = _source(module)
-    if source is None or source.path.name != "__init__.py":
+    if source is None or not source.outline.is_package:
         return False
-    taken = attribute in source.definitions or attribute in source.imports
+    taken = attribute in source.outline.definitions or attribute in source.outline.imports
     return not taken and _file(f"{module}.{attribute}") is not None
 
 
@@ -363,25 +233,3 @@ def _file(module: str) -> Path | None:
         return None
     origin = spec.origin if spec else None
     return Path(origin) if origin and origin.endswith(".py") and os.path.isfile(origin) else None
-
-
-def _normalize(statement: ast.stmt) -> str:
-    """The statement's code as text, without docstrings and the words of the errors it raises."""
-    copy = ast.parse(ast.unparse(statement))
-    for node in ast.walk(copy):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and body:
-            first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = body[1:] or [ast.Pass()]
-    return ast.unparse(_Wordless().visit(copy))
-
-
-class _Wordless(ast.NodeTransformer):
-    """Empties the texts inside `raise`: an error's words move no number."""
-
-    def visit_Raise(self, node: ast.Raise) -> ast.Raise:
-        for inside in ast.walk(node):
-            if isinstance(inside, ast.Constant) and isinstance(inside.value, str):
-                inside.value = ""
-        return node

@@ -63,14 +63,18 @@ def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 1) -
     write_text(path, json.dumps(content, indent=indent))
 
 
-def write_text(path: Path, text: str) -> None:
-    """A text at `path`, whole or not at all. Raises OSError."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """A text at `path`, whole or not at all. Raises OSError.
+
+    `durable`: it is on the disk when this returns; not needed of what can be made again.
+    """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with draft.open("w") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         draft.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import pytest
 
 from harness.core import definitions
 from harness.core.definitions import Code, compare, reach
+from harness.core.outlines import find_outline
 
 Written = Callable[[dict[str, str]], Code]
 
@@ -48,10 +51,23 @@ _TABLE["a"] = 1
 }
 
 
+def _forget() -> None:
+    """As another process would begin."""
+    for cached in (
+        definitions._reach,
+        definitions._source,
+        definitions._file,
+        definitions._is_submodule,
+        definitions._distributions,
+    ):
+        cached.cache_clear()
+
+
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Written:
     """A function: the code behind `plugin.stage.S` after these files were written."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("BITGRID_CACHE", str(tmp_path / "cache"))
 
     def write(files: dict[str, str]) -> Code:
         for name, text in files.items():
@@ -60,13 +76,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Written:
         importlib.invalidate_caches()
         for name in [n for n in sys.modules if n.partition(".")[0] == "plugin"]:
             del sys.modules[name]
-        for cached in (
-            definitions._reach,
-            definitions._source,
-            definitions._file,
-            definitions._is_submodule,
-        ):
-            cached.cache_clear()
+        _forget()
         root = type("S", (), {"__module__": "plugin.stage", "__qualname__": "S"})
         return reach([root])
 
@@ -167,3 +177,57 @@ def test_training_reaches_formats_and_objectives_but_no_report_and_no_engine() -
         name.startswith(("reports.", "harness.cli.", "harness.run.", "methods.memory"))
         for name in names
     )
+
+
+def test_what_was_read_before_is_read_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from methods.training.train import Train
+
+    codes = []
+    (tmp_path / "file").write_text("where nothing can be kept")
+    for cache in ("file", "folder", "folder"):
+        monkeypatch.setenv("BITGRID_CACHE", str(tmp_path / cache))
+        _forget()
+        codes.append(reach([Train]))
+    assert codes[0] == codes[1] == codes[2]
+    assert len(codes[0].definitions) > 100
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"code", "packages"}
+
+
+def test_what_was_kept_is_of_the_text_that_is_there(written: Written, tmp_path: Path) -> None:
+    first = written(FILES)
+    kept = sorted((tmp_path / "cache/code").iterdir())
+    assert len(kept) >= 5  # a file each
+    helper = FILES["plugin/helper.py"].replace("return 1", "return 9")
+    changed = written({"plugin/helper.py": helper})
+    assert compare(first.definitions, changed.definitions) == ["plugin.helper._h"]
+    assert written(FILES) == first
+    for path, broken in zip(kept, ('{"imports": 1}', "[]", "{", "", "null"), strict=False):
+        path.write_text(broken)
+    assert written(FILES) == first
+
+
+def test_a_digest_is_of_the_code_as_text(tmp_path: Path) -> None:
+    text = '''
+def f(x: "Y") -> str:
+    """About it."""
+    if x:
+        raise ValueError(f"no {x!r}", 'at "all"')
+    return f"{x:>{len('a')}} 'b' \\"c\\" {{d}}" u"e"
+A, (B, *C) = D[1, 2:3], lambda *a, k=1, **o: (yield)
+for A in B:
+    raise ValueError("words")
+'''
+    plain = text.replace('    """About it."""\n', "").replace(
+        'f"no {x!r}", \'at "all"\'', 'f"{x!r}", ""'
+    )
+    plain = plain.replace('"words"', '""')
+    (tmp_path / "file.py").write_text(text)
+    outline = find_outline("file", tmp_path / "file.py")
+    assert outline is not None
+    statements = ast.parse(plain).body
+    for name, made in {"f": [0], "A": [1, 2], "B": [1], "C": [1]}.items():
+        code = "\n".join(ast.unparse(ast.parse(ast.unparse(statements[each]))) for each in made)
+        assert outline.read(name).digest == hashlib.sha256(code.encode()).hexdigest()[:12], name
+    assert ("Y", None) in outline.read("f").statements[0].names
