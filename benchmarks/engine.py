@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def _plan(verbs: Verbs, repetition: int, cells: list[int]) -> None:
-    """Anew, as kept, and as kept of a copy in another folder."""
+    """Anew, with a cache that is empty and then not; as kept, and as kept of a copy elsewhere."""
     rates = [round(1e-4 * (1 + number), 6) for number in range(max(cells) // 100)]
     texts: dict[str, Callable[[int], str]] = {
         "seeds": lambda number: GRID.format(seeds=list(range(number))),
@@ -104,12 +104,16 @@ def _plan(verbs: Verbs, repetition: int, cells: list[int]) -> None:
             copy.mkdir(parents=True)
             (here / "many.yaml").write_text(write(number))
             shutil.copy(here / "many.yaml", copy / "many.yaml")
+            verbs.environment["BITGRID_CACHE"] = str(here / "cache")
+            first = _verb("plan", "many.yaml", "--store", str(here / "first"))
             plan = _verb("plan", "many.yaml", "--store", str(here / "store"))
             case = f"plan of {number} cells, {kind}"
             verbs.time(case, "imports", "-c", IMPORTS, at=here)
+            verbs.time(case, "anew, with an empty cache", *first, at=here, cells=number)
             verbs.time(case, "anew", *plan, at=here, cells=number)
             verbs.time(case, "kept", *plan, at=here, cells=number)
             verbs.time(case, "kept, of a copy elsewhere", *plan, at=copy, cells=number)
+            del verbs.environment["BITGRID_CACHE"]
 
 
 def _list(verbs: Verbs, repetition: int) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from harness.core.frozen import FrozenMapping
 
-_SCALARS = frozenset({int, float, str, bool, type(None)})
+SCALARS = frozenset({int, float, str, bool, type(None)})
+"""What holds nothing, and is JSON as it is."""
 
 
 def list_parts(thing: object) -> Iterator[object]:
@@ -24,7 +25,7 @@ def list_parts(thing: object) -> Iterator[object]:
         held = thing.values()
     elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         held = (getattr(thing, name) for name in _list_fields(type(thing)))
-    return (part for part in held if type(part) not in _SCALARS)
+    return (part for part in held if type(part) not in SCALARS)
 
 
 @cache

@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ from harness.grid.reading import read_grid, read_named
 from harness.grid.schema import GridFile
 from harness.grid.seeds import read_seeds
 from harness.grid.tuning import Look, check_apart, choose, list_groups
+from harness.method import Method
 from harness.models import Model, Pretrained, pretrained, read_layer_shapes
 from harness.models.rehearsal import rehearse_all
 
@@ -213,9 +214,10 @@ def _list_cells(
     """A cell a point; of points that are equal, axes that collapse, the first."""
     seen: set[tuple[Any, ...]] = set()
     named: dict[str, Point] = {}
+    checked: set[tuple[str, str]] = set()
     offered = set(DIAGNOSTICS.load())
     for point, tuning, awaits, trials in picks:
-        cell = replace(_make_cell(document, file, point, tasks), tuning=tuning)
+        cell = replace(_make_cell(document, file, point, tasks, checked), tuning=tuning)
         if awaits:
             cell = replace(cell, awaits=awaits, scores=trials)
         if (
@@ -245,13 +247,13 @@ def _make_model(
     contender, source = point.contender, point.source
     try:
         base = pretrained(source, file.dtype, file.trust_remote_code, file.attention)
-        shapes = read_layer_shapes(source, file.trust_remote_code)
+        read_layer_shapes(source, file.trust_remote_code)  # first: it is the model's fault
         rehearse_all([base])
     except BitgridError as error:
         place: Where = ("vary", "model") if "model" in file.vary else ("model",)
         raise document.error(place, str(error)) from None
     try:
-        point.method.check(shapes)
+        _check_method(point.method, source, file.trust_remote_code)
         model = draw(point.method.build(base, point.seeds.order), point.seeds)
         rehearse_all(closure([model]))
     except BitgridError as error:
@@ -259,17 +261,32 @@ def _make_model(
     return base, model
 
 
+@cache
+def _check_method(method: Method, source: str, trust_remote_code: bool) -> None:
+    """Raise BitgridError where a method cannot act on a model: once for all seeds."""
+    method.check(read_layer_shapes(source, trust_remote_code))
+
+
 def _make_only(document: Document, file: GridFile, point: Point) -> Stage[Model]:
     return _make_model(document, file, point)[1]
 
 
-def _make_cell(document: Document, file: GridFile, point: Point, tasks: Mapping[str, Any]) -> Cell:
+def _make_cell(
+    document: Document,
+    file: GridFile,
+    point: Point,
+    tasks: Mapping[str, Any],
+    checked: set[tuple[str, str]],
+) -> Cell:
+    """`checked`: tasks, with the keys of the models on which they were, which a cell adds to."""
     base, model = _make_model(document, file, point)
     scores: list[Stage[Scores]] = []
     for number, (task, options) in enumerate(tasks.items()):
         try:
             evaluation = find_evaluation(task)
-            evaluation.check(options, base)
+            if (task, base.key) not in checked:
+                evaluation.check(options, base)
+                checked.add((task, base.key))
             scores.append(evaluation.stage(model, options, base))
         except BitgridError as error:
             raise document.error(("evaluate", number, task), str(error)) from None
