@@ -185,7 +185,8 @@ def to_canonical_json(thing: object) -> str:
 
 def describe_fields(thing: Any, whole: bool = False) -> dict[str, Any]:
     """The fields of a stage or component as JSON; with `whole` the incidental ones too."""
-    held = ((name, getattr(thing, name), is_keyed) for name, is_keyed in _list_keyed(type(thing)))
+    cls: Any = type(thing)
+    held = ((name, getattr(thing, name), is_keyed) for name, is_keyed in _list_keyed(cls))
     return {
         name: part if type(part) in SCALARS else identify(part, whole)
         for name, part, is_keyed in held
@@ -194,7 +195,7 @@ def describe_fields(thing: Any, whole: bool = False) -> dict[str, Any]:
 
 
 @cache
-def _list_keyed(cls: type[Any]) -> tuple[tuple[str, Callable[[Any], bool] | None], ...]:
+def _list_keyed(cls: Any) -> tuple[tuple[str, Callable[[Any], bool] | None], ...]:
     """The fields of a dataclass, each with what says whether it is part of a key; None: it is."""
     return tuple((field.name, field.metadata.get("keyed")) for field in dataclasses.fields(cls))
 
