@@ -60,7 +60,14 @@ def _keys(known: type) -> dict[str, FieldInfo]:
     """The keys of a pydantic model or of a dataclass, with their defaults."""
     if issubclass(known, pydantic.BaseModel):
         return known.model_fields
-    return {each.name: FieldInfo(default=each.default) for each in dataclasses.fields(known)}
+    return {
+        each.name: FieldInfo(
+            default=each.default
+            if each.default_factory is dataclasses.MISSING
+            else each.default_factory()
+        )
+        for each in dataclasses.fields(known)
+    }
 
 
 @pytest.mark.parametrize(

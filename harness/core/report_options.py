@@ -5,11 +5,14 @@ Not here: which names of rows, columns and axes a grid has (`harness.grid.names`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
+
+from harness.core.errors import nearest
 
 Digits = Annotated[int, Interval(ge=0, le=9)]
 
@@ -42,6 +45,10 @@ class ReportOptions:
     note: Annotated[str | None, "what is true of every run of the grid; printed always"] = None
     finding: Annotated[Finding | None, "what was found in its rows; printed with those only"] = None
     title: Annotated[str | None, "of the report"] = None
+    names: Annotated[
+        dict[str, Annotated[str, MinLen(1)]],
+        "what an axis (`train.lr`), a value (`format=int-sym`) or a task is called",
+    ] = field(default_factory=dict)
 
     @property
     def row_names(self) -> tuple[str, ...]:
@@ -67,3 +74,42 @@ class ReportOptions:
         return (
             {} if decimals is None else decimals if isinstance(decimals, dict) else {"": decimals}
         )
+
+
+def format_setting(value: object) -> str:
+    """A setting as `names` has it: strings bare, the rest as JSON."""
+    if type(value) is int:
+        return str(value)  # most are; JSON takes ten times as long
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def find_misnamed(
+    names: Mapping[str, str], settings: Iterable[Mapping[str, Any]], tasks: Iterable[str]
+) -> tuple[str, str] | None:
+    """The key of `names` that is of nothing, or whose words another value of its axis has, and
+    what is wrong with it; None where all is well.
+
+    settings: axis -> value, what varies of each cell.
+    """
+    known = dict.fromkeys(tasks)
+    for axis, value in {(a, format_setting(v)) for each in settings for a, v in each.items()}:
+        known |= dict.fromkeys(_list_nameable(axis, value))
+    for key in names:
+        if key not in known:
+            return key, f"axis, value or task {key!r} is unknown; {nearest(key, known)}"
+    taken: dict[tuple[str, str], str] = {}
+    for key, words in names.items():
+        axis = key.partition("=")[0] if "=" in key else ""
+        if (other := taken.setdefault((axis, words), key)) != key:
+            return key, f"{other!r} and {key!r} are both called {words!r}"
+    return None
+
+
+def _list_nameable(axis: str, value: str) -> Iterator[str]:
+    """What can have a name: an axis, its value, and the components and their settings in it."""
+    yield from (axis, f"{axis}={value}")
+    for component in value.split(" + "):
+        first, *settings = component.split(" ")
+        yield f"{axis}={first}"
+        for path, equals, part in (f"{axis}.{each}".partition("=") for each in settings):
+            yield from (path, f"{path}={part}") if equals else ()

@@ -123,7 +123,8 @@ def load(
         points = match_budgets(document, file, points, partial(_make_only, document, file))
         trials, picks = _choose_settings(document, file, points, look)
         cells = tuple(_list_cells(document, file, picks, tasks, diagnosed))
-    check_names(document, file, dict.fromkeys(axis for cell in cells for axis in cell.axes), tasks)
+    axes = [*(cell.axes for cell in cells), *(point.tried for point in points)]
+    check_names(document, file, axes, tasks)
     check_report(document, file, tasks)
     files = tuple(document.files)
     ready = tuple(cell for cell in cells if not cell.awaits)

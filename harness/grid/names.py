@@ -7,8 +7,8 @@ Not here: the names of methods and settings (`points`), of tasks (`harness.evalu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from harness.config.document import Document
 from harness.config.settings import describe_setting, list_settings
@@ -17,6 +17,7 @@ from harness.core.misfit import Misfit, Where
 from harness.core.model_names import may_be_called
 from harness.core.paths import read_path
 from harness.core.records import AVERAGE, COLUMNS
+from harness.core.report_options import find_misnamed
 from harness.evaluation.evaluations import find_evaluation
 from harness.grid import published
 from harness.grid.points import Point
@@ -33,9 +34,16 @@ class _Names(NamedTuple):
 
 
 def check_names(
-    document: Document, file: GridFile, axes: Collection[str], tasks: Collection[str]
+    document: Document,
+    file: GridFile,
+    settings: Sequence[Mapping[str, Any]],
+    tasks: Collection[str],
 ) -> None:
-    """Raise GridError where `report` or `published` name what is not there."""
+    """Raise GridError where `report` or `published` name what is not there.
+
+    settings: axis -> value, what varies of each cell and, where settings are tuned, each trial.
+    """
+    axes = dict.fromkeys(axis for each in settings for axis in each)
     figures: list[dict[str, str]] = []
     if file.published is not None:
         try:
@@ -46,6 +54,9 @@ def check_names(
         _check_model(document, file.model, file.published)
     for wrong in _list_misnamed(file, axes, tasks, figures):
         raise document.error(*wrong)
+    if (misnamed := find_misnamed(file.report.names, settings, _list_scored(tasks))) is not None:
+        key, why = misnamed
+        raise document.error(("report", "names", key), f"report.names: {why}")
 
 
 def _check_model(document: Document, model: str, stated: Published) -> None:
@@ -175,7 +186,7 @@ def _list_named(
     tasks: Collection[str],
     published_names: Collection[str],
 ) -> Iterator[_Names]:
-    scored = [column for task in tasks for column in find_evaluation(task).columns]
+    scored = _list_scored(tasks)
     report, columns = file.report, [*scored, *COLUMNS]
     # A shared base may name in `rows` what this grid does not vary: it is left out of the names.
     constant = ("model", "seed", "label", "method", *file.defaults)
@@ -190,6 +201,10 @@ def _list_named(
     yield _Names(
         ("published", "tolerance"), comparison.tolerance, "method, task or metric", tolerable
     )
+
+
+def _list_scored(tasks: Collection[str]) -> list[str]:
+    return [column for task in tasks for column in find_evaluation(task).columns]
 
 
 def _list_places(value: object) -> Iterator[tuple[Where, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,10 @@ TITLES = {
     "arc_easy": "ARC-e",
     "gsm8k": "GSM8K",
     "humaneval": "HumanEval",
+    "boolq": "BoolQ",
+    "lambada_openai": "LAMBADA",
+    "openbookqa": "OpenBookQA",
+    "sciq": "SciQ",
     "ppl": "PPL",
 }
 
@@ -139,7 +144,7 @@ def make_columns(shown: pd.DataFrame, export: Export) -> tuple[Column, ...]:
     """
     options = export.grid.report
     kinds = list_records(shown.drop_duplicates(list(QUANTITY)))
-    titles = _titles([get_quantity(record) for record in kinds])
+    titles = _titles([get_quantity(record) for record in kinds], options.names)
     columns = [
         Column(
             record["task"],
@@ -197,20 +202,27 @@ def _check_task(export: Export, where: str, task: str, known: Sequence[str]) -> 
         raise export.error("grid.json", message)
 
 
-def name_task(task: str) -> str:
+def name_task(task: str, names: Mapping[str, str] = {}) -> str:
+    """As `names` of the grid have it, else its usual title."""
+    if task in names:
+        return names[task]
     if task.startswith("kl:"):
-        return f"KL {name_task(task[3:])}".removesuffix(" PPL")
+        return f"KL {name_task(task[3:], names)}".removesuffix(" PPL")
     bare = task.removeprefix("testbed_").removeprefix("testbed-")
-    return TITLES.get(bare, bare if bare == task else bare.replace("_", " ").capitalize())
+    if bare in TITLES or bare == task:
+        return TITLES.get(bare, bare)
+    words = " ".join(TITLES.get(part, part) for part in re.split("[-_]", bare))
+    return words[:1].upper() + words[1:]
 
 
-def _titles(quantities: Sequence[Quantity]) -> dict[Quantity, str]:
+def _titles(quantities: Sequence[Quantity], names: Mapping[str, str]) -> dict[Quantity, str]:
     """Short titles where they stay unique, with the metric where a task has two."""
     titles = {}
     for task, metric, filter in quantities:
         several = [each for each in quantities if each[0] == task]
-        named = f"{name_task(task)} ({name_metric(metric, filter)})"
-        titles[task, metric, filter] = name_task(task) if len(several) == 1 else named
+        title = name_task(task, names)
+        named = f"{title} ({name_metric(metric, filter)})"
+        titles[task, metric, filter] = title if len(several) == 1 else named
     taken = list(titles.values())
     return {
         each: title if taken.count(title) == 1 else f"{each[0]} ({name_metric(*each[1:])})"

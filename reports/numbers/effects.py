@@ -34,6 +34,7 @@ from reports.numbers.simultaneous import (
 )
 from reports.numbers.stats import LEVEL, Interval
 from reports.numbers.variance import Combined, combine, compute_item_variance, have_same_items
+from reports.numbers.wording import Wording
 from reports.reading.export import Export
 from reports.reading.items import Floats
 
@@ -56,7 +57,7 @@ class Effect:
 
     axis: str
     label: str  # of the method
-    context: str  # settings of the other axes, `key=value`; empty where there are none
+    context: str  # settings of the other axes; empty where there are none
     bits: float | None  # None where the two settings differ in it
     baseline: str
     setting: str
@@ -99,7 +100,9 @@ def compute_effects(export: Export) -> tuple[Effect, ...]:
         return ()
     columns = make_columns(shown, export)
     chosen = [columns[i] for i in select_columns(columns, export.grid.report)]
-    return estimate_effects(axis, list(make_comparisons(shown, axis, chosen, export.items)))
+    wording = Wording(export.grid.report.names)
+    comparisons = list(make_comparisons(shown, axis, chosen, export.items, wording))
+    return estimate_effects(wording.name_axis(axis), comparisons)
 
 
 def estimate_effects(axis: str, comparisons: Sequence[Comparison]) -> tuple[Effect, ...]:

@@ -21,6 +21,7 @@ from harness.core.errors import nearest
 from reports.numbers.blocks import Level
 from reports.numbers.columns import Column, get_protocol, get_quantity
 from reports.numbers.naming import format_setting
+from reports.numbers.wording import Told, Wording, tell_apart, write_raw
 from reports.reading.export import Export
 from reports.reading.frames import list_records
 from reports.reading.items import ItemIndex, Items
@@ -49,7 +50,7 @@ def find_axis(export: Export, shown: pd.DataFrame) -> str | None:
     values: dict[str, set[str]] = {}
     for settings in shown.drop_duplicates("cell")["settings"]:
         for name, value in settings.items():
-            values.setdefault(name, set()).add(format_setting(value, name))
+            values.setdefault(name, set()).add(format_setting(value))
     wanted = export.grid.report.effect
     if wanted is not None:
         if wanted in values:
@@ -63,17 +64,29 @@ def find_axis(export: Export, shown: pd.DataFrame) -> str | None:
 
 
 def make_comparisons(
-    shown: pd.DataFrame, axis: str, columns: Sequence[Column], index: ItemIndex
+    shown: pd.DataFrame,
+    axis: str,
+    columns: Sequence[Column],
+    index: ItemIndex,
+    wording: Wording,
 ) -> Iterator[Comparison]:
     """One a method, context and column; where settings differ in bits, one a setting."""
-    contexts: dict[tuple[str, str], dict[str, list[_Record]]] = {}
+    contexts: dict[tuple[str, Told], dict[str, list[_Record]]] = {}
     for record in list_records(shown):
         if axis in record["settings"]:
             others = sorted((key, v) for key, v in record["settings"].items() if key != axis)
-            context = " ".join(f"{key}={format_setting(value, key)}" for key, value in others)
-            settings = contexts.setdefault((record["label"], context), {})
-            settings.setdefault(format_setting(record["settings"][axis], axis), []).append(record)
-    for (label, context), settings in contexts.items():
+            told = tuple((key, format_setting(value)) for key, value in others)
+            settings = contexts.setdefault((record["label"], told), {})
+            settings.setdefault(format_setting(record["settings"][axis]), []).append(record)
+    context_names = tell_apart(
+        {told: wording.name_settings(told) for _, told in contexts},
+        {told: write_raw(told) for _, told in contexts},
+    )
+    values = {value: value for settings in contexts.values() for value in settings}
+    value_names = tell_apart({v: wording.name_value(axis, v) for v in values}, values)
+    for (label, told), by_value in contexts.items():
+        context = context_names[told]
+        settings = {value_names[value]: records for value, records in by_value.items()}
         widths = {
             name: frozenset(float(record["bits"]) for record in records)
             for name, records in settings.items()

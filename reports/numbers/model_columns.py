@@ -68,7 +68,7 @@ def _name_component(told: Mapping[str, Any]) -> str:
 def _show_setting(value: Any, name: str) -> str:
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
         return f"({' + '.join(map(_name_component, value))})"
-    return format_setting(value, name)
+    return format_setting(value)
 
 
 def list_devices(export: Export) -> list[str]:

@@ -1,31 +1,25 @@
-"""What a row is called: its label, W2A8KV4 where its models do something as they run, and
-`key=value` for what tells it from others of that label.
+"""What a row is called: its label, W2A8KV4 where its models do something as they run, and the
+settings that tell it from others of that label, in words (`wording`).
 
 Two cells have one name only when they differ in nothing but the axis that is averaged over.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from harness.core.report_options import ReportOptions
+from harness.core.report_options import format_setting as format_setting
+from reports.numbers.wording import Told, Wording, join_words, tell_apart, write_raw
 from reports.reading.frames import list_records
 
 
-def format_setting(value: object, path: str = "") -> str:
-    """A setting as a reader would write it: strings bare, the rest as JSON.
-
-    A group size of 0 is no number of weights: the group is a whole channel.
-    """
-    if type(value) is int and value:
-        return str(value)  # most are; JSON takes ten times as long
-    if value == 0 and path.rpartition(".")[2] == "group_size":
-        return "channel"
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+def format_group_size(size: int) -> str:
+    """A group size of 0 is no number of weights: the group is a whole channel."""
+    return str(size) if size else "channel"
 
 
 def name_method(label: str, bits: float, attachments: object) -> str:
@@ -39,7 +33,7 @@ def name_width(bits: float, attachments: object) -> str:
 
 
 def name_cells(frames: Sequence[pd.DataFrame], options: ReportOptions) -> dict[str, str]:
-    """Cell -> name of its row: the label and, where it needs them, `key=value`."""
+    """Cell -> name of its row: the label and, where it needs them, settings."""
     cells: dict[str, dict[Any, Any]] = {}
     for frame in frames:
         for record in list_records(frame.drop_duplicates("cell")):
@@ -61,14 +55,14 @@ def name_cells(frames: Sequence[pd.DataFrame], options: ReportOptions) -> dict[s
     for group in _groups(cells, lambda c: (methods[c], cells[c]["bits"])):
         keys = telling.setdefault(cells[group[0]]["label"], [])
         keys += [key for key in _varying(group, settings) if key not in keys]
-    names = {}
+    told: dict[str, Told] = {}
     for cell, record in cells.items():
         keys = [*(key for key in options.row_names if key != "label"), *telling[record["label"]]]
-        names[cell] = _named(methods[cell], settings[cell], keys)
+        told[cell] = _tell(settings[cell], keys)
 
     # What the settings do not tell apart and would be averaged as if it were another seed.
     def same(cell: str) -> tuple[Any, ...]:
-        return names[cell], cells[cell]["bits"], format_setting(over.get(cell))
+        return methods[cell], told[cell], cells[cell]["bits"], format_setting(over.get(cell))
 
     extras = ["method", "model", "format", "group_size"]
     facts: dict[str, dict[str, Any]] = {
@@ -78,11 +72,15 @@ def name_cells(frames: Sequence[pd.DataFrame], options: ReportOptions) -> dict[s
     for group in [group for group in _groups(cells, same) if len(group) > 1]:
         keys = _varying(group, facts)
         for cell in group:
-            names[cell] = _named(names[cell], facts[cell], keys)
+            told[cell] += _tell(facts[cell], keys)
     for group in [group for group in _groups(cells, same) if len(group) > 1]:
         for cell in group:
-            names[cell] = f"{names[cell]} cell={cell}"
-    return names
+            told[cell] += (("cell", cell),)
+    wording = Wording(options.names)
+    return tell_apart(
+        {cell: join_words(methods[cell], wording.name_settings(told[cell])) for cell in cells},
+        {cell: f"{methods[cell]} {write_raw(told[cell])}" for cell in cells},
+    )
 
 
 def _groups(cells: Iterable[str], key: Callable[[str], Any]) -> list[list[str]]:
@@ -101,10 +99,6 @@ def _varying(group: list[str], settings: dict[str, dict[str, Any]]) -> list[str]
     return [key for key in keys if len(settings_by_key[key]) > 1]
 
 
-def _named(name: str, settings: dict[str, Any], keys: Iterable[str]) -> str:
-    parts = [
-        f"{key}={format_setting(settings[key], key)}"
-        for key in dict.fromkeys(keys)
-        if key in settings
-    ]
-    return " ".join([name, *parts])
+def _tell(settings: dict[str, Any], keys: Iterable[str]) -> Told:
+    known = (key for key in dict.fromkeys(keys) if key in settings)
+    return tuple((key, format_setting(settings[key])) for key in known)

@@ -21,6 +21,7 @@ import pandas as pd
 
 from harness.core.errors import ReportError
 from harness.core.records import Drawn, GridHead
+from harness.core.report_options import find_misnamed
 from reports.numbers.budgets import describe_budgets
 from reports.numbers.columns import (
     Column,
@@ -35,6 +36,7 @@ from reports.numbers.model_columns import MODEL_COLUMNS, ModelColumn
 from reports.numbers.naming import name_cells
 from reports.numbers.ranking import rank
 from reports.numbers.tuning import Tuned, describe_tuning, list_tuned
+from reports.numbers.wording import Wording
 from reports.reading.export import Export
 from reports.reading.frames import list_records
 
@@ -100,6 +102,9 @@ def summarise(export: Export) -> Summary:
     shown = frame[frame["primary"]].copy()
     if shown.empty:
         raise export.error("rows.jsonl", "no row is marked primary, so no column is known")
+    misnamed = find_misnamed(options.names, frame["settings"], shown["task"].unique())
+    if misnamed is not None and not grid.holes:  # a hole may bring it
+        raise export.error("grid.json", f"report.names: {misnamed[1]}")
     names = name_cells([frame, export.curves], options)
     shown["name"] = shown["cell"].map(names)
     columns = make_columns(shown, export)
@@ -157,6 +162,7 @@ def _remarks(export: Export, shown: pd.DataFrame, columns: Sequence[Column]) -> 
     """The grid's note, what is in-domain, the grid's finding where it is about these rows, how rows
     were tuned, what differs between their seeds, and what budget they had."""
     note, finding = export.grid.report.note, export.grid.report.finding
+    wording = Wording(export.grid.report.names)
     remarks = [Remark("Note", note)] if note else []
     if domains := describe_domains(shown, columns):
         remarks.append(Remark("In-domain", domains))
@@ -166,7 +172,7 @@ def _remarks(export: Export, shown: pd.DataFrame, columns: Sequence[Column]) -> 
         about = f"rows {finding.rows}" if finding.rows else "rows that it does not name"
         text = f"a finding about {about}; these are rows {export.rows_digest}."
         remarks.append(Remark("Left out", text, of_rows=False))
-    if tuning := describe_tuning(list_tuned(shown), is_trained=not export.curves.empty):
+    if tuning := describe_tuning(list_tuned(shown), not export.curves.empty, wording):
         remarks.append(Remark("Tuning", tuning, of_rows=False))
     if export.grid.varies and shown["seed"].nunique() > 1:
         remarks.append(Remark("Seeds", _VARIES[export.grid.varies], of_rows=False))

@@ -12,6 +12,7 @@ import pandas as pd
 
 from harness.core.records import Tuning
 from reports.numbers.columns import format_bits
+from reports.numbers.wording import Wording
 
 
 class Tuned(NamedTuple):
@@ -32,24 +33,25 @@ def list_tuned(shown: pd.DataFrame) -> tuple[Tuned, ...]:
     return tuple(Tuned(name, bits, tuning) for (name, bits), tuning in rows.items())
 
 
-def describe_tuning(tuned: Sequence[Tuned], is_trained: bool) -> str | None:
+def describe_tuning(tuned: Sequence[Tuned], is_trained: bool, wording: Wording) -> str | None:
     """In a sentence, for under the table; None where there is nothing to tune."""
     if not tuned:
         return UNTUNED if is_trained else None
     chosen = [each for each in tuned if each.tuning.trials]
-    return " ".join([*_describe_chosen(chosen), *_describe_faults(tuned)])
+    return " ".join([*_describe_chosen(chosen, wording), *_describe_faults(tuned)])
 
 
 UNTUNED = "none; trained methods have the grid's own settings."
 
 
-def _describe_chosen(chosen: Sequence[Tuned]) -> Iterator[str]:
+def _describe_chosen(chosen: Sequence[Tuned], wording: Wording) -> Iterator[str]:
     if not chosen:
         return
     counts = sorted({each.tuning.trials for each in chosen})
-    paths = dict.fromkeys(path for each in chosen for path in each.tuning.tried)
+    tried = dict.fromkeys(path for each in chosen for path in each.tuning.tried)
+    axes = " and ".join(map(wording.name_axis, tried))
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} (unequal)"
-    yield f"{' and '.join(paths)} chosen for each row among {number} trials by the least"
+    yield f"{axes[:1].upper()}{axes[1:]} chosen for each row among {number} trials by the least"
     yield f"{chosen[0].tuning.on}."
     if halved := [each.tuning.parts for each in chosen if each.tuning.parts]:
         shares = " and ".join(share for share in max(halved, key=len) if share != "1")

@@ -18,7 +18,7 @@ def make_sheet(effects: Sequence[Effect], decimals: int) -> Sheet:
     groups: dict[tuple[str, str, str], list[tuple[Cell, ...]]] = {}
     for effect in effects:
         rows = groups.setdefault((effect.label, effect.context, effect.setting), [])
-        name = " ".join(part for part in (effect.label, effect.context) if part)
+        name = ", ".join(part for part in (effect.label, effect.context) if part)
         change, low, high = (_shown(effect, value, decimals) for value in _ends(effect.difference))
         known = not effect.untested
         rows.append(

@@ -68,7 +68,9 @@ def write_page(
             style=style,
             script=script,
             policy=_policy(style, script),
-            data=provenance.embed_json(provenance.make_data(summary, measured, stages)),
+            data=provenance.embed_json(
+                provenance.make_data(summary, measured, stages, export.items)
+            ),
             grid=grid,
             title=grid.report.title or grid.name,
             warnings=summary.caveats,

@@ -1,9 +1,10 @@
 """What stands behind every number of the page, as JSON for its script.
 
     labels    what the facts of a row are called
-    rows      one a measurement: its title, its value as shown, its facts, the key of its stage
+    rows      one a measurement: its title, its value as shown, its facts, the key of its stage, the
+              name of its items, and the command that computes its cell again
     stages    by key: name, facts (commit, device, time, memory …), settings, keys of its inputs
-    file      the grid's file, for the command
+    items     by name: right and wrong answers, where they are kept
 
 Joined from rows.jsonl and provenance.jsonl by key; a fact that neither has is left out, and a chain
 that the export lacks is said to be missing. Not here: the page (`html`).
@@ -14,10 +15,11 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.core.errors import show_lines
@@ -29,10 +31,12 @@ from reports.numbers.columns import (
     get_quantity,
     name_metric,
 )
-from reports.numbers.naming import format_setting
+from reports.numbers.naming import format_group_size, format_setting
 from reports.numbers.summary import Summary
+from reports.numbers.wording import Wording
 from reports.reading.export import Stages, list_inputs
 from reports.reading.frames import list_records
+from reports.reading.items import ItemIndex, get_key
 
 FACTS = {
     "value": "Value, unrounded",
@@ -96,14 +100,19 @@ def list_measurements(frame: pd.DataFrame, summary: Summary) -> list[dict[str, A
     return sorted(measured, key=lambda each: not each["record"]["primary"])
 
 
-def make_data(summary: Summary, measured: list[dict[str, Any]], stages: Stages) -> dict[str, Any]:
+def make_data(
+    summary: Summary,
+    measured: list[dict[str, Any]],
+    stages: Stages,
+    items: ItemIndex,
+) -> dict[str, Any]:
     """The block that the page's script reads; `found` as `list_measurements` gives it."""
-    file = summary.grid.file
+    file, wording = summary.grid.file, Wording(summary.grid.report.names)
     return {
         "labels": list(FACTS.values()),
-        "rows": [_row(each, stages) for each in measured],
-        "stages": {key: _stage(line, file) for key, line in stages.items()},
-        "file": file,
+        "rows": [_row(each, stages, wording, file) for each in measured],
+        "stages": {key: _stage(line) for key, line in stages.items()},
+        "items": _list_items(measured, items),
     }
 
 
@@ -154,9 +163,13 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _row(each: dict[str, Any], stages: Stages) -> dict[str, Any]:
+def _row(
+    each: dict[str, Any], stages: Stages, wording: Wording, file: str | None
+) -> dict[str, Any]:
     record = each["record"]
     known = {field: record[field] for field in [*FACTS, "stale"] if _is_known(record, field)}
+    told = ((path, format_setting(value)) for path, value in record["settings"].items())
+    known["settings"] = wording.name_settings(tuple(told)) or None
     known |= _of_the_chain(record["key"], stages)
     seed = "" if each["seed"] == "–" else f", seed {each['seed']}"
     return {
@@ -166,6 +179,8 @@ def _row(each: dict[str, Any], stages: Stages) -> dict[str, Any]:
         "stale": _describe(known.get("stale")),
         "key": record["key"],
         "task": f"{record['task']} {name_metric(record['metric'], record['filter'])}",
+        "items": _name_items(record),
+        "command": _command(record["cell"], stages.get(record["key"]), file),
         "facts": [_describe_field(field, known.get(field)) for field in FACTS],
     }
 
@@ -187,7 +202,7 @@ def _finite(value: float) -> float | None:
 
 def _describe_field(field: str, value: Any) -> str | None:
     if field == "group_size" and value is not None:
-        return format_setting(int(value), field)
+        return format_group_size(int(value))
     return _describe(value)
 
 
@@ -223,7 +238,7 @@ def _of_the_chain(key: str, stages: Stages) -> dict[str, str]:
     return {"revision": "; ".join(sorted(models)), "total": format_duration(sum(seconds))}
 
 
-def _stage(record: StageRecord, file: str | None) -> dict[str, Any]:
+def _stage(record: StageRecord) -> dict[str, Any]:
     stage = record.stage
     wall = None if record.wall_s is None else format_duration(record.wall_s)
     facts: dict[str, str | None] = {
@@ -246,7 +261,6 @@ def _stage(record: StageRecord, file: str | None) -> dict[str, Any]:
         "time": wall,
         "memory": _gib(record.peak_gpu_gib or record.peak_rss_gib),
         "commit": _commit(record, 8) if record.commit else None,
-        "command": _command(record, file),
     }
 
 
@@ -262,12 +276,33 @@ def _settings(stage: dict[str, Any], above: str = "") -> Iterator[tuple[str, str
             yield path, format_setting(held)
 
 
-def _command(record: StageRecord, file: str | None) -> str | None:
-    """How to compute it again; None where the rows do not say which file asked for it."""
+def _name_items(record: Mapping[Any, Any]) -> str:
+    return " ".join(get_key(record))
+
+
+def _list_items(measured: Sequence[dict[str, Any]], index: ItemIndex) -> dict[str, Any]:
+    """Of what the table shows, the items that are right or wrong: scores as a string of 1 and 0,
+    and their numbers where these are not 0, 1, 2 …"""
+    listed: dict[str, Any] = {}
+    for record in (each["record"] for each in measured if each["record"]["primary"]):
+        own = index.by_row.get(get_key(record))
+        if own is None or not np.isin(own.scores, (0.0, 1.0)).all():
+            continue
+        counted = np.array_equal(own.numbers, np.arange(len(own.numbers)))
+        listed[_name_items(record)] = {
+            "scores": "".join("1" if each else "0" for each in own.scores),
+            "numbers": None if counted else own.numbers.tolist(),
+        }
+    return listed
+
+
+def _command(cell: str, record: StageRecord | None, file: str | None) -> str | None:
+    """How to compute one cell again; None where the rows do not say which file asked for it."""
     if file is None:
         return None
-    steps = [f"bitgrid run {shlex.quote(file)}"]
-    if commit := record.commit:
+    threads = f"OMP_NUM_THREADS={record.threads} " if record and record.threads else ""
+    steps = [f"{threads}bitgrid run {shlex.quote(file)} --only {shlex.quote(cell)}"]
+    if record and (commit := record.commit):
         steps.insert(0, f"git checkout {shlex.quote(commit.rstrip('+'))}")
         if commit.endswith("+"):
             steps.insert(0, "# the code had changes that this commit has not")

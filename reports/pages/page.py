@@ -13,6 +13,7 @@ from reports.numbers.columns import name_metric
 from reports.numbers.effects import Effect
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
+from reports.numbers.wording import Wording
 from reports.pages import effects, printed, published, tuning
 from reports.pages.escape import escape_markdown, write_code
 from reports.pages.pictures import Picture
@@ -204,11 +205,12 @@ def _cell(hole: dict[str, str]) -> str:
 
 def list_open_cells(summary: Summary) -> list[dict[str, str]]:
     """The cells without a full set of scores, as words, in the grid's order."""
+    wording = Wording(summary.grid.report.names)
     return [
         {
             "label": hole.label,
             "settings": ", ".join(
-                f"{key}={format_setting(value)}"
+                wording.name_setting(key, format_setting(value))
                 for key, value in hole.settings.items()
                 if key != "seed"
             ),

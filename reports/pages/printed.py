@@ -45,6 +45,8 @@ def write_figures(figures: Sequence[Figure], form: str) -> str:
     if not figures:
         raise ReportError("there is no published figure to show")
     best = "Best of each group *." if form == "text" else BEST
+    if form == "csv":  # which is for programs: a line a figure, of every model
+        return write_csv([list(figures[0]), *([each[k] for k in figures[0]] for each in figures)])
     captioned = [replace(each, caption=f"{each.caption} {best}") for each in make_sheets(figures)]
     return "\n".join(FORMS[form](each) for each in captioned)
 
@@ -57,11 +59,7 @@ def _markdown(sheet: Sheet) -> str:
     return f"{escape_markdown(sheet.caption)}\n\n{markdown(sheet)}"
 
 
-def _csv(sheet: Sheet) -> str:
-    return write_csv([sheet.head, *([cell.text for cell in row] for row in sheet.rows)])
-
-
-FORMS = {"text": _text, "markdown": _markdown, "latex": write_latex, "html": html, "csv": _csv}
+FORMS = {"text": _text, "markdown": _markdown, "latex": write_latex, "html": html}
 
 
 def _sheet(figures: Sequence[Figure], caption: str, name: str, models: bool) -> Sheet:

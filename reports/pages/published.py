@@ -22,7 +22,7 @@ from harness.core.model_names import list_name_parts, may_be_called
 from harness.core.records import AVERAGE
 from reports.numbers.columns import Column, format_bits, format_difference, format_number
 from reports.numbers.entries import REFERENCE_BITS, Row
-from reports.numbers.naming import format_setting
+from reports.numbers.naming import format_group_size
 from reports.numbers.summary import Summary
 from reports.pages.printed import Figure, is_lower, name_printed_task, read_value
 from reports.pages.printed import make_sheets as make_sheets
@@ -292,9 +292,7 @@ def _figure(
     weight = row.bits_per_weight
     if lines and row.reference and weight is not None and weight < REFERENCE_BITS:
         return lines[0], f"ours was published in {weight:.2f} bits a weight, theirs is 16-bit"
-    sizes = {format_setting(int(size), "group_size") for size in cells["group_size"].dropna()} or {
-        ""
-    }
+    sizes = {format_group_size(int(size)) for size in cells["group_size"].dropna()} or {""}
     alike = [f for f in lines if {f["group_size"]} == sizes]
     if alike:
         return alike[0], None

@@ -40,6 +40,7 @@ class Sheet:
     groups: tuple[tuple[tuple[Cell, ...], ...], ...]
     left: int = 2
     notes: tuple[tuple[str, str], ...] = ()  # mark, what it says
+    short: str = ""  # a caption for a paper, whose note the long one is; empty: `caption` is both
 
     @property
     def rows(self) -> list[tuple[Cell, ...]]:

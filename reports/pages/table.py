@@ -27,6 +27,7 @@ def make_sheet(summary: Summary) -> Sheet:
     return Sheet(
         name=summary.grid.name,
         caption=make_caption(summary),
+        short=_make_title(summary),
         head=tuple(_head(summary)),
         groups=tuple(groups),
         notes=summary.notes,
@@ -111,10 +112,14 @@ def write_csv(summary: Summary, theirs: Mapping[tuple[int, int], Theirs] | None 
 
 def make_caption(summary: Summary) -> str:
     """The grid's caption, or one that explains the table; caveats are always told."""
-    title = summary.grid.report.caption or f"{summary.grid.model}: methods grouped by bits."
+    title = _make_title(summary)
     remarks = [remark.text for remark in summary.remarks if remark.of_rows]
     caveats = [f"{caveat}." for caveat in summary.caveats]
     return " ".join([title, *list_explanations(summary), *remarks, *caveats])
+
+
+def _make_title(summary: Summary) -> str:
+    return summary.grid.report.caption or f"{summary.grid.model}: methods grouped by bits."
 
 
 def list_explanations(summary: Summary, terminal: bool = False) -> list[str]:
@@ -128,10 +133,13 @@ def list_explanations(summary: Summary, terminal: bool = False) -> list[str]:
     if any(row.attachments for row in summary.rows):
         sentences.append(_ATTACHMENTS)
     sentences += [each.description for each in summary.model_facts]
+    names = summary.grid.report.names
     average = next((column for column in summary.columns if column.task is None), None)
     scores = [column for column in summary.columns if column.higher and column.task is not None]
     if average is not None and {column.task for column in scores} != set(average.tasks):
-        sentences.append(f"Average over {', '.join(name_task(task) for task in average.tasks)}.")
+        sentences.append(
+            f"Average over {', '.join(name_task(task, names) for task in average.tasks)}."
+        )
     sentences += _explain_chance(summary)
     sentences += _spreads(summary)
     if any(entry.se is not None for entry in entries):

@@ -6,11 +6,15 @@ rows of their own beside the grid's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from harness.core.records import Tuning
 from reports.numbers.columns import format_bits
 from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
 from reports.numbers.tuning import Tuned
+from reports.numbers.wording import Wording
 from reports.pages.sheet import MISSING, Cell, Sheet
 
 
@@ -18,9 +22,10 @@ def make_sheet(summary: Summary) -> Sheet | None:
     """One line a row of the table that could be tuned; None where nothing was."""
     if not summary.tuned:
         return None
+    wording = Wording(summary.grid.report.names)
     groups: dict[float, list[tuple[Cell, ...]]] = {}
     for each in summary.tuned:
-        groups.setdefault(each.bits, []).append(_make_line(each))
+        groups.setdefault(each.bits, []).append(_make_line(each, wording))
     return Sheet(
         name=f"{summary.grid.name}-tuning",
         caption=(
@@ -34,17 +39,17 @@ def make_sheet(summary: Summary) -> Sheet | None:
     )
 
 
-def _make_line(each: Tuned) -> tuple[Cell, ...]:
+def _make_line(each: Tuned, wording: Wording) -> tuple[Cell, ...]:
     tuning = each.tuning
     tried = [
-        f"{path}: {', '.join(format_setting(value, path) for value in values)}"
+        f"{wording.name_axis(path)}: {_list_values(path, values, wording)}"
         for path, values in tuning.tried.items()
     ]
     hours = "" if tuning.device_hours is None else f"{tuning.device_hours:.3f}"
     return (
         Cell(format_bits(each.bits)),
         Cell(each.name),
-        Cell(_describe_settings(tuning)),
+        Cell(_describe_settings(tuning, wording)),
         Cell("; ".join(tried) or "not tuned"),
         Cell(_describe_trials(tuning)),
         Cell(f"{tuning.tokens:,.0f}" if tuning.tokens else MISSING),
@@ -59,8 +64,13 @@ def _describe_trials(tuning: Tuning) -> str:
     return ", ".join(parts) or str(tuning.trials)
 
 
-def _describe_settings(tuning: Tuning) -> str:
+def _list_values(path: str, values: Sequence[Any], wording: Wording) -> str:
+    return ", ".join(wording.name_value(path, format_setting(value)) for value in values)
+
+
+def _describe_settings(tuning: Tuning, wording: Wording) -> str:
     return ", ".join(
-        f"{path} {format_setting(value, path)}" + (" (end)" if path in tuning.at_end else "")
+        wording.name_setting(path, format_setting(value))
+        + (" (end)" if path in tuning.at_end else "")
         for path, value in tuning.chosen.items()
     )

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from reports.numbers.effects import Effect, compute_effects
 from reports.numbers.model_columns import find_objective
 from reports.numbers.summary import Summary
+from reports.numbers.wording import Wording
 from reports.plots import data, style
 from reports.plots.style import Look
 from reports.reading.export import Export
@@ -26,6 +27,11 @@ class Context:
 
     export: Export
     summary: Summary
+
+    @cached_property
+    def wording(self) -> Wording:
+        """What axes and settings are called."""
+        return Wording(self.summary.grid.report.names)
 
     @cached_property
     def models(self) -> pd.DataFrame:
@@ -50,6 +56,7 @@ class Context:
         found: dict[str, str] = {}
         for name, cell in self.curves.drop_duplicates("cell")[["name", "cell"]].to_numpy():
             objective = find_objective(str(keys.get(cell, "")), self.export.stages)
+            objective = self.wording.name_value("objective", objective)
             found[str(name)] = objective if found.get(str(name), objective) == objective else ""
         return found
 

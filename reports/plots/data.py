@@ -18,6 +18,7 @@ from reports.numbers.entries import REFERENCE_BITS
 from reports.numbers.naming import format_setting
 from reports.numbers.stats import t_interval
 from reports.numbers.summary import Summary
+from reports.numbers.wording import Wording, join_words, tell_apart, write_raw
 from reports.reading.frames import list_records
 
 
@@ -118,8 +119,9 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, float], dict[
     numbers: dict[str, float] = {}
     words: dict[str, str] = {}
     for axis, value in settings.items():
-        text = format_setting(value, axis)
-        if isinstance(value, int | float) and not isinstance(value, bool) and text != "channel":
+        text = format_setting(value)
+        whole = value == 0 and axis.rpartition(".")[2] == "group_size"  # a channel: no number
+        if isinstance(value, int | float) and not isinstance(value, bool) and not whole:
             numbers[axis] = float(value)
             continue
         rest = []
@@ -155,7 +157,7 @@ class Sweep:
     level: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
-def find_sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
+def find_sweeps(models: pd.DataFrame, wording: Wording, least: int = 3) -> list[Sweep]:
     """Every numeric axis on which some series has `least` values; bits are no such axis."""
     quantised = models[models["bits"] < REFERENCE_BITS]
     parsed = [split_settings(settings) for settings in quantised["settings"]]
@@ -168,7 +170,7 @@ def find_sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
             [numbers.get(axis, math.nan) for numbers, _ in parsed], index=quantised.index
         )
         on, off = quantised[at.notna()], quantised[at.isna()]
-        names = name_series(on, without=axis)
+        names = name_series(on, wording, without=axis)
         for name, rows in on.groupby(names, sort=False):
             by_place = rows.groupby(at[rows.index])  # by rising place
             sweep.series[str(name)] = {float(str(place)): same for place, same in by_place}
@@ -179,7 +181,9 @@ def find_sweeps(models: pd.DataFrame, least: int = 3) -> list[Sweep]:
     return swept
 
 
-def name_series(models: pd.DataFrame, without: str | None, bits: bool = True) -> pd.Series:
+def name_series(
+    models: pd.DataFrame, wording: Wording, without: str | None, bits: bool = True
+) -> pd.Series:
     """What joins the points of a line: the label and every setting that varies, but one axis.
 
     `bits`: whether lines of several bits are several lines.
@@ -188,19 +192,22 @@ def name_series(models: pd.DataFrame, without: str | None, bits: bool = True) ->
     for varied, width in zip(models["settings"], models["bits"], strict=True):
         numbers, words = split_settings(varied)
         shown = {**words, **{key: f"{value:g}" for key, value in numbers.items()}}
-        shown = {key: f"{key}={value}" for key, value in shown.items()}
         shown = {key: text for key, text in shown.items() if not _is_bits(key)}
-        settings.append({**shown, "bits": f"{format_bits(width)} bits"} if bits else shown)
+        settings.append({**shown, "bits": format_bits(width)} if bits else shown)
     varying = {
         key
         for key in {key for each in settings for key in each}
         if key != without and len({each.get(key) for each in settings}) > 1
     }
-    names = [
-        " ".join([label, *(each[key] for key in sorted(each) if key in varying)])
+    lines = [
+        (label, tuple((key, each[key]) for key in sorted(each) if key in varying))
         for label, each in zip(models["label"], settings, strict=True)
     ]
-    return pd.Series(names, index=models.index, dtype="object")
+    names = tell_apart(
+        {(label, told): join_words(label, wording.name_settings(told)) for label, told in lines},
+        {(label, told): f"{label} {write_raw(told)}" for label, told in lines},
+    )
+    return pd.Series([names[line] for line in lines], index=models.index, dtype="object")
 
 
 def _is_bits(axis: str) -> bool:
@@ -212,7 +219,7 @@ def _with_bits(models: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
     if among["bits"].nunique() < 2:
         return models["name"]
     pairs = zip(models["name"], models["bits"], strict=True)
-    names = [f"{name} {format_bits(bits)} bits" for name, bits in pairs]
+    names = [f"{name}, {format_bits(bits)} bits" for name, bits in pairs]
     return pd.Series(names, index=models.index, dtype="object")
 
 
@@ -270,16 +277,11 @@ def smooth(values: np.ndarray, half: int) -> np.ndarray:
 
 
 def shorten(names: Sequence[str]) -> tuple[str, list[str]]:
-    """What all names begin with, up to a space or `=`, and what is left of each.
-
-    Not up to a `=` inside of one of several components, whose settings keep their keys.
-    """
+    """What all names begin with, a method and settings, and what is left of each."""
     if len(names) < 2:
         return "", list(names)
+    parts = [name.split(", ") for name in names]
     same = 0
-    while all(len(name) > same and name[same] == names[0][same] for name in names):
+    while all(len(each) > same + 1 and each[same] == parts[0][same] for each in parts):
         same += 1
-    cut = max(names[0].rfind(mark, 0, same) for mark in " =") + 1
-    if " + " in names[0][:cut]:
-        cut = names[0].rfind(" ", 0, same) + 1
-    return names[0][:cut].rstrip(" ="), [name[cut:] for name in names]
+    return ", ".join(parts[0][:same]), [", ".join(each[same:]) for each in parts]

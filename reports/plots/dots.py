@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -102,10 +101,10 @@ def draw_ablation(context: Context) -> Drawing | None:
     columns = [column for column in chosen if any((*key, column) in known for key in keys)]
     if not columns:
         return None
-    named = [" ".join(filter(None, [key[0], _context(key[1]), key[4]])) for key in keys]
+    named = [", ".join(filter(None, [key[0], key[1], key[4]])) for key in keys]
     common, names = data.shorten(named)
     if len(keys) == 1:
-        common, names = f"{keys[0][0]} {keys[0][1]}".strip(), [keys[0][4]]
+        common, names = ", ".join(filter(None, keys[0][:2])), [keys[0][4]]
     figure, panels, places = _rows(names, [len(keys)], [], len(columns))
     drawn: list[Effect] = []
     for axes, column in zip(panels, columns, strict=True):
@@ -174,11 +173,6 @@ def _describe_effects(drawn: Sequence[Effect]) -> list[str]:
         why = dict.fromkeys(effect.untested for effect in drawn if effect.untested)
         sentences.append(f"hollow: untested ({'; '.join(why)})")
     return sentences
-
-
-def _context(settings: str) -> str:
-    """Settings of other axes, the width as in a figure's other words."""
-    return re.sub(r"\bformat\.bits=(\S+)", r"\1 bits", settings)
 
 
 def _rows(

@@ -227,7 +227,8 @@ def _describe_losses(context: Context, drawn: Sequence[Confidence]) -> list[str]
         words.append("dotted before training")
     if any(0 < tokens < _LEAST for record in drawn for tokens in record.tokens):
         words.append(f"no mean loss of fewer than {_LEAST} labels")
-    objectives = dict.fromkeys(record.objective for record in drawn)
+    called = (context.wording.name_value("objective", record.objective) for record in drawn)
+    objectives = dict.fromkeys(called)
     if len(objectives) > 1:
         words.append(f"only losses of one objective compare (here {', '.join(objectives)})")
     return [*words, _describe_choice(context, Confidence)]

@@ -13,6 +13,7 @@ from harness.core.records import DEVICE_HOURS
 from reports.numbers.budgets import count_tokens
 from reports.numbers.columns import format_bits
 from reports.numbers.entries import REFERENCE_BITS
+from reports.numbers.wording import Wording
 from reports.plots import data, style
 from reports.plots.context import Context, Drawing, Plot
 from reports.plots.data import Mean, Sweep
@@ -40,7 +41,8 @@ _LINES = 24  # along an axis: of more, none can be followed
 def draw_sweep(context: Context) -> Drawing | None:
     """For each numeric axis the average and each perplexity (a panel each) over its values."""
     summary, known = context.summary, context.looks
-    swept, unshown = _choose_lines(data.find_sweeps(context.models))
+    wording = context.wording
+    swept, unshown = _choose_lines(data.find_sweeps(context.models, wording), wording)
     score = data.find_main_score(summary)
     columns = [] if score is None else [score]
     columns += [i for i, column in enumerate(summary.columns) if not column.higher][:2]
@@ -61,7 +63,7 @@ def draw_sweep(context: Context) -> Drawing | None:
             means += _swept(axes, each, index, get_scale(summary.columns[index]), looks)
             if across == 0:
                 axes.set_ylabel(describe_quantity(summary.columns[index]))
-        panels[-1][across].set_xlabel(each.axis)
+        panels[-1][across].set_xlabel(wording.name_axis(each.axis))
     for each in swept:
         handles |= {name: make_handle(looks[name], name) for name in each.series}
         handles |= {name: make_handle(looks[name], name, line=True) for name in each.level}
@@ -71,17 +73,19 @@ def draw_sweep(context: Context) -> Drawing | None:
     if any(each.level for each in swept):
         words.append("level lines are methods or settings without a value on the axis")
     shown = title_quantities(summary.columns[index] for index in columns)
-    return Drawing(figure, f"{shown} along {', '.join(each.axis for each in swept)}", words)
+    axes_named = ", ".join(wording.name_axis(each.axis) for each in swept)
+    return Drawing(figure, f"{shown} along {axes_named}", words)
 
 
-def _choose_lines(swept: list[Sweep]) -> tuple[list[Sweep], list[str]]:
+def _choose_lines(swept: list[Sweep], wording: Wording) -> tuple[list[Sweep], list[str]]:
     """The first lines along each axis, in the table's order, and what is not drawn, in words."""
     chosen, unshown = [], []
     for each in swept:
         names = [*each.series, *each.level]
         shown = set(names[:_LINES])
         if len(names) > len(shown):
-            more = f"{len(names) - len(shown)} of {len(names)} lines along {each.axis} not drawn"
+            along = f"lines along {wording.name_axis(each.axis)}"
+            more = f"{len(names) - len(shown)} of {len(names)} {along} not drawn"
             unshown.append(f"{more}: those after the first {len(shown)} of the table")
         series = {name: points for name, points in each.series.items() if name in shown}
         level = {name: rows for name, rows in each.level.items() if name in shown}
@@ -155,7 +159,7 @@ def _draw_against_cost(
     summary, known = context.summary, context.looks
     index = data.find_main_score(summary) or 0
     models = context.models.assign(cost=cost.astype(float))
-    quantised = _name_lines(models[models["bits"] < REFERENCE_BITS])
+    quantised = _name_lines(models[models["bits"] < REFERENCE_BITS], context.wording)
     trained = quantised[quantised["cost"].notna()]
     totals = trained["cost"]
     if totals.empty or totals.max() < _MORE * totals.min():
@@ -192,13 +196,15 @@ def _draw_against_cost(
     return Drawing(figure, f"{title_quantities([summary.columns[index]])} against {against}", words)
 
 
-def _name_lines(models: pd.DataFrame) -> pd.DataFrame:
+def _name_lines(models: pd.DataFrame, wording: Wording) -> pd.DataFrame:
     """With a column `series`: the line that a model is on, its name where it was not trained."""
     trained = models[models["cost"].notna()]
-    swept = data.find_sweeps(trained, least=2)
+    swept = data.find_sweeps(trained, wording, least=2)
     models = models.assign(series=models["name"])
     if len(swept) == 1:
-        models.loc[trained.index, "series"] = data.name_series(trained, swept[0].axis, bits=False)
+        models.loc[trained.index, "series"] = data.name_series(
+            trained, wording, swept[0].axis, bits=False
+        )
     return models
 
 

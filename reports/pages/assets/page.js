@@ -42,6 +42,7 @@
     }
     table.tBodies[0].append(...rows);
     group(table);
+    remember();
   }
 
   // A line above the first row of each number of bits, while the table is in its own order.
@@ -72,6 +73,156 @@
     const shown = rows.filter((row) => !row.hidden).length;
     form.querySelector("output").textContent = shown === rows.length ? "" : `${shown} of ${rows.length} rows`;
     group(table);
+    remember();
+  }
+
+  // --- columns, and the CSV of what is shown ---------------------------------------------------
+
+  const comparison = document.getElementById("comparison-table");
+  const tools = document.querySelector(".tools");
+  const picker = tools.querySelector(".columns > div");
+  const heads = [...comparison.tHead.rows[0].cells];
+
+  function pick() {
+    const off = new Set([...picker.querySelectorAll("input:not(:checked)")].map((box) => Number(box.value)));
+    for (const row of comparison.rows) for (const cell of row.cells) cell.hidden = off.has(cell.cellIndex);
+    remember();
+  }
+
+  function quote(text) {
+    const safe = /^[=@+\t\r]|^-(?![\d.])/.test(text) ? `'${text}` : text; // a spreadsheet would run it
+    return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  }
+
+  function save() {
+    const rows = [...comparison.rows].filter((row) => !row.hidden);
+    const shown = (row) => [...row.cells].filter((cell) => !cell.hidden).map((cell) => quote(cell.innerText.trim()));
+    const file = new Blob([rows.map((row) => shown(row).join(",") + "\r\n").join("")], { type: "text/csv" });
+    const link = make("a", { href: URL.createObjectURL(file), download: "shown.csv" });
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
+  // --- two rows beside each other --------------------------------------------------------------
+
+  // Of a row: task -> seed -> its measurement.
+  function measurements(row) {
+    const found = new Map();
+    for (const button of row.querySelectorAll("button.number:not([data-average])")) {
+      for (const number of button.dataset.behind.split(" ").filter(Boolean)) {
+        const each = data.rows[Number(number)];
+        if (!found.has(each.task)) found.set(each.task, new Map());
+        found.get(each.task).set(each.seed, each);
+      }
+    }
+    return found;
+  }
+
+  // Seeds that both have, else the one model that either has.
+  function pairs(one, other) {
+    const both = [...one.keys()].filter((seed) => other.has(seed));
+    if (both.length > 0) return both.map((seed) => [one.get(seed), other.get(seed)]);
+    return one.size === 1 && other.size === 1 ? [[[...one.values()][0], [...other.values()][0]]] : [];
+  }
+
+  function flips(paired) {
+    const changed = new Map(); // item -> how often gained, lost
+    for (const [left, right] of paired) {
+      const [before, after] = [data.items[left.items], data.items[right.items]];
+      if (!before || !after || before.scores.length !== after.scores.length) return null;
+      if (JSON.stringify(before.numbers) !== JSON.stringify(after.numbers)) return null;
+      for (let place = 0; place < before.scores.length; place += 1) {
+        if (before.scores[place] === after.scores[place]) continue;
+        const item = before.numbers ? before.numbers[place] : place;
+        const count = changed.get(item) ?? [0, 0];
+        count[after.scores[place] === "1" ? 0 : 1] += 1;
+        changed.set(item, count);
+      }
+    }
+    return changed;
+  }
+
+  function compareTask(one, other) {
+    const paired = pairs(one, other);
+    const title = [...one.values()][0].title.split(" · ").pop();
+    const part = make("div", {}, make("h4", {}, title));
+    const shown = paired.map(([left, right]) => `${left.shown} → ${right.shown}${paired.length > 1 ? ` (seed ${left.seed})` : ""}`);
+    part.append(make("p", {}, shown.join("; ") || "No seed that both have."));
+    const changed = paired.length > 0 ? flips(paired) : null;
+    if (changed === null) {
+      if (paired.length > 0) part.append(make("p", { class: "small" }, "Its items are not right or wrong, not the same in both, or not in this page."));
+      return part;
+    }
+    const [gained, lost] = [0, 1].map((side) => [...changed.values()].reduce((sum, count) => sum + count[side], 0));
+    part.append(make("p", {}, `${gained} became right, ${lost} became wrong${paired.length > 1 ? `, over ${paired.length} seeds` : ""}.`));
+    const listed = [...changed].sort((a, b) => a[0] - b[0]).map(([item, [right, wrong]]) => {
+      const said = [right && `right${right > 1 ? ` × ${right}` : ""}`, wrong && `wrong${wrong > 1 ? ` × ${wrong}` : ""}`];
+      return make("li", { class: wrong === 0 ? "near" : right === 0 ? "far" : "" }, `item ${item}: ${said.filter(Boolean).join(", ")}`);
+    });
+    if (listed.length > 0) part.append(make("details", {}, make("summary", {}, "Items that flipped"), make("ul", { class: "flipped" }, ...listed)));
+    return part;
+  }
+
+  function compare() {
+    const rows = [".one", ".other"].map((name) => unsorted.get(comparison)[tools.querySelector(name).selectedIndex]);
+    const [one, other] = rows.map(measurements);
+    const tasks = [...one.keys()].filter((task) => other.has(task));
+    const note = "From the first row to the second, seed by seed. The records hold the number of each item in its task and its score; its question and the answers are the task's own.";
+    open(rows.map(nameOf).join(" → "), [make("p", { class: "small" }, note), ...tasks.map((task) => compareTask(one.get(task), other.get(task)))], tools.querySelector(".compare"));
+    remember();
+  }
+
+  function nameOf(row) {
+    return `${row.querySelector("th").innerText.trim()}, ${row.dataset.bits} bits`;
+  }
+
+  // --- what is shown stands in the address -----------------------------------------------------
+
+  let restoring = true;
+
+  function remember() {
+    if (restoring) return;
+    const state = new URLSearchParams();
+    for (const form of document.querySelectorAll("form.filters")) {
+      for (const field of form.querySelectorAll("input, select")) {
+        if (field.value !== "") state.set(`${form.dataset.table}.${field.dataset.key ?? "search"}`, field.value);
+      }
+    }
+    for (const table of unsorted.keys()) {
+      const sorted = [...table.tHead.rows[0].cells].find((cell) => /ing$/.test(cell.getAttribute("aria-sort") ?? ""));
+      if (sorted && table.id) state.set(`${table.id}.sort`, `${sorted.cellIndex} ${sorted.getAttribute("aria-sort")}`);
+    }
+    const off = [...picker.querySelectorAll("input:not(:checked)")].map((box) => heads[box.value].innerText.trim());
+    if (off.length > 0) state.set("hide", off.join("|"));
+    const places = [".one", ".other"].map((name) => tools.querySelector(name).selectedIndex);
+    if (dialog.open && opener === tools.querySelector(".compare")) state.set("compare", places.join(" "));
+    const text = state.toString();
+    history.replaceState(null, "", text ? `#${text}` : location.hash.includes("=") ? location.pathname + location.search : location.hash || location.pathname + location.search);
+  }
+
+  function restore() {
+    const state = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+    for (const form of document.querySelectorAll("form.filters")) {
+      for (const field of form.querySelectorAll("input, select")) {
+        const held = state.get(`${form.dataset.table}.${field.dataset.key ?? "search"}`);
+        if (held !== null) field.value = held;
+      }
+      filter(form); // browsers keep what was typed before a reload
+    }
+    for (const table of unsorted.keys()) {
+      const [place, way] = (state.get(`${table.id}.sort`) ?? "").split(" ");
+      const button = table.tHead.rows[0].cells[place || -1]?.querySelector("button.sort");
+      for (let turn = 0; button && turn < 2 && button.closest("th").getAttribute("aria-sort") !== way; turn += 1) sort(button);
+    }
+    const off = (state.get("hide") ?? "").split("|");
+    for (const box of picker.querySelectorAll("input")) box.checked = !off.includes(heads[box.value].innerText.trim());
+    pick();
+    const places = (state.get("compare") ?? "").split(" ").map(Number);
+    if (places.length === 2 && places.every((place) => unsorted.get(comparison)[place])) {
+      [".one", ".other"].forEach((name, side) => { tools.querySelector(name).selectedIndex = places[side]; });
+      compare();
+    }
+    restoring = false;
   }
 
   // --- provenance ------------------------------------------------------------------------------
@@ -106,13 +257,13 @@
     return make("li", {}, make("details", {}, summary, facts([["Key", key], ...stage.facts, ...stage.settings])));
   }
 
-  function command(stage) {
-    if (!stage?.command) return make("p", { class: "small" }, "The rows do not say which file asked for it.");
-    const text = make("pre", { tabindex: "0" }, stage.command);
+  function command(said) {
+    if (!said) return make("p", { class: "small" }, "The rows do not say which file asked for it.");
+    const text = make("pre", { tabindex: "0" }, said);
     const copy = make("button", { type: "button", class: "plain copy" }, "Copy");
     copy.addEventListener("click", async () => {
       try {
-        await navigator.clipboard.writeText(stage.command);
+        await navigator.clipboard.writeText(said);
         copy.textContent = "Copied";
       } catch {
         getSelection().selectAllChildren(text);
@@ -130,7 +281,7 @@
       ...stale,
       facts(known),
       make("h4", {}, "To compute it again"),
-      command(stage),
+      command(row.command),
       make("h4", {}, "How it was computed"),
       stage ? facts(stage.facts) : make("p", { class: "small" }, "provenance.jsonl has no line for it."),
       make("h4", {}, "What it was made from"),
@@ -165,15 +316,22 @@
       part.addEventListener("toggle", () => part.append(...measurement(row)), { once: true });
       return part;
     });
-    document.getElementById("provenance-title").textContent = button.dataset.title;
+    open(button.dataset.title, [told, ...about, ...parts], button);
+  }
+
+  function open(title, parts, button) {
+    document.getElementById("provenance-title").textContent = title;
     const content = dialog.querySelector(".content");
-    content.replaceChildren(told, ...about, ...parts);
+    content.replaceChildren(...parts);
     opener = button;
     dialog.showModal();
     content.scrollTop = 0;
   }
 
-  dialog.addEventListener("close", () => opener?.focus());
+  dialog.addEventListener("close", () => {
+    opener?.focus();
+    remember();
+  });
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog || event.target.closest(".close")) dialog.close();
   });
@@ -184,6 +342,8 @@
     const button = event.target.closest("button");
     if (button?.classList.contains("sort")) sort(button);
     if (button?.classList.contains("number")) show(button);
+    if (button?.classList.contains("export")) save();
+    if (button?.classList.contains("compare")) compare();
   });
   for (const form of document.querySelectorAll("form.filters")) {
     form.addEventListener("input", () => filter(form));
@@ -192,7 +352,19 @@
       form.reset();
       filter(form);
     });
-    filter(form); // browsers keep what was typed before a reload
   }
   for (const button of document.querySelectorAll("button.sort")) button.closest("th").setAttribute("aria-sort", "none");
+  for (const [place, head] of heads.entries()) {
+    const box = make("input", { type: "checkbox", value: place });
+    if (place > 0 && !head.classList.contains("name")) picker.append(make("label", {}, box, ` ${head.innerText.trim()}`));
+    box.checked = true;
+  }
+  picker.addEventListener("change", pick);
+  for (const name of [".one", ".other"]) {
+    const names = unsorted.get(comparison).map((row) => make("option", {}, nameOf(row)));
+    tools.querySelector(name).append(...names);
+  }
+  tools.querySelector(".other").selectedIndex = Math.min(1, unsorted.get(comparison).length - 1);
+  tools.hidden = false;
+  restore();
 })();

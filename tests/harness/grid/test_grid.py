@@ -465,6 +465,15 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "report.over: axis 'label' is unknown",
         ),
         ("compare:", "report: {effect: objektive}\ncompare:", 8, "mean 'objective'?"),
+        ("compare:", "report: {names: {objektive: x}}\ncompare:", 8, "mean 'objective'?"),
+        ("compare:", "report: {names: {objective: ''}}\ncompare:", 8, "names.objective: '' "),
+        (
+            "compare:",
+            "report:\n  names:\n    objective=cakl: x\ncompare:",
+            10,
+            "report.names: axis, value or task 'objective=cakl' is unknown; did you mean "
+            "'objective=cakld'?",
+        ),
         ("compare:", "report: {effect: seed}\ncompare:", 8, "effect: axis 'seed' is unknown"),
         (
             "compare:",

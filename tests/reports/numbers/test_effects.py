@@ -40,7 +40,7 @@ def named(found: tuple[Effect, ...], setting: str, title: str) -> Effect:
 def test_a_blocked_linear_model_with_dunnett(tmp_path: Path) -> None:
     found = effects_of(write(tmp_path, reversed(grid())))  # the file's order, not the seeds'
     assert {(e.axis, e.baseline, e.label, e.context, e.bits) for e in found} == {
-        ("objective", "jsd", "RTN", "", 2)
+        ("objective", "JSD", "RTN", "", 2)
     }
     found = effects_of(write(tmp_path, grid()))
     assert {e.column.title for e in found} == {"Knowledge", "Story", "Average"}
@@ -172,7 +172,7 @@ def test_other_axes_stay_apart_and_one_width_is_one_pool(tmp_path: Path) -> None
     folder = write(tmp_path, rows + more)
     assert effects_of(folder) == ()  # two axes: none alone
     found = effects_of(write(tmp_path, rows + more, report={"effect": "objective"}))
-    assert {(e.context, e.bits) for e in found} == {("format.bits=2", 2), ("format.bits=3", 3)}
+    assert {(e.context, e.bits) for e in found} == {("2 bits", 2), ("3 bits", 3)}
     assert {(e.difference.n, e.df) for e in found} == {(3, 4)}
     again = [
         {**e, "settings": {**e["settings"], "data": "x"}, "cell": e["cell"] + "x",

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from harness.core.errors import ReportError
 from reports.numbers.columns import format_difference, format_number
 from reports.numbers.entries import Entry
-from reports.numbers.naming import format_setting
 from reports.numbers.summary import Summary
 from reports.pages.table import list_explanations
 from tests.support.synthetic_grids import TASKS, ppl, row, summary_of, write
@@ -135,9 +134,9 @@ def test_what_varies_is_in_the_name(tmp_path: Path) -> None:
     ]
     rows += [row(**settings(objective="kl", lr=1e-5), bits=3)]
     summary = summary_of(write(tmp_path, rows))
-    assert names(summary) == ["B objective=kl", "RTN", "B objective=kl", "B objective=jsd"]
+    assert names(summary) == ["B, KL", "RTN", "B, KL", "B, JSD"]
     shown = summary_of(write(tmp_path, rows, report={"rows": ["label", "lr"]}))
-    assert names(shown)[-1] == "B lr=1e-05 objective=jsd"
+    assert names(shown)[-1] == "B, learning rate 1e-05, JSD"
 
 
 def test_another_axis_may_be_averaged_over(tmp_path: Path) -> None:
@@ -147,17 +146,17 @@ def test_another_axis_may_be_averaged_over(tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     summary = summary_of(write(tmp_path, rows, report={"over": "data.size"}))
-    assert names(summary) == ["RTN seed=0", "RTN seed=1"]
-    assert sure(summary, "RTN seed=0", "Knowledge").n == 2
+    assert names(summary) == ["RTN, seed 0", "RTN, seed 1"]
+    assert sure(summary, "RTN, seed 0", "Knowledge").n == 2
     every = summary_of(write(tmp_path, rows, report={"over": None}))
     assert len(every.rows) == 4
 
 
 def test_cells_that_no_axis_tells_apart_are_not_averaged(tmp_path: Path) -> None:
     rows = [row(cell="a", group_size=64), row(cell="b", group_size=128)]
-    assert names(summary_of(write(tmp_path, rows))) == ["RTN group_size=64", "RTN group_size=128"]
+    assert names(summary_of(write(tmp_path, rows))) == ["RTN, group size 64", "RTN, group size 128"]
     rows = [row(cell="a", value=0.1), row(cell="b", value=0.2)]
-    assert names(summary_of(write(tmp_path, rows))) == ["RTN cell=a", "RTN cell=b"]
+    assert names(summary_of(write(tmp_path, rows))) == ["RTN, cell a", "RTN, cell b"]
 
 
 def test_nan_makes_the_average_nan_and_missing_makes_none(tmp_path: Path) -> None:
@@ -287,15 +286,6 @@ def test_what_rounds_to_zero_has_no_sign(tmp_path: Path) -> None:
         assert format_difference(zero, 1) == "0.0" and format_difference(zero, 3) == "0.000"
     shown = [format_difference(value, 1) for value in (-0.06, 0.06, -12.34, math.inf)]
     assert shown == ["−0.1", "+0.1", "−12.3", "+inf"]
-
-
-def test_a_group_of_a_whole_channel_is_called_so() -> None:
-    assert format_setting(0, "format.group_size") == "channel"
-    assert [
-        format_setting(128, "format.group_size"),
-        format_setting(0, "seed"),
-        format_setting(False),
-    ] == [*("128", "0", "false")]
 
 
 def test_a_filter_is_part_of_what_a_column_measures(tmp_path: Path) -> None:

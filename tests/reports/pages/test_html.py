@@ -212,7 +212,7 @@ def test_a_number_leads_to_what_stands_behind_it(visit: Visit, folder: Path) -> 
     command = panel.locator("pre").inner_text().splitlines()
     assert command == [
         "git checkout b99c5f497721e2548deb80d7e2a54e0f506c14ea",
-        "bitgrid run 'experiments/my grid.yaml'",
+        "OMP_NUM_THREADS=2 bitgrid run 'experiments/my grid.yaml' --only BF16-16-0",
     ]
     chain = panel.locator(".chain li").all_inner_texts()
     assert [words.split()[0] for words in chain] == ["LmEval", "Round", "Train", "Pretrained"]
@@ -247,8 +247,8 @@ def test_a_mean_names_its_models_and_a_shared_model_its_seeds(visit: Visit) -> N
 
 def test_what_failed_and_what_is_stale_is_listed(visit: Visit) -> None:
     below = visit.page.locator("#open").inner_text()
-    assert re.search(r"failed\s+GPTQ\s+format.bits=2\s+0\s+0\s+failed: NaN at step 12", below)
-    assert re.search(r"not run\s+GPTQ\s+format.bits=3", below)
+    assert re.search(r"failed\s+GPTQ\s+2 bits\s+0\s+0\s+failed: NaN at step 12", below)
+    assert re.search(r"not run\s+GPTQ\s+3 bits", below)
     assert (
         "BitDistiller, 2 bits, testbed_arithmetic exact_match, seed 2: methods/training/train.py"
         in below

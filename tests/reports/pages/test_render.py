@@ -87,7 +87,7 @@ def test_the_page_says_what_is_needed(rendered: Path) -> None:
         "> **Testbed rows: an invented miniature world",
         (rendered / "table.md").read_text().rstrip(),
         "| Knowledge | testbed\\_knowledge | acc | 5 | no | 200 | – | multiple choice | 1 |",
-        "| GPTQ | format.bits=2 | 0 | failed: NaN at step 12 in layer model.layers.3 |",
+        "| GPTQ | 2 bits | 0 | failed: NaN at step 12 in layer model.layers.3 |",
         "BitDistiller, 2 bits, testbed\\_arithmetic exact\\_match, seed 2: methods/training/",
     ):
         assert part in page

@@ -199,7 +199,7 @@ def test_losses_by_confidence_say_which_seed_and_objectives(tmp_path: Path) -> N
     (folder / "diagnostics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     drawing = drawings_of(folder)["confidence"]
     check("confidence", drawing)
-    assert "Seed 7; 2 bits." in drawing.words and "(here kl, ce)" in drawing.words
+    assert "Seed 7; 2 bits." in drawing.words and "(here KL, CE)" in drawing.words
     assert re.search(r"fewer than 10 labels", drawing.words)
 
 

@@ -17,6 +17,7 @@ from harness.core.errors import ReportError
 from harness.core.record_lines import from_json
 from harness.core.records import Weights
 from reports.numbers.budgets import count_tokens
+from reports.numbers.wording import Wording
 from reports.plots import PLOTS, data, inside
 from reports.reading.export import Export
 from tests.support.synthetic_grids import (
@@ -133,7 +134,7 @@ def test_gamma_is_swept_and_the_rest_are_level_lines(tmp_path: Path) -> None:
     values = [f"cakld gamma={gamma}" for gamma in (0, 0.25, 0.5, 1)]
     folder = swept(tmp_path, "objective", [*values, "cakld confidence=label"])
     found = summary_of(folder)
-    (sweep,) = data.find_sweeps(data.list_models(Export(folder).rows, found))
+    (sweep,) = data.find_sweeps(data.list_models(Export(folder).rows, found), Wording())
     assert sweep.axis == "objective.gamma"
     (points,) = sweep.series.values()
     index = data.find_main_score(found)
@@ -142,7 +143,7 @@ def test_gamma_is_swept_and_the_rest_are_level_lines(tmp_path: Path) -> None:
         at: data.compute_mean(data.list_values(p, index)).mean for at, p in points.items()
     } == pytest.approx({0: 0.51, 0.25: 0.56, 0.5: 0.61, 1: 0.66})
     assert len(points[0.25]) == 3
-    assert list(sweep.level) == ["BitDistiller objective=cakld confidence=label", "RTN"]
+    assert list(sweep.level) == ["BitDistiller, CAKLD (confidence label)", "RTN"]
     assert {"sweep", "perplexity"} <= drawn_of(folder)
 
 
@@ -209,14 +210,10 @@ def test_values_that_are_not_finite_do_not_hide_the_others(tmp_path: Path) -> No
 
 
 def test_names_lose_what_they_share() -> None:
-    names = ["BitDistiller data=generated", "BitDistiller data=ground-truth"]
-    assert data.shorten(names) == ("BitDistiller data", ["generated", "ground-truth"])
+    names = ["BitDistiller, W2, a b", "BitDistiller, W2, a c"]
+    assert data.shorten(names) == ("BitDistiller, W2", ["a b", "a c"])
     assert data.shorten(["RTN", "AWQ"]) == ("", ["RTN", "AWQ"])
-    parts = ["A bits=8 + cache bits=8 range=token", "A bits=8 + cache bits=4 range=token"]
-    assert data.shorten(parts) == (
-        "A bits=8 + cache",
-        ["bits=8 range=token", "bits=4 range=token"],
-    )
+    assert data.shorten(["RTN, W2", "RTN, W2"]) == ("RTN", ["W2", "W2"])  # never to nothing
     assert data.shorten(["RTN"]) == ("", ["RTN"])
 
 
@@ -311,9 +308,9 @@ def test_lines_that_are_left_out_of_a_sweep_are_counted_in_the_caption(tmp_path:
     ]
     folder = write(tmp_path, rows, report={"rows": ["lr", "width"]})
     drawing = drawings_of(folder)["sweep"]
-    assert "2 of 26 lines along lr not drawn: those after the first 24 of the table" in (
+    assert "2 of 26 lines along learning rate not drawn: those after the first 24 of the table" in (
         drawing.words
     )
     assert "along width not drawn" not in drawing.words
-    assert "2 of 26 lines along lr" in drawing.figure.get_suptitle().replace("\n", " ")
+    assert "2 of 26 lines along learning rate" in drawing.figure.get_suptitle().replace("\n", " ")
     assert max(len(axes.lines) for axes in drawing.figure.axes) == 24

@@ -1,0 +1,106 @@
+"""What a reader chooses on the page: columns, a file of what is shown, an address that keeps
+it, and two rows beside each other. In a real browser, from the disk."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports import render
+from tests.reports.pages.test_html import Visit
+from tests.reports.pages.test_html import browser as browser
+from tests.support.synthetic_grids import measured, ppl, write
+
+A = {0: [1.0, 0.0, 1.0, 1.0], 1: [0.0, 0.0, 1.0, 1.0]}
+B = {0: [0.0, 1.0, 1.0, 1.0], 1: [1.0, 0.0, 0.0, 1.0]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods at two seeds, with items, and a perplexity without."""
+    pairs = [
+        measured(scores, label=label, seed=seed)
+        for label, by_seed in (("A", A), ("B", B))
+        for seed, scores in by_seed.items()
+    ]
+    rows = [row for row, _ in pairs]
+    rows += [ppl(label=label, seed=seed, value=9.0) for label in "AB" for seed in (0, 1)]
+    made = write(tmp_path_factory.mktemp("views"), rows, items=[line for _, line in pairs])
+    render(made, html=True)
+    return made
+
+
+@pytest.fixture
+def visit(browser: Any, folder: Path) -> Iterator[Visit]:
+    opened = Visit(browser, folder, accept_downloads=True)
+    yield opened
+    opened.context.close()
+    assert opened.complaints == [] and opened.requests == []
+
+
+def test_columns_filters_and_order_stand_in_the_address(
+    visit: Visit, browser: Any, folder: Path, tmp_path: Path
+) -> None:
+    page = visit.page
+    page.get_by_text("Columns", exact=True).click()
+    page.get_by_label("PPL ↓").uncheck()
+    page.locator("#comparison-table").get_by_role("button", name="Knowledge").first.click()
+    page.locator("form.filters[data-table='comparison-table'] input").fill("B")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV of what is shown").click()
+    download.value.save_as(tmp_path / "shown.csv")
+    head, *lines = csv.reader((tmp_path / "shown.csv").open(newline=""))
+    assert "PPL ↓" not in head and any(title.startswith("Knowledge") for title in head)
+    assert [line[1] for line in lines] == ["B"]
+    again = Visit(browser, folder)
+    again.page.goto(page.url)
+    again.page.reload()
+    assert again.methods() == ["B"]
+    assert again.page.locator("#comparison-table th:visible").all_inner_texts()[0] == "Bits"
+    assert not again.page.locator("#comparison-table thead").get_by_text("PPL ↓").is_visible()
+    assert again.page.locator("#comparison-table th[aria-sort='descending']").count() == 1
+    again.context.close()
+
+
+def test_two_rows_show_the_items_that_flipped(visit: Visit) -> None:
+    page = visit.page
+    page.locator("select.one").select_option("A, 2 bits")
+    page.locator("select.other").select_option("B, 2 bits")
+    page.get_by_role("button", name="Show", exact=True).click()
+    panel = page.get_by_role("dialog")
+    gained = sum(b > a for s in A for a, b in zip(A[s], B[s], strict=True))
+    lost = sum(b < a for s in A for a, b in zip(A[s], B[s], strict=True))
+    assert f"{gained} became right, {lost} became wrong, over 2 seeds." in panel.inner_text()
+    panel.get_by_text("Items that flipped").click()
+    listed = panel.locator(".flipped li").all_inner_texts()
+    assert listed == ["item 0: right, wrong", "item 1: right", "item 2: wrong"]
+    assert "Its items are not right or wrong" in panel.inner_text()  # of the perplexity
+    address = page.url
+    page.keyboard.press("Escape")
+    assert "compare" not in page.url
+    page.goto("about:blank")
+    page.goto(address)
+    assert "became right" in page.get_by_role("dialog").inner_text()
+
+
+def test_pictures_are_dark_where_the_page_is(browser: Any, folder: Path) -> None:
+    visit = Visit(browser, folder, color_scheme="dark")
+    style = "each => getComputedStyle(each).filter"
+    assert "invert" in visit.page.locator("img").first.evaluate(style)
+    visit.context.close()
+
+
+def test_bits_and_method_stay_at_400_pixels(browser: Any, folder: Path) -> None:
+    visit = Visit(browser, folder, viewport={"width": 400, "height": 900})
+    table = visit.page.locator("#comparison-table")
+    places = "each => each.getBoundingClientRect().left"
+    cells = [table.locator(f"tbody tr:first-child > :nth-child({n})") for n in (1, 2)]
+    table.evaluate("each => { each.style.width = '1200px'; each.parentElement.scrollLeft = 300; }")
+    left = table.evaluate("each => each.parentElement.getBoundingClientRect().left")
+    at = [cell.evaluate(places) for cell in cells]
+    assert abs(at[0] - left) < 3 and at[0] < at[1] < 150
+    visit.context.close()
