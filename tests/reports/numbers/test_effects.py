@@ -18,6 +18,7 @@ from statsmodels.formula.api import ols
 import reports
 from harness.core.errors import ReportError
 from reports.numbers.effects import NO_SPREAD, ONE_MODEL, ONE_SEED, Effect, Status
+from reports.numbers.wording import Wording
 from tests.support.synthetic_grids import TASKS, effects_of, measured, row, write
 
 SEEDS = {"kl": [0.50, 0.61, 0.40], "cakld": [0.55, 0.64, 0.46], "jsd": [0.41, 0.66, 0.43]}
@@ -33,7 +34,8 @@ def grid(**given: Any) -> list[dict[str, Any]]:
 
 
 def named(found: tuple[Effect, ...], setting: str, title: str) -> Effect:
-    (effect,) = [e for e in found if e.setting == setting and e.column.title == title]
+    words = Wording().name_value("objective", setting)
+    (effect,) = [e for e in found if e.setting == words and e.column.title == title]
     return effect
 
 
@@ -53,7 +55,7 @@ def test_a_blocked_linear_model_with_dunnett(tmp_path: Path) -> None:
         (name,) = [each for each in model.params.index if setting in each]
         for title, sets in (("Knowledge", 2), ("Story", 2), ("Average", 1)):
             effect = named(found, setting, title)
-            assert effect.baseline == "kl" and effect.over == "seeds"
+            assert effect.baseline == "KL" and effect.over == "seeds"
             assert effect.difference.mean == pytest.approx(model.params[name])
             assert (effect.error, effect.df) == (pytest.approx(model.bse[name]), 4)
             assert (effect.difference.n, effect.comparisons) == (3, 2 * sets)
@@ -82,8 +84,8 @@ def test_a_large_effect_is_found_with_three_seeds(tmp_path: Path) -> None:
     ]
     found = [e for e in effects_of(write(tmp_path, rows)) if e.column.task]
     assert {e.comparisons for e in found} == {24}
-    assert {e.status for e in found if e.setting == "clip"} == {Status.DISTINGUISHED}
-    quiet = [e for e in found if e.setting != "clip"]
+    assert {e.status for e in found if e.setting == "clipped"} == {Status.DISTINGUISHED}
+    quiet = [e for e in found if e.setting != "clipped"]
     assert {e.status for e in quiet} == {Status.NOT_DISTINGUISHED}
     assert all(0.05 < e.visible < 0.32 for e in quiet)  # what could have been seen
 
@@ -218,7 +220,7 @@ def test_one_seed_is_untested(tmp_path: Path) -> None:
     assert {(e.status, e.untested) for e in found} == {(Status.UNTESTED, ONE_SEED)}
     rows = [e for e in grid() if e["seed"] == (0 if e["settings"]["objective"] == "kl" else 1)]
     found = effects_of(write(tmp_path, rows))
-    assert {e.untested for e in found} == {"no seed in common with kl"}
+    assert {e.untested for e in found} == {"no seed in common with KL"}
 
 
 def test_nan_is_not_left_out(tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_nan_is_not_left_out(tmp_path: Path) -> None:
     rows[0]["value"] = math.nan
     effect = named(effects_of(write(tmp_path, rows)), "cakld", "Knowledge")
     assert math.isnan(effect.difference.mean) and not effect.better
-    assert effect.untested == "kl: no finite score at seed 0"
+    assert effect.untested == "KL: no finite score at seed 0"
 
 
 def test_seeds_of_one_model_are_one_pair(tmp_path: Path) -> None:
@@ -268,7 +270,7 @@ def test_the_report_has_a_table_of_them(tmp_path: Path) -> None:
     assert "simultaneous 95 % intervals by Dunnett" in page
     visible = f"{100 * effect.visible:.1f}"
     cells = f"+4.7 | \\[{low}, {high}\\] | {effect.p:.3f} | {visible} | 3 |"
-    assert f"| RTN | kl → cakld | Knowledge ↑ | {cells}" in page
+    assert f"| RTN | KL → CAKLD | Knowledge ↑ | {cells}" in page
 
 
 def test_an_axis_that_is_not_there(tmp_path: Path) -> None:
