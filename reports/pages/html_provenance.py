@@ -286,7 +286,7 @@ def _list_items(measured: Sequence[dict[str, Any]], index: ItemIndex) -> dict[st
     listed: dict[str, Any] = {}
     for record in (each["record"] for each in measured if each["record"]["primary"]):
         own = index.by_row.get(get_key(record))
-        if own is None or not np.isin(own.scores, (0.0, 1.0)).all():
+        if own is None or not ((own.scores == 0) | (own.scores == 1)).all():
             continue
         counted = np.array_equal(own.numbers, np.arange(len(own.numbers)))
         listed[_name_items(record)] = {

@@ -439,6 +439,6 @@ def test_published_figures_and_effects_stand_below(browser: Any, tmp_path: Path)
     ]
     assert below("As published").locator("tr", has_text="BitDistiller").count() == 2
     effect = below("The effect of objective").locator("tbody tr").inner_text()
-    assert effect.split("\t")[:4] == ["RTN", "kl → cakld", "PIQA ↑", "+2.00"]
+    assert effect.split("\t")[:4] == ["RTN", "KL → CAKLD", "PIQA ↑", "+2.00"]
     assert visit.complaints == []
     visit.context.close()
