@@ -11,6 +11,7 @@ from methods.quantization.block_ap import BlockAP
 from methods.quantization.folding import fold_rotation
 from methods.quantization.formats import NF, Bits, Format, Grouped, IntAsym, IntSym, bounds
 from methods.quantization.fp4 import MXFP4, NVFP4
+from methods.quantization.gptaq import GPTAQ
 from methods.quantization.gptq import GPTQ
 from methods.quantization.gradients import pass_gradient
 from methods.quantization.inits import Clip, Init
@@ -31,6 +32,7 @@ from methods.training.objectives import BlockStates, Objective, TokenLogits
 from methods.training.settings import Training
 
 __all__ = [
+    "GPTAQ",
     "GPTQ",
     "MXFP4",
     "NF",

@@ -38,6 +38,12 @@ class GPTQ(BlockRounding):
     act_order: bool = False
 
     def round_weight(self, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
+        return self.round_columns(weight, gram, format)
+
+    def round_columns(
+        self, weight: Tensor, gram: Tensor, format: Grouped, deviation: Tensor | None = None
+    ) -> Tensor:
+        """`round_weight`; deviation: (Y - X)'X (I, I), where the output on Y is aimed at."""
         damped = gram + torch.diag((gram.diagonal() == 0).float())  # unused channels: alone
         damped.diagonal().add_(self.damping * damped.diagonal().mean())
         low, high = format.column_bounds(weight)
@@ -45,12 +51,14 @@ class GPTQ(BlockRounding):
         if self.act_order:
             order = gram.diagonal().argsort(descending=True, stable=True)
             low, high, damped = low[:, order], high[:, order], damped[order][:, order]
+            deviation = None if deviation is None else deviation[order][:, order]
         left, values = weight[:, order].clone(), torch.empty_like(weight)
         # One name: no more than two of these stand at once, and of 28,672 channels each is 3 GiB.
         factor = torch.linalg.cholesky(damped)
         del damped
         factor = torch.cholesky_inverse(factor)
         factor = torch.linalg.cholesky(factor, upper=True)
+        pull = None if deviation is None else (deviation @ factor.T).triu_(1) @ factor
         groups = {group.start: group for group in format.groups(weight.shape[1])}
         edges = sorted({*groups, *range(0, weight.shape[1], _COLUMNS), weight.shape[1]})
         for start, stop in pairwise(edges):
@@ -63,6 +71,10 @@ class GPTQ(BlockRounding):
                 chosen = format.quantize_dequantize(now, low[:, one], high[:, one])
                 error = (now - chosen) / factor[i, i]
                 left[:, i + 1 : stop] -= error * factor[i, i + 1 : stop]
+                if pull is not None:
+                    left[:, i + 1 : stop] += now * pull[i, i + 1 : stop]
                 moved[:, i - start : i - start + 1], values[:, order[i]] = error, chosen[:, 0]
             left[:, stop:] -= moved @ factor[start:stop, stop:]
+            if pull is not None:  # of the columns as they came to their turn
+                left[:, stop:] += left[:, start:stop] @ pull[start:stop, stop:]
         return values

@@ -49,14 +49,21 @@ from methods.quantization.formats import Format
 from methods.quantization.inits import ClipSearch
 from methods.quantization.omniquant import OmniQuant
 from methods.quantization.rotation import Rotated
-from methods.quantization.rounding import Round, RoundBlocks, WalkedRounding, quantize_model
+from methods.quantization.rounding import (
+    BlockRounding,
+    Round,
+    RoundBlocks,
+    WalkedRounding,
+    quantize_model,
+)
 from methods.quantization.signround import SignRound
 from methods.quantization.static_activations import AT_ONCE, InputRanges
 from methods.quantization.walking import Block
 
 _SEARCHED = 8  # float32 tensors of the weights that a search tries together
-# Beside X'X and the weights of a layer, in float32: what a rounding like GPTQ's makes of them.
-_FACTORS, _ROUNDED = 3, 6
+# Beside sums as large as X'X and the weights of a layer, in float32: what a rounding like GPTQ's
+# makes of them, one (I, I) and two more for each sum.
+_FACTORS, _ROUNDED = 2, 6
 _COUNTED = 24  # bytes that counting takes of a value
 
 
@@ -109,9 +116,11 @@ def of_block_rounding(stage: RoundBlocks, gpus: int | None = None, device: str =
         if learn is not None:
             learn(block)
             return
-        for reading, gram in observing.sum_grams(block, block.layers).items():
+        assert isinstance(rounding, BlockRounding)
+        for reading, gram in rounding.observe(block, list(block.layers)).items():
             rows = sum(block.layers[name].out_features for name in reading.layers)
-            copies = _FACTORS * gram.numel() + _ROUNDED * rows * len(gram)
+            width = gram.shape[-1]
+            copies = width**2 + _FACTORS * gram.numel() + _ROUNDED * rows * width
             at_work = max(at_work, 4 * copies)
 
     with dry_run() as live:
@@ -120,7 +129,7 @@ def of_block_rounding(stage: RoundBlocks, gpus: int | None = None, device: str =
             with live.part("host"):
                 learn = few.bind(model, stage.format)
         at_once = rounding.count_at_once(length)
-        walk_weightless(live, model, length, observe, rounding.originals, at_once)
+        walk_weightless(live, model, length, observe, rounding.originals, at_once, rounding.pairs)
     peak = live.peak()
     return dataclasses.replace(peak, other=peak.other + at_work)
 
@@ -152,6 +161,7 @@ def walk_weightless(
     work: Callable[[Block], object],
     originals: bool = False,
     at_once: int | None = None,
+    pairs: bool = False,
 ) -> None:
     """A walk over one batch of sequences of `length` tokens, with `work` done at each block."""
 
@@ -162,7 +172,8 @@ def walk_weightless(
     ids = make_ids(at_once or max(1, walking.TOKENS_AT_ONCE // length), length)
     tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
     with replaced(walking, "_place", place):
-        for block in walking.sequentially(model, tokens, Path(), False, originals, at_once):
+        walk = walking.sequentially(model, tokens, Path(), False, originals, at_once, pairs)
+        for block in walk:
             work(block)
 
 

@@ -172,6 +172,30 @@ def sum_grams(block: Block, layers: Iterable[str]) -> dict[Reading, Tensor]:
             sums[reading] = wide.T @ wide
 
     for reading in block.observe(see, {name: block.layers[name] for name in layers}):
-        weight = block.layers[reading.layers[0]].weight
-        sums.setdefault(reading, weight.new_zeros(*[weight.shape[-1]] * 2, dtype=torch.float32))
+        sums.setdefault(reading, _make_zeros(block, reading))
     return sums
+
+
+def sum_deviations(block: Block, layers: Iterable[str]) -> dict[Reading, Tensor]:
+    """X'X as `sum_grams` has it, and beside it (Y - X)'X, with Y what the original model reads:
+    (2, I, I) float32, on the device. The second is zero of experts, which see other tokens there.
+    """
+    sums: dict[Reading, Tensor] = {}
+
+    def see(reading: Reading, rows: Tensor, original: Tensor | None) -> None:
+        wide = rows.float()
+        if reading not in sums:
+            sums[reading] = _make_zeros(block, reading, 2)
+        gram, deviation = sums[reading]
+        gram.addmm_(wide.T, wide)
+        if original is not None:
+            deviation.addmm_((original.float() - wide).T, wide)
+
+    for reading in block.observe_both(see, {name: block.layers[name] for name in layers}):
+        sums.setdefault(reading, _make_zeros(block, reading, 2))
+    return sums
+
+
+def _make_zeros(block: Block, reading: Reading, *before: int) -> Tensor:
+    weight = block.layers[reading.layers[0]].weight
+    return weight.new_zeros(*before, *[weight.shape[-1]] * 2, dtype=torch.float32)

@@ -35,6 +35,7 @@ from methods.quantization.by_layer import group_by_format, has_levels
 from methods.quantization.formats import Format, FullPrecision, Grouped
 from methods.quantization.learned import Learned
 from methods.quantization.observing import sum_grams
+from methods.quantization.readings import Reading
 from methods.quantization.walking import Block, sequentially
 
 
@@ -73,6 +74,7 @@ class WalkedRounding(Rounding):
     length: Count = 2048  # of each, in tokens
 
     originals: ClassVar[bool] = False  # whether blocks come with what the unrounded model's give
+    pairs: ClassVar[bool] = False  # and with what those are called with
 
     @abstractmethod
     def round_block(self, block: Block, format: Format) -> dict[str, Tensor]:
@@ -123,6 +125,15 @@ class BlockRounding(WalkedRounding):
         raise torch.linalg.LinAlgError where X'X has no full rank.
         """
 
+    def observe(self, block: Block, layers: Sequence[str]) -> dict[Reading, Tensor]:
+        """What `round_weight` is given of each reading: X'X."""
+        return sum_grams(block, layers)
+
+    def measure(self, weight: Tensor, values: Tensor, gram: Tensor) -> Tensor:
+        """How much values in a weight's place move the output of each row: (O, I) -> (O,)."""
+        change = values - weight
+        return ((change @ gram) * change).sum(-1)
+
     def round_block(self, block: Block, format: Format) -> dict[str, Tensor]:
         turns = [list(block.layers)]
         if self.true_sequential:
@@ -130,7 +141,7 @@ class BlockRounding(WalkedRounding):
             turns = [list(names) for names in dict.fromkeys(tuple(r.layers) for r in readings)]
         for layers in turns:
             rounded = {name: block.layers[name].weight.clone() for name in layers}
-            for reading, gram in sum_grams(block, layers).items():
+            for reading, gram in self.observe(block, layers).items():
                 for kind, names in _group(format, reading.layers):
                     # Layers that read the same and have one format are one with more rows.
                     parts = [
@@ -155,7 +166,7 @@ class BlockRounding(WalkedRounding):
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ModelError(f"layer {name}: rounding {self.name!r}: {error}") from error
         nearest = format.quantize(weight)
-        worse = _measure(values - weight, gram) > _measure(nearest - weight, gram)
+        worse = self.measure(weight, values, gram) > self.measure(weight, nearest, gram)
         return torch.where(worse[:, None], nearest, values)
 
 
@@ -164,11 +175,6 @@ def _group(format: Format, layers: Sequence[str]) -> Iterator[tuple[Grouped, lis
     for kind, names in group_by_format(format, layers).items():
         for together in [names] if kind.by_row else [[name] for name in names]:
             yield kind, together
-
-
-def _measure(change: Tensor, gram: Tensor) -> Tensor:
-    """How much a change of each row moves its output, |change X'|^2: (O, I), (I, I) -> (O,)."""
-    return ((change @ gram) * change).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -186,9 +192,9 @@ class RoundBlocks(Stage[Model]):
 
     @property
     def resources(self) -> Resources:
-        # The states before and behind a block, and those of the unrounded model.
-        tokens = (3 if self.rounding.originals else 2) * self.rounding.sequences
-        states = states_gib(self.model, tokens * self.rounding.length)
+        # The states before and behind a block, and those of the unrounded model that it needs.
+        held = 2 + self.rounding.originals + self.rounding.pairs
+        states = states_gib(self.model, held * self.rounding.sequences * self.rounding.length)
         memory = math.ceil(host_gib(self.model, 16.0) + states)
         return Resources(gpus=1, memory_gib=memory, hours=2.0)
 
@@ -204,7 +210,10 @@ class RoundBlocks(Stage[Model]):
         tokens, how = value(self.calibration), self.rounding
         at_once = how.count_at_once(tokens.ids.shape[1])
         compute = how.bind(value(self.base), self.format)
-        for block in sequentially(model, tokens, work, originals=how.originals, at_once=at_once):
+        walk = sequentially(
+            model, tokens, work, originals=how.originals, at_once=at_once, pairs=how.pairs
+        )
+        for block in walk:
             for name, tensor in block.once("weights", compute).items():
                 layer, _, own = name.partition(":")
                 if own:

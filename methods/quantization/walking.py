@@ -16,12 +16,13 @@ Not here: what layers read, cut as their weights are (`observing`), experts (`ex
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,9 @@ from harness.data import Tokens
 from harness.models import Matrix, Model, blocks, device, matrices, run_trunk
 from methods.quantization.readings import Reading, See, watch
 from methods.tensor_files import keep_tensors, read_kept
+
+SeeBoth: TypeAlias = Callable[[Reading, Tensor, Tensor | None], None]
+"""`See`, and what the original model reads of the same tokens: (n, I), None of experts."""
 
 TOKENS_AT_ONCE = 4096  # in a forward pass over the calibration text
 HOST = torch.device("cpu")
@@ -53,7 +57,7 @@ class Block:
     layers: its matrices by name, of experts too. ids: (B, T) int64 a batch, which all blocks read;
     inputs: what it is called with, a batch each, made when it is asked for. targets: where
     `sequentially` was asked for `originals`, what the original block gives in the original model,
-    (B, T, D) a batch, on the host.
+    (B, T, D) a batch, on the host; with `pairs` also `originals`, what it is called with there.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Block:
     work: Path
     network: PreTrainedModel
     targets: list[Tensor] = field(default_factory=list)
+    originals: Sequence[Inputs] = ()
     before: dict[str, nn.Parameter] = field(default_factory=dict)  # as the walk came to it
     gave: list[Any] = field(default_factory=list)  # by batch, as long as it was unchanged
 
@@ -93,6 +98,32 @@ class Block:
                 watcher.forget()
         if self.is_unchanged:
             self.gave = gave
+        return watcher.list_readings()
+
+    @torch.no_grad()
+    def observe_both(self, see: SeeBoth, layers: Mapping[str, Matrix]) -> list[Reading]:
+        """As `observe`, and `see` gets what the original model reads of the same tokens, too: for
+        this `sequentially` was asked for `pairs`. Of experts that is None: other tokens are sent
+        to them there."""
+        before: dict[Reading, list[Tensor]] = defaultdict(list)  # of a batch, in the order of calls
+        is_original = True
+
+        def see_one(reading: Reading, rows: Tensor) -> None:
+            if is_original:
+                before[reading].append(rows)
+            else:
+                see(reading, rows, before[reading].pop(0) if reading.expert is None else None)
+
+        with watch(self.network, layers, see_one) as watcher:
+            for original, inputs in zip(self.originals, self.inputs, strict=True):
+                with _holding(self.module, self.before):
+                    self._run(original)
+                watcher.forget()
+                is_original = False
+                self._run(inputs)
+                watcher.forget()
+                is_original = True
+                before.clear()
         return watcher.list_readings()
 
     def once(self, what: str, compute: Callable[[Block], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -138,6 +169,7 @@ def sequentially(
     quantized_inputs: bool = True,
     originals: bool = False,
     at_once: int | None = None,
+    pairs: bool = False,
 ) -> Iterator[Block]:
     """The blocks of `model` in order, each with what it reads of `tokens`.
 
@@ -158,6 +190,7 @@ def sequentially(
         with _placed(module) as block.before:
             if originals:
                 block.inputs = reads(clean)
+                block.originals = block.inputs if pairs else ()
                 clean = block.run_all() or clean
                 block.inputs, block.targets = reads(own), [get_states(each) for each in clean]
             yield block
@@ -166,6 +199,7 @@ def sequentially(
             else:
                 with _holding(module, block.before):
                     own = block.run_all() or own
+        block.originals = ()
         block.before, block.gave = {}, []  # who still has the block holds none of its weights
         report(number + 1, len(found))
 

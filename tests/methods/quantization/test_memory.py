@@ -23,6 +23,7 @@ from harness.testing.watching import Counting
 from methods.quantization.awq import ScaleSearch
 from methods.quantization.block_ap import BlockAP
 from methods.quantization.formats import IntAsym
+from methods.quantization.gptaq import GPTAQ
 from methods.quantization.gptq import GPTQ
 from methods.quantization.inits import ClipSearch
 from methods.quantization.mixed import Mixed
@@ -59,7 +60,8 @@ def test_searches_hold_a_block_and_what_it_observes(base: Pretrained, model: Mod
     calibrated = Packed([], base, 64, 128)
     search = ClipSearch(base, calibrated, FORMAT, 20, 10, 512)
     stages: list[Stage[Any]] = [search, ScaleSearch(base, calibrated, FORMAT, 20, 512)]
-    for rounding in (GPTQ(), SignRound(length=128), OmniQuant(length=128), BlockAP(length=128)):
+    learnt = SignRound(length=128), OmniQuant(length=128), BlockAP(length=128)
+    for rounding in (GPTQ(), GPTAQ(), *learnt):
         stages.append(RoundBlocks(base, base, calibrated, FORMAT, rounding))
     for each in stages:
         memory = estimate_memory(each)
@@ -73,11 +75,12 @@ def test_searches_hold_a_block_and_what_it_observes(base: Pretrained, model: Mod
     [
         (None, 24),
         (GPTQ(), 24),
+        (GPTAQ(), 40),
         (SignRound(), 80),
         (OmniQuant(equivalent=True), 80),
         (BlockAP(), 80),
     ],
-    ids=["clip", "gptq", "sign", "omni", "block"],
+    ids=["clip", "gptq", "gptaq", "sign", "omni", "block"],
 )
 def test_a_model_of_70b_is_walked_on_one_gpu(
     tmp_path: Path, rounding: WalkedRounding | None, gib: int
