@@ -4,7 +4,8 @@ ParetoQ: Scaling Laws in Extremely Low-bit LLM Quantization (Liu et al. 2025, ar
 stretched elastic quantisation to 2 bits, LSQ above, trained from the full-precision model by
 cross-entropy, weights and ranges at one learning rate that falls as a cosine. The paper has a range
 a row (`format.group_size: 0`) and trains for 10 to 30 billion tokens; here groups and data are
-those of the methods that it is compared with.
+those of the methods that it is compared with. Its published code trains embeddings and head too
+(`train.trained: all`), and its script has this rate at 4 bits.
 """
 
 from __future__ import annotations

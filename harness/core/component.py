@@ -54,6 +54,12 @@ class Component(Checked, ABC):
     needs_training: ClassVar[bool] = False
     _family: ClassVar[str]
 
+    @property
+    def revision(self) -> int:
+        """Raised by hand when what these fields give changes, as a stage's `version`, for those
+        fields alone; no part of a key at 1."""
+        return 1
+
     def __init_subclass__(cls, family: str | None = None) -> None:
         super().__init_subclass__()
         if family is not None:

@@ -219,7 +219,10 @@ def identify(thing: object, whole: bool = False) -> Any:
         return {str(name): identify(item, whole) for name, item in thing.items()}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         name = find_declared_name(type(thing))
-        return {**({} if name is None else {"component": name}), **describe_fields(thing, whole)}
+        declared: dict[str, Any] = {} if name is None else {"component": name}
+        if isinstance(thing, Component) and thing.revision > 1:
+            declared["revision"] = thing.revision
+        return {**declared, **describe_fields(thing, whole)}
     raise TypeError(
         f"{type(thing).__name__} cannot be a field of a stage: it has no stable identity"
     )
@@ -367,8 +370,11 @@ def _field_value(hint: Any, held: Any, inputs: Mapping[str, Stage[Any]]) -> Any:
         kind, entries = find_values(hint), held["mapping"]
         return FrozenMapping((key, _field_value(kind, part, inputs)) for key, part in entries)
     if "component" in held:
-        named = {key: part for key, part in held.items() if key != "component"}
-        return _remade(Component.called(held["component"]), named, inputs)
+        named = {key: part for key, part in held.items() if key not in ("component", "revision")}
+        made = _remade(Component.called(held["component"]), named, inputs)
+        if made.revision != (kept := held.get("revision", 1)):
+            raise BitgridError(f"{held['component']} is revision {made.revision} here, not {kept}")
+        return made
     plain = [each for each in choices if _is_plain(each)]
     return _remade(plain[0], held, inputs) if plain else held
 

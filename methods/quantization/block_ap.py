@@ -44,6 +44,8 @@ class BlockAP(WalkedRounding):
     """Block-AP, with the paper's numbers for 2 bits; for 3 and 4 it has 1e-5 for weights.
 
     The text is seen `epochs` times in its order. Norms, which the published code trains too, stay.
+    It has ranges of weights that do not reach to 0, steps of at least 1e-4, and zero points whose
+    gradient passes beyond the codes' ends; here ranges hold 0, and that gradient ends with them.
     """
 
     name = "block-ap"

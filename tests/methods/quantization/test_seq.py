@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import BitgridError, FormatError
+from harness.core.stage import identify, read_component
 from harness.method import METHODS
 from harness.models import Model, pretrained
 from harness.testbed import world
@@ -38,6 +39,9 @@ def _refer(w: Tensor, a: Tensor, bits: float) -> Tensor:
     The nearest level is looked up, so that no rounding rule is shared with what is tested.
     """
     levels = torch.tensor(LEVELS[bits], dtype=torch.float64)
+    if bits == 1:  # a sign(w): the range has sign(w) of all weights
+        kept = torch.where(w.abs() < a, w, 0.0)
+        return w.detach().sign() * a + kept - kept.detach()
     ratios = (w / a).clamp(-1, 1)
     nearest = (ratios.detach()[..., None] - levels).abs().argmin(-1)
     return (ratios + (levels[nearest] - ratios).detach()) * a
@@ -93,7 +97,14 @@ def test_each_width_has_the_quantiser_of_the_paper_and_its_bits() -> None:
         (4, IntLSQ(4, 16), 5),
     ):
         chosen = ParetoQ(bits, 16)
-        assert torch.equal(chosen.quantize(weight), kind.quantize(weight))
+        start = chosen.parameters(weight)
+        if bits > 2:  # the largest weight of a group has the last code
+            largest = weight.view(4, 2, 16).abs().amax(-1, keepdim=True)
+            expected = largest.double() / (2 ** (bits - 1) - 1)
+            torch.testing.assert_close(start["step"].double(), expected, rtol=2**-11, atol=0)
+        else:
+            assert torch.equal(start["range"], kind.parameters(weight)["range"])
+        assert torch.equal(chosen.quantize(weight), kind.quantize_with(weight, start))
         assert chosen.describe(32) == kind.describe(32)
         assert chosen.bits_per_weight(32) == pytest.approx(cost)
     with pytest.raises(FormatError, match=r"no 5-bit form; bits: 1, 1\.58, 2, 3, 4"):
@@ -134,3 +145,26 @@ def test_what_is_not_there_is_refused_in_the_plan() -> None:
     assert isinstance(recipe, Recipe) and recipe.format == ParetoQ(2, 128)
     with pytest.raises(BitgridError, match="groups of 128 do not divide"):
         recipe.check({"layer": (64, 96)})
+
+
+def test_keys_tell_numbers_that_changed_and_no_others() -> None:
+    """The step of 3 and 4 bits starts elsewhere than it did, and two levels have another gradient:
+    values of before are of other keys. Those of 2 bits are what they were."""
+    described = {bits: identify(ParetoQ(bits), whole=True) for bits in (1, 1.58, 2, 3, 4)}
+    revised = {bits for bits, each in described.items() if each.get("revision") == 2}
+    assert revised == {1, 3, 4} and "revision" not in described[2]
+    assert identify(IntSEQ(1))["revision"] == 2 and "revision" not in identify(IntSEQ(2))
+    for bits, each in described.items():
+        assert read_component(each) == ParetoQ(bits)
+    with pytest.raises(BitgridError, match=r"^format/paretoq is revision 2 here, not 1$"):
+        read_component({n: part for n, part in described[3].items() if n != "revision"})
+
+
+def test_a_range_of_two_levels_has_the_sign_of_each_weight() -> None:
+    weight = torch.tensor([[0.3, -0.1, 2.0, -3.0]]).requires_grad_()
+    reach = torch.ones(1, 1, 1).requires_grad_()
+    slope = torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
+    IntSEQ(1, 0).quantize_with_gradient(weight, reach).backward(slope)
+    assert reach.grad is not None and weight.grad is not None
+    assert float(reach.grad) == pytest.approx((1 - 10 + 100 - 1000) / 2)  # 1 / sqrt(4)
+    assert weight.grad.tolist() == [[1, 10, 0, 0]]
