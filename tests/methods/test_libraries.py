@@ -23,7 +23,9 @@ from harness.models import Model, matrices, pretrained
 from harness.models.rehearsal import rehearse
 from methods.auto_round_lib import AutoRound
 from methods.bnb_4bit import BitsAndBytes
+from methods.compressed_tensors_int import CompressedTensors
 from methods.hqq_lib import HQQ
+from methods.llm_compressor import LLMCompressor
 from methods.modelopt_int import ModelOpt
 from methods.torchao_intx import TorchAO
 from methods.torchao_qat import TorchAOQAT
@@ -180,6 +182,89 @@ def test_modelopt_rounds_as_in_a_whole_model(
     check_same(result, theirs, model)
 
 
+def _count_packed(module: Any, arguments: Any) -> float:
+    """Bits a weight of what compressed-tensors writes of a layer, without shapes."""
+    from compressed_tensors.compressors import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    scheme = QuantizationScheme(targets=["Linear"], weights=arguments)
+    names = "weight", "weight_scale", "weight_zero_point"
+    state = {n: getattr(module, n).detach() for n in names if hasattr(module, n)}
+    packed = PackedQuantizationCompressor.compress(state, scheme)
+    total = sum(each.nbytes for name, each in packed.items() if "shape" not in name)
+    return 8 * total / module.weight.numel()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "group_size"), [(2, 32), (4, 64), (8, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compressed_tensors_rounds_as_in_a_whole_model(
+    llama: Model, bits: int, group_size: int, symmetric: bool, dtype: torch.dtype
+) -> None:
+    """As its modules run, with the scales of its own observer's min and max."""
+    library = pytest.importorskip(
+        "compressed_tensors.quantization", reason="compressed-tensors is not installed"
+    )
+    model = make(llama, dtype)
+    method = CompressedTensors(bits, group_size, symmetric)
+    result = method.apply(model, None, Path())
+    whole, arguments = copy.deepcopy(model.network), method.make_arguments()
+    scheme = library.QuantizationScheme(targets=["Linear"], weights=arguments)
+    config = library.QuantizationConfig(config_groups={"all": scheme}, ignore=["lm_head"])
+    library.apply_quantization_config(whole, config)
+    theirs = {}
+    for name in matrices(model.network):
+        module: Any = whole.get_submodule(name)
+        groups = module.weight.unflatten(-1, (-1, group_size or module.in_features))
+        found = library.utils.calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
+        module.weight_scale.data.copy_(found[0])
+        if not symmetric:
+            module.weight_zero_point.data.copy_(found[1])
+        with torch.no_grad():
+            theirs[name] = module(torch.eye(module.in_features, dtype=dtype)).T
+        expected = _count_packed(module, arguments)
+        assert result.quantized[name].bits_per_weight == pytest.approx(expected)
+    check_same(result, theirs, model)
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (4, True)])
+def test_llm_compressor_rounds_as_on_its_own(
+    llama: Model, tokens: Tokens, bits: int, symmetric: bool, tmp_path: Path
+) -> None:
+    """A model that it loads itself, on rows that it collates itself."""
+    pytest.importorskip("llmcompressor", reason="llmcompressor is not installed")
+    from compressed_tensors.quantization import QuantizationScheme
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import GPTQModifier
+
+    method = LLMCompressor(bits, 32, symmetric)
+    (tmp_path / "work").mkdir()
+    result = method.apply(llama, tokens, tmp_path / "work")
+    llama.network.save_pretrained(tmp_path / "model")
+    llama.tokenizer.save_pretrained(tmp_path / "model")
+    scheme = QuantizationScheme(targets=["Linear"], weights=method.make_arguments())
+    rows = {"input_ids": tokens.ids.tolist(), "attention_mask": tokens.mask.long().tolist()}
+    whole = oneshot(
+        model=str(tmp_path / "model"),
+        dataset=Dataset.from_dict(rows),
+        recipe=GPTQModifier(config_groups={"all": scheme}, ignore=["lm_head"]),
+        shuffle_calibration_samples=False,
+        num_calibration_samples=len(tokens),
+        max_seq_length=tokens.ids.shape[1],
+        precision="float32",
+    )
+    theirs = {name: whole.get_submodule(name).weight.detach() for name in result.quantized}
+    check_same(result, theirs, llama)
+    arguments, nearest = method.make_arguments(), CompressedTensors(bits, 32, symmetric)
+    for name, rounded in matrices(nearest.apply(llama, None, Path()).network).items():
+        bits_here = result.quantized[name].bits_per_weight
+        assert bits_here == pytest.approx(_count_packed(whole.get_submodule(name), arguments))
+        groups = theirs[name].unflatten(-1, (-1, 32)).flatten(0, 1)
+        assert max(len(group.unique()) for group in groups) <= 2**bits
+        assert not torch.equal(rounded.weight, theirs[name])
+
+
 @pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (4, True)])
 def test_auto_round_tunes_as_on_its_own(
     llama: Model, tokens: Tokens, bits: int, symmetric: bool, tmp_path: Path
@@ -219,6 +304,8 @@ def test_auto_round_tunes_as_on_its_own(
         (BitsAndBytes(), (64, 80), "group sizes that do: none"),
         (HQQ(), (64, 96), "groups of 64 do not divide its 96 inputs"),
         (ModelOpt(), (64, 96), "groups of 128 do not divide its 96 inputs"),
+        (CompressedTensors(), (64, 96), "groups of 128 do not divide its 96 inputs"),
+        (LLMCompressor(), (64, 96), "groups of 128 do not divide its 96 inputs"),
         (HQQ(bits=2), (3, 64), "3 groups; hqq packs 4 a byte; 8 bits fit"),
         (AutoRound(group_size=0), (100, 64), "100 x 64; only layers .* multiples of 32"),
     ],
@@ -239,6 +326,7 @@ def test_the_plan_refuses_shapes(method: Method, shape: tuple[int, int], message
         (BitsAndBytes, {"levels": "nf3"}),
         (HQQ, {"bits": 5}),
         (HQQ, {"group_size": 12}),
+        (CompressedTensors, {"bits": 1}),
         (AutoRound, {"bits": 1}),
     ],
 )
