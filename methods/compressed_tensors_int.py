@@ -8,7 +8,7 @@ files have them.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from methods.parts import check_groups
 class CompressedTensors(Method):
     """Integers of compressed-tensors, a scale a group; per row with group_size 0."""
 
-    needs = ("compressed-tensors",)
+    needs: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
     bits: Annotated[int, Field(ge=2, le=8)] = 4  # of each weight's code
     group_size: Annotated[int, Field(ge=0, le=2**24)] = 128  # weights that share a scale; 0: a row
     symmetric: bool = True  # codes about 0, one more below, without a zero point

@@ -114,7 +114,7 @@ class Block:
             else:
                 see(reading, rows, before[reading].pop(0) if reading.expert is None else None)
 
-        with watch(self.network, layers, see_one) as watcher:
+        with watch(layers, see_one) as watcher:
             for original, inputs in zip(self.originals, self.inputs, strict=True):
                 with _holding(self.module, self.before):
                     self._run(original)
