@@ -8,11 +8,14 @@ weight is folded into what reads it (SliceGPT, arXiv 2401.15024; QuaRot, arXiv 2
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from harness.core.errors import ModelError
-from harness.models import Model, matrices, read_text_config
+from harness.models import Matrix, Model, matrices, read_text_config
 from methods.quantization.readings import find_norms, read_logits
 
 
@@ -33,11 +36,10 @@ def fold_rotation(model: Model, rotation: Tensor) -> Model:
         raise ModelError(f"{type(network).__name__}: hadamard finds no norm with a weight to fold")
     last = list(norms)[-1]  # what the head reads
     read = {name for names in norms.values() for name in names}
-    for name, matrix in matrices(network).items():
-        if name not in read and matrix.out_features == len(turn):
-            matrix.replace((turn.T @ matrix.weight.double()).to(matrix.stored.dtype))
-            if isinstance(bias := getattr(matrix.module, "bias", None), Tensor):
-                _set(matrix.module, "bias", bias.double() @ turn)
+    for matrix in find_writers(matrices(network), read, len(turn)):
+        matrix.replace((turn.T @ matrix.weight.double()).to(matrix.stored.dtype))
+        if isinstance(bias := getattr(matrix.module, "bias", None), Tensor):
+            _set(matrix.module, "bias", bias.double() @ turn)
     for norm, names in norms.items():
         if not names and norm != last:
             continue  # inside a head; one behind a block is found out below
@@ -49,6 +51,29 @@ def fold_rotation(model: Model, rotation: Tensor) -> Model:
         config.tie_word_embeddings = False
     _check_same(model, fork)
     return fork
+
+
+def find_writers(layers: Mapping[str, Matrix], readers: set[str], width: int) -> list[Matrix]:
+    """Of a network's matrices those that write its stream of `width` channels."""
+    return [m for name, m in layers.items() if name not in readers and m.out_features == width]
+
+
+def turn_weights(network: PreTrainedModel, turn: Tensor) -> dict[str, Tensor]:
+    """What `fold_rotation` by a further `turn` (D, D) makes of the parameters of a network that it gave,
+    by their names, float32 and differentiable in `turn`."""
+    ends = network.get_input_embeddings(), network.get_output_embeddings()
+    linears = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
+    names = {m: n for n, m in network.named_modules() if m in ends}
+    blocks = {n: m for n, m in linears.items() if m not in ends}
+    readers = {name for norm in find_norms(network, blocks).values() for name in norm}
+    reading = [*readers, *names.values()]
+    turned = {f"{n}.weight": network.get_submodule(n).weight.float() @ turn for n in reading}
+    for matrix in find_writers(matrices(network), readers, len(turn)):
+        turned[matrix.parameter_name] = matrix.layout.store(turn.T @ matrix.weight.float())
+        if isinstance(bias := getattr(matrix.module, "bias", None), Tensor):
+            owner = matrix.parameter_name.rpartition(".")[0]
+            turned[f"{owner}.bias"] = bias.float() @ turn
+    return turned
 
 
 def _free_of_scale(norm: nn.Module) -> Tensor:

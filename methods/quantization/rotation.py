@@ -3,22 +3,23 @@
 
     start = Hadamard().build(base, IntAsym(bits=2))     # the same function, other weights
 
-Not here: how a rotation is folded into weights (`folding`), rotations that a model computes as it
-runs (`harness.models.attachments`).
+Not here: how a rotation is folded into weights (`folding`), how one is learnt (`spinquant`),
+rotations that a model computes as it runs (`harness.models.attachments`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.core.checked import Seed
 from harness.core.seeds import Seeds, add_seeds, redraw
-from harness.core.stage import Input, Stage, value
+from harness.core.stage import Input, Stage, added, value
 from harness.models import Model
 from methods.quantization.folding import fold_rotation
 from methods.quantization.formats import Format
@@ -42,6 +43,21 @@ class Hadamard(Init):
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """An orthogonal matrix (D, D) float64, on the host."""
+
+    matrix: Tensor
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        save_file({"matrix": self.matrix}, folder / "rotation.safetensors")
+        return {}
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any]) -> Rotation:
+        return cls(load_file(folder / "rotation.safetensors")["matrix"])
+
+
+@dataclass(frozen=True)
 class Rotated(Stage[Model]):
     """The model with its residual stream rotated: the same function up to the rounding of its
     dtype. Latent: nothing is rounded to a format yet. Embeddings and head are no longer tied."""
@@ -50,16 +66,23 @@ class Rotated(Stage[Model]):
     stored: ClassVar[bool] = False
     model: Input[Model]
     seed: int
+    learnt: Input[Rotation] | None = added(None)  # in place of one drawn from `seed`
 
     def run(self, work: Path) -> Model:
         model = value(self.model)
-        width = model.network.get_input_embeddings().weight.shape[1]
-        return fold_rotation(model, make_rotation(width, self.seed))
+        if self.learnt is not None:
+            return fold_rotation(model, value(self.learnt).matrix)
+        return fold_rotation(model, make_rotation(find_width(model), self.seed))
 
 
 @redraw.register
 def _of_signs(stage: Rotated, seeds: Seeds) -> Rotated:
     return replace(stage, seed=add_seeds(stage.seed, seeds.calibration))
+
+
+def find_width(model: Model) -> int:
+    """The width of the residual stream."""
+    return int(model.network.get_input_embeddings().weight.shape[1])
 
 
 def make_rotation(width: int, seed: int) -> Tensor:
