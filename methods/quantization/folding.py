@@ -9,14 +9,33 @@ weight is folded into what reads it (SliceGPT, arXiv 2401.15024; QuaRot, arXiv 2
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from harness.core.errors import ModelError
 from harness.models import Matrix, Model, matrices, read_text_config
 from methods.quantization.readings import find_norms, read_logits
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """An orthogonal matrix (D, D) float64, on the host."""
+
+    matrix: Tensor
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        save_file({"matrix": self.matrix}, folder / "rotation.safetensors")
+        return {}
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any]) -> Rotation:
+        return cls(load_file(folder / "rotation.safetensors")["matrix"])
 
 
 @torch.no_grad()
@@ -59,8 +78,8 @@ def find_writers(layers: Mapping[str, Matrix], readers: set[str], width: int) ->
 
 
 def turn_weights(network: PreTrainedModel, turn: Tensor) -> dict[str, Tensor]:
-    """What `fold_rotation` by a further `turn` (D, D) makes of the parameters of a network that it gave,
-    by their names, float32 and differentiable in `turn`."""
+    """What `fold_rotation` by a further `turn` (D, D) makes of the parameters of a network that it
+    gave, by their names, float32 and differentiable in `turn`."""
     ends = network.get_input_embeddings(), network.get_output_embeddings()
     linears = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
     names = {m: n for n, m in network.named_modules() if m in ends}

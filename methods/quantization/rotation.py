@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.core.checked import Seed
 from harness.core.seeds import Seeds, add_seeds, redraw
 from harness.core.stage import Input, Stage, added, value
 from harness.models import Model
-from methods.quantization.folding import fold_rotation
+from methods.quantization.folding import Rotation, fold_rotation
 from methods.quantization.formats import Format
 from methods.quantization.inits import Init
 
@@ -43,21 +42,6 @@ class Hadamard(Init):
 
 
 @dataclass(frozen=True)
-class Rotation:
-    """An orthogonal matrix (D, D) float64, on the host."""
-
-    matrix: Tensor
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        save_file({"matrix": self.matrix}, folder / "rotation.safetensors")
-        return {}
-
-    @classmethod
-    def load(cls, folder: Path, facts: dict[str, Any]) -> Rotation:
-        return cls(load_file(folder / "rotation.safetensors")["matrix"])
-
-
-@dataclass(frozen=True)
 class Rotated(Stage[Model]):
     """The model with its residual stream rotated: the same function up to the rounding of its
     dtype. Latent: nothing is rounded to a format yet. Embeddings and head are no longer tied."""
@@ -72,17 +56,13 @@ class Rotated(Stage[Model]):
         model = value(self.model)
         if self.learnt is not None:
             return fold_rotation(model, value(self.learnt).matrix)
-        return fold_rotation(model, make_rotation(find_width(model), self.seed))
+        width = model.network.get_input_embeddings().weight.shape[1]
+        return fold_rotation(model, make_rotation(width, self.seed))
 
 
 @redraw.register
 def _of_signs(stage: Rotated, seeds: Seeds) -> Rotated:
     return replace(stage, seed=add_seeds(stage.seed, seeds.calibration))
-
-
-def find_width(model: Model) -> int:
-    """The width of the residual stream."""
-    return int(model.network.get_input_embeddings().weight.shape[1])
 
 
 def make_rotation(width: int, seed: int) -> Tensor:

@@ -29,10 +29,10 @@ from harness.core.stage import Input, Resources, Stage, report, value
 from harness.data import Tokens, calibration
 from harness.models import Model, host_gib, matrices
 from methods.quantization.by_layer import has_levels
-from methods.quantization.folding import fold_rotation, turn_weights
+from methods.quantization.folding import Rotation, fold_rotation, turn_weights
 from methods.quantization.formats import Format, Grouped
 from methods.quantization.inits import Init
-from methods.quantization.rotation import Rotated, Rotation, find_width, make_rotation
+from methods.quantization.rotation import Rotated, make_rotation
 from methods.tensor_files import keep_tensors, read_kept
 
 _KEPT_EVERY = 10  # steps
@@ -88,7 +88,7 @@ class LearntRotation(Stage[Rotation]):
 
     def run(self, work: Path) -> Rotation:
         model, ids = value(self.model), value(self.calibration).ids
-        start = make_rotation(find_width(model), self.seed)
+        start = make_rotation(model.network.get_input_embeddings().weight.shape[1], self.seed)
         network = fold_rotation(model, start).network.eval()
         kept = read_kept(work / "turn.safetensors") or {}
         turn = kept.get("turn", torch.eye(len(start), dtype=torch.float64))
@@ -119,8 +119,8 @@ class LearntRotation(Stage[Rotation]):
 
 
 def round_turned(network: PreTrainedModel, turn: Tensor, format: Format) -> dict[str, Tensor]:
-    """The weights of a network that `fold_rotation` gave, turned further and rounded, by their names, in
-    its dtype; differentiable in `turn` (D, D) float32."""
+    """The weights of a network that `fold_rotation` gave, turned further and rounded, by their
+    names, in its dtype; differentiable in `turn` (D, D) float32."""
     weights = turn_weights(network, turn)
     for name, matrix in matrices(network).items():
         if isinstance(own := format.of(name), Grouped):

@@ -15,9 +15,9 @@ from harness.data import Tokens
 from harness.models import Model, matrices, pretrained
 from harness.testbed import world
 from methods.quantization import spinquant
-from methods.quantization.folding import fold_rotation, turn_weights
+from methods.quantization.folding import Rotation, fold_rotation, turn_weights
 from methods.quantization.formats import FullPrecision, IntAsym
-from methods.quantization.rotation import Rotation, make_rotation
+from methods.quantization.rotation import make_rotation
 from methods.quantization.rounding import quantize_model
 from methods.quantization.spinquant import (
     LearntRotation,
