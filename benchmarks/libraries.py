@@ -48,11 +48,12 @@ def list_cases(group: int) -> list[tuple[str, str, dict[str, Any]]]:
     """What is compared with what: heading, method, settings."""
     cases: list[tuple[str, str, dict[str, Any]]] = [("16 bits", "bf16", {})]
     for bits in (3, 2):
-        for symmetric, name in ((False, "int-asym"), (True, "int-sym")):
-            heading = f"nearest {name} {bits} bits"
-            format = {"name": name, "bits": bits, "group_size": group}
+        for symmetric, kind in ((False, "int-asym"), (True, "int-sym")):
+            heading = f"nearest {kind} {bits} bits"
+            format = {"name": kind, "bits": bits, "group_size": group}
             theirs = {"bits": bits, "group_size": group, "symmetric": symmetric}
-            cases += [(heading, "rtn", {"format": format}), (heading, "torchao", theirs)]
+            cases += [(heading, "rtn", {"format": format})]
+            cases += [(heading, name, theirs) for name in ("torchao", "compressed-tensors")]
         tuned = {"bits": bits, "group_size": group}
         for scales in ("max", "mse"):
             theirs = tuned | {"scales": scales}
@@ -71,6 +72,11 @@ def list_cases(group: int) -> list[tuple[str, str, dict[str, Any]]]:
         ours = {"format": {"name": "int-asym", **tuned}, "rounding": rounding}
         cases += [(f"signround {bits} bits", "signround", ours)]
         cases += [(f"hqq {bits} bits", "hqq", tuned)]
+        read = {key: TUNED[key] for key in ("text", "sequences", "length")}
+        cases += [(f"gptq {bits} bits", "llmcompressor", tuned | {"symmetric": False} | read)]
+        rounding = {"name": "gptq", "true_sequential": True, **read}
+        ours = {"format": {"name": "int-asym", **tuned}, "rounding": rounding}
+        cases += [(f"gptq {bits} bits", "gptq", ours)]
     learned = {"bits": 2, "group_size": group, "lr": 1e-4} | TUNED
     return [*cases, ("nearest int-sym 2 bits", "torchao-qat", learned)]
 

@@ -61,6 +61,7 @@ ANSWERS: dict[str, list[tuple[str, object, str]]] = {
         ("label", each, "wikitext2")
         for each in ("BitDistiller", "BitDistiller unclipped", "AWQ-clip")
     ],
+    "smollm2-baselines": [("label", each, "wikitext2") for each in ("BitDistiller", "SignRound")],
 }
 
 
