@@ -35,7 +35,7 @@ def explain_end(
     """
     log_text = log.read_text(errors="replace") if log else ""
     text = re.split(_BEGIN, log_text)[-1]
-    if own := re.findall(r"^(?:bitgrid:|[\d:]{8} ended:) (.+)$", text, re.MULTILINE):
+    if own := re.findall(_OWN, text, re.MULTILINE):
         return End(own[-1], "hours" if NOTHING_KEPT in own[-1] else "")
     state = account.state if account else ""
     reason = _find_reason(text) or _STATES.get(state, "")
@@ -64,6 +64,7 @@ def _describe_memory(peak_gib: float, asked_gib: float) -> str:
 
 
 _UNSTARTED = "cancelled before it started"
+_OWN = r"^(?:bitgrid:|[\d:]{8}) ended: (.+)$"  # of a job's script, and of the job
 _BEGIN = r"Starting with \w*JobEnvironment"  # submitit's, at each attempt
 _OVER = re.compile(r"exceeded (?:\w+ )?memory limit \((\d+) > (\d+)\)")  # OverMemoryKill's
 _ENDS = (  # the telling ones first: SLURM may log several for one end

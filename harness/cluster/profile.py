@@ -79,6 +79,16 @@ def _check_gpu(gres: str) -> str:
     return gres
 
 
+def _check_scratch(path: str) -> str:
+    """Raise ValueError for what is no whole path, also with a node's variables put in."""
+    if not re.fullmatch(r"(?:/|\$\w|\$\{\w+\})(?:[\w./@:+=,-]|\$\w|\$\{\w+\})*", path):
+        raise ValueError(
+            f"{show(path)} should be a folder of the nodes' own by its whole path, as /scratch or "
+            "$TMPDIR, of letters, digits and ._@:+=,-"
+        )
+    return path
+
+
 def _check_fields(setting: object) -> object:
     """Raise ValueError for a field of a parameter's text that there is not."""
     if isinstance(setting, str):
@@ -113,6 +123,7 @@ FIELDS = ("gpus", "cpus", "mib", "mib_per_cpu", "mib_per_gpu")
 Line = Annotated[str, AfterValidator(_check_line)]
 Option = Annotated[str, AfterValidator(_check_option)]
 Gres = Annotated[Line, AfterValidator(_check_gpu)]
+Scratch = Annotated[Line, AfterValidator(_check_scratch)]
 Hours = Annotated[float, Field(gt=0, le=10_000), BeforeValidator(_refuse_clock)]
 Many = Annotated[int, Field(gt=0, le=10_000_000)]
 
@@ -154,6 +165,7 @@ class Profile(Request):
     stages: dict[str, Request] = {}
     large: Request | None = None
     array_parallelism: Many = 256
+    launch_parallelism: Many | None = None  # over all arrays of a launch
     models_per_job: Many = 1
     gpus: Many | list[Gpu] | None = None  # that one may hope for at once; or the site's types
     max_jobs: Many | None = None  # submitted at once; else asked of SLURM
@@ -166,6 +178,7 @@ class Profile(Request):
     srun: list[Line] = []  # arguments of srun
     prefix: Line | None = None  # shell words before Python, as of a container
     python: Line | None = None  # else the one that launches
+    node_scratch: Scratch | None = None  # a folder of each node, for copies of models
     notify: Line | None = None  # a command, run once when the last job of a launch has ended
 
     @property

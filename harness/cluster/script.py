@@ -1,6 +1,6 @@
 """The shell lines of a job's script between sbatch's parameters and the job itself.
 
-A command that fails ends the job there, with a line `bitgrid: …` in its log. Not here: the
+A command that fails ends the job there, with a line `bitgrid: ended: …` in its log. Not here: the
 parameters (`harness.cluster.submit`).
 """
 
@@ -13,20 +13,25 @@ from pathlib import Path
 
 from harness.cluster.snapshots import SUMS
 from harness.core.errors import ClusterError
+from harness.core.paths import NODE_SCRATCH
 
-_CHECK = (
-    'bitgrid_check() { [ "$1" -eq 0 ] || { echo "bitgrid: $2"; exit 1; }; }'  # of the line before
-)
+# Of the line before; `ends` reads what it says.
+_CHECK = 'bitgrid_check() { [ "$1" -eq 0 ] || { echo "bitgrid: ended: $2"; exit 1; }; }'
 
 
-def write_lines(setup: Iterable[str], code: Path) -> list[str]:
+def write_lines(setup: Iterable[str], code: Path, scratch: str | None = None) -> list[str]:
     """A profile's `setup`, each command followed by a look at its status; then the snapshot's code.
 
-    Raises ClusterError where bash cannot read the setup.
+    scratch: the profile's `node_scratch`. Raises ClusterError where bash cannot read the setup.
     """
     lines = [_CHECK]
     for command in _split_commands(setup):
         lines += [*command, _check(f"the line of setup {'; '.join(command)!r} failed")]
+    if scratch:
+        # A variable that is not set there would leave another path, as `/` of `$TMPDIR/`.
+        lines += [f'( set -u; : "{scratch}" ) 2> /dev/null']
+        lines += [_check(f"node_scratch: a variable of {scratch} is not set on the node")]
+        lines += [f'export {NODE_SCRATCH}="{scratch}"']
     return [*lines, *_take_code(code)]
 
 

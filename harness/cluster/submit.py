@@ -35,6 +35,7 @@ from harness.cluster.parameters import ask_sbatch
 from harness.cluster.profile import Profile, Request
 from harness.cluster.script import write_lines
 from harness.cluster.snapshots import check_snapshot, take_snapshot
+from harness.cluster.throttle import throttle
 from harness.config.document import EITHER, MERGED, Document, write_yaml
 from harness.core.errors import UNSHOWABLE, BitgridError, ClusterError, show_text
 from harness.core.store import Store
@@ -107,6 +108,8 @@ def prepare(
     if most is not None and jobs:
         jobs, left = _fit(jobs, most - bool(profile.notify))
     arrays = waves.arrays(jobs, scheduler.find_max_array() if slurm else 1000)
+    if profile.launch_parallelism is not None:
+        arrays = throttle(arrays, jobs, profile.launch_parallelism)
     return Prepared(jobs, arrays, queued, left)
 
 
@@ -300,10 +303,10 @@ def _submitter(
     settings = {
         "job_name": name,
         "time": math.ceil(60 * (array.request.hours or 1.0)),
-        "array_parallelism": profile.array_parallelism,
+        "array_parallelism": min(filter(None, (profile.array_parallelism, array.parallel))),
         "signal_delay_s": profile.signal_delay_s,
         "dependency": f"afterany:{':'.join(after)}" if after else None,
-        "setup": write_lines(profile.setup, code),
+        "setup": write_lines(profile.setup, code, profile.node_scratch),
         "srun_args": [*profile.srun, *alone],
         "stderr_to_stdout": True,
         "additional_parameters": asked,

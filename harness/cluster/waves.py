@@ -48,6 +48,7 @@ class Array:
     gpus: int
     nodes: int
     request: Request
+    parallel: int | None = None  # jobs of it at once, where the launch has a throttle
 
 
 def stored_inputs(plan: Plan) -> dict[str, set[str]]:
@@ -112,10 +113,17 @@ def arrays(unplaced: list[Job], size: int) -> list[Array]:
     """Arrays of at most `size` jobs, in the order in which they are to be submitted.
 
     An array is waited for as a whole, so jobs that others wait for are spread over several arrays,
-    as long as there are not more than `ENOUGH`.
+    as long as there are not more than `ENOUGH`: first those with the longest chain behind them are
+    arrays of their own, then the others share what is left.
     """
+    alone = math.inf
+    waited = {above for job in unplaced for above in job.needs}
+    for tail_h in sorted({unplaced[number].tail_h for number in waited}, reverse=True):
+        if len(_cut(unplaced, size, 1, tail_h)) > ENOUGH:
+            break
+        alone = tail_h
     parts = ENOUGH
-    while len(cut := _cut(unplaced, size, parts)) > ENOUGH and parts > 1:
+    while len(cut := _cut(unplaced, size, parts, alone)) > ENOUGH and parts > 1:
         parts = parts * 3 // 4
     place: dict[int, int] = {}
     left = sorted(range(len(cut)), key=lambda number: -unplaced[cut[number].jobs[0]].tail_h)
@@ -129,8 +137,9 @@ def arrays(unplaced: list[Job], size: int) -> list[Array]:
     ]
 
 
-def _cut(unplaced: list[Job], size: int, parts: int) -> list[Array]:
-    """Arrays, inputs before users: of jobs that are alike and waited for, up to `parts`."""
+def _cut(unplaced: list[Job], size: int, parts: int, alone: float) -> list[Array]:
+    """Arrays, inputs before users: of jobs that are alike and waited for, one each where so many
+    hours or more are behind them, and up to `parts` of the others."""
     waited = {above for job in unplaced for above in job.needs}
     place: dict[int, int] = {}
     cut: list[Array] = []
@@ -138,8 +147,10 @@ def _cut(unplaced: list[Job], size: int, parts: int) -> list[Array]:
         for alike in _alike(unplaced, wave, place):
             alike.sort(key=lambda number: (-unplaced[number].tail_h, number))
             early = [number for number in alike if number in waited]
+            longest = [number for number in early if unplaced[number].tail_h >= alone]
+            rest = early[len(longest) :]
             late = [number for number in alike if number not in waited]
-            for group, most in ((early, math.ceil(len(early) / parts)), (late, size)):
+            for group, most in ((longest, 1), (rest, math.ceil(len(rest) / parts)), (late, size)):
                 step = max(1, min(size, most))
                 for start in range(0, len(group), step):
                     part = tuple(group[start : start + step])

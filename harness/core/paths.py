@@ -16,6 +16,7 @@ from pathlib import Path
 
 from harness.core.errors import UNSHOWABLE, BitgridError
 
+NODE_SCRATCH = "BITGRID_NODE_SCRATCH"  # names a folder of this node's own, for copies of models
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 

@@ -5,8 +5,11 @@ A revision is pinned to its commit. Not here: data sets of the hub (`harness.dat
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,6 +25,7 @@ from harness.models.storage import Storage, read_gguf, read_safetensors
 FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # of a model, beside its weights
 WEIGHTS = ("*.safetensors", "*.bin")  # the first format that is there
 _ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})*(@[\w./-]{1,200})?", re.ASCII)
+_DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 OTHERS = ("original/*", "consolidated*", "onnx/*")  # the same weights for other programs
 
 
@@ -53,6 +57,18 @@ class HubModel(ModelSource):
 
     def reads(self, pin: Pin) -> tuple[Read, ...]:
         return (HubSnapshot(self.repository, pin.revision, pin.digest, self.file),)
+
+    def files(self, pin: Pin) -> tuple[Path, ...]:
+        folder = snapshot_folder(self.repository, pin.digest)
+        if self.file is not None:
+            file = folder / self.file
+            return (file,) if _DIGEST.fullmatch(file.resolve().name) else ()
+        return _list_whole(folder)
+
+    def holds(self, pin: Pin, paths: Sequence[Path]) -> bool:
+        """The hub's cache calls a file by the digest of its content."""
+        names = {path.name: path.resolve().name for path in self.files(pin)}
+        return all(_has_digest(path, names[path.name]) for path in paths)
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,33 @@ def parse_hub_name(model_name: str) -> HubModel:
     if len(parts) >= 2:
         return HubModel("/".join(parts[:2]), "/".join([*parts[2:], last]), revision or None)
     return HubModel(name, None, revision or None)
+
+
+def _list_whole(folder: Path) -> tuple[Path, ...]:
+    """The files of a snapshot, where all of one format of weights are there and are called by
+    their digests; else none."""
+    found = {path.name: path for path in sorted(folder.glob("*")) if path.is_file()}
+    for kind in WEIGHTS:
+        if not (weights := {name for name in found if fnmatch(name, kind)}):
+            continue
+        shards: set[str] = set()
+        for path in folder.glob(f"{kind}.index.json"):
+            shards |= set(json.loads(path.read_text())["weight_map"].values())
+        beside = {name for name in found if any(fnmatch(name, other) for other in FILES)}
+        chosen = [path for name, path in found.items() if name in weights | beside]
+        named = all(_DIGEST.fullmatch(path.resolve().name) for path in chosen)
+        return tuple(chosen) if named and shards <= weights else ()
+    return ()
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    """Whether a file's content is what the hub's cache calls it by: SHA-256 of large files, of
+    small ones git's."""
+    if len(digest) == 64:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == digest
 
 
 def measure_files(path: Path) -> int:

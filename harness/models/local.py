@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class FolderModel(ModelSource):
 
     def pin(self, name: str) -> Pin:
         self._check(name)
-        digest = _file_digest(self.path) if self.path.is_file() else _folder_digest(self.path)
+        digest = self._digest(tuple(_files(self.path)))
         return Pin(name if name in MODELS.load() else str(self.path.resolve()), digest)
 
     def place(self, revision: str | None) -> dict[str, Any]:
@@ -43,7 +43,17 @@ class FolderModel(ModelSource):
         return read_gguf(self.path) if self.path.is_file() else read_safetensors(self.path)
 
     def reads(self, pin: Pin) -> tuple[Read, ...]:
-        return (LocalFiles(tuple(_files(self.path))),)
+        return (LocalFiles(self.files(pin)),)
+
+    def files(self, pin: Pin) -> tuple[Path, ...]:
+        return tuple(_files(self.path))
+
+    def holds(self, pin: Pin, paths: Sequence[Path]) -> bool:
+        return self._digest(paths) == pin.digest
+
+    def _digest(self, paths: Sequence[Path]) -> str:
+        """Of the model's files, or of copies of them."""
+        return _digest_file(paths[0]) if self.path.is_file() else _digest_files(paths)
 
     def _check(self, name: str) -> None:
         if self.path.is_file() and self.path.suffix == ".gguf":
@@ -63,13 +73,13 @@ def _files(path: Path) -> Iterator[Path]:
     return (p for p in sorted(path.iterdir()) if p.is_file() and p.suffix in SUFFIXES)
 
 
-def _folder_digest(folder: Path) -> str:
+def _digest_files(paths: Sequence[Path]) -> str:
     total = hashlib.sha256()
-    for path in _files(folder):
-        total.update(f"{path.name}:{_file_digest(path, 64)}\n".encode())
+    for path in paths:
+        total.update(f"{path.name}:{_digest_file(path, 64)}\n".encode())
     return total.hexdigest()[:24]
 
 
-def _file_digest(path: Path, digits: int = 24) -> str:
+def _digest_file(path: Path, digits: int = 24) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:digits]

@@ -15,6 +15,7 @@ folder's and the hub's (`sources`), their weights (`model`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,15 @@ class ModelSource(ABC):
     def reads(self, pin: Pin) -> tuple[Read, ...]:
         """The files that the pin rests on, and what has to be fetched."""
         return ()
+
+    def files(self, pin: Pin) -> tuple[Path, ...]:
+        """All files that it is read from, of one folder, where they are here and a copy of them in
+        another folder would do; none elsewhere."""
+        return ()
+
+    def holds(self, pin: Pin, paths: Sequence[Path]) -> bool:
+        """Whether what is in `files`, or in copies of them, is what the pin says."""
+        raise NotImplementedError
 
 
 MODELS: Registry[ModelSource] = Registry("model", "bitgrid.models", error=ModelError)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,7 @@ from harness.models.parts import read_context, read_text_config
 from harness.models.reading import explained, find_class
 from harness.models.registry import Pin
 from harness.models.sizes import bounded
+from harness.models.staging import staged
 from harness.models.storage import Storage
 
 _FLASH = "flash_attention_2"
@@ -89,12 +91,17 @@ class Pretrained(Stage[Model]):
         return is_mapped(result.network)
 
     def run(self, work: Path) -> Model:
-        return read_model(
-            **sources.place(self.source, self.digest),
-            dtype=DTYPES.get(self.dtype, "auto"),
-            trust_remote_code=self.trust_remote_code,
-            attn_implementation=self.attention,
-        )
+        source = sources.find_source(self.source)
+        pin = Pin(self.source, self.digest, self.revision)
+        # Code of its own is imported by the name of the folder that it lies in.
+        own_code = contextlib.nullcontext(source.place(self.digest))
+        with own_code if self.trust_remote_code else staged(source, pin) as place:
+            return read_model(
+                **place,
+                dtype=DTYPES.get(self.dtype, "auto"),
+                trust_remote_code=self.trust_remote_code,
+                attn_implementation=self.attention,
+            )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer alone, for what can be known of a model before it is loaded."""

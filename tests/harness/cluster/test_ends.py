@@ -36,7 +36,7 @@ OVER = "slurmstepd: error: StepId=7.0 exceeded memory limit (3221225472 > 214748
             "ended without a record; last line: Bus error",
         ),
         (
-            f"{BEGIN}{TORN} DUE TO TIME LIMIT ***\nbitgrid: the line of setup 'x' failed\n",
+            f"{BEGIN}{TORN} DUE TO TIME LIMIT ***\nbitgrid: ended: the line of setup 'x' failed\n",
             "the line of setup 'x' failed",
         ),
     ],

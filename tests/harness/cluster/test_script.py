@@ -34,22 +34,44 @@ def test_the_script_of_a_job_stops_where_its_snapshot_is_not_whole(
     status, said = run_lines(lines)
     assert (status, said) == (
         1,
-        f"bitgrid: the snapshot {folder} is not the code that was launched; launch again\n",
+        f"bitgrid: ended: the snapshot {folder} is not the code that was launched; launch again\n",
     )
 
 
 @pytest.mark.parametrize(
     ("setup", "said"),
     [
-        (["true; false", "echo no"], "bitgrid: the line of setup 'true; false' failed\n"),
-        (["echo it\\'s on; [ -f /no ]"], "it's on\nbitgrid: the line of setup"),
+        (["true; false", "echo no"], "bitgrid: ended: the line of setup 'true; false' failed\n"),
+        (["echo it\\'s on; [ -f /no ]"], "it's on\nbitgrid: ended: the line of setup"),
         (["if [ -f /no ]; then", "  false", "fi # it may lack", "exit 3"], ""),
-        (["# note", "echo a \\", "b", "nosuch || true", "(exit 3)"], "a b\nbitgrid: the line of"),
+        (
+            ["# note", "echo a \\", "b", "nosuch || true", "(exit 3)"],
+            "a b\nbitgrid: ended: the line of",
+        ),
     ],
 )
 def test_a_line_of_setup_that_fails_stops_the_job(setup: list[str], said: str) -> None:
     status, told = run_lines(write_lines(setup, Path("/nowhere")))
     assert status != 0 and told.startswith(said) and "at the end" not in told
+
+
+def test_a_folder_of_the_node_has_its_variables_put_in_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "PACKAGES", ("harness/published",))
+    code = snapshots.take_snapshot(Store(tmp_path / "store"))
+    monkeypatch.setenv("OF_NODE", "/disk of/me")
+    shown = 'echo "[$BITGRID_NODE_SCRATCH]"'
+    for path, seen in (("/x/$OF_NODE", "/x//disk of/me"), ("${OF_NODE}2/y", "/disk of/me2/y")):
+        status, said = run_lines([*write_lines([], code, path), shown])
+        assert (status, said.splitlines()[0]) == (0, f"[{seen}]")
+    # After `setup`, which may set it; where nothing does, no other folder is taken.
+    lines = write_lines(["export NO_SUCH=/there"], code, "$NO_SUCH/x")
+    assert run_lines([*lines, shown])[1].startswith("[/there/x]")
+    assert run_lines(write_lines([], code, "$NO_SUCH/x")) == (
+        1,
+        "bitgrid: ended: node_scratch: a variable of $NO_SUCH/x is not set on the node\n",
+    )
 
 
 def test_setup_that_no_shell_reads_is_refused() -> None:
