@@ -9,12 +9,12 @@ import argparse
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.cli import figures
 from harness.cli.verb import Verb, find_plan, open_store
+from harness.core.claims import Claims
 from harness.core.errors import BitgridError, Damaged, GridError, StoreError
 from harness.core.files import describe
 from harness.core.store import Store
@@ -148,7 +148,8 @@ def _keep(arguments: argparse.Namespace) -> int:
     if arguments.grid:
         roots = [values / key for key in find_plan(arguments, store).stored() if store.has(key)]
         roots += [store.root / name for name in ("plans", "grids", "launches", "code")]
-    now, oldest, touched, unkept = time.time(), 0.0, 0, ""
+    # By the file system's clock, as files' times are.
+    now, oldest, touched, unkept = Claims(store.root / "claims").now(), 0.0, 0, ""
     for path in (path for root in roots for path in _walk(root, store.root)):
         try:
             oldest = max(oldest, now - path.stat().st_mtime)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from harness.cluster import launches, scheduler
 from harness.cluster.launches import Launch
+from harness.core.claims import Claims
 from harness.core.errors import ClusterError, StoreError, nearest
 from harness.core.store import Store
 from harness.core.trash import RESTORED, Discarded, Trash
@@ -145,8 +146,9 @@ def list_waste(store: Store, view: View) -> list[Path]:
     waste += [drafts / name for name in _names(drafts) if _key_of(name) not in view.claims]
     waste += [store.root / "claims" / name for name in view.dead]
     waste += _list_waste_of_launches(store, view)
+    now = Claims(store.root / "claims").now()  # not this host's: files have the file system's
     for kind in ("failures", "claims", "grids", "plans", "launches", "code"):
-        waste += _list_old_drafts(store.root / kind)
+        waste += _list_old_drafts(store.root / kind, now)
     return waste
 
 
@@ -322,17 +324,17 @@ def _list_waste_of_launches(store: Store, view: View) -> list[Path]:
     return waste
 
 
-def _list_old_drafts(folder: Path) -> list[Path]:
+def _list_old_drafts(folder: Path, now: float) -> list[Path]:
     """Hidden files that nobody writes any more."""
     drafts = [folder / name for name in _names(folder, hidden=True)]
-    return [path for path in drafts if _age(path) > YOUNG_S]
+    return [path for path in drafts if now - _changed(path, now) > YOUNG_S]
 
 
-def _age(path: Path) -> float:
+def _changed(path: Path, otherwise: float) -> float:
     try:
-        return time.time() - path.lstat().st_mtime
+        return path.lstat().st_mtime
     except OSError:
-        return 0.0
+        return otherwise
 
 
 def _read_stamp(store: Store) -> tuple[int, ...]:

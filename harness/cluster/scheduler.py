@@ -78,6 +78,10 @@ class Queued:
     def running(self) -> bool:
         return self.state in ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING")
 
+    def describe_end(self) -> str:
+        """Where it runs, and how long it may, as the end of a line."""
+        return f"; its job{f' on {self.nodes}' if self.nodes else ''} ends in {self.left}"
+
     def describe(self) -> str:
         """Why it waits, or that it runs: in words, and SLURM's own."""
         if self.state == "SUSPENDED":

@@ -75,7 +75,7 @@ def look(plan: Plan, store: Store) -> View:
     for key in stored:
         state, words, entry = known[key], "", live.get(key)
         if state == "running":
-            words = _progress(store, key) + (f"; its job ends in {entry.left}" if entry else "")
+            words = _progress(store, key) + (entry.describe_end() if entry else "")
         elif state not in ("done", "stale"):
             # A job runs again what failed before its launch, and not what it has failed itself.
             since = entry.since if entry else 0.0

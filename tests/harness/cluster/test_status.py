@@ -67,6 +67,7 @@ def test_queued_running_done_and_lost(plan: Plan, store: Store, slurm: Slurm) ->
     slurm.queue(
         f"7|0|RUNNING|None|{made.name(0)}",
         f"7|1|PENDING|Resources|{made.name(0)}",
+        nodes="node[1-2]",
     )
     log = made.folder / "logs" / "0" / "7_2_0_log.out"
     log.parent.mkdir(parents=True)
@@ -82,7 +83,7 @@ def test_queued_running_done_and_lost(plan: Plan, store: Store, slurm: Slurm) ->
     found = {stage.key: stage for stage in view.stages}
     assert found[model].state == "running"
     # 30 steps in 60 s: 50 more take 100 s; a second may have gone by since.
-    words = "step 50/100 loss 2.31, 1:{} left; its job ends in 1:00:00"
+    words = "step 50/100 loss 2.31, 1:{} left; its job on node[1-2] ends in 1:00:00"
     assert found[model].words in {words.format(s) for s in (38, 39, 40)}
     assert (found[score].state, found[score].words) == ("queued", "its job is running")
     assert {found[key].words for key in job(plan, 1)} == {"Resources"}
