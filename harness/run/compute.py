@@ -161,6 +161,8 @@ def describe_error(error: Exception) -> str:
 def _hint(error: Exception) -> str | None:
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    # Of the host torch says it by a RuntimeError.
+    refused = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if refused or isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "out of memory: halve train.micro_batch (the global batch stays), or ask for more"
     return None

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 import harness.run.runner
 from harness.core.stage import closure
@@ -22,7 +23,7 @@ from harness.grid.expand import load
 from harness.run import export as rows
 from harness.run import plan as plans
 from harness.run import states
-from harness.run.compute import Values, compute
+from harness.run.compute import Values, compute, fail
 from harness.run.runner import Outcome, run
 from tests.support.toys import toy_grid, toy_plan
 
@@ -266,6 +267,17 @@ def test_a_failure_is_exported_with_its_hint(
     }
     lines = (tmp_path / "out/provenance.jsonl").read_text().splitlines()
     assert not {json.loads(line)["key"] for line in lines} & set(outcome.failed)
+
+
+def test_memory_of_the_host_that_torch_is_refused_has_a_hint(tmp_path: Path, store: Store) -> None:
+    plan = toy_plan(tmp_path / "toy.yaml")
+    stage = plan.stages()[plan.stored()[0]]
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator") as refused:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert fail(stage, refused.value, store) is None
+    assert "ask for more" in (store.failure(stage.key) or {})["hint"]
+    assert fail(stage, RuntimeError("shapes differ"), store) is None
+    assert (store.failure(stage.key) or {})["hint"] is None
 
 
 def test_killed_at_any_moment_the_next_run_goes_on(tmp_path: Path, store: Store, log: Path) -> None:

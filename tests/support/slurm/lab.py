@@ -8,7 +8,7 @@ in its own folder and with its own ports; no service of the system is touched. E
 lab has the lab's SLURM_CONF in its environment and is found by it, so no note of a process can be
 out of date.
 
-Not here: several hosts, real GPUs, users other than root.
+Users other than root may submit too. Not here: several hosts, real GPUs.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _PROGRAMS = (*_DAEMONS, "mariadb-install-db", "mariadb", "munge", "sbatch", "sac
 _PORTS = ("controller", "accounting", "database", *NODES)
 # Below those that Linux gives to outgoing connections, so that a dead node's port stays free.
 _FIRST_PORT, _BLOCKS = 26800, 40
+# What every user's commands and jobs reach: munge's socket, jobs' scripts, devices.
+_OPEN = {".": 0o755, "slurm.conf": 0o644, "munge": 0o711, "spool": 0o755, "dev": 0o755}
 _LONGEST_FOLDER = 70  # characters: a Unix socket's whole path has 107
 
 
@@ -151,10 +153,9 @@ class Lab:
     def idle(self) -> bool:
         """Whether every daemon is up, every node idle, and there is no job."""
         up = self._daemon("slurmctld") and all(self._daemon("slurmd", name) for name in NODES)
-        try:
+        with suppress(LabError):
             return bool(up) and self._states() == {"idle"} and not self.squeue()
-        except LabError:
-            return False
+        return False
 
     def wait_idle(self, seconds: float = 120) -> None:
         """Returns when the lab is idle."""
@@ -212,6 +213,8 @@ class Lab:
             _write(self.folder / name, text.encode())
         for name in ("munge", "log", "state", "spool", "dev"):
             (self.folder / name).mkdir(mode=0o700)
+        for name, mode in _OPEN.items():
+            (self.folder / name).chmod(mode)
         for index in range(2):
             (self.folder / "dev" / f"gpu{index}").symlink_to("/dev/null")
         return str(values["password"])
@@ -264,8 +267,7 @@ class Lab:
 
     def _until(self, ready: Callable[[], object], log: str, seconds: float = 120) -> None:
         """Waits for `ready` to be true; generously, since the host may be busy."""
-        end = time.monotonic() + seconds
-        said = ""
+        end, said = time.monotonic() + seconds, ""
         while time.monotonic() < end:
             try:
                 if ready():
@@ -355,13 +357,11 @@ def _free_ports() -> dict[str, int]:
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as tried:
+    with socket.socket() as tried, suppress(OSError):
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+        tried.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 @contextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,35 @@ GRID: dict[str, Any] = {
 PROFILE: dict[str, Any] = {"cpus": 1, "memory_gib": 2, "hours": 0.2, "visible_s": 3, "gpu": "none"}
 
 
+@dataclass(frozen=True)
+class User:
+    """Another user than root, who is there."""
+
+    name: str
+
+    @property
+    def process(self) -> dict[str, Any]:
+        """Arguments of Popen that make a process this user's, who shares with his group."""
+        entry = pwd.getpwnam(self.name)
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": [], "umask": 0o002}
+
+    def give(self, folder: Path) -> None:
+        """Have a folder, with all in it, be this user's and his group's, as what is made in it."""
+        entry = pwd.getpwnam(self.name)
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, entry.pw_uid, entry.pw_gid)
+            path.chmod(0o2775 if path.is_dir() else 0o664)
+
+    def find_python(self) -> str | None:
+        """A Python like this one that the user may run, which may lie in a home folder."""
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        for program in (sys.executable, f"/usr/bin/python{version}"):
+            with suppress(OSError, subprocess.CalledProcessError):
+                subprocess.run([program, "-c", ""], check=True, cwd="/", **self.process)
+                return program
+        return None
+
+
 class Place:
     """`bitgrid` in a folder of its own; `grid` and `profile` say what differs from the above."""
 
@@ -60,17 +92,20 @@ class Place:
         profile: dict[str, Any] | None = None,
     ) -> None:
         self.folder, self.store = folder, Store(folder / "store")
+        self.python = sys.executable  # of users other than root
         folder.mkdir(parents=True, exist_ok=True)
         said = {**GRID, **(grid or {})}
         said["defaults"] = {**GRID["defaults"], **(grid or {}).get("defaults", {})}
         (folder / "grid.yaml").write_text("# Does it come through?\n" + yaml.safe_dump(said))
         (folder / "cluster.yaml").write_text(yaml.safe_dump({**PROFILE, **(profile or {})}))
 
-    def start(self, *words: str, inside: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def start(
+        self, *words: str, inside: Sequence[str] = (), user: User | None = None
+    ) -> subprocess.Popen[str]:
         """A verb, with its output as one text; `inside`: the words of what runs it."""
         command = [
             *inside,
-            sys.executable,
+            self.python if user else sys.executable,
             "-m",
             "harness.cli",
             *words,
@@ -78,18 +113,24 @@ class Place:
             str(self.store.root),
         ]
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        who: dict[str, str] = {}
+        if user:  # whose Python may be another one, without this one's packages
+            packages = [path for path in sys.path if path.endswith("site-packages")]
+            paths = os.pathsep.join([paths, *packages])
+            who = {"HOME": str(self.folder), "USER": user.name, "LOGNAME": user.name}
         return subprocess.Popen(
             command,
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **who},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            **(user.process if user else {}),
         )
 
-    def bitgrid(self, *words: str, status: int = 0) -> str:
-        process = self.start(*words)
-        said, _ = process.communicate(timeout=300)
+    def bitgrid(self, *words: str, status: int = 0, user: User | None = None) -> str:
+        process = self.start(*words, user=user)
+        said, _ = process.communicate(timeout=900)  # a busy host
         assert process.returncode == status, said
         return said
 
