@@ -66,6 +66,9 @@ def _check_directive(line: str) -> str:
         raise ValueError(f"{show(line)} should begin with '#', as '#DW jobdw …'; see 'setup'")
     for name in re.findall(r"--([A-Za-z][A-Za-z0-9_-]*)", line):
         _check_option(name)
+    if line.startswith("#SBATCH"):
+        for letter in re.findall(r"\s-([A-Za-z])", line):
+            _check_option(_SHORT.get(letter, letter))
     return line
 
 
@@ -117,6 +120,10 @@ RESERVED = {
     "ntasks": "a job is one task a node; its GPUs are train.gpus, its nodes train.nodes",
     "ntasks-per-node": "a job is one task a node; its GPUs are train.gpus, its nodes train.nodes",
 }
+# Of these sbatch's short names.
+_SHORT = dict(
+    zip("adoetJnW", "array dependency output error time job-name ntasks wait".split(), strict=True)
+)
 # Fields in the text of a parameter of sbatch: what the job asks for.
 FIELDS = ("gpus", "cpus", "mib", "mib_per_cpu", "mib_per_gpu")
 

@@ -86,6 +86,13 @@ sbatch:
     }
 
 
+def test_what_a_site_asks_for_is_taken(tmp_path: Path) -> None:
+    lines = ["#SBATCH -C a100 -p gpu", "#SBATCH --hint=nomultithread", "#DW jobdw -o x"]
+    for scratch in ("/scratch/me_2.x", "$TMPDIR", "${SLURM_TMPDIR}/a", "/local/$USER/b-c"):
+        profile = load(tmp_path, f"node_scratch: {scratch}\ndirectives: {lines}\n")
+        assert (profile.node_scratch, profile.directives) == (scratch, lines)
+
+
 def test_a_profile_may_build_on_another(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("account: nlp\npartition: gpu\n")
     profile = load(tmp_path, "base: base.yaml\npartition: long\n")
@@ -148,6 +155,12 @@ def test_a_profile_may_build_on_another(tmp_path: Path) -> None:
             1,
             "'output' is a launch's own to set: logs are in",
         ),
+        ("directives: ['#SBATCH -p x -t 10']\n", 1, "'time' is a launch's own to set: hours"),
+        ("directives: ['#SBATCH -oout']\n", 1, "'output' is a launch's own to set: logs are in"),
+        ("node_scratch: scratch\n", 1, "node_scratch: 'scratch' should be a folder of the nodes'"),
+        ("node_scratch: '/x$(id)'\n", 1, "'/x$(id)' should be a folder of the nodes' own by its"),
+        ("node_scratch: '/x\"; id; \"'\n", 1, "should be a folder of the nodes' own by its whole"),
+        ("launch_parallelism: 0\n", 1, "launch_parallelism: 0 should be more than 0"),
         ("directives: [module load x]\n", 1, "'module load x' should begin with '#'"),
         ("gpu: a100\n", 1, "gpu: 'a100' should be the gres of one GPU without a number, as gpu or"),
         ("gpu: gpu:2\n", 1, "gpu: 'gpu:2' should be the gres of one GPU"),
