@@ -121,9 +121,16 @@ RESERVED = {
     "ntasks-per-node": "a job is one task a node; its GPUs are train.gpus, its nodes train.nodes",
 }
 # Of these sbatch's short names.
-_SHORT = dict(
-    zip("adoetJnW", "array dependency output error time job-name ntasks wait".split(), strict=True)
-)
+_SHORT = {
+    "a": "array",
+    "d": "dependency",
+    "o": "output",
+    "e": "error",
+    "t": "time",
+    "J": "job-name",
+    "n": "ntasks",
+    "W": "wait",
+}
 # Fields in the text of a parameter of sbatch: what the job asks for.
 FIELDS = ("gpus", "cpus", "mib", "mib_per_cpu", "mib_per_gpu")
 

@@ -8,6 +8,7 @@ out of time. Imports no torch. Not here: the store (`store`), launches' records 
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from harness.core.store import Store
 from harness.run import states
 from harness.run.plan import Plan
 
+FULL = 2**25  # bytes that are left of a disk
 WATCH_S = 15.0  # between two questions to the queue, of one that watches
 STATES = ("done", "stale", "running", "failed", "lost", "blocked", "queued", "to do")
 
@@ -188,6 +190,11 @@ def details(view: View, store: Store) -> list[str]:
             lines.append(f"running: {named} on {owner}{stage.words and ': ' + stage.words}")
         elif stage.state == "lost":
             lines.append(f"lost: {named}: {stage.words}")
+    if view.count("lost") and (free := shutil.disk_usage(store.root).free) < FULL:
+        lines.append(
+            f"disk: {store.root} has {free / 2**20:.0f} MiB left, so jobs may not have kept why "
+            "they ended: free space there, then launch"
+        )
     waiting = Counter(stage.words for stage in view.of("queued") if stage.words)
     lines += [f"queued: {number} stages: {words}" for words, number in waiting.items()]
     if view.count("stale"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -176,6 +177,17 @@ def test_without_a_queue_the_rest_is_shown(plan: Plan, store: Store, slurm: Slur
     view = watch.look(plan, store)
     assert "Unable to contact slurm controller" in view.trouble[0]
     assert {stage.state for stage in view.stages} == {"queued"}  # not lost: nobody knows
+
+
+def test_where_stages_were_lost_a_full_disk_is_told(
+    plan: Plan, store: Store, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(plan, store)
+    view = watch.look(plan, store)
+    assert view.count("lost") and not [x for x in watch.details(view, store) if x[:5] == "disk:"]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 * 2**20))
+    (line,) = [line for line in watch.details(view, store) if line.startswith("disk:")]
+    assert line.startswith(f"disk: {store.root} has 3 MiB left, so jobs may not have kept why")
 
 
 def test_a_failure_is_told_with_its_hint(plan: Plan, store: Store) -> None:
