@@ -38,6 +38,8 @@ FAMILIES: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "kills": calls.try_kills,
     "errors": calls.try_errors,
     "jobs": jobs.try_jobs,
+    "memory": jobs.try_memory,
+    "filling": jobs.try_full_disk,
 }
 
 

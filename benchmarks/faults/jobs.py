@@ -10,8 +10,10 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -27,13 +29,26 @@ Case = Callable[[Lab, Path], tuple[Place, str]]
 
 
 def try_jobs(ground: Ground) -> Iterator[Result]:
+    return try_cases(CASES)
+
+
+def try_memory(ground: Ground) -> Iterator[Result]:
+    return try_cases(MEMORY)
+
+
+def try_full_disk(ground: Ground) -> Iterator[Result]:
+    return try_cases(DISK)
+
+
+def try_cases(cases: Mapping[str, Case]) -> Iterator[Result]:
     if reason := missing():
         raise Skipped(reason)
     with tempfile.TemporaryDirectory(prefix="jobs-") as short, Lab(Path(short) / "lab") as lab:
         os.environ.update(lab.environment)
-        for fault, case in CASES.items():
+        Path(short).chmod(0o755)  # some users are not root
+        for number, (fault, case) in enumerate(cases.items()):
             lab.repair()
-            place, said = case(lab, Path(short) / f"{list(CASES).index(fault)}")
+            place, said = case(lab, Path(short) / f"{number}")
             place.finish()
             for _ in range(4):
                 if "nothing to submit" in (words := place.launch()):
@@ -64,7 +79,7 @@ def _slow(step_s: float) -> dict[str, object]:
 
 def _tell(place: Place) -> str:
     """What status says of stages that wait, were lost or failed."""
-    told = ("queued:", "lost:", "failed:")
+    told = ("queued:", "lost:", "failed:", "disk:")
     return " / ".join(line for line in place.status().splitlines() if line.startswith(told))
 
 
@@ -98,7 +113,7 @@ def _meet_limit(lab: Lab, folder: Path) -> tuple[Place, str]:
     place = Place(folder, _grid(12, 2), {**_slow(1.0), **limit})
     place.launch()
     (key,) = place.keys("train")
-    until(lambda: place.step(key) >= 4, 200, place.logs)
+    until(lambda: place.step(key) >= 4, 400, place.logs)
     lab.run("scancel", "--signal=USR2", place.launches[0].submitted[0])
     place.finish()
     said = _tell(place)
@@ -114,7 +129,7 @@ def _run_until(step: int, strike: Callable[[Lab, Place], object], **profile: obj
         place = Place(folder, _grid(12, 2), {**_slow(1.0), **profile})
         place.launch()
         (key,) = place.keys("train")
-        until(lambda: place.step(key) >= step, 200, place.logs)
+        until(lambda: place.step(key) >= step, 400, place.logs)
         strike(lab, place)
         place.finish()
         return place, _tell(place)
@@ -130,6 +145,34 @@ def _kill(lab: Lab, place: Place) -> None:
         ours = "submitit.core._submit" in words and any(folder in word for word in words)
         if ours and not words[0].endswith("srun"):
             process.send_signal(signal.SIGKILL)
+
+
+def _kill_in_words(lab: Lab, place: Place) -> None:
+    """The same, with what slurmstepd writes of a cgroup, which needs one that is SLURM's own."""
+    (log,) = place.store.root.glob("launches/*/logs/*/*_log.out")
+    with log.open("a") as file:
+        file.write(
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0. Some of the step tasks "
+            "have been OOM Killed.\n"
+        )
+    _kill(lab, place)
+
+
+def _ask_for_more(by: str, gib: float, *setup: str, **profile: object) -> Case:
+    """A training that, at its fourth step, asks for more memory than there is; retried."""
+
+    def case(lab: Lab, folder: Path) -> tuple[Place, str]:
+        hog = f"export TEST_HOG_BY={by} TEST_HOG_GIB={gib} TEST_HOG_STEP=4"
+        lines = [f"export PYTHONPATH={INSIDE}", hog, *setup]
+        place = Place(folder, _grid(12, 2), {"setup": lines, **profile})
+        place.launch()
+        place.finish()
+        said = _tell(place)
+        place.launch("--retry", "failed")
+        place.finish()
+        return place, said
+
+    return case
 
 
 def _cancel(lab: Lab, place: Place) -> None:
@@ -151,6 +194,32 @@ def _preempt(lab: Lab, place: Place) -> None:
         "x:x:x",
     )
     lab.run("sbatch", *whole)
+
+
+def _fill_disk(lab: Lab, folder: Path) -> tuple[Place, str]:
+    """The store is a disk of its own, which something else fills under a training."""
+    root, kept = folder / "store", folder / "kept"
+    root.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "none", str(root)], check=True)
+    try:
+        place = Place(folder, _grid(12, 2), _slow(1.0))
+        place.launch()
+        (key,) = place.keys("train")
+        until(lambda: place.step(key) >= 4, 400, place.logs)
+        with suppress(OSError), (root / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(2**20)):
+                pass
+        place.finish()
+        said = _tell(place)
+        (root / "filler").unlink()
+        place.launch("--retry", "failed")
+        place.finish()
+        shutil.copytree(root, kept)
+    finally:
+        subprocess.run(["umount", "--lazy", str(root)], check=True)
+    root.rmdir()
+    kept.rename(root)
+    return place, said
 
 
 def _hold(lab: Lab, folder: Path) -> tuple[Place, str]:
@@ -215,7 +284,6 @@ CASES: dict[str, Case] = {
     "a snapshot without one module": _purge("harness/cluster/submit.py"),
     "a line of `setup` fails": _fail_setup,
     "a time limit, requeues exhausted": _meet_limit,
-    "SIGKILL, as where the host's memory runs out": _run_until(4, _kill, large={"memory_gib": 3}),
     "`scancel`": _run_until(4, _cancel),
     "preempted by CANCEL, with 20 s of grace": _run_until(4, _preempt, partition="low"),
     "nodes are drained, then the job is held": _hold,
@@ -227,3 +295,18 @@ CASES: dict[str, Case] = {
     "notices on sbatch, squeue and sacct": _make_noise,
     "two jobs a user, by QOS": _limit_submissions,
 }
+
+MEMORY: dict[str, Case] = {
+    "a step takes 3 GiB of 2, and SLURM's OverMemoryKill ends it": _ask_for_more(
+        "python", 3, large={"memory_gib": 6}, sbatch={"acctg-freq": "task=1"}
+    ),
+    "torch is refused memory (`ulimit -v`)": _ask_for_more(
+        "torch", 4, "ulimit -v $((SLURM_MEM_PER_NODE * 2048))", large={"memory_gib": 7}
+    ),
+    "SIGKILL, as where the host's memory runs out": _run_until(4, _kill, large={"memory_gib": 3}),
+    "SIGKILL, and a cgroup's oom_kill in the log, written by hand": _run_until(
+        4, _kill_in_words, large={"memory_gib": 3}
+    ),
+}
+
+DISK: dict[str, Case] = {"the store's disk is filled under a training": _fill_disk}

@@ -31,6 +31,8 @@ FAMILIES = {
     "kills": "`kill -9`, then a run",
     "errors": "A system call fails, then a run",
     "jobs": "Jobs on a real SLURM; then `launch` again",
+    "memory": "Jobs on a real SLURM that run out of the host's memory; then `launch` again",
+    "filling": "A disk that fills under a job, on a real SLURM",
 }
 HEAD = """\
 # The table of faults

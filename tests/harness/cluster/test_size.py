@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from harness.cli.main import main
 from harness.core.store import Store
 from harness.run.remembering import remember
+from tests.support import fakeslurm
 from tests.support.calls import compute_calls_a_pair, count_calls
 from tests.support.plans import plan_of
 
@@ -53,3 +57,24 @@ def test_status_looks_at_each_manifest_once(
     assert main(words) == 0
     looked = [path for path in seen if path.endswith("manifest.json")]
     assert len(looked) == len(set(looked)) == 20
+
+
+def test_a_launch_of_a_kept_plan_imports_no_torch_and_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakeslurm.install(tmp_path / "lab", monkeypatch)
+    words = _make_words("launch", tmp_path / "kept", 4)
+    shutil.rmtree(next((tmp_path / "kept" / "store" / "values").iterdir()))
+    (tmp_path / "cluster.yaml").write_text("partition: gpu\n")
+    code = (
+        "import re, sys; from harness.cli.main import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "assert not {'torch', 'transformers', 'lm_eval', 'pandas'} & set(sys.modules)\n"
+        "peak = re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())\n"
+        "assert int(peak[1]) < 150 * 1024, peak[1]"
+    )
+    command = [sys.executable, "-c", code, *words, "--dry"]
+    command += ["--cluster", str(tmp_path / "cluster.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --partition=gpu" in done.stdout
