@@ -113,3 +113,13 @@ def digest_file(path: Path, *, durable: bool = False) -> str:
 
 def list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def share_files(folder: Path) -> None:
+    """Give a folder's files the rights that the folder has, of reading and writing.
+
+    safetensors has its files be their writer's alone, whatever the umask says.
+    """
+    rights = folder.stat().st_mode & 0o666
+    for path in list_files(folder):
+        path.chmod(rights)

@@ -38,6 +38,7 @@ from harness.core.files import (
     explained,
     list_files,
     read_json,
+    share_files,
     write_json,
 )
 from harness.core.found import Found, Index
@@ -372,16 +373,14 @@ class Store:
 
 def _describe(key: str, facts: Mapping[str, Any], folder: Path, saved: Any) -> dict[str, Any]:
     """The manifest of a draft; when this returns the draft's files are on the disk."""
-    files = list_files(folder)
-    names = [path.relative_to(folder).as_posix() for path in files]
+    share_files(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
     manifest = {
         "schema": SCHEMA,
         "key": key,
         **facts,
-        "files": {name: path.stat().st_size for name, path in zip(names, files, strict=True)},
-        "sha256": {
-            name: digest_file(path, durable=True) for name, path in zip(names, files, strict=True)
-        },
+        "files": {name: path.stat().st_size for name, path in files.items()},
+        "sha256": {name: digest_file(path, durable=True) for name, path in files.items()},
         "value": saved,
     }
     as_read: dict[str, Any] = json.loads(json.dumps(manifest))
