@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from harness.core import claims
 from harness.core.errors import Damaged, StoreError
@@ -50,6 +52,19 @@ class Heavy:
 
 
 @dataclass(frozen=True)
+class Tensors:
+    """A value that safetensors writes."""
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        save_file({"a": torch.zeros(2)}, folder / "a.safetensors")
+        return {}
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any]) -> Tensors:
+        return cls()
+
+
+@dataclass(frozen=True)
 class Writes(Stage[Heavy]):
     kind: ClassVar[str] = "test-writes"
     text: str
@@ -80,6 +95,21 @@ def test_a_value_with_files_and_metrics_comes_back(store: Store) -> None:
     assert store.load(stage) == Heavy("words")
     assert (store.path(stage.key) / "metrics.jsonl").read_text() == '{"step": 1}\n'
     assert not (store.root / "work" / stage.key).exists()
+
+
+@pytest.mark.parametrize(("umask", "rights"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_files_of_a_value_have_the_rights_that_the_umask_leaves(
+    store: Store, umask: int, rights: int
+) -> None:
+    """safetensors would have its own be their writer's alone: colleagues could not read them."""
+    before = os.umask(umask)
+    try:
+        store.commit(Writes("a"), Tensors(), {})
+    finally:
+        os.umask(before)
+    files = list(store.path(Writes("a").key).iterdir())
+    assert {"a.safetensors", "manifest.json"} <= {file.name for file in files}
+    assert {file.stat().st_mode & 0o777 for file in files} == {rights}
 
 
 def test_without_a_manifest_there_is_no_value(store: Store) -> None:
