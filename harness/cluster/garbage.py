@@ -146,10 +146,11 @@ def list_waste(store: Store, view: View) -> list[Path]:
     waste += [drafts / name for name in _names(drafts) if _key_of(name) not in view.claims]
     waste += [store.root / "claims" / name for name in view.dead]
     waste += _list_waste_of_launches(store, view)
-    now = Claims(store.root / "claims").now()  # not this host's: files have the file system's
-    for kind in ("failures", "claims", "grids", "plans", "launches", "code"):
-        waste += _list_old_drafts(store.root / kind, now)
-    return waste
+    kinds = ("failures", "claims", "grids", "plans", "launches", "code")
+    hidden = [store.root / kind / n for kind in kinds for n in _names(store.root / kind, True)]
+    # By the file system's clock, as files' times are, and not by this host's.
+    now = Claims(store.root / "claims").now() if hidden else 0.0
+    return waste + [path for path in hidden if now - _changed(path, now) > YOUNG_S]
 
 
 @dataclass
@@ -322,12 +323,6 @@ def _list_waste_of_launches(store: Store, view: View) -> list[Path]:
         code = store.root / "code"
         waste += [code / name for name in _names(code) if name not in used]
     return waste
-
-
-def _list_old_drafts(folder: Path, now: float) -> list[Path]:
-    """Hidden files that nobody writes any more."""
-    drafts = [folder / name for name in _names(folder, hidden=True)]
-    return [path for path in drafts if now - _changed(path, now) > YOUNG_S]
 
 
 def _changed(path: Path, otherwise: float) -> float:
