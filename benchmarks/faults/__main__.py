@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.faults import calls, checkpoints, damage, jobs, owners, places
+from benchmarks.faults import calls, checkpoints, colleagues, damage, jobs, owners, places
 from benchmarks.faults.trial import Ground, Result, Skipped
 
 FAMILIES: dict[str, Callable[[Ground], Iterator[Result]]] = {
@@ -40,6 +40,7 @@ FAMILIES: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "jobs": jobs.try_jobs,
     "memory": jobs.try_memory,
     "filling": jobs.try_full_disk,
+    "colleagues": colleagues.try_colleagues,
 }
 
 

@@ -33,6 +33,7 @@ FAMILIES = {
     "jobs": "Jobs on a real SLURM; then `launch` again",
     "memory": "Jobs on a real SLURM that run out of the host's memory; then `launch` again",
     "filling": "A disk that fills under a job, on a real SLURM",
+    "colleagues": "Two users of one store, on a real SLURM",
 }
 HEAD = """\
 # The table of faults
