@@ -202,7 +202,7 @@ def test_one_of_two_nodes_loses_its_process(
     lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     grid = {"defaults": {**TRAINED["defaults"], "train.gpus": 2, "train.nodes": 2}}
-    place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu"})
+    place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu", "memory_gib": 4})
     place.launch()
     (key,) = place.keys("train")
     until(lambda: place.step(key) >= 6, 200, place.logs)  # a checkpoint after the fourth
@@ -235,7 +235,7 @@ def test_two_gpus_of_one_training(
     lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes], nodes: int
 ) -> None:
     grid = {"defaults": {**TRAINED["defaults"], "train.gpus": 2, "train.nodes": nodes}}
-    place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu"})
+    place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu", "memory_gib": 4})
     said = place.launch()
     size = "(2 GPU (gpu), 2 nodes, " if nodes == 2 else "(2 GPU (gpu), "
     assert size in said and "(1 GPU (gpu), " in said
