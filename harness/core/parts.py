@@ -6,7 +6,7 @@ Not here: which of it are stages (`stage`), what it is in a key.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -31,3 +31,9 @@ def list_parts(thing: object) -> Iterator[object]:
 @cache
 def _list_fields(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
+
+
+@cache
+def list_keyed(cls: Any) -> tuple[tuple[str, Callable[[Any], bool] | None], ...]:
+    """The fields of a dataclass, each with what says whether it is part of a key; None: it is."""
+    return tuple((field.name, field.metadata.get("keyed")) for field in dataclasses.fields(cls))

@@ -40,7 +40,7 @@ from harness.core.component import Component
 from harness.core.errors import BitgridError, CollisionError
 from harness.core.frozen import FrozenMapping
 from harness.core.hints import find_items, find_values, list_choices
-from harness.core.parts import SCALARS, list_parts
+from harness.core.parts import SCALARS, list_keyed, list_parts
 from harness.core.reads import Read
 
 T = TypeVar("T")
@@ -186,18 +186,12 @@ def to_canonical_json(thing: object) -> str:
 def describe_fields(thing: Any, whole: bool = False) -> dict[str, Any]:
     """The fields of a stage or component as JSON; with `whole` the incidental ones too."""
     cls: Any = type(thing)
-    held = ((name, getattr(thing, name), is_keyed) for name, is_keyed in _list_keyed(cls))
+    held = ((name, getattr(thing, name), is_keyed) for name, is_keyed in list_keyed(cls))
     return {
         name: part if type(part) in SCALARS else identify(part, whole)
         for name, part, is_keyed in held
         if whole or is_keyed is None or is_keyed(part)
     }
-
-
-@cache
-def _list_keyed(cls: Any) -> tuple[tuple[str, Callable[[Any], bool] | None], ...]:
-    """The fields of a dataclass, each with what says whether it is part of a key; None: it is."""
-    return tuple((field.name, field.metadata.get("keyed")) for field in dataclasses.fields(cls))
 
 
 def identify(thing: object, whole: bool = False) -> Any:
