@@ -74,7 +74,7 @@ def list_cases(group: int) -> list[tuple[str, str, dict[str, Any]]]:
         cases += [(f"hqq {bits} bits", "hqq", tuned)]
         read = {key: TUNED[key] for key in ("text", "sequences", "length")}
         cases += [(f"gptq {bits} bits", "llmcompressor", tuned | {"symmetric": False} | read)]
-        rounding = {"name": "gptq", "true_sequential": True, **read}
+        rounding = {"name": "gptq", "true_sequential": True, "act_order": True, **read}
         ours = {"format": {"name": "int-asym", **tuned}, "rounding": rounding}
         cases += [(f"gptq {bits} bits", "gptq", ours)]
     learned = {"bits": 2, "group_size": group, "lr": 1e-4} | TUNED

@@ -8,7 +8,7 @@ What changes here is told in the changelog. Not here: what the engine has for au
 """
 
 from methods.quantization.block_ap import BlockAP
-from methods.quantization.folding import fold_rotation
+from methods.quantization.folding import Rotation, fold_rotation
 from methods.quantization.formats import NF, Bits, Format, Grouped, IntAsym, IntSym, bounds
 from methods.quantization.fp4 import MXFP4, NVFP4
 from methods.quantization.gptaq import GPTAQ
@@ -57,6 +57,7 @@ __all__ = [
     "OmniQuant",
     "Reading",
     "Recipe",
+    "Rotation",
     "Rounding",
     "SignRound",
     "Ternary",

@@ -112,6 +112,11 @@ class Component(Checked, ABC):
         """Family and name, as keys hold them: `objective/kl`. Raises BitgridError as `own_name`."""
         return f"{cls._family}/{cls.own_name()}"
 
+    def declare_identity(self) -> dict[str, Any]:
+        """What keys hold beside the fields: the name, and a revision above 1."""
+        revised = {"revision": self.revision} if self.revision > 1 else {}
+        return {"component": self.identity_name(), **revised}
+
     @staticmethod
     def called(identity: str) -> type[Component]:
         """The class of an `identity_name`. Raises BitgridError where no module defines it."""

@@ -212,10 +212,7 @@ def identify(thing: object, whole: bool = False) -> Any:
     if isinstance(thing, Mapping):
         return {str(name): identify(item, whole) for name, item in thing.items()}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        name = find_declared_name(type(thing))
-        declared: dict[str, Any] = {} if name is None else {"component": name}
-        if isinstance(thing, Component) and thing.revision > 1:
-            declared["revision"] = thing.revision
+        declared = thing.declare_identity() if isinstance(thing, Component) else {}
         return {**declared, **describe_fields(thing, whole)}
     raise TypeError(
         f"{type(thing).__name__} cannot be a field of a stage: it has no stable identity"
@@ -228,11 +225,6 @@ def read_component(described: Mapping[str, Any]) -> Any:
     Raises BitgridError where this code does not know its name or a field.
     """
     return _field_value(Any, described, {})
-
-
-def find_declared_name(cls: type) -> str | None:
-    """`family/name` of a component or method; None for a dataclass that its field's type tells."""
-    return cls.identity_name() if issubclass(cls, Component) else None
 
 
 def find_code(stage: Stage[Any]) -> tuple[Callable[..., Any] | type, ...]:
