@@ -27,7 +27,7 @@ from benchmarks.simulations import CASES, Case
 class Result(NamedTuple):
     """How often what is stated was so."""
 
-    what: str  # coverage, level or power
+    what: str  # coverage, level, power or beyond
     case: str
     stated: str  # in percent
     found: float  # in percent

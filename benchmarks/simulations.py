@@ -33,7 +33,9 @@ Floats = np.ndarray
 class Case:
     """One line of the table; `run` says of one draw whether what is counted is so."""
 
-    what: str  # coverage: the interval holds the truth; level: a false statement; power: found
+    # coverage: the interval holds the truth; level: a false statement; power: it is found;
+    # beyond: a false statement where what the test takes for granted is not so
+    what: str
     name: str
     run: Run
     stated: str = "95"
@@ -156,14 +158,21 @@ def _hold(effects: Sequence[Effect], truth: Floats) -> bool:
 
 
 def effects_of_seeds(
-    settings: int, count: int, tasks: int, missing: bool = False, spread: float = 0.03
+    settings: int,
+    count: int,
+    tasks: int,
+    missing: bool = False,
+    spread: float = 0.03,
+    times: Sequence[float] = (),
 ) -> Run:
-    """Scores whose items are not known: setting + seed + what is left, all normal."""
+    """Scores whose items are not known: setting + seed + what is left, all normal; what is left
+    varies so many `times` as much in each setting."""
 
     def run(generator: np.random.Generator) -> bool:
         truth = spread * generator.normal(0, 1, (tasks, settings, 1))
         block = generator.normal(0, 0.05, (tasks, 1, count))
-        scores = truth + block + generator.normal(0, 0.02, (tasks, settings, count))
+        own = 0.02 * np.array(times or [1.0] * settings)[:, None]
+        scores = truth + block + generator.normal(0, 1, (tasks, settings, count)) * own
         comparisons = _compare(scores[..., None], with_items=False)
         if missing:  # one seed of the reference, another of a setting
             for comparison in comparisons:
@@ -261,6 +270,18 @@ def told(
     return run
 
 
+def told_of_unequal(spreads: Sequence[float], models: int, items: int = 60) -> Run:
+    """Methods of equal expected losses whose seeds spread as given, of which two are told apart."""
+
+    def run(generator: np.random.Generator) -> bool:
+        shape = (len(spreads), models, items)
+        by_seed = np.array(spreads)[:, None, None] * generator.normal(0, 1, (*shape[:2], 1))
+        losses = generator.normal(2, 0.5, items) + by_seed + generator.normal(0, 0.05, shape)
+        return _pair_is_told(_rank(losses[None]))
+
+    return run
+
+
 def ranks(methods: int, models: int, items: int, world: World, best_alone: bool = False) -> Run:
     """All true ranks lie in their intervals; or the truly best is among those marked best."""
 
@@ -312,6 +333,30 @@ CASES: tuple[Case, ...] = (
         "effects, 3 seeds, 3 settings × 8 tasks, equal",
         _err(effects_of_seeds(3, 3, 8, spread=0.0)),
         "≤ 5",
+    ),
+    *(
+        Case(
+            "beyond",
+            f"effects, 3 seeds, {what}",
+            _err(effects_of_seeds(len(times), 3, 1, spread=0.0, times=times)),
+            "≤ 5",
+        )
+        for what, times in (
+            ("3 settings, one varies 10 times as much", (1, 1, 10)),
+            ("6 settings, one varies 10 times as much", (1, 1, 1, 1, 1, 10)),
+            ("6 settings, the first varies 10 times as much", (10, 1, 1, 1, 1, 1)),
+        )
+    ),
+    *(
+        Case("level", f"table, 3 seeds, {what}", told_of_unequal(spreads, 3), "≤ 5")
+        for what, spreads in (
+            ("2 methods, one varies 10 times as much", (0.1, 1)),
+            ("3 methods, one varies 10 times as much", (0.1, 0.1, 1)),
+            ("6 methods, one varies 10 times as much", (*[0.1] * 5, 1)),
+            ("6 methods, half vary 5 times as much", (0.1, 0.1, 0.1, 0.5, 0.5, 0.5)),
+            ("12 methods, one varies 10 times as much", (*[0.1] * 11, 1)),
+            ("12 methods, all vary alike", (0.1,) * 12),
+        )
     ),
     Case("level", "table, 2 methods, 100 items (McNemar)", told(2, 1, 100, CALM), "≤ 5"),
     Case("level", "table, 2 methods, 3 seeds, calm", told(2, 3, 100, CALM), "≤ 5"),

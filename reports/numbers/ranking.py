@@ -9,9 +9,9 @@ together, and of the averages, which follow from them, together. From the tests 
 - the best: all numbers that may have rank 1, hence a set that has the truly best one in it with
   95 %, whichever was measured best. Where all may have it none is marked.
 
-Seeds and items both vary (`variance`): the variance over seeds is pooled over the methods of a
-group that have several. Where no method has, seeds are held fixed, and `Ranked` says so.
-Perplexities are compared by their logarithms, the mean losses.
+Seeds and items both vary (`variance`): a method's variance over seeds is its own, drawn towards
+those of its group (`moderation`). Where no method has several seeds, they are held fixed, and
+`Ranked` says so. Perplexities are compared by their logarithms, the mean losses.
 
 Where nothing of a group could be tested, best and second are decided on the digits shown, within at
 least two numbers (three for a second); equal digits share. A number measured otherwise than its
@@ -32,10 +32,12 @@ from scipy import special
 from reports.numbers import stats
 from reports.numbers.columns import Column, format_number
 from reports.numbers.entries import Entry, Notes, Row
+from reports.numbers.moderation import moderate
 from reports.numbers.variance import (
     Models,
     average_groups,
     combine,
+    combine_seeds,
     compute_item_variance,
     have_same_items,
 )
@@ -161,22 +163,33 @@ def _test_pairs(group: _Group, column: Column) -> Iterator[_Test]:
     if len(group) > MOST:
         return
     means = {place: _compute_means(entry.items) for place, entry in group.items()}
-    squares = sum(float(((m - m.mean()) ** 2).sum()) for m in means.values() if len(m))
-    df = sum(max(len(each) - 1, 0) for each in means.values())
-    seeds = squares / df if df else 0.0
+    seeds = _find_seeds(group, means)
     for places in _split_by_items(group):
         pairs = np.array(list(combinations(range(len(places)), 2)))
         if not len(pairs):
             continue
         entries = [group[place] for place in places]
         scores = np.array([means[place].mean() for place in places])
-        over_seeds = np.array([0.0 if e.fixed else seeds / len(e.items) for e in entries])
-        parts = over_seeds[pairs].sum(1)
-        for (left, right), (p, name) in zip(pairs, _test(entries, pairs, parts, df), strict=True):
+        over_seeds = np.array([seeds[place] for place in places])
+        for (left, right), (p, name) in zip(pairs, _test(entries, pairs, over_seeds), strict=True):
             is_first_better = (scores[left] - scores[right] > 0) == column.higher
             better, worse = (left, right) if is_first_better else (right, left)
-            one_seed = not df and not (entries[left].fixed and entries[right].fixed)
+            drawn = not (entries[left].fixed and entries[right].fixed)
+            one_seed = drawn and not over_seeds[[left, right], 1].any()
             yield _Test(places[better], places[worse], p, name, one_seed)
+
+
+def _find_seeds(
+    group: Mapping[_Place, Entry], means: Mapping[_Place, np.ndarray]
+) -> dict[_Place, tuple[float, float]]:
+    """Of each mean with known items its variance over seeds, and that variance's df; 0 and 0 where
+    there is one model whatever the seed."""
+    drawn = [place for place, entry in group.items() if entry.items and not entry.fixed]
+    own = np.array([float(means[p].var(ddof=1)) if len(means[p]) > 1 else 0.0 for p in drawn])
+    df = np.array([len(means[place]) - 1.0 for place in drawn])
+    found = zip(drawn, *moderate(own, df, int((df > 0).sum())), strict=True)
+    seeds = {place: (variance / len(means[place]), df) for place, variance, df in found}
+    return {place: seeds.get(place, (0.0, 0.0)) for place in group}
 
 
 def _split_by_items(group: _Group) -> list[list[_Place]]:
@@ -194,12 +207,12 @@ def _split_by_items(group: _Group) -> list[list[_Place]]:
 
 
 def _test(
-    entries: Sequence[Entry], pairs: np.ndarray, seeds: np.ndarray, df: int
+    entries: Sequence[Entry], pairs: np.ndarray, seeds: np.ndarray
 ) -> list[tuple[float, str]]:
     """p of equal expected scores of each of `pairs` (P, 2), and the name of the test.
 
-    The entries have the same items. seeds: (P,) the variance of the difference over seeds; with
-    it never below the p over items alone.
+    The entries (L,) have the same items. seeds: (L, 2) the variance of each over seeds, and its
+    degrees of freedom; with it never below the p over items alone.
     """
     averages = average_groups([entry.items for entry in entries])
     scores = [np.array([each[b].scores for each in averages]) for b in range(len(averages[0]))]
@@ -213,18 +226,17 @@ def _test(
         part = pairs[first : first + _PAIRS_AT_ONCE]
         differences = weighed[part[:, 0]] - weighed[part[:, 1]]
         over_items = stats.sign_flips(differences)
-        for (i, j), p, own, difference in zip(
-            part, over_items, seeds[first:], differences.sum(1), strict=False
-        ):
-            if own == 0:
+        for (i, j), p, difference in zip(part, over_items, differences.sum(1), strict=True):
+            of_seeds = combine_seeds(*seeds[i], *seeds[j])
+            if of_seeds.variance == 0:
                 tests.append((float(p), MCNEMAR if binary[i] and binary[j] else SIGN_FLIP))
                 continue
             combined = combine(
                 items=float(items.total[i, i] + items.total[j, j] - 2 * items.total[i, j]),
                 item_df=float(items.df[i, j]),
                 shared=float(items.shared[i, i] + items.shared[j, j]),
-                seeds=float(own),
-                seed_df=df,
+                seeds=of_seeds.variance,
+                seed_df=of_seeds.df,
             )
             over_both = 2 * float(special.stdtr(combined.df, -abs(difference) / combined.error))
             tests.append((max(float(p), over_both), SEEDS))

@@ -125,6 +125,15 @@ class Combined:
         return math.sqrt(self.variance)
 
 
+def combine_seeds(first: float, first_df: float, second: float, second_df: float) -> Combined:
+    """Of the difference of two means over their own seeds: variances and their degrees of freedom,
+    which weigh as `combine` says; a mean that no seed varies has variance 0."""
+    total = first + second
+    parts = ((first, first_df), (second, second_df))
+    spent = sum(variance / df for variance, df in parts if variance > 0)
+    return Combined(total, total / spent if spent else 0.0)
+
+
 def combine(items: float, item_df: float, shared: float, seeds: float, seed_df: float) -> Combined:
     """Of a difference: V(items) - V(shared) + V(seeds); never below V(items).
 

@@ -25,7 +25,11 @@ def test_the_committed_table_holds_every_statement() -> None:
         found, slack = float(row["found"]), 2 * float(row["error"])
         assert int(row["runs"]) >= 2000
         if row["what"] == "level":
-            assert found <= 5 + slack, row
+            # Where spreads are unequal they are themselves known from three seeds only.
+            bound = 10 if "times as much" in row["case"] else 5
+            assert found <= bound + slack, row
+        elif row["what"] == "beyond":
+            assert found > 5, row  # else docs/statistics.md says too little
         elif row["what"] == "power":
             assert found == pytest.approx(80, abs=slack), row
         else:

@@ -131,6 +131,39 @@ def test_seeds_vary_too(tmp_path: Path) -> None:
     )
 
 
+def spread(folder: Path, each: dict[str, tuple[float, float]]) -> Summary:
+    """Methods by mean loss and what their three seeds add to it, over 60 windows."""
+    windows = np.random.default_rng(7).normal(2, 0.5, 60)
+    made = [
+        measured(
+            [float(x) for x in windows + mean + step * size],
+            label=name,
+            seed=seed,
+            task="testbed-ppl",
+            metric="ppl",
+        )
+        for name, (mean, size) in each.items()
+        for seed, step in enumerate((-1.0, 0.1, 0.9))
+    ]
+    return summary_of(write(folder, [r for r, _ in made], items=[i for _, i in made]))
+
+
+def test_one_that_diverges_neither_hides_the_others_nor_is_told_from_them(tmp_path: Path) -> None:
+    """One variance for all would hide that A and B differ, and tell F, whose seeds are anywhere,
+    from them."""
+    calm = {"A": (0.0, 0.01), "B": (0.5, 0.012), "C": (1.0, 0.009), "D": (1.5, 0.011)}
+    summary = spread(tmp_path, {**calm, "E": (2.0, 0.01), "F": (1.4, 1.2)})
+    ranks = {each.name: found(summary, each.name).rank for each in summary.rows}
+    assert ranks == {"A": (1, 2), "B": (2, 3), "C": (3, 4), "D": (4, 5), "E": (5, 6), "F": (1, 6)}
+
+
+def test_two_methods_are_compared_as_welch_does_with_the_fewer_degrees(tmp_path: Path) -> None:
+    summary = spread(tmp_path, {"A": (0.0, 0.05), "B": (0.2, 0.05)})
+    means = np.array([0.05 * step for step in (-1.0, 0.1, 0.9)])
+    t = 0.2 / np.sqrt(2 * means.var(ddof=1) / 3)
+    assert found(summary, "B").p == pytest.approx(2 * scipy_stats.t.sf(t, 2), rel=1e-6)
+
+
 def test_one_seed_is_said_to_be_held_fixed(tmp_path: Path) -> None:
     summary = seeded(tmp_path, 0.0, models=1, fixed=False)
     assert summary.seeds_fixed and SEEDS not in summary.tests
