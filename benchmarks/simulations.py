@@ -334,18 +334,11 @@ CASES: tuple[Case, ...] = (
         _err(effects_of_seeds(3, 3, 8, spread=0.0)),
         "≤ 5",
     ),
-    *(
-        Case(
-            "beyond",
-            f"effects, 3 seeds, {what}",
-            _err(effects_of_seeds(len(times), 3, 1, spread=0.0, times=times)),
-            "≤ 5",
-        )
-        for what, times in (
-            ("3 settings, one varies 10 times as much", (1, 1, 10)),
-            ("6 settings, one varies 10 times as much", (1, 1, 1, 1, 1, 10)),
-            ("6 settings, the first varies 10 times as much", (10, 1, 1, 1, 1, 1)),
-        )
+    Case(
+        "beyond",
+        "effects, 3 seeds, 3 settings, one varies 10 times as much",
+        _err(effects_of_seeds(3, 3, 1, spread=0.0, times=(1, 1, 10))),
+        "≤ 5",
     ),
     *(
         Case("level", f"table, 3 seeds, {what}", told_of_unequal(spreads, 3), "≤ 5")
