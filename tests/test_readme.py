@@ -46,7 +46,7 @@ ANSWERS: dict[str, list[tuple[str, object, str]]] = {
     ],
     "teacher-testbed": [("teacher", None, "testbed-ppl"), ("teacher", "testbed", "testbed-ppl")],
     "format-testbed": [("format", "int-asym", "testbed-ppl"), ("format", "int-sym", "testbed-ppl")],
-    "cost-testbed": [("data.sequences", 4096, "testbed-ppl")],
+    "cost-testbed": [("data.sequences", 2048, "testbed-ppl")],
     "group-size-testbed": [
         ("format.group_size", 32, "testbed-ppl"),
         ("format.group_size", 128, "testbed-ppl"),
