@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from methods.quantization.formats import Grouped
-from methods.quantization.gptq import GPTQ
+from methods.quantization.gptq import GPTQ, Pull
 from methods.quantization.observing import sum_deviations
 from methods.quantization.readings import Reading
 from methods.quantization.walking import Block
@@ -49,5 +49,11 @@ class GPTAQ(GPTQ):
         pull = change @ gram[0] - 2 * self.share * weight @ gram[1]
         return (pull * change).sum(-1)
 
-    def round_weight(self, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
-        return self.round_columns(weight, gram[0], format, self.share * gram[1])
+    def round_weight(
+        self, weight: Tensor, gram: Tensor, format: Grouped, find_pull: Pull | None = None
+    ) -> Tensor:
+        def pull(factor: Tensor, order: Tensor) -> Tensor:
+            deviation = self.share * gram[1][order][:, order]
+            return (deviation @ factor.T).triu_(1) @ factor
+
+        return super().round_weight(weight, gram[0], format, find_pull or pull)

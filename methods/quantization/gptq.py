@@ -9,6 +9,7 @@ section 3.3, algorithm 1). Not here: what H is summed over, and the blocks (`rou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
@@ -21,29 +22,22 @@ from methods.quantization.formats import Grouped
 from methods.quantization.rounding import BlockRounding
 
 _COLUMNS = 128  # rounded before the rest of the row is moved
+Pull = Callable[[Tensor, Tensor], Tensor]  # factor, order -> what columns add to later ones, (I, I)
 
 
 @dataclass(frozen=True)
 class GPTQ(BlockRounding):
-    """GPTQ. `damping` is added to the Hessian's diagonal, as a share of its mean.
-
-    act_order: columns that read the most go first, on ranges of the weights as they were (static
-    groups); otherwise a group's range is that of its weights as its turn comes.
-    """
+    """GPTQ. A group's range is that of its weights as its turn comes, but with `act_order`."""
 
     name = "gptq"
     # Added to the Hessian's diagonal, as a share of its mean.
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
-    # Columns that read the most first, on ranges of the weights as they were.
+    # Columns that read the most first, on ranges of the weights as they were (static groups).
     act_order: bool = False
 
-    def round_weight(self, weight: Tensor, gram: Tensor, format: Grouped) -> Tensor:
-        return self.round_columns(weight, gram, format)
-
-    def round_columns(
-        self, weight: Tensor, gram: Tensor, format: Grouped, deviation: Tensor | None = None
+    def round_weight(
+        self, weight: Tensor, gram: Tensor, format: Grouped, find_pull: Pull | None = None
     ) -> Tensor:
-        """`round_weight`; deviation: (Y - X)'X (I, I), where the output on Y is aimed at."""
         damped = gram + torch.diag((gram.diagonal() == 0).float())  # unused channels: alone
         damped.diagonal().add_(self.damping * damped.diagonal().mean())
         low, high = format.column_bounds(weight)
@@ -51,30 +45,26 @@ class GPTQ(BlockRounding):
         if self.act_order:
             order = gram.diagonal().argsort(descending=True, stable=True)
             low, high, damped = low[:, order], high[:, order], damped[order][:, order]
-            deviation = None if deviation is None else deviation[order][:, order]
         left, values = weight[:, order].clone(), torch.empty_like(weight)
         # One name: no more than two of these stand at once, and of 28,672 channels each is 3 GiB.
         factor = torch.linalg.cholesky(damped)
         del damped
         factor = torch.cholesky_inverse(factor)
         factor = torch.linalg.cholesky(factor, upper=True)
-        pull = None if deviation is None else (deviation @ factor.T).triu_(1) @ factor
+        moves = [factor, find_pull(factor, order)] if find_pull else [factor]
         groups = {group.start: group for group in format.groups(weight.shape[1])}
         edges = sorted({*groups, *range(0, weight.shape[1], _COLUMNS), weight.shape[1]})
         for start, stop in pairwise(edges):
-            if start in groups and not self.act_order:
-                here = groups[start]
+            if (here := groups.get(start)) and not self.act_order:
                 low[:, here], high[:, here] = format.find_range(left[:, here])
             moved = torch.empty_like(left[:, start:stop])
             for i in range(start, stop):
                 now, one = left[:, i : i + 1], slice(i, i + 1)
                 chosen = format.quantize_dequantize(now, low[:, one], high[:, one])
-                error = (now - chosen) / factor[i, i]
-                left[:, i + 1 : stop] -= error * factor[i, i + 1 : stop]
-                if pull is not None:
-                    left[:, i + 1 : stop] += now * pull[i, i + 1 : stop]
+                error = (chosen - now) / factor[i, i]
+                for move, each in zip(moves, (error, now), strict=False):
+                    left[:, i + 1 : stop] += each * move[i, i + 1 : stop]
                 moved[:, i - start : i - start + 1], values[:, order[i]] = error, chosen[:, 0]
-            left[:, stop:] -= moved @ factor[start:stop, stop:]
-            if pull is not None:  # of the columns as they came to their turn
-                left[:, stop:] += left[:, start:stop] @ pull[start:stop, stop:]
+            for move, each in zip(moves, (moved, left[:, start:stop]), strict=False):
+                left[:, stop:] += each @ move[start:stop, stop:]
         return values
