@@ -8,7 +8,7 @@ Three ways to read, and `choose_reading` says which a model allows:
   by rounding: in float32 by 1e-6 of a log-likelihood, as lm-eval's own between batch sizes. In 16
   bits, and where an attachment rounds, that would change answers, so there texts are
 - "picked": read in the batches of lm-eval, whose states they have bit for bit, and the head is
-  run where a token is scored only;
+  run where a token is scored only: its product may round otherwise, which nothing amplifies;
 - "whole": by lm-eval's code, where a network is not of the usual build.
 
 Not here: requests and their tokens (`lm_eval_model`).

@@ -140,14 +140,17 @@ def test_texts_beyond_the_context_are_cut_as_by_lm_eval(llama: Model) -> None:
 def test_what_rounds_is_read_as_lm_eval_reads_it(
     dtype: torch.dtype, attached: tuple[Attachment, ...], reading: str
 ) -> None:
-    """There the answers are lm-eval's bit for bit; elsewhere they move by rounding."""
+    """There the states are lm-eval's bit for bit; the head's product of fewer of them may round
+    otherwise in float32, as some processors' libraries do. Elsewhere states move by rounding, too.
+    """
     model = Model(architectures.make("llama").to(dtype), make_tokenizer()).attach(*attached)
     asked = CheckedLM(model, batch_size=4, bos=False)
     named = [(("context", str(n)), *request) for n, request in enumerate(REQUESTS)]
     ours = asked._loglikelihood_tokens(named)
     theirs = HFLM._loglikelihood_tokens(asked, named, disable_tqdm=True)
     assert asked.reading == reading
-    if reading == "picked":
+    assert [each[1] for each in ours] == [each[1] for each in theirs]
+    if dtype == torch.bfloat16:
         assert ours == theirs
     assert [each[0] for each in ours] == pytest.approx([each[0] for each in theirs], abs=1e-4)
 

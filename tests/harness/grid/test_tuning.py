@@ -275,7 +275,7 @@ def test_a_run_makes_the_trials_then_what_they_chose(
     assert waiting is not None and len(waiting.awaiting) == 2
     assert main(["run", "tuned.yaml"]) == 0
     told = capsys.readouterr()
-    assert "train.lr chosen for each row among 3 trials by the least nll" in _join(told.out)
+    assert "Learning rate chosen for each row among 3 trials by the least nll" in _join(told.out)
     rows = [json.loads(line) for line in Path("runs/tuned/rows.jsonl").read_text().splitlines()]
     trials = [
         json.loads(line) for line in Path("runs/tuned/trials/rows.jsonl").read_text().splitlines()
