@@ -69,12 +69,14 @@ def _describe_settings() -> tuple[Json, Json]:
         [(cls, "validation", adapter) for cls, adapter in adapters.items()]
     )
     definitions = whole.get("$defs", {})
-    fields = {}
+    fields, own = {}, set()  # own: of classes; two of one name and alike share one
     for cls in adapters:
         schema: Json = dict(written[cls, "validation"])
         if "$ref" in schema:
-            schema = definitions.pop(schema["$ref"].rpartition("/")[2])
+            own.add(name := schema["$ref"].rpartition("/")[2])
+            schema = definitions[name]
         fields[cls] = schema.get("properties", {})
+    definitions = {name: schema for name, schema in definitions.items() if name not in own}
     choices: dict[str, list[Json]] = {}
     for path, cls, field in places:
         choices.setdefault(path, []).append(_tidy(fields[cls][field]))

@@ -133,3 +133,25 @@ def test_what_fits_is_not(schema: dict[str, Any]) -> None:
     assert not list(_complaints(schema, grid, schema))
     partial = {"base": "other.yaml", "report": {"title": "A grid that a base completes"}}
     assert not list(_complaints(schema, partial, schema))
+
+
+def test_two_plugins_may_have_a_class_of_one_name() -> None:
+    """Pydantic writes two that are alike once, which both refer to."""
+    code = """
+from dataclasses import dataclass
+from methods.quantization.activations import Activations
+from harness.grid.editor import make_schema
+
+def make(called):
+    @dataclass(frozen=True)
+    class Mine(Activations):
+        name = called
+        extra: int = 3
+    return Mine
+
+kept = make("first"), make("second")
+print("extra" in str(make_schema()))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.strip() == "True", done.stderr
