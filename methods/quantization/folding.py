@@ -52,7 +52,9 @@ def fold_rotation(model: Model, rotation: Tensor) -> Model:
     linears = {n: m for n, m in linears.items() if m not in (embedding, head)}
     norms = find_norms(network, linears)
     if not norms:
-        raise ModelError(f"{type(network).__name__}: hadamard finds no norm with a weight to fold")
+        raise ModelError(
+            f"{type(network).__name__}: a rotation finds no norm with a weight to fold"
+        )
     last = list(norms)[-1]  # what the head reads
     read = {name for names in norms.values() for name in names}
     for matrix in find_writers(matrices(network), read, len(turn)):
@@ -117,6 +119,6 @@ def _check_same(model: Model, fork: Model) -> None:
     allowed = 1e-3 if model.network.dtype == torch.float32 else 0.1
     if float((before - after).abs().mean()) > allowed * float(before.std()):
         raise ModelError(
-            f"{type(model.network).__name__}: hadamard changes what it computes: its norms or what "
-            "reads its hidden states are of a kind that a rotation cannot be folded into"
+            f"{type(model.network).__name__}: a rotation changes what it computes: its norms, or "
+            "what reads its hidden states, are of a kind that one cannot be folded into"
         )

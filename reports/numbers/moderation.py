@@ -6,7 +6,7 @@ then tell it from others that it is equal to, and hide what tells the others apa
 drawn towards the typical one by as much as they are alike: with heavy weight where they differ no
 more than chance would have it, hardly where they do (Smyth 2004, doi:10.2202/1544-6115.1027).
 
-Not here: which variances (`ranking`, `effects`), how they combine with items (`variance`).
+Not here: which variances (`ranking`), how they combine with items (`variance`).
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ from reports.reading.items import Floats
 _LEAST = 1e-5  # of the median: below it, a logarithm would say more of rounding than of seeds
 
 
-def moderate(variances: Floats, df: Floats, groups: int) -> tuple[Floats, Floats]:
+def moderate(variances: Floats, df: Floats) -> tuple[Floats, Floats]:
     """Of L variances with `df` degrees of freedom each (L,): those to test with, and their df (L,).
 
-    groups: from how many means the variances are. The others vouch for a variance by a quarter of
-    their degrees of freedom at most, and two that are compared with each other not at all: how
-    alike variances are is itself known from these few (benchmarks/coverage.csv has how often
-    tests err with it). Where none is known or above zero (df or
-    variance 0), they stay as they are; one that is not known beside others that are is given the
-    largest of theirs.
+    The others vouch for one by a quarter of their degrees of freedom at most, and of two methods
+    none vouches for the other: how alike variances are is itself known from these few
+    (`benchmarks/coverage.csv`: how often tests err with it).
+    What is not known (df 0) beside others that are is given the largest of theirs; where none is
+    known, or no seed does anything, all stay as they are.
     """
     known = df > 0
     if not known.any() or not variances[known].any():
         return variances, df
     own, own_df = variances[known], df[known]
     prior, prior_df = _estimate_prior(own, own_df)
-    prior_df = min(prior_df, max(groups - 2, 0) * float(own_df.mean()) / 4)
+    prior_df = min(prior_df, max(len(own) - 2, 0) * float(own_df.mean()) / 4)
     moderated = (prior_df * prior + own_df * own) / (prior_df + own_df)
     largest = int(np.argmax(moderated))
     found, found_df = (np.empty(len(df)) for _ in range(2))

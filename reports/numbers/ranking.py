@@ -187,7 +187,7 @@ def _find_seeds(
     drawn = [place for place, entry in group.items() if entry.items and not entry.fixed]
     own = np.array([float(means[p].var(ddof=1)) if len(means[p]) > 1 else 0.0 for p in drawn])
     df = np.array([len(means[place]) - 1.0 for place in drawn])
-    found = zip(drawn, *moderate(own, df, int((df > 0).sum())), strict=True)
+    found = zip(drawn, *moderate(own, df), strict=True)
     seeds = {place: (variance / len(means[place]), df) for place, variance, df in found}
     return {place: seeds.get(place, (0.0, 0.0)) for place in group}
 

@@ -23,6 +23,7 @@ _AXES = {
     "epochs": "{} epochs",
     "lr": "learning rate {}",
     "sequences": "{} sequences",
+    "shrink": "clipped by up to {}",
     "steps": "{} steps",
     "trained": "{} of the steps",
 }
@@ -55,6 +56,8 @@ _SETTINGS = {
     "objective=mse": "MSE",
     "objective=reverse-kl": "reverse KL",
     "objective=tsld": "TSLD",
+    "range=head": "a range a head",
+    "range=token": "a range a token",
     "rounding=gptq": "GPTQ rounding",
     "rounding=nearest": "nearest rounding",
     "symmetric=False": "asymmetric",

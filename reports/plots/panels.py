@@ -76,8 +76,9 @@ def describe_quantity(column: Column) -> str:
     if column.metric == "kl" or column.title.startswith("ln "):
         return f"{column.title} (nats)"
     named = "perplexity" if column.is_perplexity else column.metric
-    says_metric = column.title.casefold() == column.metric.casefold()
-    return named if says_metric else f"{column.title} {named}"
+    first, _, rest = column.title.partition(" ")
+    of_what = rest if first.casefold() == column.metric.casefold() else column.title
+    return f"{of_what} {named}".strip()
 
 
 def list_marks(entries: Iterable[Entry]) -> str:
