@@ -27,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from harness.config.settings import list_settings
+from harness.config.settings import find_families, list_settings
 from harness.core.component import Component
 from harness.core.declared import locate
 from harness.core.errors import BitgridError, FormatError, ModelError, nearest
@@ -223,6 +223,21 @@ def register(name: str, method: Method, title: str, about: str, fixed: Iterable[
     METHODS.register(name, Entry(name, method, title, about, tuple(fixed), place.file), place)
     if "name" not in vars(type(method)):
         type(method).claim(name)
+
+
+def list_parts() -> dict[str, type[Component]]:
+    """Every part that a registered method may have, by `family/name`: `init/clip`."""
+    found: dict[str, type[Component]] = {}
+    for entry in METHODS.load().values():
+        for family in find_families(type(entry.method)).values():
+            for name, cls in family.siblings().items():
+                found.setdefault(f"{family.family_name()}/{name}", cls)
+    return found
+
+
+def find_named(name: str, parts: Iterable[str]) -> list[str]:
+    """Those of `parts` that are called so: `init/clip`, or `clip` of every family."""
+    return [each for each in parts if name in (each, each.partition("/")[2])]
 
 
 def _check_method(name: str, method: object, title: str, place: Place) -> None:

@@ -161,6 +161,7 @@ def _describe_methods() -> Lines:
 def _describe_components() -> Lines:
     from harness.config.settings import find_families
     from harness.method import METHODS
+    from harness.run.listing import describe_part
     from methods.recipe import Recipe
 
     METHODS.load()
@@ -172,24 +173,9 @@ def _describe_components() -> Lines:
         yield f"## {place}\n"
         for name, part in sorted(family.siblings().items()):
             yield f"### {place}: {name}\n\n{inspect.cleandoc(part.__doc__ or '')}\n"
-            yield from _describe_fields(part)
-
-
-def _describe_fields(part: type) -> Lines:
-    from harness.config.meanings import list_meanings
-    from harness.config.settings import describe_setting
-
-    meanings, rows = list_meanings(part), []
-    for each in dataclasses.fields(part):
-        default = "required"
-        if each.default is not dataclasses.MISSING:
-            held = each.default
-            default = f"`{held if isinstance(held, str) else describe_setting(held)}`"
-        elif each.default_factory is not dataclasses.MISSING:
-            default = f"`{describe_setting(each.default_factory())}`"
-        rows.append((f"`{each.name}`", default, meanings.get(each.name, "")))
-    if rows:
-        yield from _make_table(("field", "default", "meaning"), rows)
+            fields = describe_part(part).settings
+            rows = [(f"`{each.path}`", f"`{each.value}`", each.text) for each in fields]
+            yield from _make_table(("field", "default", "meaning"), rows) if rows else ()
 
 
 def _describe_records() -> Lines:

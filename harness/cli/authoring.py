@@ -144,9 +144,10 @@ def _write(name: str, template: str) -> int:
     """Write the file, into methods/ in a checkout. Raises GridError, before anything is written."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise GridError(f"{name!r} should be small letters, digits and hyphens, as in my-name")
+    from harness.method import find_named
     from harness.testing import list_names
 
-    if taken := [each for each in list_names() if name in (each, each.partition("/")[2])]:
+    if taken := find_named(name, list_names()):
         raise GridError(f"the name {name!r} is taken: {taken[0]}; choose another")
     is_checkout = Path("methods/__init__.py").is_file() and Path("harness").is_dir()
     path = Path("methods" if is_checkout else ".") / f"{name.replace('-', '_')}.py"

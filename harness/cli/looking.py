@@ -26,9 +26,10 @@ from harness.cli.verb import (
     without_collection,
 )
 from harness.cluster import status as watch
+from harness.core.errors import GridError, nearest
 from harness.core.store import Store
 from harness.run import states
-from harness.run.listing import list_methods
+from harness.run.listing import Listed, list_methods
 from harness.run.plan import Plan
 
 
@@ -166,7 +167,12 @@ STATUS = Verb(
 
 
 def _add_methods_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the method whose fields are shown")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="what fields are shown of: a method, a part of one (nf, init/clip)",
+    )
 
 
 def _methods(arguments: argparse.Namespace) -> int:
@@ -175,15 +181,28 @@ def _methods(arguments: argparse.Namespace) -> int:
         methods = [(name, each.about) for name, each in listing.methods.items()]
         print_table([*methods, *listing.unavailable.items()], words=2)
         return 0
-    if arguments.name not in listing.methods:
-        from harness.method import METHODS
-
-        METHODS.find(arguments.name)  # says why, with the nearest name
-    method = listing.methods[arguments.name]
-    print(f"{method.name} ({method.title}): {method.about}")
-    print(f"source: {os.path.relpath(method.source)}")
-    print_table(((each.path, each.value, each.text) for each in method.settings), words=3, indent=2)
+    if arguments.name in listing.methods:
+        _print_fields(listing.methods[arguments.name])
+        return 0
+    called = [part for name, part in listing.parts.items() if arguments.name in (name, part.title)]
+    if not called:
+        if why := listing.unavailable.get(arguments.name):
+            raise GridError(f"method {arguments.name!r} is {why}")
+        known = [*listing.methods, *(part.title for part in listing.parts.values())]
+        raise GridError(
+            f"no method or part of one is called {arguments.name!r}; "
+            f"{nearest(arguments.name, known)}"
+        )
+    for part in called:
+        _print_fields(part)
     return 0
+
+
+def _print_fields(listed: Listed) -> None:
+    title = f" ({listed.title})" if "/" not in listed.name else ""  # a part's is its name
+    print(f"{listed.name}{title}: {listed.about}")
+    print(f"source: {os.path.relpath(listed.source)}")
+    print_table(((each.path, each.value, each.text) for each in listed.settings), words=3, indent=2)
 
 
 METHODS = Verb(

@@ -1,4 +1,4 @@
-"""What `bitgrid methods` lists: every method, its settings, and what each of them means.
+"""What `bitgrid methods` lists: methods and their parts, the settings of each, and their meanings.
 
     <cache>/methods/<place>.json      what was listed last, and the files that it was read from
 
@@ -12,7 +12,9 @@ the methods (`harness.method`), what of a file counts (`declarations`), plans th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -29,8 +31,9 @@ from harness.core.provenance import list_sources
 from harness.run.declarations import read_declarations
 from harness.run.plan import is_unchanged, mark_file
 
-SCHEMA = 2
+SCHEMA = 3
 GROUP = "bitgrid.methods"
+_KINDS = ("methods", "parts")
 # What makes a list of methods, and not only stands in one: it counts whole.
 _DESCRIBING = tuple(ROOT / "harness" / part for part in ("core", "config", "run", "method.py"))
 
@@ -52,7 +55,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Listed:
-    """A method as it is listed."""
+    """A method as it is listed, or a part of one, whose title is its name."""
 
     name: str
     title: str
@@ -63,9 +66,10 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """All methods by name, and why some are unavailable."""
+    """All methods by name, their parts by `family/name`, and why some methods are unavailable."""
 
     methods: Mapping[str, Listed]
+    parts: Mapping[str, Listed]
     unavailable: Mapping[str, str]
 
 
@@ -82,11 +86,12 @@ def list_methods() -> Listing:
 
 def read_methods() -> Listing:
     """All methods, imported."""
-    from harness.method import METHODS
+    from harness.method import METHODS, list_parts
 
     methods = {name: _describe(entry) for name, entry in METHODS.load().items()}
     return Listing(
         methods,
+        {name: describe_part(cls) for name, cls in sorted(list_parts().items())},
         {
             name: f"unavailable: {missing.reason} ({os.path.relpath(missing.file)})"
             for name, missing in METHODS.unavailable().items()
@@ -109,7 +114,8 @@ def recall() -> Listing | None:
             )
         )
         if is_same:
-            return Listing({each["name"]: _read(each) for each in kept["methods"]}, {})
+            methods, parts = ({each["name"]: _read(each) for each in kept[kind]} for kind in _KINDS)
+            return Listing(methods, parts, {})
     return None
 
 
@@ -130,6 +136,7 @@ def remember(listing: Listing) -> None:
                 "points": _list_points(),
                 "watch": [(*mark_file(path), _digest(path)) for path in sorted(_list_files())],
                 "methods": [asdict(each) for each in listing.methods.values()],
+                "parts": [asdict(each) for each in listing.parts.values()],
             },
         )
 
@@ -177,22 +184,47 @@ def _list_files() -> set[Path]:
     return {*list_sources(), *METHODS.files(), *imported}
 
 
+def describe_part(cls: Any) -> Listed:
+    """A part of a method, with its fields as they are when nothing is said."""
+    from harness.config.meanings import list_meanings
+    from harness.config.settings import describe_setting, find_families
+    from harness.core.checked import field_types
+
+    meanings, families, settings = list_meanings(cls), find_families(cls), []
+    for field in dataclasses.fields(cls):
+        choices = _list_choices(families.get(field.name), field_types(cls)[field.name])
+        default = "required"
+        if field.default_factory is not dataclasses.MISSING:
+            default = describe_setting(field.default_factory())
+        elif field.default is not dataclasses.MISSING:
+            held = field.default
+            default = held if isinstance(held, str) else describe_setting(held)
+        settings.append(Setting(field.name, default, meanings.get(field.name, ""), choices))
+    about = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    source = inspect.getsourcefile(cls) or ""
+    return Listed(cls.identity_name(), cls.own_name(), about, source, tuple(settings))
+
+
+def _list_choices(family: Any, hint: object) -> tuple[str, ...]:
+    """What a field may be, where that is one of some, as a remark."""
+    from harness.core.hints import list_choices
+
+    choices = [] if family is None else sorted(family.siblings())
+    for each in list_choices(hint):
+        choices += map(str, get_args(each) if get_origin(each) is Literal else ())
+    return (f"of {', '.join(choices)}",) if choices else ()
+
+
 def _describe(entry: Any) -> Listed:
     from harness.config.meanings import find_owner, list_meanings
     from harness.config.settings import describe_setting, find_families, list_settings
     from harness.core.checked import field_types
     from harness.core.component import Component
-    from harness.core.hints import list_choices
 
     settings, families = [], find_families(type(entry.method))
     for path, value in list_settings(entry.method):
         owner, name = find_owner(entry.method, path), path.rpartition(".")[2]
-        choices: list[str] = []
-        if path in families:
-            choices = sorted(families[path].siblings())
-        for hint in list_choices(field_types(owner)[name]):
-            choices += map(str, get_args(hint) if get_origin(hint) is Literal else ())
-        remarks = [f"of {', '.join(choices)}"] if choices else []
+        remarks = [*_list_choices(families.get(path), field_types(owner)[name])]
         if path in entry.fixed:
             remarks.append("fixed where only compared against")
         is_group = hasattr(value, "__dataclass_fields__") and not isinstance(value, Component)

@@ -20,7 +20,7 @@ from harness.core.component import Component
 from harness.core.errors import BitgridError, GridError, SettingError, first_line, nearest
 from harness.core.hints import find_items
 from harness.core.stage import closure
-from harness.method import METHODS, Entry, Method
+from harness.method import METHODS, Entry, Method, find_named, list_parts
 from harness.testing.bench import Bench
 from harness.testing.tiny import TEXT
 
@@ -63,10 +63,10 @@ def find_subject(name: str, bench: Bench, settings: Mapping[str, Any] | None = N
 
     Raises GridError for a name that is unknown, unavailable or of several parts.
     """
-    found = _find_parts()
+    found = list_parts()
     if name in METHODS.load() or name in METHODS.unavailable():
         return make_subject(METHODS.find(name).method, settings, METHODS.find(name))
-    fitting = [each for each in found if name in (each, each.partition("/")[2])]
+    fitting = find_named(name, found)
     if not fitting:
         known = [*METHODS.load(), *found, *(each.partition("/")[2] for each in found)]
         raise GridError(f"{name!r} is unknown; {nearest(name, known)}")
@@ -77,7 +77,7 @@ def find_subject(name: str, bench: Bench, settings: Mapping[str, Any] | None = N
 
 def list_names() -> list[str]:
     """Every name that can be checked: methods, then parts as `family/name`."""
-    return [*METHODS.load(), *sorted(_find_parts())]
+    return [*METHODS.load(), *sorted(list_parts())]
 
 
 def load_file(path: Path) -> list[str]:
@@ -103,7 +103,7 @@ def load_file(path: Path) -> list[str]:
         place = "" if str(path) in told else f"{path}:{lines[-1] if lines else 1}: "
         raise GridError(f"{place}{told}") from error
     entries = [n for n, each in METHODS.load().items() if Path(each.source) == path]
-    parts = [n for n, cls in sorted(_find_parts().items()) if cls.__module__ == path.stem]
+    parts = [n for n, cls in sorted(list_parts().items()) if cls.__module__ == path.stem]
     if not entries and not parts:
         raise GridError(f"{path}: it registers no method and defines no part of one")
     return [*entries, *parts]
@@ -119,16 +119,6 @@ def make_small(method: Method) -> Method:
                 except BitgridError:  # one of its own that only shares the name
                     continue
     return method
-
-
-def _find_parts() -> dict[str, type[Component]]:
-    """Every part that a registered method may have, by `family/name`."""
-    found: dict[str, type[Component]] = {}
-    for entry in METHODS.load().values():
-        for family in find_families(type(entry.method)).values():
-            for name, cls in family.siblings().items():
-                found.setdefault(f"{family.family_name()}/{name}", cls)
-    return found
 
 
 def _carry(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.cli.main import main
 from harness.core.provenance import list_sources
 from harness.run import listing
 from harness.run.declarations import read_declarations
@@ -20,7 +22,7 @@ HEAVY = ("torch", "transformers", "pandas", "numpy", "lm_eval", "methods.rtn")
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
     monkeypatch.setenv("BITGRID_CACHE", str(tmp_path))
-    found = Listing(read_methods().methods, {})
+    found = replace(read_methods(), unavailable={})
     remember(found)
     return found
 
@@ -48,6 +50,24 @@ def test_a_method_is_listed_without_importing_one(kept: Listing) -> None:
     assert line.split(maxsplit=2)[1:] == ["20", kept.methods["awq-clip"].settings[6].meaning]
 
 
+def test_parts_are_listed_by_family_and_name(
+    kept: Listing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {each.path: each for each in kept.parts["attachment/activations"].settings}
+    assert fields["bits"].value == "8" and fields["bits"].meaning
+    assert {each.path: each.value for each in kept.parts["format/mixed"].settings} == {
+        "default": "int-asym",
+        "layers": "{}",
+    }
+    assert main(["methods", "kv-cache"]) == 0
+    assert capsys.readouterr().out.startswith("attachment/kv-cache: ")
+    assert main(["methods", "rounding/gptq"]) == main(["methods", "none"]) == 0
+    families = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "/" in line]
+    assert {"rounding/gptq", "format/none", "init/none"} <= set(families)
+    assert main(["methods", "kv-cash"]) == 2
+    assert "'kv-cash'; did you mean 'kv-cache'?" in capsys.readouterr().err
+
+
 def test_a_change_is_seen(kept: Listing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(listing, "list_sources", lambda: [*list_sources(), tmp_path / "new.py"])
@@ -69,7 +89,7 @@ def test_what_is_unavailable_is_looked_for_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("BITGRID_CACHE", str(tmp_path))
-    remember(Listing({}, {"mine": "unavailable: ImportError: hqq (mine.py)"}))
+    remember(Listing({}, {}, {"mine": "unavailable: ImportError: hqq (mine.py)"}))
     assert recall() is None and not any(tmp_path.iterdir())
 
 
@@ -78,7 +98,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("BITGRID_CACHE", str(tmp_path / "file"))
-    remember(Listing({}, {}))
+    remember(Listing({}, {}, {}))
     assert recall() is None
 
 
