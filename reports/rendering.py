@@ -14,7 +14,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.records import TRIALS
+
 if TYPE_CHECKING:
+    from reports.plots import Drawn
     from reports.reading.export import Export
 
 RECORDS = (
@@ -27,6 +30,7 @@ RECORDS = (
 )
 """The files that `harness.run.export` writes and everything here is rendered from."""
 _PAGE = "index.html"
+_TRIALS_PLOT = "trials_training_loss"
 _STAMP = ".rendered.json"
 _COLUMNS = 100  # of table.txt
 _TEXTS = ("report.md", "table.md", "table.tex", "table.csv", "table.html", "table.txt")
@@ -107,23 +111,47 @@ def _make_files(export: Export, html: bool) -> dict[str, bytes]:
     if html:
         from reports.pages import html as web
 
+        pictures += [Picture(*plot) for plot in _draw_trials(export.folder / TRIALS)]
         files[_PAGE] = web.write_page(export, table_summary, pictures, further).encode()
     for picture in pictures:
         files |= {f"plots/{picture.name}.{end}": data for end, data in picture.files.items()}
     return files
 
 
+def _draw_trials(folder: Path) -> list[Drawn]:
+    """The curves of the trials of a grid that tunes, for its page."""
+    from reports import plots
+    from reports.numbers import summary
+    from reports.reading.export import Export
+
+    if not (folder / "curves.jsonl").is_file():
+        return []
+    export = Export(folder)
+    if export.rows.empty:
+        return []
+    return [
+        each._replace(
+            name=_TRIALS_PLOT,
+            title=f"{each.title} of the trials",
+            words=f"One line a trial of the grid's tuning. {each.words}",
+        )
+        for each in plots.draw(plots.Context(export, summary.summarise(export)), plots.curves.PLOTS)
+    ]
+
+
 def _picture_names() -> list[str]:
     from reports.plots import PLOTS
 
-    return [f"plots/{plot.name}.{suffix}" for plot in PLOTS for suffix in ("png", "pdf")]
+    names = [*(plot.name for plot in PLOTS), _TRIALS_PLOT]
+    return [f"plots/{name}.{suffix}" for name in names for suffix in ("png", "pdf")]
 
 
 def _inputs(folder: Path) -> str:
     digest = hashlib.sha256()
     package = Path(__file__).parent
     sources = sorted([*package.rglob("*.py"), *package.glob("pages/assets/*")])
-    for path in [*(folder / name for name in RECORDS), *sources]:
+    records = [folder / name for name in [*RECORDS, *(f"{TRIALS}/{name}" for name in RECORDS)]]
+    for path in [*records, *sources]:
         data = path.read_bytes() if path.is_file() else b""
         digest.update(f"{path.name} {path.is_file()} {len(data)}\n".encode())
         digest.update(data)

@@ -58,7 +58,7 @@ def write_page(
     """
     stages = export.stages
     measured = provenance.list_measurements(export.rows, summary)
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = _asset("page.css"), _script()
     grid, table = summary.grid, make_sheet(summary)
     rows = zip(summary.rows, table.rows, strict=True)
     return (
@@ -69,7 +69,15 @@ def write_page(
             script=script,
             policy=_policy(style, script),
             data=provenance.embed_json(
-                provenance.make_data(summary, measured, stages, export.items)
+                {
+                    "labels": list(provenance.FACTS.values()),
+                    "grids": [
+                        {
+                            **provenance.make_data(summary, measured, stages, export.items),
+                            "charts": {each.name: each.chart for each in pictures if each.chart},
+                        }
+                    ],
+                }
             ),
             grid=grid,
             title=grid.report.title or grid.name,
@@ -118,6 +126,12 @@ def _show(value: object) -> object:
 
 def _asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    """The scripts as one, in the order in which they build on each other."""
+    names = ("tables.js", "panel.js", "charts.js", "page.js")
+    return "\n".join(['"use strict";', "(() => {", *map(_asset, names), "})();"])
 
 
 def _policy(style: str, script: str) -> str:
