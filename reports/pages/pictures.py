@@ -5,6 +5,7 @@ Not here: drawing them (`reports.plots`).
 
 from __future__ import annotations
 
+import base64
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ class Picture:
     @property
     def caption(self) -> str:
         return f"{self.title}. {self.words}".strip()
+
+    @property
+    def embedded(self) -> str:
+        """The PNG as an address that holds it."""
+        return f"data:image/png;base64,{base64.b64encode(self.files['png']).decode()}"
 
     @property
     def size(self) -> tuple[int, int]:

@@ -249,7 +249,7 @@ function setUpChart(grid, figure) {
   const facets = make("div", { class: "facets" }, ...panels.map((panel) => panel.box));
   const notes = chart.notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`).join(" ");
   figure.prepend(make("div", { class: "chart" }, facets, legend, choices, make("p", { class: "small" }, notes)));
-  figure.querySelector("a.picture").hidden = true;
+  figure.querySelector(".picture").hidden = true;
 
   function redraw() {
     const shown = chart.lines.filter((line) => boxes.get(line.name).checked);

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from reports import render
+from reports import render, render_together
 from tests.reports.pages.test_html import Visit
 from tests.reports.pages.test_html import browser as browser
 from tests.support.synthetic_grids import measured, ppl, write
@@ -110,6 +110,34 @@ def test_without_the_script_the_picture_shows(browser: Any, folder: Path) -> Non
     assert visit.page.locator("figure[data-chart] img").is_visible()
     assert visit.page.locator(".facet").count() == 0
     visit.context.close()
+
+
+def test_two_grids_on_one_page_keep_their_own_view(
+    browser: Any, folder: Path, tmp_path: Path
+) -> None:
+    other = write(tmp_path / "other", [measured([1.0, 0.0], label=label)[0] for label in "AB"])
+    (tmp_path / "page").mkdir()
+    render_together([folder, other], tmp_path / "page/index.html")
+    visit = Visit(browser, tmp_path / "page")
+    page = visit.page
+    page.locator("form.filters[data-table='tiny-2-comparison-table'] input").fill("B")
+    page.locator(".columns summary").first.click()
+    page.locator(".columns").first.get_by_label("PPL ↓").uncheck()
+    page.locator("details.rest summary").first.click()
+    page.locator("#tiny-plots .legend").get_by_label("A").uncheck()
+    again = Visit(browser, tmp_path / "page")
+    again.page.goto(page.url)
+    again.page.reload()
+    assert again.methods("tiny-comparison-table") == ["A", "B"]
+    assert again.methods("tiny-2-comparison-table") == ["B"]
+    heads = [again.page.locator(f"#{name}comparison-table thead") for name in ("tiny-", "tiny-2-")]
+    assert [head.get_by_text("PPL ↓").is_visible() for head in heads] == [False, False]
+    assert heads[1].get_by_text("Knowledge").first.is_visible()
+    again.page.locator("#tiny-2-comparison-table button.number:visible").first.click()
+    assert "B, 2 bits" in again.page.get_by_role("dialog").inner_text()
+    assert visit.complaints == again.complaints == [] and visit.requests == []
+    for each in (visit, again):
+        each.context.close()
 
 
 def test_two_rows_show_the_items_that_flipped(visit: Visit) -> None:
