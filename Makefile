@@ -12,9 +12,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/bitgrid run experiments/quickstart.yaml
 
-# Two processes, a file to each in turn: the tests on a SLURM, first, mostly wait.
+# Three processes, a file to each in turn: the tests on a SLURM, first, mostly wait, so that two cores
+# are busy with three.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .

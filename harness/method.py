@@ -228,11 +228,16 @@ def register(name: str, method: Method, title: str, about: str, fixed: Iterable[
 def list_parts() -> dict[str, type[Component]]:
     """Every part that a registered method may have, by `family/name`: `init/clip`."""
     found: dict[str, type[Component]] = {}
-    for entry in METHODS.load().values():
-        for family in find_families(type(entry.method)).values():
+    for kind in list_kinds():
+        for family in find_families(kind).values():
             for name, cls in family.siblings().items():
                 found.setdefault(f"{family.family_name()}/{name}", cls)
     return found
+
+
+def list_kinds() -> list[Any]:
+    """The classes of the registered methods, each once: most methods are named points of one."""
+    return [*dict.fromkeys(type(entry.method) for entry in METHODS.load().values())]
 
 
 def find_named(name: str, parts: Iterable[str]) -> list[str]:

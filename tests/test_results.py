@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
 from harness.core.records import TRIALS
 from reports.publishing import copy_records, shown_pictures
@@ -18,7 +19,11 @@ GRIDS = sorted(path.parent.name for path in RESULTS.glob("*/rows.jsonl"))
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_committed_report_is_what_its_records_give(name: str, tmp_path: Path) -> None:
+def test_a_committed_report_is_what_its_records_give(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name != "quickstart":  # no report shows a PDF, and fonts are cut for each: two fifths of it
+        monkeypatch.setattr(FigureCanvasPdf, "print_pdf", lambda _, file, **__: file.write(b"PDF"))
     folder = copy_records(RESULTS / name, tmp_path / name)
     render(folder, html=name == "quickstart")
     report = (folder / "report.md").read_text()

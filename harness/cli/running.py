@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from harness.cli.verb import (
     Verb,
     add_computing_arguments,
     add_grid_argument,
+    go_offline,
     load_grid,
     open_store,
     select_cells,
@@ -34,6 +36,7 @@ from harness.run.plan import Plan
 from harness.run.trials import are_due
 
 if TYPE_CHECKING:
+    from harness.cluster.workers import Crew
     from harness.run.runner import Outcome
 
 
@@ -106,18 +109,32 @@ def compute(
     """
     retry_before = time.time() if retry else 0.0
     computed, bad = set[str](), dict[str, None]()
-    while True:
-        plan = _plan_anew(store, grid, allow_code_execution, out)
-        roots = [key for cell in select_cells(plan, only) for key in cell.roots] if only else None
-        missing = states.needed(plan, store, roots)
-        outcome = _compute_planned(plan, store, missing, retry_before, workers, gpus)
-        computed |= set(outcome.computed)
-        bad |= dict.fromkeys((*outcome.failed, *outcome.blocked))
-        if not are_due(plan, store):
-            break
+    go_offline(grid)  # the processes too
+    with _find_crew(store, retry_before, workers, gpus) as crew:
+        while True:
+            plan = _plan_anew(store, grid, allow_code_execution, out)
+            cells = select_cells(plan, only) if only else ()
+            roots = [key for cell in cells for key in cell.roots] if only else None
+            missing = states.needed(plan, store, roots)
+            outcome = _compute_planned(plan, store, missing, retry_before, crew)
+            computed |= set(outcome.computed)
+            bad |= dict.fromkeys((*outcome.failed, *outcome.blocked))
+            if not are_due(plan, store):
+                break
     if computed:
         print(f"computed {len(computed)} stages of {len(plan.stored())}", file=sys.stderr)
     return plan, len(bad)
+
+
+def _find_crew(
+    store: Store, retry_before: float, workers: str | None, gpus: str | None
+) -> AbstractContextManager[Crew | None]:
+    """Several processes, which import what they need while the plan is made; or none."""
+    if workers is None and gpus is None:
+        return nullcontext()
+    from harness.cluster import workers as pools
+
+    return pools.Crew(store, pools.find_devices(workers, gpus), retry_before)
 
 
 @without_collection()
@@ -138,27 +155,22 @@ def _plan_anew(store: Store, path: Path, allow_code_execution: bool, out: Path |
 
 
 def _compute_planned(
-    plan: Plan,
-    store: Store,
-    keys: Sequence[str],
-    retry_before: float,
-    workers: str | None,
-    gpus: str | None,
+    plan: Plan, store: Store, keys: Sequence[str], retry_before: float, crew: Crew | None
 ) -> Outcome:
-    """Run what is missing of a plan, `keys`, in this process or in several."""
+    """Run what is missing of a plan, `keys`, in this process or in those of a crew."""
     from harness import models
     from harness.cluster import workers as pools
     from harness.run.progress import Bar
     from harness.run.runner import Outcome, Share, run
 
-    several = workers is not None or gpus is not None
-    devices = pools.find_devices(workers, gpus) if several else [str(models.device())]
+    if crew is None:
+        models.device()
     missing = [key for key in keys if plan.nodes[key].stored]
     if not missing:
         return Outcome()
     with Bar(plan, missing, store) as bar:
-        if several:
-            return pools.run(plan, store, missing, bar, devices, retry_before)
+        if crew is not None:
+            return pools.run(plan, store, missing, bar, crew)
         return run(plan, store, bar.add_lane(), retry_before, Share(tuple(missing)))
 
 

@@ -170,14 +170,14 @@ def load_grid(path: Path, allow_code_execution: bool = True, *, store: Store) ->
 
     `store`: where trials are whose scores choose settings.
     """
-    _go_offline(path)
+    go_offline(path)
     from harness.grid import expand as grids
     from harness.run.trials import look_into
 
     return grids.load(path, allow_code_execution, look=look_into(store))
 
 
-def _go_offline(path: Path) -> None:
+def go_offline(path: Path) -> None:
     """Ask the hub for nothing where a mirror is named: what is pinned there is what is meant.
 
     Compute nodes have no network, and libraries that try it wait. HF_HUB_OFFLINE=0 overrules this.

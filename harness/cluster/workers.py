@@ -4,7 +4,8 @@ The same jobs as on a cluster (`waves`), so that a model is loaded once and a sh
 once; who has most work behind him goes first. A job starts where its inputs are there, enough
 processes are free (a stage that asks for several GPUs takes several) and the host has the memory
 that the jobs under way ask for. A process that dies leaves a record of a failure, and another takes
-its place. All end with this one. Not here: what such a process does (`harness.run.lane`).
+its place. Processes are started before there is a plan: what they import takes seconds, in which
+the plan is made. All end with this one. Not here: what such a process does (`harness.run.lane`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from harness.cluster import launches, waves
 from harness.cluster.launches import Launch, Placed
@@ -35,12 +36,13 @@ from harness.core.store import Store
 from harness.run import plan as plans
 from harness.run.lane import CLOCK
 from harness.run.plan import Plan
-from harness.run.progress import Bar, Lane
+from harness.run.progress import Bar
 from harness.run.runner import Outcome
 
 COMMAND = (sys.executable, "-m", "harness.run.lane")
 PATIENCE_S = 20.0
 CANCEL_S = 2.0  # between two looks whether the run was cancelled
+AHEAD = 8  # processes that are started before it is known for how many there is work
 MEMORY_SHARE = 0.9  # of the host's, for jobs at once
 
 
@@ -81,29 +83,85 @@ def find_devices(workers: str | None, gpus: str | None) -> list[str]:
     return [f"cuda:{number}" if on_gpus else named or "cpu" for number in range(count)]
 
 
-def run(
-    plan: Plan,
-    store: Store,
-    keys: Sequence[str],
-    bar: Bar,
-    devices: Sequence[str],
-    retry_before: float = 0.0,
-    command: Sequence[str] = COMMAND,
-) -> Outcome:
-    """Compute the kept stages `keys` of a plan in a process for each of `devices`.
+class Crew:
+    """The processes that compute on this machine, one for each of `devices`, until the end of
+    `with`. Those that will be needed, as far as is known, are started where it begins; others with
+    their first job, and again as often as one dies that is needed.
 
-    `command` starts one. See `harness.run.runner.run` for `retry_before`.
+    retry_before: see `harness.run.runner.run`; command: what starts one, `COMMAND` by default.
     """
-    jobs = waves.jobs(plan, keys, Profile(cluster="local", gpus=len(devices)))
+
+    def __init__(
+        self,
+        store: Store,
+        devices: Sequence[str],
+        retry_before: float = 0.0,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        words = [str(store.root), "--retry-before", repr(retry_before)]
+        self.command = [*(command or COMMAND), *words]
+        self.processes = [_Process(number, device) for number, device in enumerate(devices)]
+        self.events = queue.SimpleQueue[tuple[_Process, subprocess.Popen[str], str | None]]()
+
+    def __enter__(self) -> Self:
+        try:
+            for process in self.processes[:AHEAD]:
+                self.start(process)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all processes, at once: what they have finished is kept."""
+        running = [each for each in self.processes if each.process is not None]
+        for each in running:
+            assert each.process and each.process.stdin
+            with contextlib.suppress(OSError):  # it is dead
+                each.process.stdin.close()
+            if each.job is None:  # it does nothing, or still imports and would read the end late
+                each.process.kill()
+        for each in running:
+            assert each.process
+            try:
+                each.process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                each.process.kill()
+            each.process = None
+
+    def start(self, process: _Process) -> None:
+        threads = max(1, len(os.sched_getaffinity(0)) // len(self.processes))
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **SAFE_PATH}
+        started = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,  # until its first job, which has a log: see `_Pool._bury`
+            env={**environment, "BITGRID_DEVICE": process.device},
+            text=True,
+            start_new_session=True,  # Ctrl-C comes to this process alone, which ends the others
+        )
+        process.process = started
+        threading.Thread(target=self._listen, args=[process, started], daemon=True).start()
+
+    def _listen(self, process: _Process, started: subprocess.Popen[str]) -> None:
+        assert started.stdout
+        for line in started.stdout:
+            self.events.put((process, started, line))
+        self.events.put((process, started, None))
+
+
+def run(plan: Plan, store: Store, keys: Sequence[str], bar: Bar, crew: Crew) -> Outcome:
+    """Compute the kept stages `keys` of a plan in the processes of a crew."""
+    jobs = waves.jobs(plan, keys, Profile(cluster="local", gpus=len(crew.processes)))
     record = _record(plan, store, jobs)
-    words = [*command, str(store.root), str(record.folder / launches.PLAN)]
-    words += ["--retry-before", repr(retry_before)]
-    pool = _Pool(plan, store, jobs, devices, words, record, bar)
+    pool = _Pool(plan, store, jobs, crew, record, bar)
     with record.take() or contextlib.nullcontext():
         try:
             pool.run()
-        finally:
-            pool.stop()
+        except BaseException:
+            crew.__exit__()  # while others still see the run
+            raise
     return pool.outcome
 
 
@@ -134,8 +192,7 @@ class _Process:
 
     number: int
     device: str
-    lane: Lane
-    process: subprocess.Popen[str] | None = None  # started with its first job
+    process: subprocess.Popen[str] | None = None
     job: int | None = None
     stage: str | None = None  # under way
 
@@ -149,22 +206,16 @@ class _Pool:
     plan: Plan
     store: Store
     jobs: list[Job]
-    devices: Sequence[str]
-    command: list[str]
+    crew: Crew
     record: Launch
     bar: Bar
     outcome: Outcome = field(default_factory=Outcome)
     ended: set[int] = field(default_factory=set)
     lent: dict[int, list[_Process]] = field(default_factory=dict)  # by job, the first computes
-    events: queue.SimpleQueue[tuple[_Process, subprocess.Popen[str], str | None]] = field(
-        default_factory=queue.SimpleQueue
-    )
 
     def __post_init__(self) -> None:
-        self.processes = [
-            _Process(number, device, self.bar.add_lane())
-            for number, device in enumerate(self.devices)
-        ]
+        self.processes = self.crew.processes
+        self.lanes = [self.bar.add_lane() for _ in self.processes]
         self.waiting = sorted(range(len(self.jobs)), key=lambda job: -self.jobs[job].tail_h)
         pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.memory_gib = MEMORY_SHARE * pages / 2**30
@@ -173,7 +224,7 @@ class _Pool:
         while self.waiting or self.lent:
             self._start_ready()
             try:
-                process, of, line = self.events.get(timeout=CANCEL_S)
+                process, of, line = self.crew.events.get(timeout=CANCEL_S)
             except queue.Empty:
                 if self.record.is_asked_to_end():
                     raise BitgridError(
@@ -186,18 +237,6 @@ class _Pool:
                 self._bury(process)
             elif line.startswith("{"):
                 self._hear(process, json.loads(line))
-
-    def stop(self) -> None:
-        """End all processes, at once: what they have finished is kept."""
-        running = [each.process for each in self.processes if each.process is not None]
-        for process in running:
-            assert process.stdin
-            process.stdin.close()
-        for process in running:
-            try:
-                process.wait(PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
     def _start_ready(self) -> None:
         """Start jobs, those with most work behind them first, as long as the next one fits."""
@@ -219,40 +258,18 @@ class _Pool:
 
     def _send(self, process: _Process, job: Job, together: Sequence[_Process]) -> None:
         if process.process is None:
-            self._start(process)
+            self.crew.start(process)
         assert process.process and process.process.stdin
         gpus = [each.device.partition(":")[2] for each in together]
         several = len(together) > 1 and all(gpus)
         visible = ",".join(map(_name_visible, gpus)) if several else None
-        log = str(self._log(process))
-        order = {"keys": job.keys, "gpus": visible, "log": log}
+        plan, log = str(self.record.folder / launches.PLAN), str(self._log(process))
+        order = {"plan": plan, "keys": job.keys, "gpus": visible, "log": log}
         try:
             process.process.stdin.write(json.dumps(order) + "\n")
             process.process.stdin.flush()
         except OSError:
             pass  # it is dead, which its output tells next
-
-    def _start(self, process: _Process) -> None:
-        threads = max(1, len(os.sched_getaffinity(0)) // len(self.processes))
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **SAFE_PATH}
-        with self._log(process).open("a") as log:
-            started = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={**environment, "BITGRID_DEVICE": process.device},
-                text=True,
-                start_new_session=True,  # Ctrl-C comes to this process alone, which ends the others
-            )
-        process.process = started
-        threading.Thread(target=self._listen, args=[process, started], daemon=True).start()
-
-    def _listen(self, process: _Process, started: subprocess.Popen[str]) -> None:
-        assert started.stdout
-        for line in started.stdout:
-            self.events.put((process, started, line))
-        self.events.put((process, started, None))
 
     def _log(self, process: _Process) -> Path:
         """The log of the job that a process has."""
@@ -261,7 +278,7 @@ class _Pool:
 
     def _hear(self, process: _Process, told: dict[str, Any]) -> None:
         ((what, said),) = told.items()
-        lane = process.lane
+        lane = self.lanes[process.number]
         if what == "begin":
             process.stage = said
             lane.begin(said)
@@ -280,7 +297,7 @@ class _Pool:
         process.stage = None
         if key in self.outcome.failed:  # of a process that died: told already
             return
-        process.lane.end(key, state, reason)
+        self.lanes[process.number].end(key, state, reason)
         listed = {"done": self.outcome.computed, "failed": self.outcome.failed}
         listed.get(state, self.outcome.blocked).append(key)
 
@@ -289,15 +306,17 @@ class _Pool:
         self.ended.add(process.job)
         for each in self.lent.pop(process.job):
             each.job = None
-            each.lane.rest_idle()
+            self.lanes[each.number].rest_idle()
 
     def _bury(self, process: _Process) -> None:
         """Record why a process died; its job goes on in another one, without the stage."""
-        assert process.process is not None
-        code = process.process.wait()
-        process.process = None
+        dead, process.process = process.process, None
+        assert dead is not None and dead.stderr
+        code = dead.wait()
         if process.job is None:
             return
+        with self._log(process).open("a") as log:  # what it said before it opened one itself
+            log.write(dead.stderr.read())
         key = process.stage or self._find_next(self.jobs[process.job])
         if key is not None and not self.store.has(key):
             reason = _explain_death(code, self._log(process))

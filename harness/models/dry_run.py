@@ -61,6 +61,11 @@ def estimate_memory(
     return None
 
 
+def has_estimate(stage: Stage[Any]) -> bool:
+    """Whether a stage's class has an estimate of its own, which is not made: that takes a while."""
+    return estimate_memory.dispatch(type(stage)) is not estimate_memory.dispatch(object)
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes that one process holds at a stage's peak, by part; the parts add up to it."""

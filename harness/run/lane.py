@@ -1,6 +1,9 @@
-"""One of the processes that share a grid on a machine: `python -m harness.run.lane STORE PLAN`.
+"""One of the processes that share a grid on a machine: `python -m harness.run.lane STORE`.
 
-It reads jobs from standard input, a JSON object a line, `{"keys": […], "gpus": "0,1", "log": …}`,
+It reads jobs from standard input, a JSON object a line,
+
+    {"plan": FILE, "keys": [KEY, …], "gpus": "0,1", "log": FILE}
+
 computes their stages in order, has what is printed meanwhile in the log, and says on standard
 output what it does, an object a line:
 
@@ -22,6 +25,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -78,17 +82,18 @@ class Told:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="harness.run.lane", description=__doc__)
     parser.add_argument("store", type=Path)
-    parser.add_argument("plan", type=Path)
     parser.add_argument("--retry-before", type=float, default=0.0)
     options = parser.parse_args(arguments)
     out, jobs = own_stdout(), queue.SimpleQueue[str]()
     threading.Thread(target=_read_jobs, args=[jobs], daemon=True).start()
-    plan, store = plans.read(options.plan), Store(options.store)
-    told = Told(out, plan)
+    store, read_plan = Store(options.store), lru_cache(1)(plans.read)
     while True:
         job = json.loads(jobs.get())
         with open(job["log"], "a") as log:  # of this job, from here on
-            os.dup2(log.fileno(), sys.stderr.fileno())
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(log.fileno(), stream.fileno())
+        plan = read_plan(Path(job["plan"]))
+        told = Told(out, plan)
         if job["gpus"]:  # of a stage that several processes compute: those see these alone
             os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"]
         share = Share(tuple(job["keys"]), patience_s=0.0)

@@ -17,7 +17,7 @@ from harness.core.errors import ValueChanged
 from harness.core.execution import execute
 from harness.core.stage import Stage, closure
 from harness.models import Model, pretrained, read_layer_shapes
-from harness.models.dry_run import estimate_memory
+from harness.models.dry_run import has_estimate
 from harness.testing.killing import run_killed
 from harness.testing.tiny import make_tiny_model
 from harness.testing.watching import Counting
@@ -107,7 +107,7 @@ class Bench:
                 if stage.key not in values:
                     work = self._work / f"{stage.key}{attempt}"
                     work.mkdir(exist_ok=True)
-                    if watched and estimate_memory(stage) is None:
+                    if watched and not has_estimate(stage):
                         with Counting(self.compute(self.base).network) as counted:
                             values[stage.key] = execute(stage, values, work)
                         peak = Peak(counted.peak().total, counted.find_layer())

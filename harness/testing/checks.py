@@ -51,29 +51,33 @@ class Finding:
 
 def run_checks(subject: Subject, bench: Bench) -> list[Finding]:
     """Every check of a subject, in order."""
+    return [*iterate_checks(subject, bench)]
+
+
+def iterate_checks(subject: Subject, bench: Bench) -> Iterator[Finding]:
+    """The same one by one: who stops at one spares the rest."""
+    case, is_broken = Case(subject, bench), False
     with on_one_thread():  # as forks compute, which some of them kill
-        return _run_checks(subject, bench)
+        for title, find_fault in _CHECKS.items():
+            finding = _run_check(title, find_fault, case, is_broken)
+            is_broken |= finding.fault is not None and find_fault in _NEEDED
+            yield finding
 
 
-def _run_checks(subject: Subject, bench: Bench) -> list[Finding]:
-    case, findings, is_broken = Case(subject, bench), list[Finding](), False
-    for title, find_fault in _CHECKS.items():
-        if is_broken:
-            findings.append(Finding(title, skipped="there is no model to look at"))
-            continue
-        try:
-            fault = find_fault(case)
-        except Skip as skip:
-            findings.append(Finding(title, skipped=str(skip)))
-            continue
-        except Passed as passed:
-            findings.append(Finding(title, remark=str(passed)))
-            continue
-        except Exception as error:  # whatever an author's code raises
-            fault = explain(error, subject)
-        findings.append(Finding(title, make_line(fault) if fault else None))
-        is_broken = fault is not None and find_fault in _NEEDED
-    return findings
+def _run_check(
+    title: str, find_fault: Callable[[Case], str | None], case: Case, is_broken: bool
+) -> Finding:
+    if is_broken:
+        return Finding(title, skipped="there is no model to look at")
+    try:
+        fault = find_fault(case)
+    except Skip as skip:
+        return Finding(title, skipped=str(skip))
+    except Passed as passed:
+        return Finding(title, remark=str(passed))
+    except Exception as error:  # whatever an author's code raises
+        fault = explain(error, case.subject)
+    return Finding(title, make_line(fault) if fault else None)
 
 
 # --- what it says, and how it is planned ----------------------------------------------------------

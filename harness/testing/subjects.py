@@ -20,7 +20,7 @@ from harness.core.component import Component
 from harness.core.errors import BitgridError, GridError, SettingError, first_line, nearest
 from harness.core.hints import find_items
 from harness.core.stage import closure
-from harness.method import METHODS, Entry, Method, find_named, list_parts
+from harness.method import METHODS, Entry, Method, find_named, list_kinds, list_parts
 from harness.testing.bench import Bench
 from harness.testing.tiny import TEXT
 
@@ -127,8 +127,9 @@ def _carry(
     """The part inside the method of the fewest stages on which it makes a difference."""
     name, fault = identity.partition("/")[2], BitgridError("no method has such a part")
     carriers: list[tuple[tuple[bool, bool, int], Subject]] = []
+    places = {kind: [*_find_places(kind, part)] for kind in list_kinds()}
     for entry in METHODS.load().values():
-        for path, as_list in _find_places(entry.method, part):
+        for path, as_list in places[type(entry.method)]:
             chosen: Any = {"name": name, **settings}
             try:
                 method = configure(entry.method, {path: [chosen] if as_list else chosen})
@@ -154,9 +155,8 @@ def _is_trained(method: Method) -> bool:
     return any(path.rpartition(".")[2] == "lr" for path, _ in list_settings(method))
 
 
-def _find_places(method: Method, part: type[Component]) -> Iterator[tuple[str, bool]]:
-    """The fields of a method that may hold a part, and whether they hold a list of such."""
-    cls: Any = type(method)
+def _find_places(cls: Any, part: type[Component]) -> Iterator[tuple[str, bool]]:
+    """The fields of a kind of method that may hold a part, and whether they hold a list of such."""
     for path, family in find_families(cls).items():
         if "." not in path and part in family.choices().values():
             items = find_items(field_types(cls)[path])

@@ -45,7 +45,7 @@ def weights(place: Place) -> dict[str, bytes]:
 def test_a_grid_gives_the_rows_of_a_run_here(lab: Lab, tmp_path: Path) -> None:
     grid = {
         "vary": {"format.bits": [3, 2]},
-        "compare": ["bf16", "rtn", "awq-clip", "llm-qat"],
+        "compare": ["bf16", "rtn", "awq-clip"],
         "evaluate": [{"testbed-ppl": {"limit": 2}}, {"testbed_knowledge": {"limit": 4}}],
     }
     here, there = Place(tmp_path / "here", grid), Place(tmp_path / "there", grid)

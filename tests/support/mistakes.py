@@ -17,7 +17,9 @@ from harness.core import component
 from harness.core.checked import forget_adapters
 from harness.core.errors import BitgridError
 from harness.method import METHODS
-from harness.testing import Bench, examine, load_file
+from harness.testing import Bench, load_file
+from harness.testing.checks import iterate_checks
+from harness.testing.subjects import find_subject
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/methods.md"
@@ -112,10 +114,9 @@ def find_answer(number: int, folder: Path, bench: Bench) -> str:
     path.write_text(text.replace(old, new, 1))
     try:
         (loaded,) = load_file(path)
-        faults = [
-            f"{each.check}: {each.fault}" for each in examine(loaded, None, bench) if each.fault
-        ]
-        answer = faults[0] if faults else "nothing"
+        findings = iterate_checks(find_subject(loaded, bench), bench)
+        first = next((each for each in findings if each.fault), None)
+        answer = f"{first.check}: {first.fault}" if first else "nothing"
     except BitgridError as error:
         answer = str(error)
     for told, word in (

@@ -25,6 +25,7 @@ import reports
 from harness.cli.main import VERBS, main, make_parser
 from harness.cli.verb import Verb
 from harness.core.records import ITEM_KEY
+from tests.support.forked import run_forked
 
 ROOT = Path(__file__).parents[3]
 
@@ -43,8 +44,16 @@ def _bitgrid(
     return done
 
 
+def _forked(
+    *words: str | Path, cwd: Path = ROOT, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """In a fork, since imports take longest; what it plans is not for others: see `run_forked`."""
+    done = run_forked([*map(str, words)], cwd)
+    assert done.returncode == code, done.stderr
+    return done
+
+
 def _facts(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """The lines of a table of two columns."""
     return dict(re.split("  +", line.strip(), maxsplit=1) for line in done.stdout.splitlines()[1:])
 
 
@@ -53,6 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a wide grid in a reduced form."""
     folder = tmp_path_factory.mktemp("place")
     grid = yaml.safe_load((ROOT / "tests/support/wide_grid.yaml").read_text())
+    grid["model"] = "testbed-small"
     grid["vary"] = {"format.bits": [2]}
     grid["defaults"] |= {
         "train.steps": 2,
@@ -120,10 +130,10 @@ def test_status_report_and_plan_of_a_finished_grid(
     assert "5 cells, 5 models" in status
     assert "queued" not in status
     assert _facts(_bitgrid("plan", "quick.yaml", cwd=place))["stages to compute"] == "0"
-    latex = _bitgrid("report", "quick.yaml", "--format", "latex", cwd=place).stdout
+    latex = _forked("report", "quick.yaml", "--format", "latex", cwd=place).stdout
     assert "\\toprule" in latex
-    assert "index.html" not in _bitgrid("report", place / "runs/quick", cwd=place).stdout
-    assert "index.html" in _bitgrid("report", "quick.yaml", "--html", cwd=place).stdout
+    assert "index.html" not in _forked("report", place / "runs/quick", cwd=place).stdout
+    assert "index.html" in _forked("report", "quick.yaml", "--html", cwd=place).stdout
     page = (place / "runs/quick/index.html").read_text()
     assert "bitgrid run quick.yaml" in page
     assert "export the grid again" not in page  # every number leads to its model's revision
@@ -133,10 +143,10 @@ def test_a_table_is_written_to_a_file(
     place: Path, finished: subprocess.CompletedProcess[str]
 ) -> None:
     for form, start in (("latex", "% needs"), ("html", "<table"), ("markdown", "| Bits")):
-        _bitgrid("report", "quick.yaml", "--format", form, "--out", f"table.{form}", cwd=place)
+        _forked("report", "quick.yaml", "--format", form, "--out", f"table.{form}", cwd=place)
         assert (place / f"table.{form}").read_text().startswith(start)
     nowhere = ["report", "quick.yaml", "--format", "csv", "--out", "no/table.csv"]
-    words = _bitgrid(*nowhere, cwd=place, code=2).stderr
+    words = _forked(*nowhere, cwd=place, code=2).stderr
     assert words == "bitgrid: no/table.csv: cannot be written: No such file or directory\n"
 
 
@@ -144,7 +154,7 @@ def test_rows_are_published_and_rendered_elsewhere(
     place: Path, finished: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "results/quick"
-    _bitgrid("publish", "quick.yaml", "--to", tmp_path / "results", cwd=place)
+    _forked("publish", "quick.yaml", "--to", tmp_path / "results", cwd=place)
     report = (folder / "report.md").read_text()
     pictures = set(re.findall(r"plots/\w+\.png", report))
     records = {"grid.json", "rows.jsonl", "items.jsonl.gz", "curves.jsonl", "provenance.jsonl"}
@@ -157,23 +167,23 @@ def test_rows_are_published_and_rendered_elsewhere(
     for path, data in published.items():
         assert (place / "runs/quick" / path.relative_to(folder)).read_bytes() == data
 
-    shown = _bitgrid("report", "results/quick", "--html", cwd=tmp_path).stdout
+    shown = _forked("report", "results/quick", "--html", cwd=tmp_path).stdout
     assert "runs/results/quick/index.html" in shown
     assert (tmp_path / "runs/results/quick/rows.jsonl").is_file()  # which the page links to
-    _bitgrid("report", "results/quick", "--format", "csv", "--out", "table.csv", cwd=tmp_path)
+    _forked("report", "results/quick", "--format", "csv", "--out", "table.csv", cwd=tmp_path)
     assert (tmp_path / "table.csv").is_file()
-    _bitgrid("report", folder, "--out", "elsewhere", cwd=tmp_path)
+    _forked("report", folder, "--out", "elsewhere", cwd=tmp_path)
     assert (tmp_path / "elsewhere/table.tex").is_file()
     assert _files(folder) == published
 
-    _bitgrid("publish", "results/quick", cwd=tmp_path)  # as after a change of what reports say
+    _forked("publish", "results/quick", cwd=tmp_path)  # as after a change of what reports say
     assert _files(folder) == published
     (folder / "diagnostics.jsonl").write_text("")  # of an earlier state of the grid
     (folder / "plots/errors.png").write_bytes(b"")
     (folder / "remarks.txt").write_text("mine")
-    _bitgrid("publish", "quick.yaml", "--to", tmp_path / "results", cwd=place)
+    _forked("publish", "quick.yaml", "--to", tmp_path / "results", cwd=place)
     assert _files(folder) == published | {folder / "remarks.txt": b"mine"}
-    message = _bitgrid("publish", tmp_path / "results", cwd=tmp_path, code=2).stderr
+    message = _forked("publish", tmp_path / "results", cwd=tmp_path, code=2).stderr
     assert "results has no rows.jsonl: it is not the folder of an exported grid" in message
 
 
@@ -183,12 +193,12 @@ def _files(folder: Path) -> dict[Path, bytes]:
 
 def test_published_figures_alone(tmp_path: Path) -> None:
     file = ROOT / "harness/published/bitdistiller-2402.10631.csv"
-    table = _bitgrid("report", file).stdout
+    table = _forked("report", file).stdout
     assert "3453" in table
-    assert _bitgrid("report", file.stem, cwd=tmp_path).stdout == table  # by name, from anywhere
-    words = _bitgrid("report", "bitdistiler-2402.10631", code=2, cwd=tmp_path).stderr
+    assert _forked("report", file.stem, cwd=tmp_path).stdout == table  # by name, from anywhere
+    words = _forked("report", "bitdistiler-2402.10631", code=2, cwd=tmp_path).stderr
     assert "did you mean 'bitdistiller-2402.10631'" in words
-    assert _bitgrid("report", file, "--format", "latex").stdout.count(r"\toprule") == 3
+    assert _forked("report", file, "--format", "latex").stdout.count(r"\toprule") == 3
     good = file.read_text()
     head, first, *_ = good.splitlines()
     for text, words in (
@@ -203,20 +213,20 @@ def test_published_figures_alone(tmp_path: Path) -> None:
         (f"{head}\n", "there is no published figure to show"),
     ):
         (tmp_path / "bad.csv").write_text(text)
-        stderr = _bitgrid("report", tmp_path / "bad.csv", code=2).stderr
+        stderr = _forked("report", tmp_path / "bad.csv", code=2).stderr
         assert words in stderr and stderr.count("\n") == 1
 
 
 def test_gc_keeps_what_a_grid_needs(
     place: Path, finished: subprocess.CompletedProcess[str]
 ) -> None:
-    assert "0 entries" in _bitgrid("gc", cwd=place).stdout
+    assert "0 entries" in _forked("gc", cwd=place).stdout
     extra = place / ".bitgrid/values/unknown"
     extra.mkdir()
     (extra / "manifest.json").write_text("{}")
-    assert "values/unknown" in _bitgrid("gc", cwd=place).stdout
+    assert "values/unknown" in _forked("gc", cwd=place).stdout
     assert extra.exists()
-    _bitgrid("gc", "--yes", cwd=place)
+    _forked("gc", "--yes", cwd=place)
     assert not extra.exists()
     assert _facts(_bitgrid("plan", "quick.yaml", cwd=place))["stages to compute"] == "0"
 
@@ -275,7 +285,7 @@ def test_status_without_torch(place: Path, finished: subprocess.CompletedProcess
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(words: tuple[str, ...], message: str) -> None:
-    done = _bitgrid(*words, code=2)
+    done = _forked(*words, code=2)
     assert done.stderr.startswith("bitgrid: ")
     assert len(done.stderr.strip().splitlines()) == 1
     assert message in done.stderr
@@ -324,10 +334,10 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(
         (("--store", "new", "--out", "file/out"), "written"),
     ):
         command = ("run", place / "quick.yaml", *words)
-        said = _bitgrid(*command, cwd=tmp_path, code=2).stderr
+        said = _forked(*command, cwd=tmp_path, code=2).stderr
         assert re.fullmatch(rf"bitgrid: [^\n]*{words[-1]} cannot be {problem}: [^\n]*\n", said)
     assert not list((tmp_path / "new/values").glob("*"))
-    said = _bitgrid("status", place / "quick.yaml", "--store", "file", cwd=tmp_path, code=2).stderr
+    said = _forked("status", place / "quick.yaml", "--store", "file", cwd=tmp_path, code=2).stderr
     assert said.endswith("/file cannot be read: Not a directory\n")
 
 
@@ -341,9 +351,8 @@ def test_ctrl_c_says_that_nothing_is_lost_and_the_next_run_goes_on(place: Path) 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored in background jobs
+        # Which is ignored in background jobs.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list((place / "stopped/values").glob("*/manifest.json")):
@@ -370,7 +379,7 @@ def test_a_failing_cell_exits_1_and_shows_the_hole(place: Path, tmp_path: Path) 
     (tmp_path / "nan.yaml").write_text(
         "# Does a failing cell stand alone?\n" + yaml.safe_dump(grid)
     )
-    done = _bitgrid("run", "nan.yaml", cwd=tmp_path, code=1)
+    done = _forked("run", "nan.yaml", cwd=tmp_path, code=1)
     assert "RTN" in done.stdout
     failed = [line for line in done.stderr.splitlines() if line.startswith("failed: train")]
     assert len(failed) == 1
@@ -385,6 +394,6 @@ def test_where_every_cell_fails_the_failures_are_listed(place: Path, tmp_path: P
     grid["defaults"] |= WILD
     (tmp_path / "nan.yaml").write_text("# Does nothing work?\n" + yaml.safe_dump(grid))
     for _ in range(2):  # and of a failure that stands
-        done = _bitgrid("run", "nan.yaml", cwd=tmp_path, code=1)
+        done = _forked("run", "nan.yaml", cwd=tmp_path, code=1)
         assert "Traceback" not in done.stderr
         assert [line for line in done.stderr.splitlines() if line.startswith("failed: train")]

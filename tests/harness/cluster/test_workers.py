@@ -15,11 +15,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from harness.cli.main import main
 from harness.cluster import launches, workers
 from harness.cluster import status as watch
 from harness.cluster.profile import Request
 from harness.cluster.waves import Job
-from harness.cluster.workers import _Pool, _Process, find_devices
+from harness.cluster.workers import Crew, _Pool, _Process, find_devices
 from harness.core.errors import BitgridError
 from harness.core.store import Store
 from harness.run.progress import Bar
@@ -44,7 +45,8 @@ def _run(tmp_path: Path, command: tuple[str, ...], **patches: Any) -> tuple[Any,
     with Bar(plan, plan.stored(), store, Console(file=out, width=200)) as bar:
         for name, value in patches.items():
             setattr(bar, name, value)
-        outcome = workers.run(plan, store, plan.stored(), bar, ["cpu", "cpu"], command=command)
+        with Crew(store, ["cpu", "cpu"], command=command) as crew:
+            outcome = workers.run(plan, store, plan.stored(), bar, crew)
     return plan, outcome, out.getvalue()
 
 
@@ -95,6 +97,46 @@ def test_an_interruption_ends_the_processes(
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+WAITING = """
+import os, pathlib, sys, time
+pathlib.Path(os.environ["WAITING"], str(os.getpid())).touch()
+time.sleep(60)
+"""
+
+
+def test_processes_begin_before_the_plan_and_end_where_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once, though none of them reads that its input is at an end."""
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    monkeypatch.setenv("WAITING", str(begun))
+    monkeypatch.setattr(workers, "COMMAND", (sys.executable, "-c", WAITING))
+    (tmp_path / "grid.yaml").write_text("# No?\nmodel: testbed\nmethod: none such\n")
+
+    def plan_late(*_: object) -> None:
+        while len(list(begun.iterdir())) < 2:
+            time.sleep(0.01)
+        raise BitgridError("no plan can be made")
+
+    monkeypatch.setattr("harness.cli.running._plan_anew", plan_late)
+    began = time.monotonic()
+    words = ["run", str(tmp_path / "grid.yaml"), "--workers", "2", "--store", str(tmp_path / "s")]
+    assert main(words) == 2
+    assert "no plan can be made" in capsys.readouterr().err
+    assert time.monotonic() - began < 50
+    for path in begun.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name), 0)
+
+
+def test_what_a_process_says_before_its_first_job_is_in_the_log(tmp_path: Path) -> None:
+    broken = (sys.executable, "-c", "raise ImportError('no module of ours')")
+    _, outcome, shown = _run(tmp_path, broken)
+    assert not outcome.computed and outcome.failed
+    assert "its process ended with 1: ImportError: no module of ours" in shown
+
+
 def test_a_run_is_seen_and_cancelled_from_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +177,7 @@ def _pool(tmp_path: Path, jobs: list[Job], count: int, memory_gib: float) -> Sen
     plan, store = toy_plan(tmp_path / "toy.yaml"), Store(tmp_path / "store")
     with Bar(plan, [], store, Console(file=io.StringIO())) as bar:
         record = workers._record(plan, store, jobs)
-        pool = Sent(plan, store, jobs, ["cpu"] * count, [], record, bar)
+        pool = Sent(plan, store, jobs, Crew(store, ["cpu"] * count), record, bar)
     pool.sent, pool.memory_gib = [], memory_gib
     return pool
 
