@@ -33,10 +33,12 @@ from harness.core.declared import locate
 from harness.core.errors import BitgridError, FormatError, ModelError, nearest
 from harness.core.registry import Place, Registry, find_caller
 from harness.core.stage import Input, Resources, Stage, identify, to_canonical_json, value
-from harness.data import Tokens
+from harness.data import Tokens, calibration
 from harness.models import Model, check_applied, host_gib, matrices
 from harness.models.rehearsal import rehearse
 from harness.models.stage import find_pretrained, meta_network
+
+_TOKENS = ("text", "sequences", "length")  # fields that name the tokens of a method
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,13 @@ class Method(Component, family="method"):
         return False
 
     def calibration(self, base: Stage[Model]) -> Stage[Tokens] | None:
-        """The tokens that `apply` wants to see; None for methods that need no data."""
-        return None
+        """The tokens that `apply` wants to see; None for methods that need no data.
+
+        By default those that fields `text`, `sequences` and `length` (in tokens) name, if it has
+        all three.
+        """
+        fields: list[Any] = [getattr(self, name, None) for name in _TOKENS]
+        return None if None in fields else calibration(base, *fields)
 
     def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
         """The quantised model, made on `model` or a fork of it, by giving layers new weights.

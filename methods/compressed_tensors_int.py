@@ -8,42 +8,38 @@ files have them.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from torch import Tensor
 
-from harness.api import Method, Model, Quantized, Tokens, matrices, register
-from methods.parts import check_groups
+from harness.api import Model, Tokens, matrices, register
+from methods.parts import GroupedIntegers
 
 
 @dataclass(frozen=True)
-class CompressedTensors(Method):
+class CompressedTensors(GroupedIntegers):
     """Integers of compressed-tensors, a scale a group; per row with group_size 0."""
 
     needs: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
-    bits: Annotated[int, Field(ge=2, le=8)] = 4  # of each weight's code
-    group_size: Annotated[int, Field(ge=0, le=2**24)] = 128  # weights that share a scale; 0: a row
     symmetric: bool = True  # codes about 0, one more below, without a zero point
-
-    def check(self, layers: Any) -> None:
-        check_groups(layers, self.group_size)
 
     def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
         from compressed_tensors.quantization.lifecycle.forward import fake_quantize
         from compressed_tensors.quantization.utils import calculate_qparams
 
         result, made = model.fork(), self.make_arguments()
-        for name, matrix in matrices(result.network).items():
+        for matrix in matrices(result.network).values():
             rows = matrix.weight.flatten(0, -2)  # of experts, those of all
             groups = rows.unflatten(-1, (-1, self.group_size or rows.shape[1]))
             scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), made)
-            values = fake_quantize(rows, scale, zero, made)
-            matrix.replace(values.view(matrix.weight.shape))
-            group_bits = 8 * scale.itemsize + (0 if self.symmetric else self.bits)
-            bits = self.bits + group_bits * scale.numel() / rows.numel()
-            record = Quantized("compressed-tensors", self.bits, self.group_size, bits)
-            result.quantized[name] = record
+            values = fake_quantize(rows, scale, zero, made).view(matrix.weight.shape)
+            self.give(result, matrix, values, "compressed-tensors", self.count_beside(scale, rows))
         return result
+
+    def count_beside(self, scale: Tensor, weight: Tensor) -> float:
+        """Bits a weight of scales and packed zero points."""
+        group_bits = 8 * scale.itemsize + (0 if self.symmetric else self.bits)
+        return group_bits * scale.numel() / weight.numel()
 
     def make_arguments(self) -> Any:
         """What the library calls the arguments of a quantisation."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from harness import api
-from harness.api import Count, Model, Stage, Tokens, matrices
+from harness.api import Count, Model, Tokens, matrices
 from methods.compressed_tensors_int import CompressedTensors
 
 
@@ -25,9 +25,6 @@ class LLMCompressor(CompressedTensors):
     text: str = "c4"  # calibration text
     sequences: Count = 128  # of calibration text
     length: Count = 2048  # of each, in tokens
-
-    def calibration(self, base: Stage[Model]) -> Stage[Tokens]:
-        return api.calibration(base, self.text, self.sequences, self.length)
 
     def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
         from compressed_tensors.quantization import QuantizationScheme
@@ -44,13 +41,9 @@ class LLMCompressor(CompressedTensors):
         data: Any = torch.utils.data.DataLoader(rows, batch_size=None)  # type: ignore[arg-type]
         recipe = GPTQModifier(config_groups={"group_0": scheme})
         oneshot(model=scratch, processor=model.tokenizer, dataset=data, recipe=recipe)
-        for name, matrix in matrices(result.network).items():
-            module = scratch.get_submodule(name)
-            matrix.replace(module.weight.detach().to(matrix.weight))
-            group_bits = 8 * module.weight_scale.itemsize + (0 if self.symmetric else self.bits)
-            bits = self.bits + group_bits * module.weight_scale.numel() / module.weight.numel()
-            record = api.Quantized("llmcompressor", self.bits, self.group_size, bits)
-            result.quantized[name] = record
+        for matrix, values, layer in self.match(result, scratch, "weight_scale"):
+            beside = self.count_beside(layer.weight_scale, values)
+            self.give(result, matrix, values, "llmcompressor", beside)
         return result
 
 

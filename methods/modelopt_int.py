@@ -8,43 +8,36 @@ float32, of rows in the model's dtype.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from harness.api import Method, Model, Quantized, Tokens, matrices, register
-from methods.parts import check_groups
+from harness.api import Model, Tokens, matrices, register
+from methods.parts import GroupedIntegers
 
 
 @dataclass(frozen=True)
-class ModelOpt(Method):
+class ModelOpt(GroupedIntegers):
     """Integers about 0 of a scale for each block of a row; per row with group_size 0."""
 
     needs = ("nvidia-modelopt",)
-    bits: Annotated[int, Field(ge=2, le=8)] = 4  # of each weight's code
-    group_size: Annotated[int, Field(ge=0, le=2**24)] = 128  # weights that share a scale; 0: a row
     scales: Literal["max", "mse"] = "max"  # scale by the largest weight, or by least error
-
-    def check(self, layers: Any) -> None:
-        check_groups(layers, self.group_size)
 
     def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
         import modelopt.torch.quantization as quantization
 
         result = model.fork()
-        for name, matrix in matrices(result.network).items():
+        for matrix in matrices(result.network).values():
             rows = matrix.weight.detach().flatten(0, -2)  # of experts, those of all
             linear = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
             linear.weight = nn.Parameter(rows.contiguous(), requires_grad=False)
             run = quantization.quantize(nn.Sequential(linear), self.make_config())
             quantizer: Any = run[0].weight_quantizer
             with torch.no_grad():
-                matrix.replace(quantizer(run[0].weight).view(matrix.weight.shape))
+                values = quantizer(run[0].weight).view(matrix.weight.shape)
             beside = 8 * quantizer.amax.nbytes / rows.numel()
-            record = Quantized("modelopt-int", self.bits, self.group_size, self.bits + beside)
-            result.quantized[name] = record
+            self.give(result, matrix, values, "modelopt-int", beside)
         return result
 
     def make_config(self) -> dict[str, Any]:

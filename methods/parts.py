@@ -7,6 +7,7 @@ What changes here is told in the changelog. Not here: what the engine has for au
 (`harness.api`).
 """
 
+from methods.grouped_integers import GroupedIntegers
 from methods.quantization.block_ap import BlockAP
 from methods.quantization.folding import Rotation, fold_rotation
 from methods.quantization.formats import NF, Bits, Format, Grouped, IntAsym, IntSym, bounds
@@ -45,6 +46,7 @@ __all__ = [
     "Clip",
     "Format",
     "Grouped",
+    "GroupedIntegers",
     "Init",
     "IntAsym",
     "IntLSQ",

@@ -8,41 +8,34 @@ mappings, are counted as it stores them.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from torch import nn
 
-from harness.api import Method, Model, Quantized, Tokens, matrices, register
-from methods.parts import check_groups
+from harness.api import Model, Tokens, matrices, register
+from methods.parts import GroupedIntegers
 
 
 @dataclass(frozen=True)
-class TorchAO(Method):
+class TorchAO(GroupedIntegers):
     """Integers of torchao, a scale and a zero point a group; per row with group_size 0."""
 
     needs = ("torchao",)
-    bits: Annotated[int, Field(ge=2, le=8)] = 4  # of each weight's code
-    group_size: Annotated[int, Field(ge=0, le=2**24)] = 128  # weights that share a scale; 0: a row
     symmetric: bool = True  # codes from -2^(bits-1), one more below 0 than above
-
-    def check(self, layers: Any) -> None:
-        check_groups(layers, self.group_size)
 
     def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
         from torchao.quantization import quantize_
 
         result = model.fork()
-        for name, matrix in matrices(result.network).items():
+        for matrix in matrices(result.network).values():
             rows = matrix.weight.flatten(0, -2)  # of experts, those of all
             linear = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
             linear.weight = nn.Parameter(rows.contiguous(), requires_grad=False)
             quantize_(nn.Sequential(linear), self.make_config())
             stored: Any = linear.weight
-            matrix.replace(stored.dequantize().view(matrix.weight.shape))
+            values = stored.dequantize().view(matrix.weight.shape)
             beside = 8 * (stored.scale.nbytes + stored.zero_point.nbytes) / rows.numel()
-            record = Quantized("torchao-intx", self.bits, self.group_size, self.bits + beside)
-            result.quantized[name] = record
+            self.give(result, matrix, values, "torchao-intx", beside)
         return result
 
     def make_config(self) -> Any:

@@ -9,13 +9,13 @@ are rounded as method `torchao` rounds. Norms and ends stay.
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
 from harness import api
-from harness.api import Count, Model, Stage, Tokens, matrices
+from harness.api import Count, Model, Tokens, matrices
 from methods.torchao_intx import TorchAO
 
 
@@ -24,20 +24,13 @@ class TorchAOQAT(TorchAO):
     """Linear layers trained with torchao's fake quantisation, then rounded by torchao."""
 
     layer_classes = ("Linear",)
+    symmetric: Literal[True] = True  # torchao trains for no other integers
     text: str = "pile-val"  # that is trained on
     sequences: Count = 128  # of this text
     length: Count = 512  # of each, in tokens
     iterations: Count = 128  # optimizer steps
     batch_size: Count = 8  # sequences a step
     lr: Annotated[float, Field(gt=0, le=10)] = 1e-5  # learning rate
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.symmetric:
-            raise api.FormatError("torchao trains for symmetric integers only; symmetric: true")
-
-    def calibration(self, base: Stage[Model]) -> Stage[Tokens]:
-        return api.calibration(base, self.text, self.sequences, self.length)
 
     def apply(self, model: Model, calibration: Tokens | None, work: Path) -> Model:
         from torchao.quantization import quantize_

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import csv
+import inspect
 import re
 
 import pytest
 
 import harness.api
 import methods.parts
+from harness.method import METHODS
 from tests.support.mistakes import PAGE
 
 PUBLIC = {*harness.api.__all__, *methods.parts.__all__}
@@ -49,6 +51,16 @@ def test_a_method_is_short_and_public(what: str, target: str, most: str) -> None
     code = _read(target)
     assert len(code.splitlines()) <= int(most), what
     assert not _list_private(code), what
+
+
+def test_an_adapter_of_a_library_has_fewer_than_60_lines() -> None:
+    """One for each method of docs/libraries.md."""
+    methods = [each.method for each in METHODS.load().values() if each.method.needs]
+    adapters = {type(each) for each in methods if type(each).__module__.startswith("methods.")}
+    page = (PAGE.parent / "libraries.md").read_text()
+    assert {each.name for each in adapters} == set(re.findall(r"^\| `([\w-]+)` \|", page, re.M))
+    for adapter in adapters:
+        assert len(inspect.getsource(inspect.getmodule(adapter)).splitlines()) < 60, adapter
 
 
 def test_a_private_name_is_found() -> None:

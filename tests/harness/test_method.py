@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.core.errors import BitgridError, GridError
-from harness.data import Tokens
+from harness.data import Tokens, calibration
 from harness.method import METHODS, Method, register
-from harness.models import Model
+from harness.models import Model, pretrained
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,19 @@ def test_the_four_presets_are_points_of_one_space() -> None:
 
     for name in ("bf16", "rtn", "awq-clip", "llm-qat", "bitdistiller"):
         assert type(METHODS.find(name).method) is Recipe
+
+
+@dataclass(frozen=True)
+class Reading(Toy):
+    """Has the fields that name tokens."""
+
+    text: str = "testbed"
+    sequences: int = 4
+    length: int = 32
+
+
+def test_fields_that_name_tokens_are_what_a_method_reads() -> None:
+    base = pretrained("testbed-small")
+    assert Toy().calibration(base) is None
+    named = Reading(sequences=5).calibration(base)
+    assert named is not None and named == calibration(base, "testbed", 5, 32)

@@ -316,6 +316,23 @@ def test_the_plan_refuses_shapes(method: Method, shape: tuple[int, int], message
     method.check({"down": (128, 768)})
 
 
+def test_a_layer_that_a_library_left_as_it_is_is_refused(llama: Model) -> None:
+    """Its weights would pass for rounded ones."""
+    theirs, names = copy.deepcopy(llama.network), list(matrices(llama.network))
+    method, result = AutoRound(bits=3, group_size=32), llama.fork()
+    for name in names:
+        layer: Any = theirs.get_submodule(name)
+        layer.weight.data, layer.scale = layer.weight.data.round(), torch.ones(1)
+    for matrix, values, _ in method.match(result, theirs, "scale"):
+        method.give(result, matrix, values, "auto-round", 0.5)
+    rounded = {name: llama.network.get_submodule(name).weight.round() for name in names}
+    check_same(result, rounded, llama)
+    assert {each.bits_per_weight for each in result.quantized.values()} == {3.5}
+    del theirs.get_submodule(names[1]).scale
+    with pytest.raises(ModelError, match=rf"layer {names[1]}: auto-round leaves it as it is"):
+        list(method.match(llama.fork(), theirs, "scale"))
+
+
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
