@@ -35,8 +35,11 @@ class Lineage:
 
     def find_text(self, key: str) -> str | None:
         """The text that a score reads, where it is an input of its own."""
-        inputs = (self._find(each) for each in list_inputs(self._find(key)))
-        return next((_name_text(each) for each in inputs if _is(each, "documents")), None)
+        inputs = list(list_inputs(self._find(key)))
+        for each in sorted(inputs, key=lambda each: each not in self.stages):  # what is known first
+            if _is(stage := self._find(each), "documents"):
+                return _name_text(stage)
+        return None
 
     def list_trained(self, key: str) -> list[str]:
         """The texts that a model learnt from, or continuations of which."""
