@@ -12,9 +12,11 @@ from pathlib import Path
 
 from harness.core.errors import ReportError
 from harness.core.records import TRIALS
+from reports.reading.completion import complete_rows
 from reports.rendering import RECORDS, render, write
 
 REPORT = "report.md"
+_ROWS = "rows.jsonl"
 
 
 def publish(folder: Path | str, target: Path | str) -> list[Path]:
@@ -37,24 +39,24 @@ def publish(folder: Path | str, target: Path | str) -> list[Path]:
 
 
 def copy_records(folder: Path, target: Path) -> Path:
-    """Have `target` hold the records of an exported grid, and of its trials, as `folder` has them;
-    returns `target`.
+    """Have `target` hold the records of an exported grid, and of its trials, as `folder` has them
+    but for what older rows lack and their provenance says; returns `target`.
 
     Raises ReportError where there are none, or where `target` cannot be written.
     """
-    if not (folder / "rows.jsonl").is_file():
-        raise ReportError(f"{folder} has no rows.jsonl: it is not the folder of an exported grid")
-    if folder.resolve() == target.resolve():
-        return target
+    if not (folder / _ROWS).is_file():
+        raise ReportError(f"{folder} has no {_ROWS}: it is not the folder of an exported grid")
     try:
         for name in RECORDS:
-            if (folder / name).is_file():
-                write(target / name, (folder / name).read_bytes())
-            else:
+            if not (folder / name).is_file():
                 (target / name).unlink(missing_ok=True)
+            elif name == _ROWS:
+                write(target / name, complete_rows(folder))
+            else:
+                write(target / name, (folder / name).read_bytes())
     except OSError as error:
         raise ReportError(f"{target} cannot be written: {error.strerror}") from error
-    if (folder / TRIALS / "rows.jsonl").is_file():
+    if (folder / TRIALS / _ROWS).is_file():
         copy_records(folder / TRIALS, target / TRIALS)
     return target
 

@@ -29,6 +29,7 @@ FROM_METHODS = {
 
 FROM_REPORTS = {
     "harness.core.errors",
+    "harness.core.lineage",
     "harness.core.model_names",
     "harness.core.record_lines",
     "harness.core.records",

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
+from harness.core.lineage import name_kind
 from harness.core.report_options import ReportOptions
 
 SCHEMA = 2
@@ -319,7 +320,7 @@ class StageRecord:
     @property
     def name(self) -> str:
         """The stage's kind; of a record that has none, its class without the module."""
-        return str(self.stage.get("kind") or self.stage.get("class", "?")).rpartition(".")[2]
+        return name_kind(self.stage)
 
 
 @dataclass(frozen=True, kw_only=True)

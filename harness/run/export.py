@@ -26,6 +26,7 @@ from typing import Any
 
 from harness.core.definitions import ROOT
 from harness.core.errors import ReportError, StoreError
+from harness.core.lineage import Lineage
 from harness.core.record_lines import to_json
 from harness.core.records import (
     NOT_RUN,
@@ -135,29 +136,9 @@ class _Values:
         }
 
     @cached_property
-    def texts(self) -> dict[str, frozenset[str]]:
-        """Of each stage, the texts behind it, as grids name them."""
-        texts: dict[str, frozenset[str]] = {}
-        for key, node in self.plan.nodes.items():  # inputs before users
-            own = [node.stage["source"]] if node.kind == "documents" else []
-            texts[key] = frozenset(own).union(*(texts[above] for above in node.inputs))
-        return texts
-
-    @cached_property
-    def trained(self) -> dict[str, frozenset[str]]:
-        """Of each stage, those texts that a training behind it learnt from."""
-        trained: dict[str, frozenset[str]] = {}
-        for key, node in self.plan.nodes.items():
-            learnt = node.stage.get("tokens") if node.kind == "train" else None
-            own = self.texts[learnt["stage"]] if isinstance(learnt, dict) else frozenset[str]()
-            trained[key] = own.union(*(trained[above] for above in node.inputs))
-        return trained
-
-
-def _find_text(plan: Plan, key: str) -> str | None:
-    """The text that a score reads, where it is an input of its own."""
-    above = [plan.nodes[each] for each in plan.nodes[key].inputs]
-    return next((node.stage["source"] for node in above if node.kind == "documents"), None)
+    def lineage(self) -> Lineage:
+        """Which texts are behind each stage."""
+        return Lineage({key: node.stage for key, node in self.plan.nodes.items()})
 
 
 def _export(plan: Plan, store: Store, folder: Path) -> None:
@@ -211,9 +192,9 @@ def _rows(values: _Values) -> Iterator[Row]:
                     key=key,
                     model_key=cell.model,
                     stale=values.reasons[key],
-                    text=_find_text(plan, key),
-                    trained_on=sorted(values.trained[cell.model]),
-                    calibrated_on=sorted(values.texts[cell.model] - values.trained[cell.model]),
+                    text=values.lineage.find_text(key),
+                    trained_on=values.lineage.list_trained(cell.model),
+                    calibrated_on=values.lineage.list_calibrated(cell.model),
                     tuning=tuning,
                     match=None if cell.match is None else Match(**cell.match),
                 )

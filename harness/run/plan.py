@@ -95,7 +95,7 @@ class Plan:
     varies: Drawn | None = None  # what differs between seeds; None of one
     kinds: tuple[str, ...] = ()  # all kinds of stages that there were
     runs_code: bool = False  # of models, which the grid's file itself does not allow
-    advice: tuple[str, ...] = ()  # settings by which it would cost less
+    advice: tuple[str, ...] = ()  # by what it would cost less, or say more
 
     @property
     def rows(self) -> tuple[CellInfo, ...]:
@@ -158,6 +158,7 @@ def build(grid: Grid) -> Plan:
     """The plan of a validated grid."""
     from harness.core.definitions import reach
     from harness.core.stage import closure, find_code, kinds
+    from harness.run.in_domain import describe_in_domain
     from harness.run.rereading import describe_rereads
 
     nodes: dict[str, Node] = {}
@@ -187,6 +188,11 @@ def build(grid: Grid) -> Plan:
                 files=marks[reads],
             )
     watched = watched.union(*(each.files for each in codes.values()))
+    in_domain = describe_in_domain(
+        [(cell.label, cell.model.key) for cell in grid.cells],
+        dict.fromkeys(each.key for cell in grid.cells if not cell.is_trial for each in cell.scores),
+        {key: node.stage for key, node in nodes.items()},
+    )
     return Plan(
         name=grid.name,
         path=str(grid.path.resolve()),
@@ -204,7 +210,7 @@ def build(grid: Grid) -> Plan:
         varies=grid.varies,
         kinds=tuple(sorted(kinds())),
         runs_code=grid.runs_code,
-        advice=describe_rereads(stages),
+        advice=(*describe_rereads(stages), *in_domain),
     )
 
 

@@ -120,8 +120,11 @@ def format_number(value: float, column: Column, decimals: int) -> str:
 
 
 def format_fixed(value: float, decimals: int) -> str:
-    """With that many decimals; what rounds to zero has no sign."""
-    return f"{value:z.{decimals}f}"
+    """With that many decimals; what rounds to zero has no sign.
+
+    Twelve digits count: in a sum the last bits are the processor's, and would decide a tie.
+    """
+    return f"{float(f'{value:.12g}'):z.{decimals}f}"
 
 
 def format_difference(value: float, decimals: int) -> str:

@@ -21,9 +21,10 @@ from typing import Any
 
 import pandas as pd
 
+from harness.core.lineage import list_inputs
 from harness.core.records import DEVICE_HOURS, StageRecord
 from reports.numbers.naming import format_setting
-from reports.reading.export import Export, Stages, list_inputs
+from reports.reading.export import Export, Stages
 
 
 @dataclass(frozen=True)

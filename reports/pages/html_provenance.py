@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from harness.core.errors import show_lines
+from harness.core.lineage import list_inputs
 from harness.core.records import StageRecord
 from reports.numbers.columns import (
     Column,
@@ -33,7 +34,7 @@ from reports.numbers.columns import (
 from reports.numbers.naming import format_group_size, format_setting
 from reports.numbers.summary import Summary
 from reports.numbers.wording import Wording
-from reports.reading.export import Stages, list_inputs
+from reports.reading.export import Stages
 from reports.reading.frames import list_records
 from reports.reading.items import ItemIndex, get_key
 
@@ -59,6 +60,9 @@ FACTS = {
     "bits_per_weight": "Bits per weight",
     "ends": "Embeddings and head",
     "attachments": "While it runs",
+    "text": "Text that is read",
+    "trained_on": "Texts that it was trained on",
+    "calibrated_on": "Further texts that it was calibrated on",
     "model": "Model",
     "revision": "Model revision",
     "total": "Wall time of all stages behind it",
@@ -186,7 +190,7 @@ def _row(
 def _is_known(record: dict[Any, Any], field: str) -> bool:
     """A value is always there, as NaN if need be; elsewhere NaN stands for nothing."""
     held = record.get(field)
-    return field == "value" or isinstance(held, dict) or not pd.isna(held)
+    return field == "value" or isinstance(held, dict | list) or not pd.isna(held)
 
 
 def _error(record: dict[Any, Any], column: Column, decimals: int) -> str:
@@ -207,6 +211,8 @@ def _describe_field(field: str, value: Any) -> str | None:
 def _describe(value: Any) -> str | None:
     if isinstance(value, dict):
         return ", ".join(f"{key}={format_setting(each)}" for key, each in value.items()) or None
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     if value is None or value is pd.NA:
         return None
     if isinstance(value, float):

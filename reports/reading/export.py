@@ -113,19 +113,6 @@ class Export:
         return ReportError(f"{self.folder / file}: {message}")
 
 
-def list_inputs(stage: object) -> Iterator[str]:
-    """Keys of the stages that a described stage names among its fields, in their order."""
-    if isinstance(stage, dict):
-        if set(stage) == {"stage"} and isinstance(stage["stage"], str):
-            yield stage["stage"]
-            return
-        for part in stage.values():
-            yield from list_inputs(part)
-    elif isinstance(stage, list):
-        for part in stage:
-            yield from list_inputs(part)
-
-
 def _read_diagnostics(path: Path) -> Iterator[Diagnostic]:
     for number, line in read_objects(path):
         where = f"{path}:{number}"

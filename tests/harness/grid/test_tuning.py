@@ -288,7 +288,7 @@ def test_a_run_makes_the_trials_then_what_they_chose(
     assert tuned[0]["tuning"]["tokens"] == 3 * 2 * 15 and tuned[0]["tuning"]["device_hours"] > 0
     known = {row["label"]: (row["text"], row["trained_on"], row["calibrated_on"]) for row in rows}
     assert known == {"BitDistiller": ("testbed", ["testbed"], []), "RTN": ("testbed", [], [])}
-    assert "In-domain: PPL reads testbed, on which BitDistiller was trained" in _join(told.out)
+    assert "In-domain: PPL reads testbed. Trained on it: BitDistiller." in _join(told.out)
     plan = remembering.remembered(Path("tuned.yaml"), store)
     assert plan is not None and not plan.awaiting and len(plan.rows) == 4
     assert main(["run", "tuned.yaml"]) == 0

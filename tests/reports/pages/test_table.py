@@ -19,11 +19,13 @@ from rich.cells import cell_len
 import reports
 from harness.core.errors import show_text
 from harness.core.records import ITEM_KEY
+from reports.numbers.columns import format_fixed
 from reports.numbers.summary import Summary
 from reports.pages.escape import escape_latex
 from reports.pages.latex import write_latex
 from reports.pages.sheet import html, markdown, plain
 from reports.pages.table import list_explanations, make_sheet, write_csv
+from reports.rendering import render
 from tests.support.synthetic_grids import ppl, quickstart, row, summary_of, write
 
 TINY = """\
@@ -52,6 +54,14 @@ def test_markdown_golden(tmp_path: Path) -> None:
     assert markdown(make_sheet(tiny(tmp_path))) == TINY
 
 
+@pytest.mark.parametrize("tie", [0.75, -0.25, 61.25, 1234.5])
+def test_the_last_bits_of_a_sum_decide_no_tie(tie: float) -> None:
+    decimals = 0 if tie > 1000 else 1
+    near = {math.nextafter(tie, end) for end in (-math.inf, math.inf)}
+    assert {format_fixed(value, decimals) for value in near} == {f"{tie:.{decimals}f}"}
+    assert format_fixed(tie + 1e-6, decimals) == f"{tie + 1e-6:.{decimals}f}"
+
+
 @pytest.mark.parametrize(
     ("value", "chance", "told"),
     [(0.55, 0.5, True), (0.7, 0.5, False), (0.55, None, False), (0.2, 0.25, True)],
@@ -65,7 +75,8 @@ def test_a_task_that_the_full_precision_model_guesses_is_told(
         rows.append(row(label=label, bits=bits, value=sum(scores) / 100, n=100, chance=chance))
         item = {name: rows[-1][name] for name in (*ITEM_KEY, "schema")}
         items.append(item | {"items": None, "scores": scores})
-    summary = summary_of(write(tmp_path, rows, items=items))
+    folder = write(tmp_path, rows, items=items)
+    summary = summary_of(folder)
     told_of = [each for each in list_explanations(summary) if each.startswith("At chance")]
     assert told_of == (
         [
@@ -75,6 +86,11 @@ def test_a_task_that_the_full_precision_model_guesses_is_told(
         if told
         else []
     )
+    if told:
+        render(folder, html=True)
+        for name in ("report.md", "table.tex", "table.html", "table.txt", "index.html"):
+            text = " ".join((folder / name).read_text().split())
+            assert "BF16 cannot be told from guessing there" in text, name
 
 
 def test_latex_is_balanced_and_complete(tmp_path: Path) -> None:
