@@ -14,9 +14,9 @@ from reports.numbers.entries import Entry, Row
 from reports.plots import data, style
 from reports.plots.context import Context, Drawing, Plot
 from reports.plots.data import Mean
+from reports.plots.intervals import describe_means, make_interval_handles
 from reports.plots.panels import (
     FEW,
-    describe_means,
     describe_quantity,
     draw_chance,
     draw_legend,
@@ -71,9 +71,11 @@ def draw_score_vs_bits(context: Context) -> Drawing | None:
     front = data.find_pareto_front(shown, column.higher)
     handles += _front(axes, front, max(weights))
     for name, line in points.items():
-        line.sort()
+        line.sort(key=lambda point: (point[0], point[1].mean))
         draw_means(axes, [weight for weight, _ in line], [each for _, each in line], looks[name])
         handles.append(make_handle(looks[name], name + list_marks(marked[name])))
+    means_drawn = [mean for line in points.values() for _, mean in line]
+    handles += make_interval_handles(means_drawn, summary.grid.report)
     axes.margins(x=0.08, y=0.1)
     values = [value for _, value in shown]
     if not column.higher and is_wide(values):
@@ -83,7 +85,6 @@ def draw_score_vs_bits(context: Context) -> Drawing | None:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     write_remark(figure, unshown)
     draw_legend(figure, handles)
-    means_drawn = [mean for line in points.values() for _, mean in line]
     unknown = any(row.bits_per_weight is None for row in summary.rows if not row.reference)
     words = [
         "nominal bits where scales and zero points are not known" if unknown else _COUNTED,

@@ -17,9 +17,9 @@ from reports.numbers.effects import Effect, Status
 from reports.numbers.entries import Row
 from reports.plots import data, style
 from reports.plots.context import Context, Drawing, Plot
-from reports.plots.data import Mean
+from reports.plots.data import Mean, Over
+from reports.plots.intervals import describe_means, draw_bar, make_interval_handles
 from reports.plots.panels import (
-    describe_means,
     describe_quantity,
     draw_legend,
     draw_references,
@@ -67,19 +67,20 @@ def draw_perplexity(context: Context) -> Drawing | None:
         handles |= {str(line.get_label()): line for line in lines}
         means = data.average_by_row(models, index, get_scale(summary.columns[index]))
         row_means = [means[row.name, row.bits] for row in rows]
-        base = [means[row.name, row.bits] for row in summary.rows if row.reference]
+        base = [Mean(means[row.name, row.bits].mean) for row in summary.rows if row.reference]
         scaled = _limits(axes, [*row_means, *base])
         for row, mean, at in zip(rows, row_means, places, strict=True):
             _print(axes, at, _words(row, mean, index, summary.columns[index]))
             _dot(axes, at, mean, looks[row.name], scaled)
             drawn.append(mean)
-            cut |= scaled and 0 < mean.mean <= mean.half
+            cut |= scaled and mean.low <= 0 < mean.mean
         axes.set_xlabel(
             describe_quantity(summary.columns[index]) + (" (log scale)" if scaled else "")
         )
     panels[0].set_title(common, loc="left")
-    if handles:
-        draw_legend(figure, list(handles.values()))
+    kinds = make_interval_handles(drawn, summary.grid.report)
+    if handles or kinds:
+        draw_legend(figure, [*handles.values(), *kinds])
     words = describe_means(drawn, summary.grid.report, "error bars")
     words += ["error bars that reach zero end at the axis"] if cut else []
     words += [f"broken lines: {', '.join(handles)}"] if handles else []
@@ -116,8 +117,9 @@ def draw_ablation(context: Context) -> Drawing | None:
                 continue
             difference, factor = effect.difference, get_scale(column)
             drawn.append(effect)
-            half = (difference.high - difference.low) / 2
-            mean = Mean(factor * difference.mean, factor * half if math.isfinite(half) else 0.0)
+            ends = (factor * difference.low, factor * difference.high)
+            over: Over = "items" if effect.over == "items" else "models"
+            mean = Mean(factor * difference.mean, *ends, over=over)
             status = _describe_status(effect)
             if effect.status is Status.UNTESTED:
                 axes.plot(mean.mean, at, **_STATUSES[status])
@@ -155,7 +157,8 @@ def _describe_effects(drawn: Sequence[Effect]) -> list[str]:
     tested = [effect for effect in drawn if effect.status is not Status.UNTESTED]
     sentences = []
     if tested:
-        over = " or over ".join(dict.fromkeys(effect.over for effect in tested))
+        names = dict.fromkeys(effect.over for effect in tested)
+        over = " or over ".join("items (thin and broken)" if n == "items" else n for n in names)
         sentences.append(f"bars are simultaneous 95 % intervals over {over}")
         coloured = "coloured where the interval excludes zero"
         untold = "gray: not distinguished, which is not the same as equal"
@@ -207,7 +210,8 @@ def _rows(
 def _limits(axes: Axes, means: Iterable[Mean]) -> bool:
     """Room for all intervals; whether the axis is logarithmic."""
     finite = [mean for mean in means if math.isfinite(mean.mean)]
-    ends = [end for mean in finite for end in (mean.mean - mean.half, mean.mean + mean.half)]
+    ends = [mean.mean for mean in finite]
+    ends += [end for mean in finite if mean.over for end in (mean.low, mean.high)]
     positive = [end for end in ends if end > 0]
     scaled = is_wide(positive)
     if positive:
@@ -226,10 +230,8 @@ def _limits(axes: Axes, means: Iterable[Mean]) -> bool:
 def _dot(axes: Axes, at: float, mean: Mean, look: Look, scaled: bool) -> None:
     if not math.isfinite(mean.mean) or (scaled and mean.mean <= 0):
         return
-    if mean.half > 0:
-        below = min(mean.half, mean.mean * (1 - 1e-3)) if scaled else mean.half
-        bar: dict[str, Any] = {"ecolor": look.colour, "elinewidth": 1.0, "capsize": 2}
-        axes.errorbar(mean.mean, at, xerr=[[below], [mean.half]], fmt="none", **bar)
+    least = 1e-3 * mean.mean if scaled else -math.inf
+    draw_bar(axes, at, mean, look.colour, upright=False, least=least)
     edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
     axes.plot(mean.mean, at, color=look.colour, marker=look.marker, ls="none", **edge)
 

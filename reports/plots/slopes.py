@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from reports.numbers.columns import format_bits
+from reports.numbers.columns import Column, format_bits
 from reports.numbers.entries import REFERENCE_BITS, Row
 from reports.plots import style
 from reports.plots.context import Context, Drawing, Plot
 from reports.plots.panels import draw_legend, make_handle, write_remark
+from reports.plots.style import Look
 
 _PANELS = 8  # of a figure over both columns
 _LETTERS = 15  # an inch, of a panel's title
@@ -40,8 +43,11 @@ def draw_slopes(context: Context) -> Drawing | None:
     figure = Figure(figsize=size)
     panels = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
     looks = style.make_looks([summary.columns[index].title for index in tasks])
+    chances = _find_chances([summary.columns[index] for index in tasks], looks)
     for axes, (name, rows) in zip(panels, shown.items(), strict=False):
         ordered = [reference, *sorted(rows, key=lambda row: -row.bits)]
+        for level, colour in chances.items():
+            axes.axhline(100 * level, color=colour, ls=":", lw=1.0, zorder=1)
         for index in tasks:
             look = looks[summary.columns[index].title]
             entries = [(row.bits, row.entries[index]) for row in ordered]
@@ -67,13 +73,40 @@ def draw_slopes(context: Context) -> Drawing | None:
     if len(methods) > len(shown):
         fewer = f"{len(methods) - len(shown)} of {len(methods)} methods not drawn"
         write_remark(figure, [fewer + (": no row at the fewest bits" if chosen == shown else "")])
-    draw_legend(figure, [make_handle(look, title) for title, look in looks.items()])
+    handles = [make_handle(look, title) for title, look in looks.items()]
+    if chances:
+        handles.append(Line2D([], [], color=style.FAINT, ls=":", lw=1.0, label="guessing"))
+    draw_legend(figure, handles)
     words = ["each panel is a method, each line a task"]
+    words += _describe_chances([summary.columns[index] for index in tasks], chances)
     if any(row.models > 1 for rows in shown.values() for row in rows):
         options = summary.grid.report
         over = "seeds" if options.over == "seed" else f"values of {options.over}"
         words.append(f"points are {options.aggregate}s over {over}; their spread is not drawn")
     return Drawing(figure, f"Tasks from {reference.width} bits down", words)
+
+
+def _find_chances(columns: Sequence[Column], looks: Mapping[str, Look]) -> dict[float, str]:
+    """What guessing scores -> the colour of the one task that it is of, or gray for several."""
+    by_level: dict[float, list[str]] = {}
+    for column in columns:
+        if column.chance is not None:
+            by_level.setdefault(column.chance, []).append(looks[column.title].colour)
+    return {
+        level: own[0] if len(own) == 1 < len(columns) else style.FAINT
+        for level, own in by_level.items()
+    }
+
+
+def _describe_chances(columns: Sequence[Column], chances: Mapping[float, str]) -> list[str]:
+    """What the dotted lines are, and which tasks have none."""
+    if not chances:
+        return []
+    alone = any(colour != style.FAINT for colour in chances.values())
+    of_one = ", in the colour of a task where it is of that one alone" if alone else ""
+    rest = [column.title for column in columns if column.chance is None]
+    without = f"; not known of {', '.join(rest)}" if rest else ""
+    return [f"dotted: what guessing scores{of_one}{without}"]
 
 
 PLOTS = (Plot("slopes", draw_slopes),)
