@@ -38,7 +38,10 @@ class ReportOptions:
     columns: Annotated[list[str] | str | None, "tasks and `COLUMNS`, in the table's order"] = None
     average: Annotated[list[str] | None, "the tasks averaged; []: no average; null: all"] = None
     aggregate: Annotated[Literal["mean", "median"], "over models"] = "mean"
-    spread: Annotated[Literal["sd", "interval"], "± is the SD, or half a 95 % interval"] = "sd"
+    spread: Annotated[
+        Literal["sd", "interval", "items"],
+        "± is the SD, or half a 95 % interval, over models; `items`: 95 % intervals over items",
+    ] = "sd"
     decimals: Annotated[Digits | dict[str, Digits] | None, "of all numbers, or by task"] = None
     effect: Annotated[str | None, "the axis whose effect is tested, paired by seed"] = None
     caption: Annotated[str | None, "what the table shows, in place of a sentence of its own"] = None

@@ -48,7 +48,7 @@ class Entry:
 
     mean: float  # or the median over models, where the grid asks
     sd: float | None = None  # over models; None for one model, and beside a median
-    spread: float | None = None  # what stands behind ±: `sd`, or as `report.spread` says
+    spread: float | None = None  # behind ±: `sd`, or as `report.spread` says; None: there is no ±
     se: float | None = None  # over items, mean over models
     n: int = 1  # distinct models
     marks: tuple[str, ...] = ()
@@ -284,7 +284,7 @@ def _make_entries(
         yield Entry(
             mean=float(np.median(values[number])) if median else over.mean,
             sd=sd,
-            spread=half if sd is not None and options.spread == "interval" else sd,
+            spread={"sd": sd, "interval": None if sd is None else half}.get(options.spread),
             se=None if math.isnan(error) else error,
             n=len(draft.models),
             marks=draft.marks,

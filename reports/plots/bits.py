@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -37,28 +38,12 @@ _APART = 0.05  # bits per weight: rows nearer than that cost the same
 
 def draw_score_vs_bits(context: Context) -> Drawing | None:
     """The average (or the only score, or else perplexity) over bits, with the Pareto front."""
-    summary, models, looks = context.summary, context.models, context.looks
+    summary, looks = context.summary, context.looks
     index = data.find_main_score(summary)
     index = 0 if index is None else index
     column = summary.columns[index]
-    costs = [_find_cost(row) for row in summary.rows if row.entries[index] and not row.reference]
-    if not costs or max(costs) - min(costs) < _APART:
-        return None  # before means are taken, which cost much of many rows
-    means = data.average_by_row(models, index, get_scale(column))
-    points: dict[str, list[tuple[float, Mean]]] = {}
-    marked: dict[str, list[Entry]] = {}
-    unshown = []
-    for row in summary.rows:
-        entry, mean = row.entries[index], means[row.name, row.bits]
-        if entry is None or row.reference:
-            continue
-        if math.isfinite(mean.mean):
-            points.setdefault(row.name, []).append((_find_cost(row), mean))
-            marked.setdefault(row.name, []).append(entry)
-        else:
-            which = f"{row.name}, {format_bits(row.bits)} bits"
-            unshown.append(f"{which}: {mean.mean}, not drawn")
-    weights = [weight for line in points.values() for weight, _ in line]
+    points, unshown = _find_points(context, index)
+    weights = [point.cost for line in points.values() for point in line]
     if not points or max(weights) - min(weights) < _APART:
         return None
     figure = Figure(figsize=(style.COLUMN if len(points) <= FEW else style.PAGE, 2.2))
@@ -67,14 +52,15 @@ def draw_score_vs_bits(context: Context) -> Drawing | None:
         *draw_references(axes, summary, index),
         *draw_chance(axes, column),
     ]
-    shown = [(weight, each.mean) for line in points.values() for weight, each in line]
+    shown = [(point.cost, point.mean.mean) for line in points.values() for point in line]
     front = data.find_pareto_front(shown, column.higher)
     handles += _front(axes, front, max(weights))
     for name, line in points.items():
-        line.sort(key=lambda point: (point[0], point[1].mean))
-        draw_means(axes, [weight for weight, _ in line], [each for _, each in line], looks[name])
-        handles.append(make_handle(looks[name], name + list_marks(marked[name])))
-    means_drawn = [mean for line in points.values() for _, mean in line]
+        means = [point.mean for point in line]
+        draw_means(axes, [point.cost for point in line], means, looks[name])
+        marks = list_marks(point.entry for point in line)
+        handles.append(make_handle(looks[name], name + marks))
+    means_drawn = [point.mean for line in points.values() for point in line]
     handles += make_interval_handles(means_drawn, summary.grid.report)
     axes.margins(x=0.08, y=0.1)
     values = [value for _, value in shown]
@@ -95,6 +81,37 @@ def draw_score_vs_bits(context: Context) -> Drawing | None:
         words.append(f"no point lies {better} and left of the Pareto front")
     title = f"{title_quantities([column])} against effective bits per weight"
     return Drawing(figure, title, words)
+
+
+class _Point(NamedTuple):
+    """A row of the table, at what it costs."""
+
+    cost: float
+    mean: Mean
+    entry: Entry
+
+
+def _find_points(context: Context, index: int) -> tuple[dict[str, list[_Point]], list[str]]:
+    """The points of each name by rising cost, and in words those that are not finite; none where
+    all cost the same."""
+    summary = context.summary
+    rows = [(row, e) for row in summary.rows if (e := row.entries[index]) and not row.reference]
+    costs = [_find_cost(row) for row, _ in rows]
+    if not costs or max(costs) - min(costs) < _APART:
+        return {}, []  # before means are taken, which cost much of many rows
+    means = data.average_by_row(context.models, index, get_scale(summary.columns[index]))
+    points: dict[str, list[_Point]] = {}
+    unshown = []
+    for (row, entry), cost in zip(rows, costs, strict=True):
+        mean = means[row.name, row.bits]
+        if math.isfinite(mean.mean):
+            points.setdefault(row.name, []).append(_Point(cost, mean, entry))
+        else:
+            which = f"{row.name}, {format_bits(row.bits)} bits"
+            unshown.append(f"{which}: {mean.mean}, not drawn")
+    for line in points.values():
+        line.sort(key=lambda point: (point.cost, point.mean.mean))
+    return points, unshown
 
 
 def _find_cost(row: Row) -> float:

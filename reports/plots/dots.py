@@ -15,6 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from reports.numbers.columns import Column, format_difference, format_number
 from reports.numbers.effects import Effect, Status
 from reports.numbers.entries import Row
+from reports.numbers.excess import compute_excess, is_crowded
+from reports.numbers.summary import Summary
 from reports.plots import data, style
 from reports.plots.context import Context, Drawing, Plot
 from reports.plots.data import Mean, Over
@@ -34,6 +36,7 @@ from reports.plots.style import Look
 _LEAST = 1.25  # largest over smallest on an axis: less would make a small difference look large
 _LETTERS = 22  # of a line of a row's name, which leave room for data in one column
 _LINE = 0.13  # inches
+_BELOW: dict[str, Any] = {"marker": "<", "color": style.FAINT, "ls": "none"}
 _FILLED = {"marker": "o", "mec": "white", "ls": "none"}
 _STATUSES: dict[str, dict[str, Any]] = {
     "better": _FILLED | {"color": style.BETTER},
@@ -51,14 +54,10 @@ def draw_perplexity(context: Context) -> Drawing | None:
     """
     summary, models, looks = context.summary, context.models, context.looks
     columns = [index for index, column in enumerate(summary.columns) if not column.higher]
-    groups = [group for group in summary.groups() if not group[0].reference]
-    rows = [row for group in groups for row in group]
+    rows = _list_quantised(summary)
     if not columns or not rows:
         return None
-    common, names = data.shorten([row.name for row in rows])
-    headings = [f"{group[0].width}{'' if group[0].attachments else ' bits'}" for group in groups]
-    headings = headings if len(groups) > 1 else []
-    figure, panels, places = _rows(names, [len(g) for g in groups], headings, len(columns))
+    figure, panels, places = _rows_of_table(summary, len(columns))
     handles: dict[str, Line2D] = {}
     drawn: list[Mean] = []
     cut = False
@@ -77,7 +76,6 @@ def draw_perplexity(context: Context) -> Drawing | None:
         axes.set_xlabel(
             describe_quantity(summary.columns[index]) + (" (log scale)" if scaled else "")
         )
-    panels[0].set_title(common, loc="left")
     kinds = make_interval_handles(drawn, summary.grid.report)
     if handles or kinds:
         draw_legend(figure, [*handles.values(), *kinds])
@@ -85,6 +83,88 @@ def draw_perplexity(context: Context) -> Drawing | None:
     words += ["error bars that reach zero end at the axis"] if cut else []
     words += [f"broken lines: {', '.join(handles)}"] if handles else []
     return Drawing(figure, title_quantities(summary.columns[index] for index in columns), words)
+
+
+def draw_perplexity_differences(context: Context) -> Drawing | None:
+    """Each perplexity less the 16-bit model's, on a logarithmic axis, where the dots of the
+    perplexities themselves pile up: see `excess.is_crowded`."""
+    summary, looks = context.summary, context.looks
+    rows = _list_quantised(summary)
+    references = [row for row in summary.rows if row.reference]
+    if len(references) != 1:
+        return None
+    found = {
+        index: differences
+        for index, column in enumerate(summary.columns)
+        if column.is_perplexity
+        and (differences := _find_differences(context, rows, references[0], index))
+    }
+    if not found:
+        return None
+    figure, panels, places = _rows_of_table(summary, len(found))
+    drawn: list[Mean] = []
+    below = cut = False
+    for axes, (index, differences) in zip(panels, found.items(), strict=True):
+        column = summary.columns[index]
+        above = [mean for mean in differences if mean.mean > 0]
+        _limits(axes, above, logarithmic=True)
+        for mean, row, at in zip(differences, rows, places, strict=True):
+            entry = row.entries[index]
+            text = "–" if entry is None else _show_difference(mean.mean, column)
+            _print(axes, at, text + list_marks([entry] if entry else []))
+            _dot(axes, at, mean, looks[row.name], True)
+            if mean.mean <= 0:
+                axes.plot(axes.get_xlim()[0], at, clip_on=False, **_BELOW)
+            below |= mean.mean <= 0
+            cut |= mean.low <= 0 < mean.mean
+        drawn += above
+        axes.set_xlabel(f"Δ {describe_quantity(column)} (log scale)")
+    if kinds := make_interval_handles(drawn, summary.grid.report):
+        draw_legend(figure, kinds)
+    base = references[0]
+    words = [
+        f"perplexity less that of {base.name} ({base.width} bits)",
+        *describe_means(drawn, summary.grid.report, "error bars"),
+    ]
+    if any(mean.over == "items" for mean in drawn):
+        words.append("over items they are paired: of the differences of each window's loss")
+    words += ["error bars that reach zero end at the axis"] if cut else []
+    words += ["triangles at the axis: not above it"] if below else []
+    titles = title_quantities(summary.columns[index] for index in found)
+    return Drawing(figure, f"{titles} above the {base.width}-bit model", words)
+
+
+def _find_differences(
+    context: Context, rows: Sequence[Row], reference: Row, index: int
+) -> list[Mean] | None:
+    """Of each row what its perplexity is above the reference's; None where no axis of them is
+    needed."""
+    base = reference.entries[index]
+    if base is None or not math.isfinite(base.mean):
+        return None
+    means = data.average_by_row(context.models, index, 1.0)
+    values = [means[row.name, row.bits] for row in rows]
+    finite = [mean.mean for mean in values if math.isfinite(mean.mean)]
+    above = [value - base.mean for value in finite]
+    if not finite or not is_crowded(finite, above, is_wide(finite)):
+        return None
+    differences = []
+    for row, mean in zip(rows, values, strict=True):
+        entry = row.entries[index]
+        low, high = mean.low - base.mean, mean.high - base.mean
+        if entry is not None and mean.n == 1:
+            paired = compute_excess(entry, base)
+            low, high = paired.low, paired.high
+        over = mean.over if math.isfinite(low) and math.isfinite(high) else None
+        differences.append(Mean(mean.mean - base.mean, low, high, mean.n, over))
+    return differences
+
+
+def _show_difference(value: float, column: Column) -> str:
+    """+12.30, +0.0042: with two digits at least."""
+    size = abs(value)
+    shown = format_number(size, column, 1) if size >= 1 or size != size else f"{size:#.2g}"
+    return f"{'−' if value < 0 else '+'}{shown}" if math.isfinite(value) else shown
 
 
 def draw_ablation(context: Context) -> Drawing | None:
@@ -178,6 +258,21 @@ def _describe_effects(drawn: Sequence[Effect]) -> list[str]:
     return sentences
 
 
+def _list_quantised(summary: Summary) -> list[Row]:
+    return [row for group in summary.groups() if not group[0].reference for row in group]
+
+
+def _rows_of_table(summary: Summary, panels: int) -> tuple[Figure, list[Axes], list[float]]:
+    """`_rows` of all quantised rows, under their widths where there are several."""
+    groups = [group for group in summary.groups() if not group[0].reference]
+    common, names = data.shorten([row.name for row in _list_quantised(summary)])
+    headings = [f"{group[0].width}{'' if group[0].attachments else ' bits'}" for group in groups]
+    headings = headings if len(groups) > 1 else []
+    figure, axes_row, places = _rows(names, [len(group) for group in groups], headings, panels)
+    axes_row[0].set_title(common, loc="left")
+    return figure, axes_row, places
+
+
 def _rows(
     names: Sequence[str], sizes: Sequence[int], headings: Sequence[str], panels: int
 ) -> tuple[Figure, list[Axes], list[float]]:
@@ -207,13 +302,13 @@ def _rows(
     return figure, axes_row, places
 
 
-def _limits(axes: Axes, means: Iterable[Mean]) -> bool:
-    """Room for all intervals; whether the axis is logarithmic."""
+def _limits(axes: Axes, means: Iterable[Mean], logarithmic: bool = False) -> bool:
+    """Room for all intervals; whether the axis is logarithmic, as it is where it should be."""
     finite = [mean for mean in means if math.isfinite(mean.mean)]
     ends = [mean.mean for mean in finite]
     ends += [end for mean in finite if mean.over for end in (mean.low, mean.high)]
     positive = [end for end in ends if end > 0]
-    scaled = is_wide(positive)
+    scaled = logarithmic or is_wide(positive)
     if positive:
         low, high = min(positive), max(positive)
         if scaled:
@@ -254,4 +349,8 @@ def _print(axes: Axes, at: float, text: str) -> None:
     )
 
 
-PLOTS = (Plot("perplexity", draw_perplexity), Plot("ablation", draw_ablation))
+PLOTS = (
+    Plot("perplexity", draw_perplexity),
+    Plot("perplexity_differences", draw_perplexity_differences),
+    Plot("ablation", draw_ablation),
+)

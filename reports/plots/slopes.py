@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -37,14 +38,10 @@ def draw_slopes(context: Context) -> Drawing | None:
         return None
     shown = dict(list(chosen.items())[:_PANELS])
     widths = sorted({row.bits for rows in shown.values() for row in rows}, reverse=True)
-    across = min(4, len(shown))
-    down = math.ceil(len(shown) / across)
-    size = (style.COLUMN if across <= 2 else style.PAGE, 0.3 + 1.75 * down)
-    figure = Figure(figsize=size)
-    panels = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
+    figure, panels, letters = _make_panels(len(shown))
     looks = style.make_looks([summary.columns[index].title for index in tasks])
     chances = _find_chances([summary.columns[index] for index in tasks], looks)
-    for axes, (name, rows) in zip(panels, shown.items(), strict=False):
+    for axes, (name, rows) in zip(panels, shown.items(), strict=True):
         ordered = [reference, *sorted(rows, key=lambda row: -row.bits)]
         for level, colour in chances.items():
             axes.axhline(100 * level, color=colour, ls=":", lw=1.0, zorder=1)
@@ -60,15 +57,12 @@ def draw_slopes(context: Context) -> Drawing | None:
                 markeredgecolor="white",
                 markeredgewidth=0.5,
             )
-        letters = int(_LETTERS * size[0] / across)
         axes.set_title(textwrap.fill(name, letters, break_on_hyphens=False))
         ticks = [reference.width, *map(format_bits, widths)]
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlim(-0.25, len(ticks) - 0.75)
         axes.grid(False, axis="x")
         axes.set_xlabel("bits")
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
     figure.supylabel("score (%)", fontsize=8)
     if len(methods) > len(shown):
         fewer = f"{len(methods) - len(shown)} of {len(methods)} methods not drawn"
@@ -77,13 +71,27 @@ def draw_slopes(context: Context) -> Drawing | None:
     if chances:
         handles.append(Line2D([], [], color=style.FAINT, ls=":", lw=1.0, label="guessing"))
     draw_legend(figure, handles)
-    words = ["each panel is a method, each line a task"]
-    words += _describe_chances([summary.columns[index] for index in tasks], chances)
+    words = [
+        "each panel is a method, each line a task",
+        *_describe_chances([summary.columns[index] for index in tasks], chances),
+    ]
     if any(row.models > 1 for rows in shown.values() for row in rows):
         options = summary.grid.report
         over = "seeds" if options.over == "seed" else f"values of {options.over}"
         words.append(f"points are {options.aggregate}s over {over}; their spread is not drawn")
     return Drawing(figure, f"Tasks from {reference.width} bits down", words)
+
+
+def _make_panels(count: int) -> tuple[Figure, list[Axes], int]:
+    """A figure with so many panels, and the letters of a line of a panel's title."""
+    across = min(4, count)
+    down = math.ceil(count / across)
+    size = (style.COLUMN if across <= 2 else style.PAGE, 0.3 + 1.75 * down)
+    figure = Figure(figsize=size)
+    panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flatten())
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    return figure, panels[:count], int(_LETTERS * size[0] / across)
 
 
 def _find_chances(columns: Sequence[Column], looks: Mapping[str, Look]) -> dict[float, str]:

@@ -195,7 +195,9 @@ def test_each_figure_is_drawn_only_where_its_data_are(tmp_path: Path) -> None:
     cost = swept(tmp_path / "e", "data.sequences", [256, 512, 1024], cost=True)
     assert drawn_of(cost) == drawn_of(three) | {"score_vs_tokens"}
     everything = drawn_of(quickstart(tmp_path / "f"))
-    assert everything == {"score_vs_bits", "perplexity", "slopes", "training_loss"}
+    assert everything == {
+        *("score_vs_bits", "perplexity", "perplexity_differences", "slopes", "training_loss")
+    }
     assert everything <= {plot.name for plot in PLOTS}
 
 
