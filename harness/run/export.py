@@ -200,6 +200,8 @@ def _rows(values: _Values) -> Iterator[Row]:
             for score in scores["rows"]:
                 precision = dict(scores["model"])
                 if cell.published_bits is not None:  # a wider type adds none
+                    if precision["bits_per_weight"] != cell.published_bits:
+                        precision["size_bytes"] = None  # of the wider type
                     precision["bits_per_weight"] = cell.published_bits
                 yield Row(
                     **facts,

@@ -35,7 +35,7 @@ _FIELDS = [
         (
             *(*ITEM_KEY, *PROTOCOL, "aggregation", "value", "stderr", "stale"),
             *("name", "label", "seed", "model_key", "bits", "bits_per_weight"),
-            *("rounded", "kept", "ends", "attachments"),
+            *("rounded", "kept", "ends", "attachments", "size_bytes"),
         )
     )
 ]
@@ -72,6 +72,7 @@ class Row:
     entries: tuple[Entry | None, ...]
     facts: tuple[float | None, ...] = ()  # of its models, mean over them: see `model_columns`
     attachments: str | None = None  # what its models do as they run
+    size_bytes: float | None = None  # mean over its models; None where one has none
 
     @property
     def reference(self) -> bool:
@@ -145,6 +146,7 @@ def make_rows(
     table = []
     for r, (bits, name, label) in enumerate(keys):
         models_of = _distinct(cells_of[bits, name].records)
+        sizes = np.array([each["size_bytes"] for each in models_of], dtype=float)
         weights = [w for each in models_of if not pd.isna(w := each["bits_per_weight"])]
         table.append(
             Row(
@@ -155,6 +157,7 @@ def make_rows(
                 models=len(models_of),
                 entries=tuple(entries.get((r, c)) for c in range(len(columns))),
                 attachments=_find_attachments(models_of),
+                size_bytes=None if pd.isna(sizes).any() else float(np.mean(sizes)),
             )
         )
     runs = _number([None, *(row.attachments for row in table)])

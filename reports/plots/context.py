@@ -17,7 +17,7 @@ from reports.numbers.model_columns import find_objective
 from reports.numbers.summary import Summary
 from reports.numbers.wording import Wording
 from reports.plots import data, style
-from reports.plots.style import Look
+from reports.plots.style import Look, Widths
 from reports.reading.export import Export
 
 
@@ -32,6 +32,11 @@ class Context:
     def wording(self) -> Wording:
         """What axes and settings are called."""
         return Wording(self.summary.grid.report.names)
+
+    @property
+    def widths(self) -> Widths:
+        """Of figures: see `report.width`."""
+        return style.find_widths(self.summary.grid.report.width)
 
     @cached_property
     def models(self) -> pd.DataFrame:

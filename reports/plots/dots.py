@@ -31,7 +31,7 @@ from reports.plots.panels import (
     set_logarithmic,
     title_quantities,
 )
-from reports.plots.style import Look
+from reports.plots.style import Look, Widths
 
 _LEAST = 1.25  # largest over smallest on an axis: less would make a small difference look large
 _LETTERS = 22  # of a line of a row's name, which leave room for data in one column
@@ -57,7 +57,7 @@ def draw_perplexity(context: Context) -> Drawing | None:
     rows = _list_quantised(summary)
     if not columns or not rows:
         return None
-    figure, panels, places = _rows_of_table(summary, len(columns))
+    figure, panels, places = _rows_of_table(context, len(columns))
     handles: dict[str, Line2D] = {}
     drawn: list[Mean] = []
     cut = False
@@ -87,7 +87,7 @@ def draw_perplexity(context: Context) -> Drawing | None:
 
 def draw_perplexity_differences(context: Context) -> Drawing | None:
     """Each perplexity less the 16-bit model's, on a logarithmic axis, where the dots of the
-    perplexities themselves pile up: see `excess.is_crowded`."""
+    perplexities themselves pile up: see `is_crowded`."""
     summary, looks = context.summary, context.looks
     rows = _list_quantised(summary)
     references = [row for row in summary.rows if row.reference]
@@ -101,7 +101,7 @@ def draw_perplexity_differences(context: Context) -> Drawing | None:
     }
     if not found:
         return None
-    figure, panels, places = _rows_of_table(summary, len(found))
+    figure, panels, places = _rows_of_table(context, len(found))
     drawn: list[Mean] = []
     below = cut = False
     for axes, (index, differences) in zip(panels, found.items(), strict=True):
@@ -186,7 +186,7 @@ def draw_ablation(context: Context) -> Drawing | None:
     common, names = data.shorten(named)
     if len(keys) == 1:
         common, names = ", ".join(filter(None, keys[0][:2])), [keys[0][4]]
-    figure, panels, places = _rows(names, [len(keys)], [], len(columns))
+    figure, panels, places = _rows(context.widths, names, [len(keys)], [], len(columns))
     drawn: list[Effect] = []
     for axes, column in zip(panels, columns, strict=True):
         axes.axvline(0, color=style.REFERENCE, lw=1.0, zorder=1)
@@ -262,19 +262,26 @@ def _list_quantised(summary: Summary) -> list[Row]:
     return [row for group in summary.groups() if not group[0].reference for row in group]
 
 
-def _rows_of_table(summary: Summary, panels: int) -> tuple[Figure, list[Axes], list[float]]:
+def _rows_of_table(context: Context, panels: int) -> tuple[Figure, list[Axes], list[float]]:
     """`_rows` of all quantised rows, under their widths where there are several."""
+    summary = context.summary
     groups = [group for group in summary.groups() if not group[0].reference]
     common, names = data.shorten([row.name for row in _list_quantised(summary)])
     headings = [f"{group[0].width}{'' if group[0].attachments else ' bits'}" for group in groups]
     headings = headings if len(groups) > 1 else []
-    figure, axes_row, places = _rows(names, [len(group) for group in groups], headings, panels)
+    figure, axes_row, places = _rows(
+        context.widths, names, [len(group) for group in groups], headings, panels
+    )
     axes_row[0].set_title(common, loc="left")
     return figure, axes_row, places
 
 
 def _rows(
-    names: Sequence[str], sizes: Sequence[int], headings: Sequence[str], panels: int
+    widths: Widths,
+    names: Sequence[str],
+    sizes: Sequence[int],
+    headings: Sequence[str],
+    panels: int,
 ) -> tuple[Figure, list[Axes], list[float]]:
     """A figure with a row for each name, top down, in groups; the places of the names on y."""
     wide = panels > 1 or max(map(len, names)) > 2 * _LETTERS
@@ -290,7 +297,7 @@ def _rows(
     labels = dict(zip(places, wrapped, strict=True))
     line = _LINE * max(name.count("\n") for name in wrapped) + _LINE + 0.03
     height = 0.75 + line * (places[-1] + 1)
-    figure = Figure(figsize=(style.PAGE if wide else style.COLUMN, height))
+    figure = Figure(figsize=(widths.choose(wide), height))
     axes_row = list(figure.subplots(1, panels, squeeze=False, sharey=True)[0])
     axes_row[0].set_yticks([*labels, *ticks], [*labels.values(), *ticks.values()])
     for label in axes_row[0].get_yticklabels()[len(labels) :]:

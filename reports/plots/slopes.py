@@ -15,7 +15,7 @@ from reports.numbers.entries import REFERENCE_BITS, Row
 from reports.plots import style
 from reports.plots.context import Context, Drawing, Plot
 from reports.plots.panels import draw_legend, make_handle, write_remark
-from reports.plots.style import Look
+from reports.plots.style import Look, Widths
 
 _PANELS = 8  # of a figure over both columns
 _LETTERS = 15  # an inch, of a panel's title
@@ -38,7 +38,7 @@ def draw_slopes(context: Context) -> Drawing | None:
         return None
     shown = dict(list(chosen.items())[:_PANELS])
     widths = sorted({row.bits for rows in shown.values() for row in rows}, reverse=True)
-    figure, panels, letters = _make_panels(len(shown))
+    figure, panels, letters = _make_panels(context.widths, len(shown))
     looks = style.make_looks([summary.columns[index].title for index in tasks])
     chances = _find_chances([summary.columns[index] for index in tasks], looks)
     for axes, (name, rows) in zip(panels, shown.items(), strict=True):
@@ -82,11 +82,11 @@ def draw_slopes(context: Context) -> Drawing | None:
     return Drawing(figure, f"Tasks from {reference.width} bits down", words)
 
 
-def _make_panels(count: int) -> tuple[Figure, list[Axes], int]:
+def _make_panels(widths: Widths, count: int) -> tuple[Figure, list[Axes], int]:
     """A figure with so many panels, and the letters of a line of a panel's title."""
     across = min(4, count)
     down = math.ceil(count / across)
-    size = (style.COLUMN if across <= 2 else style.PAGE, 0.3 + 1.75 * down)
+    size = (widths.choose(across > 2), 0.3 + 1.75 * down)
     figure = Figure(figsize=size)
     panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flatten())
     for axes in panels[count:]:

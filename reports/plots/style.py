@@ -8,10 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-COLUMN, PAGE = 3.3, 7.0
-"""Inches: one column, and both columns, of a two-column paper."""
+from harness.core.report_options import Width
+
+
+class Widths(NamedTuple):
+    """Of figures, in inches: one column, and the text of a page."""
+
+    column: float = 3.3
+    page: float = 7.0
+
+    def choose(self, is_wide: bool) -> float:
+        """Of a figure that needs a page's width, or does not."""
+        return self.page if is_wide else self.column
+
+
+VENUES: dict[Width, Widths] = {
+    "acl": Widths(3.03, 6.3),
+    "iclr": Widths(3.3, 5.5),
+    "icml": Widths(3.25, 6.75),
+    "ieee": Widths(3.5, 7.16),
+    "neurips": Widths(3.3, 5.5),
+}
+"""By their LaTeX styles; of papers in one column a narrow figure has Bitgrid's own width."""
+
+
+def find_widths(width: Width | float | None) -> Widths:
+    """As `report.width` has it; a narrow figure is never wider than the page."""
+    if width is None:
+        return Widths()
+    if isinstance(width, str):
+        return VENUES[width]
+    return Widths(min(Widths().column, width), width)
+
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",

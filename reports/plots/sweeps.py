@@ -49,7 +49,10 @@ def draw_sweep(context: Context) -> Drawing | None:
     columns += [i for i, column in enumerate(summary.columns) if not column.higher][:2]
     if not swept or not columns:
         return None
-    size = (style.COLUMN if len(swept) == 1 else style.PAGE, 0.4 + 1.5 * len(columns))
+    size = (
+        context.widths.choose(len(swept) > 1),
+        0.4 + 1.5 * len(columns),
+    )
     figure = Figure(figsize=size)
     panels = figure.subplots(len(columns), len(swept), squeeze=False, sharex="col")
     names = [name for each in swept for name in (*each.series, *each.level)]
@@ -172,7 +175,7 @@ def _draw_against_cost(
     names = quantised["series"]
     looks = known if set(names) <= set(known) else style.make_looks(names)
     bits = sorted(trained["bits"].unique(), reverse=True)
-    figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
+    figure = Figure(figsize=(context.widths.choose(len(bits) > 1), 2.2))
     panels = figure.subplots(1, len(bits), squeeze=False, sharex=True, sharey=True)[0]
     size, axis_label = unit(float(totals.max()))
     handles: dict[str, Line2D] = {}
