@@ -358,6 +358,7 @@ class GridHead:
     varies: Annotated[
         Drawn | None, "what differs between seeds: all that is random, or one kind; null: unknown"
     ] = None
+    style: Annotated[str | None, "text of the file that `report.style` names"] = None
     file: Annotated[str | None, "the grid's file, as a command names it"] = None
     published: Annotated[list[dict[str, str]], "published figures of its model"] = field(
         default_factory=list

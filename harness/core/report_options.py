@@ -57,6 +57,9 @@ class ReportOptions:
     width: Annotated[
         Width | Inches | None, "of figures over a page, in inches, or of a venue's papers"
     ] = None
+    style: Annotated[
+        str | None, "a file of matplotlib's settings (.mplstyle), over Bitgrid's own"
+    ] = None
     names: Annotated[
         dict[str, Annotated[str, MinLen(1)]],
         "what an axis (`train.lr`), a value (`format=int-sym`) or a task is called",

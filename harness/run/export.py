@@ -169,6 +169,7 @@ def _export(plan: Plan, store: Store, folder: Path) -> None:
         question=plan.question,
         model=plan.model,
         report=ReportOptions(**plan.report),
+        style=plan.style,
         published=_published(plan),
         published_model=published.get("model"),
         published_tasks=published.get("tasks"),
