@@ -22,9 +22,6 @@ Not here: records as lines and back (`record_lines`), reading and writing files
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -84,6 +81,12 @@ class Precision:
         str | None,
         "embeddings and head that were rounded too, with their bits, which `bits_per_weight` does "
         "not count; null: they were not",
+    ] = None
+    size_bytes: Annotated[
+        int | None,
+        "what all parameters take: weights as `bits_per_weight` counts them, embeddings and head "
+        "too where they were rounded, all else as it is held in `dtype`, tied ones once; null: not "
+        "recorded, or published in fewer bits than it is held in",
     ] = None
     attachments: Annotated[
         str | None,
@@ -356,6 +359,7 @@ class GridHead:
     varies: Annotated[
         Drawn | None, "what differs between seeds: all that is random, or one kind; null: unknown"
     ] = None
+    style: Annotated[str | None, "text of the file that `report.style` names"] = None
     file: Annotated[str | None, "the grid's file, as a command names it"] = None
     published: Annotated[list[dict[str, str]], "published figures of its model"] = field(
         default_factory=list
@@ -387,14 +391,3 @@ def documentation(kind: type) -> dict[str, str]:
     """Field of a record -> what it means."""
     hints = get_type_hints(kind, include_extras=True)
     return {each.name: hints[each.name].__metadata__[0] for each in fields(kind)}
-
-
-def rows_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A digest of methods, settings and values: it tells the rows of two runs apart.
-
-    `rows`: fields of `Row` by name. Their order, repeats, labels and keys do not
-    count.
-    """
-    names = ("method", "settings", "seed", "task", "metric", "filter", "value")
-    lines = sorted({json.dumps([row[name] for name in names], sort_keys=True) for row in rows})
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]

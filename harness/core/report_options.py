@@ -5,6 +5,7 @@ Not here: which names of rows, columns and axes a grid has (`harness.grid.names`
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from annotated_types import Interval, MinLen
 from harness.core.errors import nearest
 
 Digits = Annotated[int, Interval(ge=0, le=9)]
+Width = Literal["acl", "iclr", "icml", "ieee", "neurips"]
+Inches = Annotated[float, Interval(ge=2, le=20)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +41,25 @@ class ReportOptions:
     columns: Annotated[list[str] | str | None, "tasks and `COLUMNS`, in the table's order"] = None
     average: Annotated[list[str] | None, "the tasks averaged; []: no average; null: all"] = None
     aggregate: Annotated[Literal["mean", "median"], "over models"] = "mean"
-    spread: Annotated[Literal["sd", "interval"], "± is the SD, or half a 95 % interval"] = "sd"
+    spread: Annotated[
+        Literal["sd", "interval", "items"],
+        "± is the SD, or half a 95 % interval, over models; `items`: 95 % intervals over items",
+    ] = "sd"
     decimals: Annotated[Digits | dict[str, Digits] | None, "of all numbers, or by task"] = None
     effect: Annotated[str | None, "the axis whose effect is tested, paired by seed"] = None
     caption: Annotated[str | None, "what the table shows, in place of a sentence of its own"] = None
     note: Annotated[str | None, "what is true of every run of the grid; printed always"] = None
     finding: Annotated[Finding | None, "what was found in its rows; printed with those only"] = None
     title: Annotated[str | None, "of the report"] = None
+    size: Annotated[
+        Literal["bits", "gb"], "scores against bits per weight, or the model's size in GB"
+    ] = "bits"
+    width: Annotated[
+        Width | Inches | None, "of figures over a page, in inches, or of a venue's papers"
+    ] = None
+    style: Annotated[
+        str | None, "a file of matplotlib's settings (.mplstyle), over Bitgrid's own"
+    ] = None
     names: Annotated[
         dict[str, Annotated[str, MinLen(1)]],
         "what an axis (`train.lr`), a value (`format=int-sym`) or a task is called",
@@ -113,3 +128,14 @@ def _list_nameable(axis: str, value: str) -> Iterator[str]:
         yield f"{axis}={first}"
         for path, equals, part in (f"{axis}.{each}".partition("=") for each in settings):
             yield from (path, f"{path}={part}") if equals else ()
+
+
+def rows_digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A digest of methods, settings and values: it tells the rows of two runs apart.
+
+    `rows`: fields of `Row` by name. Their order, repeats, labels and keys do not
+    count.
+    """
+    names = ("method", "settings", "seed", "task", "metric", "filter", "value")
+    lines = sorted({json.dumps([row[name] for name in names], sort_keys=True) for row in rows})
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]

@@ -76,6 +76,7 @@ def describe_precision(model: Model) -> Precision:
         rounded=model.rounded_share() if kinds else None,
         kept=", ".join(model.list_kept()) or None if kinds else None,
         ends=model.describe_ends(),
+        size_bytes=model.count_bytes(),
         attachments="".join(each.label for each in model.attachments) or None,
     )
 

@@ -41,6 +41,7 @@ from harness.grid.points import Point, list_points
 from harness.grid.reading import read_grid, read_named
 from harness.grid.schema import GridFile
 from harness.grid.seeds import read_seeds
+from harness.grid.style import read_style
 from harness.grid.tuning import Look, check_apart, choose, list_groups
 from harness.method import Method
 from harness.models import Model, Pretrained, pretrained, read_layer_shapes
@@ -86,6 +87,7 @@ class Grid:
     awaiting: tuple[Cell, ...] = ()  # whose settings are not chosen yet
     varies: Drawn | None = None  # what differs between its seeds; None of one
     runs_code: bool = False  # that models write, which its file does not allow
+    style: str | None = None  # of its figures: the text of the file that it names
 
 
 def load(
@@ -126,6 +128,7 @@ def load(
     axes = [*(cell.axes for cell in cells), *(point.tried for point in points)]
     check_names(document, file, axes, tasks)
     check_report(document, file, tasks)
+    style = read_style(document, file)
     files = tuple(document.files)
     ready = tuple(cell for cell in cells if not cell.awaits)
     waiting = tuple(cell for cell in cells if cell.awaits)
@@ -140,6 +143,7 @@ def load(
         waiting,
         read_seeds(document, file).of,
         runs_code,
+        style,
     )
 
 

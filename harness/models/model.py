@@ -101,6 +101,18 @@ class Model:
         )
         return bits / sum(tensor.numel() for tensor, _ in weights)
 
+    def count_bytes(self) -> int:
+        """What all its parameters take: weights of the blocks as `bits_per_weight` counts them,
+        embeddings and head too where they were rounded, all else as it is held. Tied ones count
+        once; what attachments hold does not."""
+        ends = find_ends(self.network)
+        rounded = [(m.stored, self.quantized.get(name)) for name, m in ends.items()]
+        bits = {id(p): 8.0 * p.element_size() * p.numel() for p in self.network.parameters()}
+        for tensor, done in [*self._weights(), *rounded]:
+            if done is not None:
+                bits[id(tensor)] = done.bits_per_weight * tensor.numel()
+        return math.ceil(math.fsum(bits.values()) / 8)
+
     def nominal_bits(self) -> float:
         """Bits of a code; where matrices of the blocks differ, the mean over their weights, in
         hundredths, with 16 for those that were not rounded."""

@@ -150,6 +150,7 @@ def _export(plan: Plan, store: Store, folder: Path) -> None:
         question=plan.question,
         model=plan.model,
         report=ReportOptions(**plan.report),
+        style=plan.style,
         published=_published(plan),
         published_model=published.get("model"),
         published_tasks=published.get("tasks"),
@@ -181,6 +182,8 @@ def _rows(values: _Values) -> Iterator[Row]:
             for score in scores["rows"]:
                 precision = dict(scores["model"])
                 if cell.published_bits is not None:  # a wider type adds none
+                    if precision["bits_per_weight"] != cell.published_bits:
+                        precision["size_bytes"] = None  # of the wider type
                     precision["bits_per_weight"] = cell.published_bits
                 yield Row(
                     **facts,

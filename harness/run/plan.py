@@ -96,6 +96,7 @@ class Plan:
     kinds: tuple[str, ...] = ()  # all kinds of stages that there were
     runs_code: bool = False  # of models, which the grid's file itself does not allow
     advice: tuple[str, ...] = ()  # by what it would cost less, or say more
+    style: str | None = None  # of its figures: settings of matplotlib
 
     @property
     def rows(self) -> tuple[CellInfo, ...]:
@@ -199,6 +200,7 @@ def build(grid: Grid) -> Plan:
         question=grid.question,
         model=grid.file.model,
         report=asdict(grid.file.report),
+        style=grid.style,
         published=grid.file.published.model_dump() if grid.file.published else None,
         cells=tuple(map(_describe, grid.cells)),
         nodes=nodes,

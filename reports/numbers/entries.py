@@ -35,7 +35,7 @@ _FIELDS = [
         (
             *(*ITEM_KEY, *PROTOCOL, "aggregation", "value", "stderr", "stale"),
             *("name", "label", "seed", "model_key", "bits", "bits_per_weight"),
-            *("rounded", "kept", "ends", "attachments"),
+            *("rounded", "kept", "ends", "attachments", "size_bytes"),
         )
     )
 ]
@@ -48,7 +48,7 @@ class Entry:
 
     mean: float  # or the median over models, where the grid asks
     sd: float | None = None  # over models; None for one model, and beside a median
-    spread: float | None = None  # what stands behind ±: `sd`, or as `report.spread` says
+    spread: float | None = None  # behind ±: `sd`, or as `report.spread` says; None: there is no ±
     se: float | None = None  # over items, mean over models
     n: int = 1  # distinct models
     marks: tuple[str, ...] = ()
@@ -72,6 +72,7 @@ class Row:
     entries: tuple[Entry | None, ...]
     facts: tuple[float | None, ...] = ()  # of its models, mean over them: see `model_columns`
     attachments: str | None = None  # what its models do as they run
+    size_bytes: float | None = None  # mean over its models; None where one has none
 
     @property
     def reference(self) -> bool:
@@ -145,6 +146,7 @@ def make_rows(
     table = []
     for r, (bits, name, label) in enumerate(keys):
         models_of = _distinct(cells_of[bits, name].records)
+        sizes = np.array([each["size_bytes"] for each in models_of], dtype=float)
         weights = [w for each in models_of if not pd.isna(w := each["bits_per_weight"])]
         table.append(
             Row(
@@ -155,6 +157,7 @@ def make_rows(
                 models=len(models_of),
                 entries=tuple(entries.get((r, c)) for c in range(len(columns))),
                 attachments=_find_attachments(models_of),
+                size_bytes=None if pd.isna(sizes).any() else float(np.mean(sizes)),
             )
         )
     runs = _number([None, *(row.attachments for row in table)])
@@ -284,7 +287,7 @@ def _make_entries(
         yield Entry(
             mean=float(np.median(values[number])) if median else over.mean,
             sd=sd,
-            spread=half if sd is not None and options.spread == "interval" else sd,
+            spread={"sd": sd, "interval": None if sd is None else half}.get(options.spread),
             se=None if math.isnan(error) else error,
             n=len(draft.models),
             marks=draft.marks,

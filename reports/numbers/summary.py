@@ -172,6 +172,9 @@ def _remarks(export: Export, shown: pd.DataFrame, columns: Sequence[Column]) -> 
         about = f"rows {finding.rows}" if finding.rows else "rows that it does not name"
         text = f"a finding about {about}; these are rows {export.rows_digest}."
         remarks.append(Remark("Left out", text, of_rows=False))
+    if export.grid.report.size == "gb" and shown["size_bytes"].isna().all():
+        text = "scores against size: no row has a size, which older rows do not record."
+        remarks.append(Remark("Left out", text, of_rows=False))
     if tuning := describe_tuning(list_tuned(shown), not export.curves.empty, wording):
         remarks.append(Remark("Tuning", tuning, of_rows=False))
     if export.grid.varies and shown["seed"].nunique() > 1:

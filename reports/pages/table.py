@@ -155,6 +155,12 @@ _ATTACHMENTS = (
 )
 
 
+_ITEMS = (
+    "In parentheses the 95 % interval over items, of the models as they are: other seeds may give "
+    "others."
+)
+
+
 def _explain_best(summary: Summary, terminal: bool) -> list[str]:
     """What stands out, by which test, and what the test holds fixed."""
     entries = [entry for row in summary.rows for entry in row.entries if entry is not None]
@@ -198,6 +204,8 @@ def _explain_chance(summary: Summary) -> list[str]:
 def _spreads(summary: Summary) -> list[str]:
     """What ± is, and that a median has none."""
     options = summary.grid.report
+    if options.spread == "items":
+        return [_ITEMS, *(["Mean over models (column n)."] if summary.several else [])]
     if not summary.several:
         return []
     if options.aggregate == "median":
@@ -236,10 +244,14 @@ def _numbers(summary: Summary, row: Row) -> list[Cell]:
             continue
         known = entry.spread is not None and entry.spread == entry.spread
         spread = format_number(entry.spread or 0.0, column, summary.decimals)
+        after = f"± {spread}" if known else ""
+        if summary.grid.report.spread == "items" and entry.interval is not None:
+            ends = (format_number(end, column, summary.decimals) for end in entry.interval)
+            after = f"({'–'.join(ends)})"
         cells.append(
             Cell(
                 text=format_number(entry.mean, column, summary.decimals),
-                after=f"± {spread}" if known else "",
+                after=after,
                 best=entry.best,
                 second=entry.second,
                 marks=entry.marks,

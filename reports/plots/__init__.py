@@ -1,10 +1,10 @@
 """The plots, as the bytes of their PNG and PDF files.
 
-Each is drawn from an export alone, with no clock, no global state and no settings of the user's, so
-that equal input gives equal bytes. Each file draws the plots of its `PLOTS`; `context` has what
-they are drawn from, `data` the numbers that several need, `chart` those that the page's script
-draws, `panels` what axes and legends share, `style` colours and sizes. Not here: the pages that
-show them (`reports.pages`).
+Each is drawn from an export alone, with no clock, no global state and no settings of the user's
+but those that the export holds, so that equal input gives equal bytes. Each file draws the plots of
+its `PLOTS`; `context` has what they are drawn from, `data` the numbers that several need, `chart`
+those that the page's script draws, `panels` what axes and legends share, `intervals` error bars,
+`style` colours and sizes. Not here: the pages that show them (`reports.pages`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def draw(context: Context, chosen: Sequence[Plot] = PLOTS) -> list[Drawn]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, style.RC))
+        own = style.read_settings(context.summary.grid.style or "")
+        matplotlib.rcParams.update(cast(Any, own))
         drawings = {plot.name: plot.draw(context) for plot in chosen}
         return [
             Drawn(name, each.title, each.words, encode_figure(each.figure), each.chart)

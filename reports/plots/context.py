@@ -18,7 +18,7 @@ from reports.numbers.summary import Summary
 from reports.numbers.wording import Wording
 from reports.plots import data, style
 from reports.plots.chart import Chart
-from reports.plots.style import Look
+from reports.plots.style import Look, Widths
 from reports.reading.export import Export
 
 
@@ -33,6 +33,11 @@ class Context:
     def wording(self) -> Wording:
         """What axes and settings are called."""
         return Wording(self.summary.grid.report.names)
+
+    @property
+    def widths(self) -> Widths:
+        """Of figures: see `report.width`."""
+        return style.find_widths(self.summary.grid.report.width)
 
     @cached_property
     def models(self) -> pd.DataFrame:

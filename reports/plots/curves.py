@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reports.numbers.columns import format_bits
-from reports.plots import style
 from reports.plots.chart import describe_points, make_line
 from reports.plots.context import Context, Drawing, Plot
 from reports.plots.data import Band, make_band, shorten
@@ -43,7 +42,7 @@ def draw_training_loss(context: Context) -> Drawing | None:
     size, axis_label = (
         choose_unit(float(curves[place].max())) if tokens else (1.0, "optimiser step")
     )
-    figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
+    figure = Figure(figsize=(context.widths.choose(len(bits) > 1), 2.2))
     panels = figure.subplots(1, len(bits), squeeze=False, sharey=True)[0]
     notes: list[str] = []
     bands: list[Band] = []

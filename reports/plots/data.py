@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,23 +21,37 @@ from reports.numbers.summary import Summary
 from reports.numbers.wording import Wording, join_words, tell_apart, write_raw
 from reports.reading.frames import list_records
 
+Over = Literal["models", "items"]
+"""What an interval is over: models of several seeds, or the items that one model was scored on."""
+
+
+_UNKNOWN = (math.nan, math.nan)
+
 
 class Mean(NamedTuple):
-    """A mean over `n` models and half of its t-interval; 0 where there is none to draw."""
+    """A mean over `n` models and its 95 % interval; `over` is None where there is none to draw."""
 
     mean: float
-    half: float = 0.0
+    low: float = math.nan
+    high: float = math.nan
     n: int = 1
+    over: Over | None = None
 
 
-def compute_mean(values: Iterable[float]) -> Mean:
-    """NaN among the values makes the mean NaN; so does a lack of values."""
+def compute_mean(values: Iterable[float], of_items: tuple[float, float] | None = None) -> Mean:
+    """Of several values with Student's interval over them; of one value with `of_items`.
+
+    NaN among the values makes the mean NaN; so does a lack of values.
+    """
     numbers = list(values)
     if not numbers:
         return Mean(math.nan)
     interval = t_interval(numbers)
-    half = (interval.high - interval.low) / 2
-    return Mean(interval.mean, half if math.isfinite(half) else 0.0, len(numbers))
+    over: Over = "models" if len(numbers) > 1 else "items"
+    low, high = (interval.low, interval.high) if over == "models" else of_items or _UNKNOWN
+    if not (math.isfinite(low) and low < high < math.inf):
+        return Mean(interval.mean, n=len(numbers))
+    return Mean(interval.mean, low, high, len(numbers), over)
 
 
 def find_pareto_front(
@@ -60,7 +74,8 @@ def list_models(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     """One row a distinct model of each row of the table.
 
     Columns: name, label, settings, seed, cell, bits, bits_per_weight, model_key, and under its
-    index the value of each column of the table: a float, or None where the model has none.
+    index the value of each column of the table: a float, or None where the model has none; under
+    `of_items` the intervals over items, index -> ends, of a row that is one model.
     """
     shown = frame[frame["primary"]].copy()
     shown["name"] = shown["cell"].map(summary.names)
@@ -83,12 +98,25 @@ def list_models(frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
             for known in values.values()
         ]
         models[index] = pd.Series(averages, dtype="object")
+    of_items = {
+        (row.name, row.bits): {
+            index: entry.interval
+            for index, entry in enumerate(row.entries)
+            if entry is not None and entry.n == 1 and entry.interval is not None
+        }
+        for row in summary.rows
+    }
+    rows = zip(models["name"], models["bits"], strict=True)
+    models["of_items"] = pd.Series([of_items[row] for row in rows], dtype="object")
     return models
 
 
-def list_values(models: pd.DataFrame, index: int) -> list[float]:
-    """Those of a column of the table, of the models that have one."""
-    return [float(value) for value in models[index] if value is not None]
+def average_models(models: pd.DataFrame, index: int, factor: float) -> Mean:
+    """The mean over those that have a value of a column of the table, times `factor`."""
+    known = models[[value is not None for value in models[index]]]
+    ends = known["of_items"].iloc[0].get(index) if len(known) == 1 else None
+    scaled = None if ends is None else (factor * ends[0], factor * ends[1])
+    return compute_mean((factor * float(value) for value in known[index]), scaled)
 
 
 def average_by_row(
@@ -96,9 +124,7 @@ def average_by_row(
 ) -> dict[tuple[str, float], Mean]:
     """(name, bits) of a row of the table -> the mean over its models, times `factor`."""
     return {
-        (rows["name"].iloc[0], float(rows["bits"].iloc[0])): compute_mean(
-            factor * value for value in list_values(rows, index)
-        )
+        (rows["name"].iloc[0], float(rows["bits"].iloc[0])): average_models(rows, index, factor)
         for _, rows in models.groupby(["name", "bits"], sort=False)
     }
 

@@ -15,11 +15,13 @@ from matplotlib.ticker import MaxNLocator
 from reports.numbers.columns import Column, format_difference, format_number
 from reports.numbers.effects import Effect, Status
 from reports.numbers.entries import Row
+from reports.numbers.excess import compute_excess, is_crowded
+from reports.numbers.summary import Summary
 from reports.plots import data, style
 from reports.plots.context import Context, Drawing, Plot
-from reports.plots.data import Mean
+from reports.plots.data import Mean, Over
+from reports.plots.intervals import describe_means, draw_bar, make_interval_handles
 from reports.plots.panels import (
-    describe_means,
     describe_quantity,
     draw_legend,
     draw_references,
@@ -29,11 +31,12 @@ from reports.plots.panels import (
     set_logarithmic,
     title_quantities,
 )
-from reports.plots.style import Look
+from reports.plots.style import Look, Widths
 
 _LEAST = 1.25  # largest over smallest on an axis: less would make a small difference look large
 _LETTERS = 22  # of a line of a row's name, which leave room for data in one column
 _LINE = 0.13  # inches
+_BELOW: dict[str, Any] = {"marker": "<", "color": style.FAINT, "ls": "none"}
 _FILLED = {"marker": "o", "mec": "white", "ls": "none"}
 _STATUSES: dict[str, dict[str, Any]] = {
     "better": _FILLED | {"color": style.BETTER},
@@ -51,14 +54,10 @@ def draw_perplexity(context: Context) -> Drawing | None:
     """
     summary, models, looks = context.summary, context.models, context.looks
     columns = [index for index, column in enumerate(summary.columns) if not column.higher]
-    groups = [group for group in summary.groups() if not group[0].reference]
-    rows = [row for group in groups for row in group]
+    rows = _list_quantised(summary)
     if not columns or not rows:
         return None
-    common, names = data.shorten([row.name for row in rows])
-    headings = [f"{group[0].width}{'' if group[0].attachments else ' bits'}" for group in groups]
-    headings = headings if len(groups) > 1 else []
-    figure, panels, places = _rows(names, [len(g) for g in groups], headings, len(columns))
+    figure, panels, places = _rows_of_table(context, len(columns))
     handles: dict[str, Line2D] = {}
     drawn: list[Mean] = []
     cut = False
@@ -67,23 +66,105 @@ def draw_perplexity(context: Context) -> Drawing | None:
         handles |= {str(line.get_label()): line for line in lines}
         means = data.average_by_row(models, index, get_scale(summary.columns[index]))
         row_means = [means[row.name, row.bits] for row in rows]
-        base = [means[row.name, row.bits] for row in summary.rows if row.reference]
+        base = [Mean(means[row.name, row.bits].mean) for row in summary.rows if row.reference]
         scaled = _limits(axes, [*row_means, *base])
         for row, mean, at in zip(rows, row_means, places, strict=True):
             _print(axes, at, _words(row, mean, index, summary.columns[index]))
             _dot(axes, at, mean, looks[row.name], scaled)
             drawn.append(mean)
-            cut |= scaled and 0 < mean.mean <= mean.half
+            cut |= scaled and mean.low <= 0 < mean.mean
         axes.set_xlabel(
             describe_quantity(summary.columns[index]) + (" (log scale)" if scaled else "")
         )
-    panels[0].set_title(common, loc="left")
-    if handles:
-        draw_legend(figure, list(handles.values()))
+    kinds = make_interval_handles(drawn, summary.grid.report)
+    if handles or kinds:
+        draw_legend(figure, [*handles.values(), *kinds])
     words = describe_means(drawn, summary.grid.report, "error bars")
     words += ["error bars that reach zero end at the axis"] if cut else []
     words += [f"broken lines: {', '.join(handles)}"] if handles else []
     return Drawing(figure, title_quantities(summary.columns[index] for index in columns), words)
+
+
+def draw_perplexity_differences(context: Context) -> Drawing | None:
+    """Each perplexity less the 16-bit model's, on a logarithmic axis, where the dots of the
+    perplexities themselves pile up: see `is_crowded`."""
+    summary, looks = context.summary, context.looks
+    rows = _list_quantised(summary)
+    references = [row for row in summary.rows if row.reference]
+    if len(references) != 1:
+        return None
+    found = {
+        index: differences
+        for index, column in enumerate(summary.columns)
+        if column.is_perplexity
+        and (differences := _find_differences(context, rows, references[0], index))
+    }
+    if not found:
+        return None
+    figure, panels, places = _rows_of_table(context, len(found))
+    drawn: list[Mean] = []
+    below = cut = False
+    for axes, (index, differences) in zip(panels, found.items(), strict=True):
+        column = summary.columns[index]
+        above = [mean for mean in differences if mean.mean > 0]
+        _limits(axes, above, logarithmic=True)
+        for mean, row, at in zip(differences, rows, places, strict=True):
+            entry = row.entries[index]
+            text = "–" if entry is None else _show_difference(mean.mean, column)
+            _print(axes, at, text + list_marks([entry] if entry else []))
+            _dot(axes, at, mean, looks[row.name], True)
+            if mean.mean <= 0:
+                axes.plot(axes.get_xlim()[0], at, clip_on=False, **_BELOW)
+            below |= mean.mean <= 0
+            cut |= mean.low <= 0 < mean.mean
+        drawn += above
+        axes.set_xlabel(f"Δ {describe_quantity(column)} (log scale)")
+    if kinds := make_interval_handles(drawn, summary.grid.report):
+        draw_legend(figure, kinds)
+    base = references[0]
+    words = [
+        f"perplexity less that of {base.name} ({base.width} bits)",
+        *describe_means(drawn, summary.grid.report, "error bars"),
+    ]
+    if any(mean.over == "items" for mean in drawn):
+        words.append("over items they are paired: of the differences of each window's loss")
+    words += ["error bars that reach zero end at the axis"] if cut else []
+    words += ["triangles at the axis: not above it"] if below else []
+    titles = title_quantities(summary.columns[index] for index in found)
+    return Drawing(figure, f"{titles} above the {base.width}-bit model", words)
+
+
+def _find_differences(
+    context: Context, rows: Sequence[Row], reference: Row, index: int
+) -> list[Mean] | None:
+    """Of each row what its perplexity is above the reference's; None where no axis of them is
+    needed."""
+    base = reference.entries[index]
+    if base is None or not math.isfinite(base.mean):
+        return None
+    means = data.average_by_row(context.models, index, 1.0)
+    values = [means[row.name, row.bits] for row in rows]
+    finite = [mean.mean for mean in values if math.isfinite(mean.mean)]
+    above = [value - base.mean for value in finite]
+    if not finite or not is_crowded(finite, above, is_wide(finite)):
+        return None
+    differences = []
+    for row, mean in zip(rows, values, strict=True):
+        entry = row.entries[index]
+        low, high = mean.low - base.mean, mean.high - base.mean
+        if entry is not None and mean.n == 1:
+            paired = compute_excess(entry, base)
+            low, high = paired.low, paired.high
+        over = mean.over if math.isfinite(low) and math.isfinite(high) else None
+        differences.append(Mean(mean.mean - base.mean, low, high, mean.n, over))
+    return differences
+
+
+def _show_difference(value: float, column: Column) -> str:
+    """+12.30, +0.0042: with two digits at least."""
+    size = abs(value)
+    shown = format_number(size, column, 1) if size >= 1 or size != size else f"{size:#.2g}"
+    return f"{'−' if value < 0 else '+'}{shown}" if math.isfinite(value) else shown
 
 
 def draw_ablation(context: Context) -> Drawing | None:
@@ -105,7 +186,7 @@ def draw_ablation(context: Context) -> Drawing | None:
     common, names = data.shorten(named)
     if len(keys) == 1:
         common, names = ", ".join(filter(None, keys[0][:2])), [keys[0][4]]
-    figure, panels, places = _rows(names, [len(keys)], [], len(columns))
+    figure, panels, places = _rows(context.widths, names, [len(keys)], [], len(columns))
     drawn: list[Effect] = []
     for axes, column in zip(panels, columns, strict=True):
         axes.axvline(0, color=style.REFERENCE, lw=1.0, zorder=1)
@@ -116,8 +197,9 @@ def draw_ablation(context: Context) -> Drawing | None:
                 continue
             difference, factor = effect.difference, get_scale(column)
             drawn.append(effect)
-            half = (difference.high - difference.low) / 2
-            mean = Mean(factor * difference.mean, factor * half if math.isfinite(half) else 0.0)
+            ends = (factor * difference.low, factor * difference.high)
+            over: Over = "items" if effect.over == "items" else "models"
+            mean = Mean(factor * difference.mean, *ends, over=over)
             status = _describe_status(effect)
             if effect.status is Status.UNTESTED:
                 axes.plot(mean.mean, at, **_STATUSES[status])
@@ -155,7 +237,8 @@ def _describe_effects(drawn: Sequence[Effect]) -> list[str]:
     tested = [effect for effect in drawn if effect.status is not Status.UNTESTED]
     sentences = []
     if tested:
-        over = " or over ".join(dict.fromkeys(effect.over for effect in tested))
+        names = dict.fromkeys(effect.over for effect in tested)
+        over = " or over ".join("items (thin and broken)" if n == "items" else n for n in names)
         sentences.append(f"bars are simultaneous 95 % intervals over {over}")
         coloured = "coloured where the interval excludes zero"
         untold = "gray: not distinguished, which is not the same as equal"
@@ -175,8 +258,30 @@ def _describe_effects(drawn: Sequence[Effect]) -> list[str]:
     return sentences
 
 
+def _list_quantised(summary: Summary) -> list[Row]:
+    return [row for group in summary.groups() if not group[0].reference for row in group]
+
+
+def _rows_of_table(context: Context, panels: int) -> tuple[Figure, list[Axes], list[float]]:
+    """`_rows` of all quantised rows, under their widths where there are several."""
+    summary = context.summary
+    groups = [group for group in summary.groups() if not group[0].reference]
+    common, names = data.shorten([row.name for row in _list_quantised(summary)])
+    headings = [f"{group[0].width}{'' if group[0].attachments else ' bits'}" for group in groups]
+    headings = headings if len(groups) > 1 else []
+    figure, axes_row, places = _rows(
+        context.widths, names, [len(group) for group in groups], headings, panels
+    )
+    axes_row[0].set_title(common, loc="left")
+    return figure, axes_row, places
+
+
 def _rows(
-    names: Sequence[str], sizes: Sequence[int], headings: Sequence[str], panels: int
+    widths: Widths,
+    names: Sequence[str],
+    sizes: Sequence[int],
+    headings: Sequence[str],
+    panels: int,
 ) -> tuple[Figure, list[Axes], list[float]]:
     """A figure with a row for each name, top down, in groups; the places of the names on y."""
     wide = panels > 1 or max(map(len, names)) > 2 * _LETTERS
@@ -192,7 +297,7 @@ def _rows(
     labels = dict(zip(places, wrapped, strict=True))
     line = _LINE * max(name.count("\n") for name in wrapped) + _LINE + 0.03
     height = 0.75 + line * (places[-1] + 1)
-    figure = Figure(figsize=(style.PAGE if wide else style.COLUMN, height))
+    figure = Figure(figsize=(widths.choose(wide), height))
     axes_row = list(figure.subplots(1, panels, squeeze=False, sharey=True)[0])
     axes_row[0].set_yticks([*labels, *ticks], [*labels.values(), *ticks.values()])
     for label in axes_row[0].get_yticklabels()[len(labels) :]:
@@ -204,12 +309,13 @@ def _rows(
     return figure, axes_row, places
 
 
-def _limits(axes: Axes, means: Iterable[Mean]) -> bool:
-    """Room for all intervals; whether the axis is logarithmic."""
+def _limits(axes: Axes, means: Iterable[Mean], logarithmic: bool = False) -> bool:
+    """Room for all intervals; whether the axis is logarithmic, as it is where it should be."""
     finite = [mean for mean in means if math.isfinite(mean.mean)]
-    ends = [end for mean in finite for end in (mean.mean - mean.half, mean.mean + mean.half)]
+    ends = [mean.mean for mean in finite]
+    ends += [end for mean in finite if mean.over for end in (mean.low, mean.high)]
     positive = [end for end in ends if end > 0]
-    scaled = is_wide(positive)
+    scaled = logarithmic or is_wide(positive)
     if positive:
         low, high = min(positive), max(positive)
         if scaled:
@@ -226,10 +332,8 @@ def _limits(axes: Axes, means: Iterable[Mean]) -> bool:
 def _dot(axes: Axes, at: float, mean: Mean, look: Look, scaled: bool) -> None:
     if not math.isfinite(mean.mean) or (scaled and mean.mean <= 0):
         return
-    if mean.half > 0:
-        below = min(mean.half, mean.mean * (1 - 1e-3)) if scaled else mean.half
-        bar: dict[str, Any] = {"ecolor": look.colour, "elinewidth": 1.0, "capsize": 2}
-        axes.errorbar(mean.mean, at, xerr=[[below], [mean.half]], fmt="none", **bar)
+    least = 1e-3 * mean.mean if scaled else -math.inf
+    draw_bar(axes, at, mean, look.colour, upright=False, least=least)
     edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
     axes.plot(mean.mean, at, color=look.colour, marker=look.marker, ls="none", **edge)
 
@@ -252,4 +356,8 @@ def _print(axes: Axes, at: float, text: str) -> None:
     )
 
 
-PLOTS = (Plot("perplexity", draw_perplexity), Plot("ablation", draw_ablation))
+PLOTS = (
+    Plot("perplexity", draw_perplexity),
+    Plot("perplexity_differences", draw_perplexity_differences),
+    Plot("ablation", draw_ablation),
+)

@@ -19,6 +19,7 @@ from reports.numbers.columns import format_bits
 from reports.plots import style
 from reports.plots.context import Context, Drawing, Plot
 from reports.plots.panels import draw_legend, is_wide, make_handle, set_logarithmic, write_remark
+from reports.plots.style import Widths
 
 _LETTERS = 26  # of a line of a panel's title
 _PANELS = 8  # of a figure over both columns
@@ -58,7 +59,7 @@ def draw_weights(context: Context) -> Drawing | None:
     shown = all_steps[:_PANELS]
     if not shown:
         return None
-    figure, panels = _grid(len(shown), 1.25)
+    figure, panels = _grid(context.widths, len(shown), 1.25)
     ends = [end for step in shown for end in _ends(step.record.histogram)]
     for axes, (title, record) in zip(panels, shown, strict=True):
         _histogram(axes, record.histogram)
@@ -132,7 +133,7 @@ def draw_errors(context: Context) -> Drawing | None:
             unknown += not math.isfinite(each.error)
         tables.append(np.where(np.isfinite(table), table, np.nan))
     largest = max((float(np.nanmax(t)) for t in tables if np.isfinite(t).any()), default=1.0)
-    figure, panels = _grid(len(shown), min(4.0, max(0.9, 0.13 * blocks)))
+    figure, panels = _grid(context.widths, len(shown), min(4.0, max(0.9, 0.13 * blocks)))
     for number, (axes, step, table) in enumerate(zip(panels, shown, tables, strict=True)):
         seaborn.heatmap(
             table,
@@ -172,7 +173,7 @@ def draw_confidence(context: Context) -> Drawing | None:
     if not measured:
         return None
     shown = list(dict.fromkeys(names[record.cell] for record in measured))[:_PANELS]
-    figure = Figure(figsize=(style.COLUMN, 3.3))
+    figure = Figure(figsize=(context.widths.column, 3.3))
     above, below = figure.subplots(2, 1, sharex=True)
     means: list[float] = []
     notes = []
@@ -250,11 +251,11 @@ def _of_fewest_bits(records: Sequence[Diagnostic], kind: type[Kind]) -> list[Kin
     return [record for record in of_kind if record.bits == fewest]
 
 
-def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+def _grid(widths: Widths, count: int, height: float) -> tuple[Figure, list[Axes]]:
     """Panels of `height` inches, four to a row or three, the last row perhaps shorter."""
     across = _across(count)
     down = math.ceil(count / across)
-    width = style.COLUMN if count <= 2 else style.PAGE
+    width = widths.choose(count > 2)
     figure = Figure(figsize=(width, (height + 0.55) * down))
     panels = list(figure.subplots(down, across, squeeze=False).flatten())
     for axes in panels[count:]:

@@ -24,12 +24,12 @@ from matplotlib.ticker import (
 )
 
 from harness.core.errors import show_lines
-from harness.core.report_options import ReportOptions
 from reports.numbers.columns import Column
 from reports.numbers.entries import REFERENCE_BITS, Entry
 from reports.numbers.summary import Summary
 from reports.plots import style
 from reports.plots.data import Mean
+from reports.plots.intervals import draw_bar
 from reports.plots.style import Look
 
 FEW = 8  # entries that a legend in one column of a paper can hold
@@ -147,39 +147,8 @@ def draw_means(axes: Axes, at: list[float], means: list[Mean], look: Look) -> No
         markeredgecolor="white",
         markeredgewidth=0.5,
     )
-    known = [(place, each) for place, each in zip(at, means, strict=True) if each.half > 0]
-    if known:
-        axes.errorbar(
-            [place for place, _ in known],
-            [each.mean for _, each in known],
-            yerr=[each.half for _, each in known],
-            fmt="none",
-            ecolor=look.colour,
-            elinewidth=0.8,
-            capsize=1.5,
-        )
-
-
-def describe_means(drawn: Iterable[Mean], options: ReportOptions, intervals: str) -> list[str]:
-    """What points are, and what the intervals (`intervals`: error bars, bands) around them.
-
-    Only of what is drawn: nothing is said of intervals where no point has one.
-    """
-    means = [each for each in drawn if math.isfinite(each.mean)]
-    over = "seeds" if options.over == "seed" else f"values of {options.over}"
-    if all(each.n == 1 for each in means):
-        return ["every point is one model"]
-    known = [each for each in means if each.half > 0]
-    rest = [each for each in means if not each.half > 0]
-    sentences = [f"points are means over {over}"]
-    if options.aggregate == "median":
-        sentences[0] += ", where the table has medians"
-    if known:
-        sentences.append(f"{intervals} are 95 % t-intervals over {over}")
-    if rest:
-        alone = "one model" if all(each.n == 1 for each in rest) else "one model, or equal ones"
-        sentences[-1] += f"; points without are {alone}"
-    return sentences
+    for place, each in zip(at, means, strict=True):
+        draw_bar(axes, place, each, look.colour)
 
 
 def title_quantities(columns: Iterable[Column]) -> str:

@@ -17,10 +17,11 @@ from reports.numbers.wording import Wording
 from reports.plots import data, style
 from reports.plots.context import Context, Drawing, Plot
 from reports.plots.data import Mean, Sweep
+from reports.plots.intervals import describe_means, draw_bar, make_interval_handles
 from reports.plots.panels import (
     choose_unit,
-    describe_means,
     describe_quantity,
+    draw_chance,
     draw_legend,
     draw_means,
     draw_references,
@@ -48,7 +49,10 @@ def draw_sweep(context: Context) -> Drawing | None:
     columns += [i for i, column in enumerate(summary.columns) if not column.higher][:2]
     if not swept or not columns:
         return None
-    size = (style.COLUMN if len(swept) == 1 else style.PAGE, 0.4 + 1.5 * len(columns))
+    size = (
+        context.widths.choose(len(swept) > 1),
+        0.4 + 1.5 * len(columns),
+    )
     figure = Figure(figsize=size)
     panels = figure.subplots(len(columns), len(swept), squeeze=False, sharex="col")
     names = [name for each in swept for name in (*each.series, *each.level)]
@@ -59,6 +63,7 @@ def draw_sweep(context: Context) -> Drawing | None:
         for down, index in enumerate(columns):
             axes = panels[down][across]
             drawn = draw_references(axes, summary, index)
+            drawn += draw_chance(axes, summary.columns[index])
             handles |= {str(line.get_label()): line for line in drawn}
             means += _swept(axes, each, index, get_scale(summary.columns[index]), looks)
             if across == 0:
@@ -68,7 +73,8 @@ def draw_sweep(context: Context) -> Drawing | None:
         handles |= {name: make_handle(looks[name], name) for name in each.series}
         handles |= {name: make_handle(looks[name], name, line=True) for name in each.level}
     write_remark(figure, unshown)
-    draw_legend(figure, list(handles.values()))
+    kinds = make_interval_handles(means, summary.grid.report)
+    draw_legend(figure, [*handles.values(), *kinds])
     words = [*describe_means(means, summary.grid.report, "bands"), *unshown]
     if any(each.level for each in swept):
         words.append("level lines are methods or settings without a value on the axis")
@@ -100,28 +106,30 @@ def _swept(
     drawn: list[Mean] = []
     for name, rows in sweep.level.items():
         axes.axhline(
-            factor * data.compute_mean(data.list_values(rows, index)).mean,
+            data.average_models(rows, index, factor).mean,
             color=looks[name].colour,
             ls=looks[name].dash,
             lw=1.0,
         )
     for name, points in sweep.series.items():
-        means = [
-            data.compute_mean(factor * value for value in data.list_values(rows, index))
-            for rows in points.values()
-        ]
+        means = [data.average_models(rows, index, factor) for rows in points.values()]
         at, look = list(points), looks[name]
         axes.plot(at, [m.mean for m in means], color=look.colour, marker=look.marker, mec="white")
         drawn += means
-        if any(mean.half > 0 for mean in means):
+        over_models = [mean.over == "models" for mean in means]
+        if any(over_models):
+            pairs = list(zip(means, over_models, strict=True))
             axes.fill_between(
                 at,
-                [m.mean - m.half for m in means],
-                [m.mean + m.half for m in means],
+                [mean.low if known else mean.mean for mean, known in pairs],
+                [mean.high if known else mean.mean for mean, known in pairs],
                 color=look.colour,
                 alpha=0.2,
                 lw=0,
             )
+        for place, mean in zip(at, means, strict=True):
+            if mean.over == "items":
+                draw_bar(axes, place, mean, look.colour)
     set_places(axes, sorted({at for points in sweep.series.values() for at in points}))
     axes.margins(y=0.1)
     return drawn
@@ -167,13 +175,14 @@ def _draw_against_cost(
     names = quantised["series"]
     looks = known if set(names) <= set(known) else style.make_looks(names)
     bits = sorted(trained["bits"].unique(), reverse=True)
-    figure = Figure(figsize=(style.COLUMN if len(bits) == 1 else style.PAGE, 2.2))
+    figure = Figure(figsize=(context.widths.choose(len(bits) > 1), 2.2))
     panels = figure.subplots(1, len(bits), squeeze=False, sharex=True, sharey=True)[0]
     size, axis_label = unit(float(totals.max()))
     handles: dict[str, Line2D] = {}
     means: list[Mean] = []
     for axes, each in zip(panels, bits, strict=True):
-        handles |= {str(line.get_label()): line for line in draw_references(axes, summary, index)}
+        level = draw_references(axes, summary, index) + draw_chance(axes, summary.columns[index])
+        handles |= {str(line.get_label()): line for line in level}
         here = quantised[quantised["bits"] == each]
         drawn, lines = _draw_lines(
             axes, here, index, (size, get_scale(summary.columns[index])), looks
@@ -183,7 +192,8 @@ def _draw_against_cost(
         axes.set_title(f"{format_bits(each)} bits")
         axes.set_xlabel(axis_label)
     panels[0].set_ylabel(describe_quantity(summary.columns[index]))
-    draw_legend(figure, list(handles.values()))
+    kinds = make_interval_handles(means, summary.grid.report)
+    draw_legend(figure, [*handles.values(), *kinds])
     words = [*words, *describe_means(means, summary.grid.report, "error bars")]
     if (
         quantised[quantised["bits"].isin(bits)]
@@ -230,10 +240,11 @@ def _draw_lines(
             (mean,) = means.values()
             axes.axhline(mean.mean, color=look.colour, ls=look.dash, lw=1.0)
             continue
-        points = sorted(
+        found = (
             (float(same["cost"].mean()) / units[0], means[str(row), float(same["bits"].iloc[0])])
             for row, same in rows.groupby("name", sort=False)
         )
+        points = sorted(found, key=lambda point: (point[0], point[1].mean))
         draw_means(axes, [at for at, _ in points], [mean for _, mean in points], look)
         drawn += [mean for _, mean in points]
     return drawn, handles

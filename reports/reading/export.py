@@ -23,8 +23,8 @@ from harness.core.records import (
     Row,
     RowItems,
     StageRecord,
-    rows_digest,
 )
+from harness.core.report_options import rows_digest
 from reports.reading.frames import make_frame
 from reports.reading.items import ItemIndex, make_index
 from reports.reading.lines import read_objects, read_records

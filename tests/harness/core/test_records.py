@@ -20,9 +20,8 @@ from harness.core.records import (
     Hole,
     Row,
     documentation,
-    rows_digest,
 )
-from harness.core.report_options import Finding, ReportOptions
+from harness.core.report_options import Finding, ReportOptions, rows_digest
 
 KINDS = [
     kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from harness.models import (
     Pretrained,
     Quantized,
     blocks,
+    find_ends,
     matrices,
     pretrained,
     read_layer_shapes,
@@ -74,6 +76,24 @@ def test_bits_per_weight_is_the_mean_over_weights(model: Model) -> None:
         m.weight.numel() for m in layers.values()
     )
     assert model.bits_per_weight() == pytest.approx(2.5 * (1 - share) + 32 * share)
+
+
+def test_bytes_are_of_all_parameters_each_as_it_is_stored(model: Model) -> None:
+    """Against sums over the names of the parameters; tied ones are one of them."""
+    sizes = {name: parameter.numel() for name, parameter in model.network.named_parameters()}
+    assert model.count_bytes() == 4 * sum(sizes.values())
+    layers = [f"{name}.weight" for name in matrices(model.network)]
+    model.quantized = {name: Quantized("toy", 2, 0, 2.5) for name in matrices(model.network)}
+    inside = sum(sizes[name] for name in layers)
+    rest = sum(sizes.values()) - inside
+    assert model.count_bytes() == math.ceil(2.5 * inside / 8 + 4 * rest)
+    assert model.count_bytes() * 8 == pytest.approx(
+        model.bits_per_weight() * inside + 32 * rest, abs=8
+    )
+    (embedding, *_) = find_ends(model.network)
+    model.quantized[embedding] = Quantized("toy", 8, 0, 8.5)
+    ended = sizes[f"{embedding}.weight"]
+    assert model.count_bytes() == math.ceil((2.5 * inside + 8.5 * ended) / 8 + 4 * (rest - ended))
 
 
 def test_the_key_follows_the_content_not_the_place(tiny_folder: Path, tmp_path: Path) -> None:

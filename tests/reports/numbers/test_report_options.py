@@ -6,13 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from harness.core.errors import ReportError
 from reports.pages.sheet import Sheet, markdown
 from reports.pages.table import make_sheet
-from tests.support.synthetic_grids import TASKS, ppl, row, summary_of, write
+from tests.support.synthetic_grids import TASKS, measured, ppl, row, summary_of, write
 
 VALUES = [0.5, 0.7, 0.51]
 
@@ -70,6 +71,20 @@ def test_half_of_students_interval(tmp_path: Path) -> None:
     assert numbers(shown(tmp_path))["Knowledge ↑"] == f"57.0 ± {100 * stats.tstd(VALUES):.1f}"
 
 
+def test_intervals_over_items_stand_in_place_of_the_spread_over_models(tmp_path: Path) -> None:
+    made = [measured([1.0] * n + [0.0] * (40 - n), seed=seed) for seed, n in enumerate((30, 20))]
+    made += [measured([0.5, 1.0, 1.5] * 4, metric="ppl", task="ppl", label="A")]
+    rows, items = zip(*made, strict=True)
+    found = make_sheet(summary_of(write(tmp_path, rows, items=items, report={"spread": "items"})))
+    texts = [cell.after for line in found.rows for cell in line if cell.after]
+    low, high = stats.t.interval(0.95, 11, 1.0, stats.sem([0.5, 1.0, 1.5] * 4))
+    assert texts[1:] == [f"({math.exp(low):.2f}–{math.exp(high):.2f})"]
+    scores = np.array([1.0] * 20 + [0.5] * 10 + [0.0] * 10)  # the mean over both models
+    ends = stats.t.interval(0.95, 39, scores.mean(), stats.sem(scores))
+    assert texts[0] == f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})"
+    assert "±" not in markdown(found) and "95 % interval over items" in found.caption
+
+
 def test_decimals_of_all_and_by_task(tmp_path: Path) -> None:
     found = numbers(shown(tmp_path, decimals=3))
     assert found["PPL ↓"] == "6.000 ± 1.000" and found["Average ↑"] == "62.000 ± 11.269"
@@ -95,7 +110,7 @@ def test_decimals_of_all_and_by_task(tmp_path: Path) -> None:
             r"report.decimals: 12 should be at most 9",
         ),
         ({"aggregate": "mode"}, r"report.aggregate: 'mode' should be 'mean' or 'median'"),
-        ({"spread": "se"}, r"report.spread: 'se' should be 'sd' or 'interval'"),
+        ({"spread": "se"}, r"report.spread: 'se' should be 'sd'"),
         ({"columns": 3}, r"report.columns: 3 should be a list or text"),
     ],
 )

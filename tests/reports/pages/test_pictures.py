@@ -11,7 +11,9 @@ from reports.pages.pictures import Picture
 from reports.plots import style
 
 
-@pytest.mark.parametrize(("width", "is_wide"), [(style.COLUMN, False), (style.PAGE, True)])
+@pytest.mark.parametrize(
+    ("width", "is_wide"), [(style.Widths().column, False), (style.Widths().page, True)]
+)
 @pytest.mark.parametrize("height", [1.2, 6.0])
 def test_a_page_wide_figure_spans_the_page(width: float, height: float, is_wide: bool) -> None:
     drawn = io.BytesIO()

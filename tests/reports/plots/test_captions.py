@@ -17,7 +17,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from reports.plots import data
+from reports.plots import data, style
 from reports.plots.context import Drawing
 from tests.reports.plots.test_plots import confidence, swept, trained
 from tests.support.synthetic_grids import drawings_of, measured, ppl, quickstart, row, write
@@ -36,7 +36,10 @@ def has_bands(figure: Figure) -> bool:
 def has_level_lines(figure: Figure) -> bool:
     """Across the axes, in a colour of a method."""
     lines = [line for axes in figure.axes for line in axes.lines]
-    return any(list(line.get_xdata()) == [0, 1] and line.get_color() != "#333333" for line in lines)
+    marked = (style.REFERENCE, style.FAINT)  # 16-bit rows, guessing
+    return any(
+        list(line.get_xdata()) == [0, 1] and line.get_color() not in marked for line in lines
+    )
 
 
 def labels_of(figure: Figure) -> set[str]:

@@ -85,8 +85,12 @@ def test_intervals_are_scipys() -> None:
     low, high = scipy_stats.t.interval(0.95, 4, values.mean(), scipy_stats.sem(values))
     found = data.compute_mean(values)
     assert found.mean == pytest.approx(values.mean())
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
-    assert data.compute_mean([0.25]) == (0.25, 0.0, 1)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert (found.n, found.over) == (5, "models")
+    assert data.compute_mean(values, (-9.0, 9.0)) == found  # of several, never over items
+    assert data.compute_mean([0.25], (0.2, 0.4)) == (0.25, 0.2, 0.4, 1, "items")
+    assert data.compute_mean([0.25]).over is None
+    assert data.compute_mean([0.25] * 3).over is None  # models that do not differ have none
     assert math.isnan(data.compute_mean([0.25, math.nan]).mean)
 
 
@@ -140,7 +144,7 @@ def test_gamma_is_swept_and_the_rest_are_level_lines(tmp_path: Path) -> None:
     index = data.find_main_score(found)
     assert index is not None
     assert {
-        at: data.compute_mean(data.list_values(p, index)).mean for at, p in points.items()
+        at: data.average_models(p, index, 1.0).mean for at, p in points.items()
     } == pytest.approx({0: 0.51, 0.25: 0.56, 0.5: 0.61, 1: 0.66})
     assert len(points[0.25]) == 3
     assert list(sweep.level) == ["BitDistiller, CAKLD (confidence label)", "RTN"]
@@ -191,7 +195,9 @@ def test_each_figure_is_drawn_only_where_its_data_are(tmp_path: Path) -> None:
     cost = swept(tmp_path / "e", "data.sequences", [256, 512, 1024], cost=True)
     assert drawn_of(cost) == drawn_of(three) | {"score_vs_tokens"}
     everything = drawn_of(quickstart(tmp_path / "f"))
-    assert everything == {"score_vs_bits", "perplexity", "slopes", "training_loss"}
+    assert everything == {
+        *("score_vs_bits", "perplexity", "perplexity_differences", "slopes", "training_loss")
+    }
     assert everything <= {plot.name for plot in PLOTS}
 
 
