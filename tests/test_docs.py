@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from harness.config.document import Document
+from harness.config.settings import list_settings
 from harness.core.report_options import ReportOptions
 from harness.data.file_texts import SUFFIXES
 from harness.data.hub_texts import HUB
@@ -25,6 +27,7 @@ from harness.evaluation.perplexity import PerplexityOptions, PerplexityTask
 from harness.evaluation.task_files import Task, find_splits
 from harness.evaluation.weights import WeightsOptions
 from harness.grid.schema import GridFile, Published
+from harness.method import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -174,3 +177,14 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert path.exists(), target
         titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if heading else []
         assert not heading or heading in map(_slug, titles), target
+
+
+def test_the_keys_that_set_bitdistiller_apart_have_the_defaults_that_are_told() -> None:
+    """Each row says a key, another component, or why there is none."""
+    held = dict(list_settings(METHODS.find("bitdistiller").method))
+    for *_, last in _table("published.md", "what"):
+        told = re.findall(r"`([a-z_]+\.[a-z_]+): ([^`]+)`", last)
+        assert told or last.startswith(("none: ", "`format: "))
+        for key, default in told:
+            is_number = default[0].isdigit() or default in ("true", "null")
+            assert held[key] == (json.loads(default) if is_number else default), key
