@@ -70,7 +70,7 @@ def describe_points(counts: Sequence[int], several: bool) -> list[str]:
     sentences = []
     if most > POINTS:
         every = math.ceil(most / POINTS)
-        sentences.append(f"of {most:,} steps every {every}. and the last are in this page")
+        sentences.append(f"of {most:,} steps this page has one in {every}, and the last")
     if several:
         sentences.append("tokens of several models are their mean")
     return [*sentences, f"losses are rounded to {DIGITS} digits here; curves.jsonl has all"]
