@@ -7,6 +7,7 @@
     curves = load_curves("results/quickstart")  # one row a training step
     render("runs/quickstart")              # report.md, table.{md,tex,csv,txt}, plots/*.{png,pdf}
     render("runs/quickstart", html=True)   # index.html too: every number, what is behind it
+    render_together(["runs/a", "runs/b"], "page.html")     # both, one under the other
     publish("runs/quickstart", "results/quickstart")    # the records and report.md, to commit
     print(text("results/quickstart"))      # the table for a terminal
     print(as_printed(figures, "latex"))    # a paper's tables, of its published figures
@@ -33,14 +34,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.publishing import publish
-from reports.rendering import render, text
+from reports.rendering import render, render_together, text
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from reports.pages.verdicts import Verdict
 
-__all__ = ["as_printed", "judge", "load", "load_curves", "load_items", "publish", "render", "text"]
+__all__ = [
+    "as_printed",
+    "judge",
+    "load",
+    "load_curves",
+    "load_items",
+    "publish",
+    "render",
+    "render_together",
+    "text",
+]
 
 
 def load(folder: Path | str) -> pd.DataFrame:

@@ -11,10 +11,21 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.core.errors import ReportError
+from harness.core.records import TRIALS
 
 if TYPE_CHECKING:
+    from reports.numbers.effects import Effect
+    from reports.numbers.summary import Summary
+    from reports.pages.html import Content
+    from reports.pages.pictures import Picture
+    from reports.pages.published import Theirs
+    from reports.pages.sheet import Sheet
+    from reports.plots import Drawn
     from reports.reading.export import Export
 
 RECORDS = (
@@ -27,6 +38,7 @@ RECORDS = (
 )
 """The files that `harness.run.export` writes and everything here is rendered from."""
 _PAGE = "index.html"
+_TRIALS_PLOT = "trials_training_loss"
 _STAMP = ".rendered.json"
 _COLUMNS = 100  # of table.txt
 _TEXTS = ("report.md", "table.md", "table.tex", "table.csv", "table.html", "table.txt")
@@ -60,6 +72,23 @@ def render(folder: Path | str, html: bool = False) -> list[Path]:
     return [folder / name for name in files]
 
 
+def render_together(folders: Sequence[Path | str], page: Path | str) -> Path:
+    """Write one page of several exported grids, which needs no other file; returns its path.
+
+    Their tables stand under each other and are not merged. Raises ReportError where one folder is
+    named twice, or has nothing to show.
+    """
+    from reports.pages.html import write_page
+    from reports.reading.export import Export
+
+    if len({Path(folder).resolve() for folder in folders}) < len(folders):
+        raise ReportError("one grid is named twice")
+    exports = [Export(folder) for folder in folders]
+    contents = [_make_content(export, _make(export)) for export in exports]
+    write(Path(page), write_page(*contents).encode())
+    return Path(page)
+
+
 def text(folder: Path | str, width: int | None = None) -> str:
     """The comparison table for a terminal (of `width` columns; None: the one this runs in).
 
@@ -80,11 +109,21 @@ def text(folder: Path | str, width: int | None = None) -> str:
     return page.write_terminal(summary.summarise(export), max(40, room), tested)
 
 
-def _make_files(export: Export, html: bool) -> dict[str, bytes]:
-    """Name -> content of every file of the report."""
+class _Made(NamedTuple):
+    """What every file of a report is written from."""
+
+    summary: Summary
+    theirs: dict[tuple[int, int], Theirs]
+    beside: Sheet | None
+    tested: tuple[Effect, ...]
+    sheets: list[tuple[str, Sheet]]
+    pictures: list[Picture]
+
+
+def _make(export: Export) -> _Made:
     from reports import plots
     from reports.numbers import summary
-    from reports.pages import latex, page, published, sheet, table
+    from reports.pages import page, published
     from reports.pages.pictures import Picture
 
     table_summary = summary.summarise(export)
@@ -92,38 +131,80 @@ def _make_files(export: Export, html: bool) -> dict[str, bytes]:
     beside = published.make_comparison(table_summary, theirs)
     context = plots.Context(export, table_summary)
     tested = context.effects
-    further = page.list_tables(table_summary, beside, tested)
-    own = [each for title, each in further if each.head and title != page.AS_PUBLISHED]
-    main = table.make_sheet(table_summary)
+    sheets = page.list_tables(table_summary, beside, tested)
     pictures = [Picture(*plot) for plot in plots.draw(context)]
+    return _Made(table_summary, theirs, beside, tested, sheets, pictures)
+
+
+def _make_content(export: Export, made: _Made) -> Content:
+    """What a page for a browser shows of a grid."""
+    from reports.pages.html import Content
+    from reports.pages.pictures import Picture
+
+    trials = [Picture(*plot) for plot in _draw_trials(export.folder / TRIALS)]
+    return Content(export, made.summary, [*made.pictures, *trials], made.sheets)
+
+
+def _make_files(export: Export, html: bool) -> dict[str, bytes]:
+    """Name -> content of every file of the report."""
+    from reports.pages import latex, page, sheet, table
+
+    made = _make(export)
+    own = [each for title, each in made.sheets if each.head and title != page.AS_PUBLISHED]
+    main, beside = table.make_sheet(made.summary), made.beside
     files: dict[str, bytes] = {
-        "report.md": page.write_page(table_summary, pictures, beside, tested).encode(),
+        "report.md": page.write_page(made.summary, made.pictures, beside, made.tested).encode(),
         "table.md": "\n".join(map(sheet.markdown, [main, *([beside] if beside else [])])).encode(),
         "table.tex": "\n".join(map(latex.write_latex, [main, *own])).encode(),
         "table.html": "\n".join(map(sheet.html, [main, *own])).encode(),
-        "table.csv": table.write_csv(table_summary, theirs).encode(),
-        "table.txt": page.write_terminal(table_summary, _COLUMNS, tested).encode(),
+        "table.csv": table.write_csv(made.summary, made.theirs).encode(),
+        "table.txt": page.write_terminal(made.summary, _COLUMNS, made.tested).encode(),
     }
+    pictures = made.pictures
     if html:
-        from reports.pages import html as web
+        from reports.pages.html import write_page
 
-        files[_PAGE] = web.write_page(export, table_summary, pictures, further).encode()
+        content = _make_content(export, made)
+        files[_PAGE], pictures = write_page(content).encode(), [*content.pictures]
     for picture in pictures:
         files |= {f"plots/{picture.name}.{end}": data for end, data in picture.files.items()}
     return files
 
 
+def _draw_trials(folder: Path) -> list[Drawn]:
+    """The curves of the trials of a grid that tunes, for its page."""
+    from reports import plots
+    from reports.numbers import summary
+    from reports.reading.export import Export
+
+    if not (folder / "curves.jsonl").is_file():
+        return []
+    export = Export(folder)
+    if export.rows.empty:
+        return []
+    return [
+        each._replace(
+            name=_TRIALS_PLOT,
+            title=f"{each.title} of the trials",
+            words=f"One line a trial of the grid's tuning. {each.words}",
+        )
+        for each in plots.draw(plots.Context(export, summary.summarise(export)), plots.curves.PLOTS)
+    ]
+
+
 def _picture_names() -> list[str]:
     from reports.plots import PLOTS
 
-    return [f"plots/{plot.name}.{suffix}" for plot in PLOTS for suffix in ("png", "pdf")]
+    names = [*(plot.name for plot in PLOTS), _TRIALS_PLOT]
+    return [f"plots/{name}.{suffix}" for name in names for suffix in ("png", "pdf")]
 
 
 def _inputs(folder: Path) -> str:
     digest = hashlib.sha256()
     package = Path(__file__).parent
     sources = sorted([*package.rglob("*.py"), *package.glob("pages/assets/*")])
-    for path in [*(folder / name for name in RECORDS), *sources]:
+    records = [folder / name for name in [*RECORDS, *(f"{TRIALS}/{name}" for name in RECORDS)]]
+    for path in [*records, *sources]:
         data = path.read_bytes() if path.is_file() else b""
         digest.update(f"{path.name} {path.is_file()} {len(data)}\n".encode())
         digest.update(data)

@@ -74,7 +74,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
     try:
         check_packages()
         if getattr(arguments, "grid", None) is not None:
-            _check_exists(arguments.grid)
+            for path in [arguments.grid, *getattr(arguments, "others", [])]:
+                _check_exists(path)
         return verb.function(arguments)
     except BitgridError as error:
         if arguments.traceback:

@@ -23,6 +23,7 @@ from harness.core.paths import check_file_name
 from harness.core.records import TRIALS
 from harness.grid import published
 
+_TOGETHER = RUNS / "grids.html"
 _SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
@@ -30,10 +31,17 @@ def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
     more = ", a folder of rows, or published figures (a name or a CSV file)"
     add_grid_argument(parser, more, published.locate)
     parser.add_argument(
+        "others",
+        nargs="*",
+        type=Path,
+        metavar="GRID",
+        help="further grids or folders of rows, which --html shows on one page with the first",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         help="where rows and report go (default: runs/<grid>, of a folder runs/<its path>); "
-        "with --format, the file to write",
+        f"with --format, the file to write; of several grids, the page (default: {_TOGETHER})",
     )
     parser.add_argument(
         "--format", choices=list(_SUFFIXES), help="print the table alone, in this form"
@@ -49,6 +57,8 @@ def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     import reports
 
+    if arguments.others:
+        return _report_together(arguments)
     if arguments.grid.suffix == ".csv":
         figures = published.figures(arguments.grid)
         _print_or_write(reports.as_printed(figures, arguments.format or "text"), arguments.out)
@@ -60,6 +70,24 @@ def _report(arguments: argparse.Namespace) -> int:
     else:
         table = (folder / f"table.{_SUFFIXES[arguments.format]}").read_text()
         _print_or_write(table, arguments.out)
+    return 0
+
+
+def _report_together(arguments: argparse.Namespace) -> int:
+    """One page of several grids; what each has of its own is made by its own report."""
+    import reports
+
+    paths, page = [arguments.grid, *arguments.others], arguments.out or _TOGETHER
+    if arguments.format is not None or not arguments.html:
+        raise ReportError("several grids are shown on one page: give --html, and no --format")
+    if figures := [path for path in paths if path.suffix == ".csv"]:
+        raise ReportError(f"{figures[0]}: published figures have no rows for a page")
+    if page.is_dir():
+        raise ReportError(f"--out {page} is a folder; of several grids it is the page's file")
+    folders = [
+        path if path.is_dir() else _export(path, arguments, None) for path in map(Path, paths)
+    ]
+    print(os.path.relpath(reports.render_together(folders, page)))
     return 0
 
 
@@ -119,8 +147,13 @@ def _gather_records(arguments: argparse.Namespace, out: Path | None) -> Path:
 
     if arguments.grid.is_dir():
         return copy_records(arguments.grid, out or _beneath_runs(arguments.grid))
+    return _export(arguments.grid, arguments, out)
+
+
+def _export(grid: Path, arguments: argparse.Namespace, out: Path | None) -> Path:
+    """The folder, `out` or one beneath runs/, with the rows that a store has of a grid's file."""
     store = open_store(arguments)
-    plan = find_plan(arguments, store)
+    plan = find_plan(argparse.Namespace(**{**vars(arguments), "grid": grid}), store)
     folder = out or RUNS / plan.name
     from harness.run import export
 

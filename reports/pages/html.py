@@ -1,4 +1,5 @@
-"""The page of a grid: `index.html` beside its tables and plots, and nothing from anywhere else.
+"""The page of a grid: `index.html` beside its tables and plots, and nothing from anywhere else; or
+of several grids, one under the other, in a file that needs no other.
 
 Tables that sort and filter, and for every number what stood behind it. The file holds its style,
 its script and its data, so that it works from a disk; a policy in it forbids any other script, and
@@ -11,16 +12,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from harness.core.errors import show_text
 from reports.numbers.columns import Column, format_number, get_quantity
 from reports.numbers.entries import Entry, Row
 from reports.numbers.summary import Summary
+from reports.pages import comparable
 from reports.pages import html_provenance as provenance
 from reports.pages.page import describe_progress, list_open_cells, list_protocols
 from reports.pages.pictures import Picture
@@ -45,53 +50,103 @@ _DOWNLOADS = {
 _Record = dict[str, Any]  # as `html_provenance.list_measurements` gives it
 
 
-def write_page(
-    export: Export,
-    summary: Summary,
-    pictures: Sequence[Picture],
-    sheets: Sequence[tuple[str, Sheet]] = (),
-) -> str:
-    """The whole file.
+@dataclass(frozen=True)
+class Content:
+    """What a page shows of one grid; `sheets` are further tables, each with its heading."""
 
-    `pictures` lie in the folder plots beside it; `sheets` are further tables, each with its
-    heading.
+    export: Export
+    summary: Summary
+    pictures: Sequence[Picture]
+    sheets: Sequence[tuple[str, Sheet]] = ()
+
+    @property
+    def title(self) -> str:
+        """Of the grid."""
+        grid = self.summary.grid
+        return grid.report.title or grid.name
+
+
+def write_page(*contents: Content) -> str:
+    """The whole file: of one grid, whose tables and plots lie beside it, or of several.
+
+    That of several holds its pictures and needs no other file.
     """
-    stages = export.stages
-    measured = provenance.list_measurements(export.rows, summary)
-    style, script = _asset("page.css"), _asset("page.js")
-    grid, table = summary.grid, make_sheet(summary)
-    rows = zip(summary.rows, table.rows, strict=True)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            style=style,
-            script=script,
-            policy=_policy(style, script),
-            data=provenance.embed_json(
-                provenance.make_data(summary, measured, stages, export.items)
-            ),
-            grid=grid,
-            title=grid.report.title or grid.name,
-            warnings=summary.caveats,
-            progress=describe_progress(summary),
-            made=provenance.summarise_stages(stages),
-            head=_head(table, summary.columns),
-            rows=[_row(row, cells, summary, measured) for row, cells in rows],
-            notes=table.notes,
-            sheets=sheets,
-            explanations=list_explanations(summary),
-            remarks=summary.remarks,
-            measurements=measured,
-            pictures=pictures,
-            protocols=list_protocols(summary),
-            open_cells=_open_cells(summary, measured),
-            stale=summary.stale,
-            downloads={
-                n: description for n, description in _DOWNLOADS.items() if _exists(export.folder, n)
-            },
-        )
+    several = len(contents) > 1
+    style, script = _asset("page.css"), _script()
+    prefixes = _choose_prefixes(contents) if several else [""]
+    grids = list(map(_make_grid, contents, prefixes))
+    return _render(
+        "page.html",
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+        title=f"{len(contents)} grids" if several else grids[0]["title"],
+        several=several,
+        comparable=several
+        and comparable.make_sheet([(each.title, each.export, each.summary) for each in contents]),
+        grids=grids,
+        data=provenance.embed_json(
+            {
+                "labels": list(provenance.FACTS.values()),
+                "grids": [each["data"] for each in grids],
+            }
+        ),
     )
+
+
+def _make_grid(content: Content, prefix: str) -> _Record:
+    """What the page needs of one grid; `prefix` begins its ids and its part of the address."""
+    export, summary = content.export, content.summary
+    measured = provenance.list_measurements(export.rows, summary)
+    table = make_sheet(summary)
+    shown = {
+        "prefix": prefix,
+        "level": 3 if prefix else 2,
+        "folder": str(export.folder) if prefix else "",
+        "title": content.title,
+        "grid": summary.grid,
+        "warnings": summary.caveats,
+        "progress": describe_progress(summary),
+        "made": provenance.summarise_stages(export.stages),
+        "head": _head(table, summary.columns),
+        "rows": [
+            _row(row, cells, summary, measured)
+            for row, cells in zip(summary.rows, table.rows, strict=True)
+        ],
+        "notes": table.notes,
+        "sheets": content.sheets,
+        "explanations": list_explanations(summary),
+        "remarks": summary.remarks,
+        "measurements": measured,
+        "pictures": content.pictures,
+        "protocols": list_protocols(summary),
+        "open_cells": _open_cells(summary, measured),
+        "stale": summary.stale,
+        "downloads": {n: words for n, words in _DOWNLOADS.items() if _exists(export.folder, n)},
+    }
+    charts = {each.name: each.chart for each in content.pictures if each.chart}
+    data = provenance.make_data(summary, measured, export.stages, export.items)
+    return {
+        **shown,
+        "about": Markup(_render("about.html", **shown)),
+        "sections": Markup(_render("grid.html", **shown)),
+        "data": {**data, "charts": charts},
+    }
+
+
+def _choose_prefixes(contents: Sequence[Content]) -> list[str]:
+    """The name of each grid as it may stand in an id, told apart where several have one."""
+    taken: dict[str, int] = {}
+    prefixes = []
+    for each in contents:
+        name = re.sub(r"[^a-z0-9]+", "-", each.summary.grid.name.lower()).strip("-") or "grid"
+        taken[name] = taken.get(name, 0) + 1
+        prefixes.append(f"{name}-" if taken[name] == 1 else f"{name}-{taken[name]}-")
+    return prefixes
+
+
+def _render(template: str, **shown: object) -> str:
+    return _environment().get_template(template).render(**shown)
 
 
 def _exists(folder: Path, name: str) -> bool:
@@ -118,6 +173,12 @@ def _show(value: object) -> object:
 
 def _asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    """The scripts as one, in the order in which they build on each other."""
+    names = ("tables.js", "panel.js", "charts.js", "page.js")
+    return "\n".join(['"use strict";', "(() => {", *map(_asset, names), "})();"])
 
 
 def _policy(style: str, script: str) -> str:

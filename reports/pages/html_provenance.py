@@ -1,6 +1,5 @@
 """What stands behind every number of the page, as JSON for its script.
 
-    labels    what the facts of a row are called
     rows      one a measurement: its title, its value as shown, its facts, the key of its stage, the
               name of its items, and the command that computes its cell again
     stages    by key: name, facts (commit, device, time, memory …), settings, keys of its inputs
@@ -109,7 +108,6 @@ def make_data(
     """The block that the page's script reads; `found` as `list_measurements` gives it."""
     file, wording = summary.grid.file, Wording(summary.grid.report.names)
     return {
-        "labels": list(FACTS.values()),
         "rows": [_row(each, stages, wording, file) for each in measured],
         "stages": {key: _stage(line) for key, line in stages.items()},
         "items": _list_items(measured, items),

@@ -23,7 +23,7 @@ from reports.pages.table import list_explanations, make_ranks, make_sheet
 AS_PUBLISHED = "As published"
 """The heading of a paper's own tables."""
 
-_TITLES = {
+PROTOCOL_TITLES = {
     "num_fewshot": "Few-shot",
     "bos": "BOS",
     "chat_template": "Chat template",
@@ -160,7 +160,7 @@ def list_protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """How each column was measured: titles, and a line a column."""
     columns = [column for column in summary.columns if column.task is not None]
     stated = {k for usual in summary.protocols for k in usual if usual[k] is not None}
-    keys = [key for key in _TITLES if key in stated or key not in _LATER]
+    keys = [key for key in PROTOCOL_TITLES if key in stated or key not in _LATER]
     lines = [
         [
             column.title,
@@ -170,7 +170,7 @@ def list_protocols(summary: Summary) -> tuple[list[str], list[list[str]]]:
         ]
         for column, usual in zip(columns, summary.protocols, strict=True)
     ]
-    return ["Column", "Task", "Metric", *(_TITLES[key] for key in keys)], lines
+    return ["Column", "Task", "Metric", *(PROTOCOL_TITLES[key] for key in keys)], lines
 
 
 def _protocols(summary: Summary) -> str:

@@ -5,8 +5,11 @@ Not here: drawing them (`reports.plots`).
 
 from __future__ import annotations
 
+import base64
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 _COLUMN = 1100  # px: plots are 3.3 or 7 inches wide, a column or a page, at 220 to the inch
 
@@ -19,10 +22,16 @@ class Picture:
     title: str
     words: str  # what is drawn
     files: dict[str, bytes]  # suffix -> content: png, pdf
+    chart: Mapping[str, Any] | None = None  # what the page's script draws in its place
 
     @property
     def caption(self) -> str:
         return f"{self.title}. {self.words}".strip()
+
+    @property
+    def embedded(self) -> str:
+        """The PNG as an address that holds it."""
+        return f"data:image/png;base64,{base64.b64encode(self.files['png']).decode()}"
 
     @property
     def size(self) -> tuple[int, int]:

@@ -2,18 +2,20 @@
 
 Each is drawn from an export alone, with no clock, no global state and no settings of the user's
 but those that the export holds, so that equal input gives equal bytes. Each file draws the plots of
-its `PLOTS`; `context` has what they are drawn from, `data` the numbers that several need, `panels`
-what axes and legends share, `intervals` error bars, `style` colours and sizes. Not here: the pages
-that show them (`reports.pages`).
+its `PLOTS`; `context` has what they are drawn from, `data` the numbers that several need, `chart`
+those that the page's script draws, `panels` what axes and legends share, `intervals` error bars,
+`style` colours and sizes. Not here: the pages that show them (`reports.pages`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import matplotlib
 
 from reports.plots import bits, curves, dots, inside, slopes, style, sweeps
+from reports.plots.chart import Chart
 from reports.plots.context import Context as Context
 from reports.plots.context import Plot
 from reports.plots.panels import encode_figure
@@ -36,18 +38,19 @@ class Drawn(NamedTuple):
     title: str
     words: str  # what was drawn
     files: dict[str, bytes]  # by suffix: png, pdf
+    chart: Chart | None = None
 
 
-def draw(context: Context) -> list[Drawn]:
-    """Every plot that has something to show."""
+def draw(context: Context, chosen: Sequence[Plot] = PLOTS) -> list[Drawn]:
+    """Every plot of those chosen that has something to show."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, style.RC))
         own = style.read_settings(context.summary.grid.style or "")
         matplotlib.rcParams.update(cast(Any, own))
-        drawings = {plot.name: plot.draw(context) for plot in PLOTS}
+        drawings = {plot.name: plot.draw(context) for plot in chosen}
         return [
-            Drawn(name, each.title, each.words, encode_figure(each.figure))
+            Drawn(name, each.title, each.words, encode_figure(each.figure), each.chart)
             for name, each in drawings.items()
             if each is not None
         ]

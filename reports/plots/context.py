@@ -17,6 +17,7 @@ from reports.numbers.model_columns import find_objective
 from reports.numbers.summary import Summary
 from reports.numbers.wording import Wording
 from reports.plots import data, style
+from reports.plots.chart import Chart
 from reports.plots.style import Look, Widths
 from reports.reading.export import Export
 
@@ -79,6 +80,7 @@ class Drawing:
     figure: Figure
     title: str
     sentences: Sequence[str] = ()  # each without its full stop
+    chart: Chart | None = None  # what the page's script draws in its place
 
     @property
     def words(self) -> str:

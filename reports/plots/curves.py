@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reports.numbers.columns import format_bits
+from reports.plots.chart import describe_points, make_line
 from reports.plots.context import Context, Drawing, Plot
 from reports.plots.data import Band, make_band, shorten
 from reports.plots.panels import (
@@ -21,6 +24,7 @@ from reports.plots.panels import (
     set_logarithmic,
     write_remark,
 )
+from reports.plots.style import Look
 
 _TASK = ("data", "teacher")  # axes that change what a loss is of
 _POINTS = 1500  # of a curve: more cannot be seen
@@ -40,32 +44,18 @@ def draw_training_loss(context: Context) -> Drawing | None:
     )
     figure = Figure(figsize=(context.widths.choose(len(bits) > 1), 2.2))
     panels = figure.subplots(1, len(bits), squeeze=False, sharey=True)[0]
-    notes = []
+    notes: list[str] = []
     bands: list[Band] = []
-    for axes, each in zip(panels, bits, strict=True):
+    lines = []
+    for panel, (axes, each) in enumerate(zip(panels, bits, strict=True)):
         for name, rows in curves[curves["bits"] == each].groupby("name", sort=False):
             seeds = [line for _, line in rows.groupby("cell", sort=False)]
             loss_band, look = make_band(seeds, place), looks[str(name)]
             bands.append(loss_band)
-            if loss_band.gaps:
-                notes.append(
-                    f"{name}, {format_bits(each)} bits: not finite at {loss_band.gaps} steps"
-                )
-            step = max(1, math.ceil(len(loss_band.at) / _POINTS))
-            at = loss_band.at[::step] / size
-            if len(seeds) > 1:
-                low, high = loss_band.low[::step], loss_band.high[::step]
-                axes.fill_between(at, low, high, color=look.colour, alpha=0.25, lw=0)
-            else:
-                raw = seeds[0].sort_values("step").iloc[::step]
-                axes.plot(
-                    raw[place] / size,
-                    raw["loss"].where(np.isfinite(raw["loss"])),
-                    color=look.colour,
-                    alpha=0.25,
-                    linewidth=0.6,
-                )
-            axes.plot(at, loss_band.mean[::step], color=look.colour, ls=look.dash)
+            line = make_line(loss_band, seeds, look, context.wording)
+            lines.append({**line, "name": str(name), "panel": panel})
+            notes += _list_gaps(f"{name}, {format_bits(each)} bits", loss_band)
+            _draw_row(axes, loss_band, seeds[0] if len(seeds) == 1 else None, look, place, size)
         if is_wide(finite):
             set_logarithmic(axes, "y", float(finite.min()), float(finite.max()))
         axes.set_title(f"{format_bits(each)} bits")
@@ -75,16 +65,49 @@ def draw_training_loss(context: Context) -> Drawing | None:
     drawn = [name for name in looks if name in set(curves["name"])]
     write_remark(figure, notes)
     common, short = shorten(drawn)
-    pairs = zip(drawn, short, strict=True)
-    draw_legend(
-        figure,
-        [make_handle(looks[name], name_shown, line=True) for name, name_shown in pairs],
-        common,
-    )
+    shown = dict(zip(drawn, short, strict=True))
+    handles = [make_handle(looks[name], short, line=True) for name, short in shown.items()]
+    draw_legend(figure, handles, common)
     words = _describe(bands, context.objectives)
     if others := _find_other_tasks(curves["settings"]):
         words.append(f"losses that differ in {' or '.join(others)} do not compare")
-    return Drawing(figure, "Training loss", words)
+    several = tokens and any(band.seeds > 1 for band in bands)
+    chart = {
+        "across": axis_label,
+        "up": panels[0].get_ylabel(),
+        "log": is_wide(finite),
+        "step": not tokens,
+        "unit": size,
+        "panels": [axes.get_title() for axes in panels],
+        "common": common,
+        "notes": [*notes, *describe_points([len(band.steps) for band in bands], several)],
+        "lines": [{**line, "short": shown[line["name"]]} for line in lines],
+    }
+    return Drawing(figure, "Training loss", words, chart)
+
+
+def _draw_row(
+    axes: Axes, band: Band, alone: pd.DataFrame | None, look: Look, place: str, size: float
+) -> None:
+    """The smoothed mean, over the band of several models or the curve of the one that is alone."""
+    step = max(1, math.ceil(len(band.at) / _POINTS))
+    at, colour = band.at[::step] / size, look.colour
+    if alone is None:
+        low, high = band.low[::step], band.high[::step]
+        axes.fill_between(at, low, high, color=colour, alpha=0.25, lw=0)
+    else:
+        raw = alone.sort_values("step").iloc[::step]
+        losses = raw["loss"].where(np.isfinite(raw["loss"]))
+        axes.plot(raw[place] / size, losses, color=colour, alpha=0.25, linewidth=0.6)
+    axes.plot(at, band.mean[::step], color=colour, ls=look.dash)
+
+
+def _list_gaps(name: str, band: Band) -> Iterator[str]:
+    """What of a row's curves the figure does not show."""
+    if band.gaps:
+        yield f"{name}: not finite at {band.gaps} steps"
+    if band.apart:
+        yield f"{name}: {band.apart} steps that not all of its models have are left out"
 
 
 def _find_other_tasks(settings: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -250,8 +250,9 @@ def _with_bits(models: pd.DataFrame, among: pd.DataFrame) -> pd.Series:
 
 
 class Band(NamedTuple):
-    """A curve over the seeds of one row: place, mean, smallest and largest, and gaps in words."""
+    """A curve over the seeds of one row: step, place, mean, smallest and largest, each (N,)."""
 
+    steps: np.ndarray
     at: np.ndarray
     mean: np.ndarray
     low: np.ndarray
@@ -259,6 +260,7 @@ class Band(NamedTuple):
     seeds: int
     gaps: int  # steps at which some seed's loss is not finite
     window: int  # steps that are averaged
+    apart: int  # steps that some seeds alone have, which are left out
 
 
 def make_band(lines: Sequence[pd.DataFrame], place: str) -> Band:
@@ -277,6 +279,7 @@ def make_band(lines: Sequence[pd.DataFrame], place: str) -> Band:
     for index in range(len(lines)):
         values[known, index] = smooth(losses.to_numpy(float)[known, index], half)
     return Band(
+        losses.index.to_numpy(),
         at.to_numpy(),
         values.mean(axis=1),
         values.min(axis=1),
@@ -284,6 +287,7 @@ def make_band(lines: Sequence[pd.DataFrame], place: str) -> Band:
         len(lines),
         int((~known).sum()),
         2 * half + 1,
+        len(set().union(*(line.index for line in by_step))) - len(losses),
     )
 
 

@@ -10,18 +10,19 @@ from typing import Any
 
 import pytest
 
-from reports import render
+from reports import render, render_together
 from tests.reports.pages.test_html import Visit
 from tests.reports.pages.test_html import browser as browser
 from tests.support.synthetic_grids import measured, ppl, write
 
 A = {0: [1.0, 0.0, 1.0, 1.0], 1: [0.0, 0.0, 1.0, 1.0]}
 B = {0: [0.0, 1.0, 1.0, 1.0], 1: [1.0, 0.0, 0.0, 1.0]}
+LOSSES = {"A": 8.0, "B": 9.0}  # at the start
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two methods at two seeds, with items, and a perplexity without."""
+    """Two methods at two seeds, with items, curves, and a perplexity without items."""
     pairs = [
         measured(scores, label=label, seed=seed)
         for label, by_seed in (("A", A), ("B", B))
@@ -29,7 +30,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     rows = [row for row, _ in pairs]
     rows += [ppl(label=label, seed=seed, value=9.0) for label in "AB" for seed in (0, 1)]
-    made = write(tmp_path_factory.mktemp("views"), rows, items=[line for _, line in pairs])
+    curves = [
+        {**{key: each[key] for key in ("cell", "label", "settings", "seed", "bits")}, **point}
+        for each in rows[:4]
+        for point in (
+            {
+                "step": step,
+                "tokens": 500 * step,
+                "loss": LOSSES[each["label"]] - step + each["seed"],
+            }
+            for step in (1, 2, 3)
+        )
+    ]
+    folder = tmp_path_factory.mktemp("views")
+    made = write(folder, rows, curves, items=[line for _, line in pairs])
     render(made, html=True)
     return made
 
@@ -50,6 +64,7 @@ def test_columns_filters_and_order_stand_in_the_address(
     page.get_by_label("PPL ↓").uncheck()
     page.locator("#comparison-table").get_by_role("button", name="Knowledge").first.click()
     page.locator("form.filters[data-table='comparison-table'] input").fill("B")
+    page.locator(".legend").get_by_label("A").uncheck()
     with page.expect_download() as download:
         page.get_by_role("button", name="CSV of what is shown").click()
     download.value.save_as(tmp_path / "shown.csv")
@@ -63,7 +78,66 @@ def test_columns_filters_and_order_stand_in_the_address(
     assert again.page.locator("#comparison-table th:visible").all_inner_texts()[0] == "Bits"
     assert not again.page.locator("#comparison-table thead").get_by_text("PPL ↓").is_visible()
     assert again.page.locator("#comparison-table th[aria-sort='descending']").count() == 1
+    legend = again.page.locator(".legend label:has(:checked)")
+    assert legend.all_inner_texts() == ["B"]
     again.context.close()
+
+
+def test_curves_are_drawn_and_read_by_hand_and_by_key(visit: Visit) -> None:
+    page = visit.page
+    figure = page.locator("figure[data-chart]")
+    assert not figure.locator("img").is_visible()
+    facet, tip = figure.locator(".facet"), figure.get_by_role("status")
+    facet.focus()
+    facet.press("ArrowDown")
+    facet.press("ArrowRight")
+    assert " ".join(tip.inner_text().split()) == (
+        "A, 2 bits step 2 · 1,000 tokens mean, smoothed 6.5 seed 0 6 seed 1 7"
+    )
+    box = facet.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 5)  # above the end of B
+    assert tip.inner_text().startswith("B, 2 bits")
+    assert "step 3" in tip.inner_text()
+    figure.get_by_label("every model").check()
+    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 6)
+    assert tip.locator(".chosen").inner_text().split() == ["seed", "1", "7"]
+    figure.get_by_role("button", name="Switch all off").click()
+    assert figure.locator(".lines path:not(.swatch path)").count() == 0
+
+
+def test_without_the_script_the_picture_shows(browser: Any, folder: Path) -> None:
+    visit = Visit(browser, folder, java_script_enabled=False)
+    assert visit.page.locator("figure[data-chart] img").is_visible()
+    assert visit.page.locator(".facet").count() == 0
+    visit.context.close()
+
+
+def test_two_grids_on_one_page_keep_their_own_view(
+    browser: Any, folder: Path, tmp_path: Path
+) -> None:
+    other = write(tmp_path / "other", [measured([1.0, 0.0], label=label)[0] for label in "AB"])
+    (tmp_path / "page").mkdir()
+    render_together([folder, other], tmp_path / "page/index.html")
+    visit = Visit(browser, tmp_path / "page")
+    page = visit.page
+    page.locator("form.filters[data-table='tiny-2-comparison-table'] input").fill("B")
+    page.locator(".columns summary").first.click()
+    page.locator(".columns").first.get_by_label("PPL ↓").uncheck()
+    page.locator("details.rest summary").first.click()
+    page.locator("#tiny-plots .legend").get_by_label("A").uncheck()
+    again = Visit(browser, tmp_path / "page")
+    again.page.goto(page.url)
+    again.page.reload()
+    assert again.methods("tiny-comparison-table") == ["A", "B"]
+    assert again.methods("tiny-2-comparison-table") == ["B"]
+    heads = [again.page.locator(f"#{name}comparison-table thead") for name in ("tiny-", "tiny-2-")]
+    assert [head.get_by_text("PPL ↓").is_visible() for head in heads] == [False, False]
+    assert heads[1].get_by_text("Knowledge").first.is_visible()
+    again.page.locator("#tiny-2-comparison-table button.number:visible").first.click()
+    assert "B, 2 bits" in again.page.get_by_role("dialog").inner_text()
+    assert visit.complaints == again.complaints == [] and visit.requests == []
+    for each in (visit, again):
+        each.context.close()
 
 
 def test_two_rows_show_the_items_that_flipped(visit: Visit) -> None:
