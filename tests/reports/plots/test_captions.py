@@ -49,7 +49,7 @@ def labels_of(figure: Figure) -> set[str]:
 def check(name: str, drawing: Drawing) -> None:
     """Each statement against the artists that would make it true."""
     words, figure = drawing.words.casefold(), drawing.figure
-    if name in ("score_vs_bits", "score_vs_tokens", "score_vs_hours", "perplexity"):
+    if name.startswith(("score_vs_", "perplexity")):
         assert ("error bars" in words) == has_bars(figure), (name, words)
     if name == "ablation":
         assert ("bars are simultaneous" in words) == has_bars(figure)
@@ -89,7 +89,8 @@ def test_intervals_are_spoken_of_where_they_are_drawn(tmp_path: Path, seeds: int
     for name, drawing in drawn.items():
         check(name, drawing)
     bars = {name for name, drawing in drawn.items() if has_bars(drawing.figure)}
-    assert bars == ({"score_vs_bits", "perplexity"} if seeds > 1 else set())
+    drawn_with = {"score_vs_bits", "perplexity", "perplexity_differences"}
+    assert bars == (drawn_with if seeds > 1 else set())
     words = drawn["score_vs_bits"].words
     assert ("Every point is one model." in words) == (seeds == 1)
     # RTN and AWQ-clip are one model whatever the seed.
