@@ -10,7 +10,7 @@ from harness.core.errors import ReportError
 from harness.core.report_options import find_misnamed
 from reports.numbers.effects import compute_effects
 from reports.numbers.wording import Wording, tell_apart
-from reports.pages.html_provenance import list_measurements, make_data
+from reports.pages.html_provenance import FACTS, list_measurements, make_data
 from reports.pages.table import make_sheet
 from reports.plots.data import find_sweeps, list_models
 from reports.reading.export import Export
@@ -96,7 +96,7 @@ def test_table_effects_plots_and_page_have_the_names(tmp_path: Path) -> None:
     (sweep,) = find_sweeps(list_models(export.rows, summary), Wording(names))
     assert list(sweep.series) == ["RTN"]
     data = make_data(summary, list_measurements(export.rows, summary), {}, export.items)
-    assert data["rows"][0]["facts"][data["labels"].index("Varied settings")] == "slow, KL"
+    assert data["rows"][0]["facts"][list(FACTS.values()).index("Varied settings")] == "slow, KL"
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,10 @@ def test_lines_are_the_records_to_four_digits(tmp_path: Path) -> None:
     assert line["low"] == pytest.approx(rounded(losses[1]), rel=2e-4)
     assert line["high"] == pytest.approx(rounded(losses[0]), rel=2e-4)
     told = "; ".join(made["notes"])
-    assert "of 1,001 steps this page has one in 3, and the last" in told and "rounded to 4 digits" in told
+    assert (
+        "of 1,001 steps this page has one in 3, and the last" in told
+        and "rounded to 4 digits" in told
+    )
     assert "are their mean" in told
 
 
