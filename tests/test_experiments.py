@@ -48,6 +48,7 @@ def test_all_that_the_paper_asks_is_there() -> None:
         "llm-qat-testbed",
         "testbed-baselines",
         "composition-testbed",
+        "rotation-testbed",
     }
 
 
