@@ -100,7 +100,9 @@ def read_kept(path: Path) -> dict[str, Tensor] | None:
     """What `keep_tensors` wrote; None where it is not there, or not whole."""
     if not is_whole(path):
         return None
-    return {name: tensor for name, tensor in load_file(path).items() if name != _DIGEST}
+    # Copied: products of mapped tensors, which lie anywhere, may round otherwise than those of a
+    # run that was not interrupted.
+    return {name: tensor.clone() for name, tensor in load_file(path).items() if name != _DIGEST}
 
 
 def map_tensors(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -145,7 +145,7 @@ def step_cayley(turn: Tensor, slope: Tensor, rate: float) -> Tensor:
     half = min(rate, 1 / max(size, 1e-12)) / 2 * skew
     eye = torch.eye(len(turn), dtype=turn.dtype)
     moved: Tensor = torch.linalg.solve(eye + half, (eye - half) @ turn)
-    return moved
+    return moved.contiguous()  # as it is kept: products of another layout round otherwise
 
 
 @redraw.register

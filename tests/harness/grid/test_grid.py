@@ -425,7 +425,12 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
         ("seed: [0, 1, 2]", "seed: [0, true]", 7, "vary.seed: true should be a whole number"),
         ("seed: [0, 1, 2]", "model: [true]", 7, "vary.model: true should be text"),
         ("compare:", "report: {row: x}\ncompare:", 8, "key 'row' is unknown; did you mean 'rows'?"),
-        ("compare:", "report: {spread: se}\ncompare:", 8, "report.spread: 'se' should be 'sd' or"),
+        (
+            "compare:",
+            "report: {spread: se}\ncompare:",
+            8,
+            "'se' should be 'sd', 'interval' or 'items'",
+        ),
         (
             "compare:",
             "report: {average: [pica]}\ncompare:",

@@ -50,7 +50,13 @@ def python(code: str, *arguments: object, **environment: str) -> str:
 def test_everything_is_written(rendered: Path) -> None:
     plots = [
         f"plots/{name}.{suffix}"
-        for name in ("score_vs_bits", "perplexity", "slopes", "training_loss")
+        for name in (
+            "score_vs_bits",
+            "perplexity",
+            "perplexity_differences",
+            "slopes",
+            "training_loss",
+        )
         for suffix in ("png", "pdf")
     ]
     expected = [
@@ -91,7 +97,13 @@ def test_the_page_says_what_is_needed(rendered: Path) -> None:
         "BitDistiller, 2 bits, testbed\\_arithmetic exact\\_match, seed 2: methods/training/",
     ):
         assert part in page
-    for name in ("score_vs_bits", "perplexity", "slopes", "training_loss"):
+    for name in (
+        "score_vs_bits",
+        "perplexity",
+        "perplexity_differences",
+        "slopes",
+        "training_loss",
+    ):
         assert f"(plots/{name}.png)" in page
 
 
@@ -130,8 +142,8 @@ reports.text(sys.argv[1], 80)
 print(sorted({"matplotlib", "torch", "lm_eval", "seaborn"} & set(sys.modules)))
 print(sorted(name for name in sys.modules if name.startswith(("harness", "methods"))))
 """
-    names = ("errors", "model_names", "record_lines", "records", "report_options", "secrets")
-    core = ("", *(f".{name}" for name in names))
+    names = ("errors", "lineage", "model_names", "record_lines", "records", "report_options")
+    core = ("", *(f".{name}" for name in (*names, "secrets")))
     assert python(code, rendered).splitlines() == [
         "[]",
         "[]",
