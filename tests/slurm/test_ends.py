@@ -14,9 +14,8 @@ LAUNCH = ("launch", "grid.yaml", "--cluster", "cluster.yaml")
 def test_ends_are_told_and_an_allocation_around_a_launch_changes_nothing(
     lab: Lab, tmp_path: Path
 ) -> None:
-    """Three launches at once. SLURM's signal at a time limit is given by hand, to be quick; the
-    limit itself is far enough that a slow machine gets to its second step."""
-    limit = {"hours": 0.05, "signal_delay_s": 10, "requeues": 0}
+    """Three launches at once. SLURM's signal at a time limit is given by hand, to be quick."""
+    limit = {"hours": 0.1 / 60 / 5, "signal_delay_s": 10, "requeues": 0}
     often = {"defaults": {"train.steps": 40, "train.checkpoint_every": 1}}
     limited = Place(tmp_path / "limited", often, {**slow(step_s=1.0), **limit})
     broken = Place(tmp_path / "broken", {"compare": ["rtn"]}, {"setup": ["module load nosuch"]})
