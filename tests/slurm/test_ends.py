@@ -16,7 +16,9 @@ def test_ends_are_told_and_an_allocation_around_a_launch_changes_nothing(
 ) -> None:
     """Three launches at once. SLURM's signal at a time limit is given by hand, to be quick."""
     limit = {"hours": 0.1 / 60 / 5, "signal_delay_s": 10, "requeues": 0}
-    often = {"defaults": {"train.steps": 40, "train.checkpoint_every": 1}}
+    # Little comes before the training: SLURM's own signal comes 50 s after the start.
+    parts = {"init": "none", "data": "ground-truth", "objective": "kl"}
+    often = {"defaults": {**parts, "train.steps": 40, "train.checkpoint_every": 1}}
     limited = Place(tmp_path / "limited", often, {**slow(step_s=1.0), **limit})
     broken = Place(tmp_path / "broken", {"compare": ["rtn"]}, {"setup": ["module load nosuch"]})
     inner = Place(tmp_path / "inner", {"method": "rtn", "defaults": {}}, {"memory_gib": 1})
