@@ -12,10 +12,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/bitgrid run experiments/quickstart.yaml
 
-# Three processes, a file to each in turn: the tests on a SLURM, first, mostly wait, so that two cores
+# Two processes, a file to each in turn: the tests on a SLURM, first, mostly wait, so that two cores
 # are busy with three.
 test: $(READY)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .
