@@ -12,8 +12,7 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/bitgrid run experiments/quickstart.yaml
 
-# Two processes, a file to each in turn: the tests on a SLURM, first, mostly wait, so that two cores
-# are busy with three.
+# Two processes, a file to each in turn, the longest first.
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
