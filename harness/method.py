@@ -247,11 +247,6 @@ def list_kinds() -> list[Any]:
     return [*dict.fromkeys(type(entry.method) for entry in METHODS.load().values())]
 
 
-def find_named(name: str, parts: Iterable[str]) -> list[str]:
-    """Those of `parts` that are called so: `init/clip`, or `clip` of every family."""
-    return [each for each in parts if name in (each, each.partition("/")[2])]
-
-
 def _check_method(name: str, method: object, title: str, place: Place) -> None:
     """Raise BitgridError, with file and line, for what cannot be registered."""
     if not isinstance(method, Method):

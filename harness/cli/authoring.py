@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.cli.verb import Verb
+from harness.core.component import find_named
 from harness.core.errors import GridError
 
 _METHOD = '''\
@@ -144,7 +145,6 @@ def _write(name: str, template: str) -> int:
     """Write the file, into methods/ in a checkout. Raises GridError, before anything is written."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise GridError(f"{name!r} should be small letters, digits and hyphens, as in my-name")
-    from harness.method import find_named
     from harness.testing import list_names
 
     if taken := find_named(name, list_names()):

@@ -26,6 +26,7 @@ from harness.cli.verb import (
     without_collection,
 )
 from harness.cluster import status as watch
+from harness.core.component import find_named
 from harness.core.errors import GridError, nearest
 from harness.core.store import Store
 from harness.run import states
@@ -184,7 +185,7 @@ def _methods(arguments: argparse.Namespace) -> int:
     if arguments.name in listing.methods:
         _print_fields(listing.methods[arguments.name])
         return 0
-    called = [part for name, part in listing.parts.items() if arguments.name in (name, part.title)]
+    called = find_named(arguments.name, listing.parts)
     if not called:
         if why := listing.unavailable.get(arguments.name):
             raise GridError(f"method {arguments.name!r} is {why}")
@@ -193,8 +194,8 @@ def _methods(arguments: argparse.Namespace) -> int:
             f"no method or part of one is called {arguments.name!r}; "
             f"{nearest(arguments.name, known)}"
         )
-    for part in called:
-        _print_fields(part)
+    for name in called:
+        _print_fields(listing.parts[name])
     return 0
 
 

@@ -174,7 +174,12 @@ def load_grid(path: Path, allow_code_execution: bool = True, *, store: Store) ->
     from harness.grid import expand as grids
     from harness.run.trials import look_into
 
-    return grids.load(path, allow_code_execution, look=look_into(store))
+    grid = grids.load(path, allow_code_execution, look=look_into(store))
+    if grid.style is not None:  # else it would be refused when all is computed
+        from reports.plots.style import read_settings
+
+        read_settings(grid.style)
+    return grid
 
 
 def go_offline(path: Path) -> None:

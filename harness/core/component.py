@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar, cast
 
@@ -296,3 +296,8 @@ def _source(cls: type) -> tuple[str, str]:
 def _describe(cls: type) -> str:
     file, name = _source(cls)
     return f"{name} in {file}"
+
+
+def find_named(name: str, identities: Iterable[str]) -> list[str]:
+    """Those of some identities that are called so: `init/clip`, or `clip` of every family."""
+    return [each for each in identities if name in (each, each.partition("/")[2])]

@@ -16,11 +16,11 @@ from typing import Any
 
 from harness.config.settings import configure, find_families, list_settings
 from harness.core.checked import field_types
-from harness.core.component import Component
+from harness.core.component import Component, find_named
 from harness.core.errors import BitgridError, GridError, SettingError, first_line, nearest
 from harness.core.hints import find_items
 from harness.core.stage import closure
-from harness.method import METHODS, Entry, Method, find_named, list_kinds, list_parts
+from harness.method import METHODS, Entry, Method, list_kinds, list_parts
 from harness.testing.bench import Bench
 from harness.testing.tiny import TEXT
 

@@ -129,7 +129,7 @@ def draw_perplexity_differences(context: Context) -> Drawing | None:
     if any(mean.over == "items" for mean in drawn):
         words.append("over items they are paired: of the differences of each window's loss")
     words += ["error bars that reach zero end at the axis"] if cut else []
-    words += ["triangles at the axis: not above it"] if below else []
+    words += [f"triangles at the axis: not above {base.name}"] if below else []
     titles = title_quantities(summary.columns[index] for index in found)
     return Drawing(figure, f"{titles} above the {base.width}-bit model", words)
 

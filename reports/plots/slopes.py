@@ -14,6 +14,7 @@ from reports.numbers.columns import Column, format_bits
 from reports.numbers.entries import REFERENCE_BITS, Row
 from reports.plots import style
 from reports.plots.context import Context, Drawing, Plot
+from reports.plots.intervals import name_over
 from reports.plots.panels import draw_legend, make_handle, write_remark
 from reports.plots.style import Look, Widths
 
@@ -77,7 +78,7 @@ def draw_slopes(context: Context) -> Drawing | None:
     ]
     if any(row.models > 1 for rows in shown.values() for row in rows):
         options = summary.grid.report
-        over = "seeds" if options.over == "seed" else f"values of {options.over}"
+        over = name_over(options)
         words.append(f"points are {options.aggregate}s over {over}; their spread is not drawn")
     return Drawing(figure, f"Tasks from {reference.width} bits down", words)
 

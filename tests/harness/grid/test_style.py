@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.main import main
 from harness.core.errors import GridError
 from harness.grid.reading import read_grid
 from harness.grid.style import read_style
@@ -42,3 +43,14 @@ def test_a_file_that_cannot_be_read_is_one_line(
     ) as told:
         read_style(*read_grid(tmp_path / "grid.yaml"))
     assert "\n" not in str(told.value)
+
+
+def test_a_setting_that_is_none_is_refused_before_anything_is_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    (tmp_path / "paper.mplstyle").write_text("# for a paper\nfont.sise: 8\n")
+    assert main(["run", str(tmp_path / "grid.yaml"), "--store", str(tmp_path / "store")]) == 2
+    said = "report.style, line 2: 'font.sise' is no setting of a style; did you mean 'font.size'?"
+    assert capsys.readouterr().err == f"bitgrid: {said}\n"
+    assert not (tmp_path / "store" / "values").exists()

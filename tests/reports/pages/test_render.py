@@ -17,6 +17,7 @@ import reports
 from tests.support.synthetic_grids import TASKS, ppl, quickstart, row, write
 
 ROOT = Path(__file__).parents[3]
+PLOTS = ("score_vs_bits", "perplexity", "perplexity_differences", "slopes", "training_loss")
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +49,7 @@ def python(code: str, *arguments: object, **environment: str) -> str:
 
 
 def test_everything_is_written(rendered: Path) -> None:
-    plots = [
-        f"plots/{name}.{suffix}"
-        for name in (
-            "score_vs_bits",
-            "perplexity",
-            "perplexity_differences",
-            "slopes",
-            "training_loss",
-        )
-        for suffix in ("png", "pdf")
-    ]
+    plots = [f"plots/{name}.{suffix}" for name in PLOTS for suffix in ("png", "pdf")]
     expected = [
         "report.md",
         "table.md",
@@ -97,13 +88,7 @@ def test_the_page_says_what_is_needed(rendered: Path) -> None:
         "BitDistiller, 2 bits, testbed\\_arithmetic exact\\_match, seed 2: methods/training/",
     ):
         assert part in page
-    for name in (
-        "score_vs_bits",
-        "perplexity",
-        "perplexity_differences",
-        "slopes",
-        "training_loss",
-    ):
+    for name in PLOTS:
         assert f"(plots/{name}.png)" in page
 
 
