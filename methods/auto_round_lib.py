@@ -34,10 +34,11 @@ class AutoRound(GroupedIntegers):
 
         assert calibration is not None
         scratch, result, width = copy.deepcopy(model.network), model.fork(), self.group_size
+        scheme = {"bits": self.bits, "group_size": width or -1, "sym": self.symmetric}
         auto_round.AutoRound(
             scratch,
             model.tokenizer,
-            scheme=auto_round.schemes.QuantizationScheme(self.bits, width or -1, self.symmetric),
+            scheme=auto_round.schemes.QuantizationScheme(**scheme),
             iters=self.iterations,
             dataset=list(calibration.ids.split(1)),
             nsamples=len(calibration),

@@ -81,8 +81,10 @@ def render_together(folders: Sequence[Path | str], page: Path | str) -> Path:
     from reports.pages.html import write_page
     from reports.reading.export import Export
 
-    if len({Path(folder).resolve() for folder in folders}) < len(folders):
-        raise ReportError("one grid is named twice")
+    places = [Path(folder).resolve() for folder in folders]
+    for place, folder in zip(places, folders, strict=True):
+        if places.count(place) > 1:
+            raise ReportError(f"{folder} is named twice: a page shows a grid once")
     exports = [Export(folder) for folder in folders]
     contents = [_make_content(export, _make(export)) for export in exports]
     write(Path(page), write_page(*contents).encode())
