@@ -15,8 +15,8 @@ def test_ends_are_told_and_an_allocation_around_a_launch_changes_nothing(
     lab: Lab, tmp_path: Path
 ) -> None:
     """Three launches at once. SLURM's signal at a time limit is given by hand, to be quick."""
-    limit = {"hours": 0.1 / 60 / 5, "signal_delay_s": 10, "requeues": 0}
-    # Little comes before the training: SLURM's own signal comes 50 s after the start.
+    # Five stages in one job of five minutes: SLURM's own signal would come long after ours.
+    limit = {"hours": 5 / 60 / 5, "signal_delay_s": 10, "requeues": 0}
     parts = {"init": "none", "data": "ground-truth", "objective": "kl"}
     often = {"defaults": {**parts, "train.steps": 40, "train.checkpoint_every": 1}}
     limited = Place(tmp_path / "limited", often, {**slow(step_s=1.0), **limit})
@@ -32,7 +32,7 @@ def test_ends_are_told_and_an_allocation_around_a_launch_changes_nothing(
         said, _ = process.communicate(timeout=200)
         assert process.returncode == 0, said
     (key,) = limited.keys("train")
-    until(lambda: limited.step(key) >= 2, 100, limited.logs)
+    until(lambda: limited.step(key) >= 2, 250, limited.logs)
     lab.run("scancel", "--signal=USR2", limited.launches[0].submitted[0])
     inner.finish()
     assert inner.all_done_once(), inner.logs()

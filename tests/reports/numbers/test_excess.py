@@ -100,7 +100,7 @@ def test_the_rule(tmp_path: Path, perplexities: list[float], drawn: bool) -> Non
     assert ("perplexity_differences" in found) == drawn
     if drawn:
         words = found["perplexity_differences"].words
-        assert ("not above it" in words) == (min(perplexities) < 5)
+        assert ("not above BF16" in words) == (min(perplexities) < 5)
     without = drawings_of(write(tmp_path / "without", rows[1:]))
     assert "perplexity_differences" not in without
 
