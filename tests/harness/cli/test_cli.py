@@ -25,7 +25,7 @@ import reports
 from harness.cli.main import VERBS, main, make_parser
 from harness.cli.verb import Verb
 from harness.core.records import ITEM_KEY
-from tests.support.forked import run_forked
+from tests.support.forked import ForkedPopen, run_forked
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,10 +45,10 @@ def _bitgrid(
 
 
 def _forked(
-    *words: str | Path, cwd: Path = ROOT, code: int = 0
+    *words: str | Path, cwd: Path = ROOT, code: int = 0, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """In a fork, since imports take longest; what it plans is not for others: see `run_forked`."""
-    done = run_forked([*map(str, words)], cwd)
+    done = run_forked([*map(str, words)], cwd, **options)
     assert done.returncode == code, done.stderr
     return done
 
@@ -292,8 +292,9 @@ def test_bad_input_is_one_line_and_exit_2(words: tuple[str, ...], message: str) 
 
 
 def _without_roots_privilege() -> None:
-    """Has permissions of files hold for root too, from the next exec on."""
-    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+    """Has permissions of files hold for root too, in a fork."""
+    version, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(version, none) == 0
 
 
 def test_a_store_that_can_only_be_read(
@@ -310,7 +311,7 @@ def test_a_store_that_can_only_be_read(
 
     def bitgrid(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         whole = (*words, "--store", "kept")
-        return _bitgrid(*whole, cwd=tmp_path, code=code, preexec_fn=_without_roots_privilege)
+        return _forked(*whole, cwd=tmp_path, code=code, before=_without_roots_privilege)
 
     assert "done" in bitgrid("status", "quick.yaml").stdout
     assert _facts(bitgrid("plan", "quick.yaml"))["stages to compute"] == "0"
@@ -343,16 +344,12 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(
 
 def test_ctrl_c_says_that_nothing_is_lost_and_the_next_run_goes_on(place: Path) -> None:
     command = [sys.executable, "-m", "harness.cli", "run", "quick.yaml", "--store", "stopped"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(
+    child = ForkedPopen(
         [*command, "--out", "stopped-out"],
         cwd=place,
-        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # Which is ignored in background jobs.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list((place / "stopped/values").glob("*/manifest.json")):
@@ -365,7 +362,7 @@ def test_ctrl_c_says_that_nothing_is_lost_and_the_next_run_goes_on(place: Path) 
     assert "finished stages are kept" in said
     assert "Traceback" not in said
     kept = {path.parent.name for path in (place / "stopped/values").glob("*/manifest.json")}
-    status = _bitgrid("status", "quick.yaml", "--store", "stopped", cwd=place).stdout
+    status = _forked("status", "quick.yaml", "--store", "stopped", cwd=place).stdout
     assert "done" in status
     assert "running" not in status
     assert kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from harness.run.plan import Plan, build
 from harness.run.runner import Outcome, Share, run
 from tests.harness.run.test_run import Silent
 from tests.support.fakeslurm import launched
+from tests.support.forked import ForkedPopen
 from tests.support.toys import Made, toy_grid
 
 ROOT = Path(__file__).parents[3]
@@ -231,13 +231,8 @@ def breaks(self, work):
 toys.Made.run = breaks
 job.work(Path({str(launch.folder)!r}), 0)
 """
-    child = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        text=True,
+    child = ForkedPopen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert child.stdout
     try:

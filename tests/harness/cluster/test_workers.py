@@ -24,11 +24,11 @@ from harness.cluster.workers import Crew, _Pool, _Process, find_devices
 from harness.core.errors import BitgridError
 from harness.core.store import Store
 from harness.run.progress import Bar
+from tests.support.forked import fork_processes
 from tests.support.toys import toy_plan
 
 ROOT = Path(__file__).parents[3]
-CODE = "import sys, tests.support.toys; from harness.run.lane import main; main(sys.argv[1:])"
-TOYS = (sys.executable, "-c", CODE)
+TOYS = (sys.executable, "-m", "tests.support.toy_lane")
 # A process that begins the first stage of a job and says who it is.
 STUCK = """
 import json, os, sys, time
@@ -54,7 +54,7 @@ def test_two_processes_compute_each_stage_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a process that dies costs the stage under way, not its job nor the others."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    fork_processes(monkeypatch)
     monkeypatch.setenv("TOY_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("TOY_SLEEP", "0.2")
     monkeypatch.setenv("TOY_DIE", "B 3")

@@ -25,6 +25,7 @@ from harness.run import plan as plans
 from harness.run import states
 from harness.run.compute import Values, compute, fail
 from harness.run.runner import Outcome, run
+from tests.support.forked import ForkedPopen
 from tests.support.toys import toy_grid, toy_plan
 
 ROOT = Path(__file__).parents[3]
@@ -334,14 +335,7 @@ from tests.support.toys import toy_plan
 plan = toy_plan(Path({str(tmp_path / "toy.yaml")!r}))
 run(plan, Store(Path({str(store.root)!r})), Silent())
 """
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored in background jobs
-    )
+    return ForkedPopen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
 
 def _until(true, limit: float = 60.0) -> None:  # type: ignore[no-untyped-def]

@@ -1,7 +1,8 @@
 """Several processes that share a model and a batch: the same training as by one, down to rounding.
 
 Each test goes through a grid and the engine, as a user's run does; `train.gpus: 2` on a CPU starts
-two processes. Starting them costs seconds, so each start serves several assertions.
+two processes. They are forks, torchrun too, since imports took longest; in the test that kills them
+all are what a user's are.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from harness.run.compute import Values
 from harness.run.runner import Outcome, run
 from methods.training.train import Train
 from tests.support import architectures
+from tests.support.forked import find_forks, fork_processes
 
 ROOT = Path(__file__).parents[3]
 STEPS = 32
@@ -150,8 +152,14 @@ def no_orphans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     here = str(tmp_path_factory.getbasetemp())  # other tests' processes run elsewhere
     words = {p: " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
     left = [p for p, said in words.items() if "harness.run.worker" in said and here in said]
-    _, alive = psutil.wait_procs(left, timeout=20)
+    _, alive = psutil.wait_procs([*left, *find_forks()], timeout=20)
     assert alive == []
+
+
+@pytest.fixture(autouse=True)
+def forks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "killed" not in request.node.name:
+        fork_processes(monkeypatch)
 
 
 def mapping(path: str, family: list[psutil.Process] | None = None) -> int:

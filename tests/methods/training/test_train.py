@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -36,6 +35,7 @@ from methods.training.shards import ALONE
 from methods.training.step import TrainingStep
 from methods.training.train import Train
 from tests.methods.conftest import make_llama
+from tests.support.forked import ForkedPopen
 
 FORMAT = IntAsym(bits=3, group_size=32)
 FORWARD = KL()
@@ -404,11 +404,7 @@ def test_a_killed_run_ends_in_the_same_bits(llama: Model, teacher: Model, tmp_pa
     whole = train(tmp_path / "whole", llama, teacher, make_tokens(), training)
     work = tmp_path / "killed"
     work.mkdir()
-    root = Path(__file__).parents[3]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    child = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(work), "0.3"], cwd=root, env=environment
-    )
+    child = ForkedPopen([sys.executable, "-c", KILLED, str(work), "0.3"])
     log = work / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not log.exists() or len(log.read_text().splitlines()) < 6:
