@@ -16,7 +16,9 @@ from tests.support.slurm.lab import Lab
 from tests.support.slurm.place import INSIDE, Place, until
 
 T = TypeVar("T")
-TRAINED: dict[str, Any] = {"defaults": {"train.steps": 40, "train.checkpoint_every": 5}}
+TRAINED: dict[str, Any] = {
+    "defaults": {"init": "none", "train.steps": 40, "train.checkpoint_every": 5}
+}
 
 
 def slow(step_s: float = 0.0, late_s: float = 0.0) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def weights(place: Place) -> dict[str, bytes]:
 
 def test_a_grid_gives_the_rows_of_a_run_here(lab: Lab, tmp_path: Path) -> None:
     grid = {
+        "defaults": {"data": "generated", "objective": "cakld"},
         "vary": {"format.bits": [3, 2]},
         "compare": ["bf16", "rtn", "awq-clip"],
         "evaluate": [{"testbed-ppl": {"limit": 2}}, {"testbed_knowledge": {"limit": 4}}],
@@ -61,8 +64,8 @@ def test_a_grid_gives_the_rows_of_a_run_here(lab: Lab, tmp_path: Path) -> None:
 def test_a_training_that_meets_its_time_limit_goes_on(
     lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
-    # Five stages in one job of two minutes, of which training alone takes two.
-    profile = {**slow(step_s=3.0), "hours": 2 / 60 / 5, "signal_delay_s": 10}
+    # Two stages in one job of two minutes, of which training alone takes two.
+    profile = {**slow(step_s=3.0), "hours": 2 / 60 / 2, "signal_delay_s": 10}
     place = Place(tmp_path, TRAINED, profile)
     place.launch()
     place.finish(600)
@@ -78,7 +81,7 @@ def test_a_training_that_is_requeued_goes_on(
     place = Place(tmp_path, TRAINED, slow(step_s=0.5))
     place.launch()
     (key,) = place.keys("train")
-    until(lambda: place.step(key) >= 12, 200, place.logs)
+    until(lambda: place.step(key) >= 12, 300, place.logs)
     running = [job for job in place.jobs().values() if job.running]
     lab.run("scontrol", "requeue", running[0].job)
     place.finish()
@@ -94,7 +97,7 @@ def test_a_node_dies(
     place = Place(tmp_path, TRAINED, slow(step_s=1.0))
     place.launch()
     (key,) = place.keys("train")
-    until(lambda: place.step(key) >= 7, 200, place.logs)
+    until(lambda: place.step(key) >= 7, 300, place.logs)
     name = lab.squeue("-t", "R", "-o", "%N").split()[0]
     lab.kill_node(name, steps=steps)
     until(lambda: "down" in lab.run("sinfo", "-h", "-n", name, "-o", "%t"), 120, place.status)
@@ -131,7 +134,8 @@ def test_cancelling_one_job_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_failing_cell_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
     wild = {"lr": 10, "weight_decay": 10, "steps": 30, "checkpoint_every": 0}  # diverges
-    place = Place(tmp_path, {"vary": {"train": [{"lr": 1e-4}, wild]}, "compare": ["rtn"]})
+    grid = {"vary": {"train": [{"lr": 1e-4}, wild]}, "compare": ["rtn"]}
+    place = Place(tmp_path, grid | {"defaults": {"init": "none"}})
     place.launch()
     place.finish()
     said = place.status()
@@ -147,10 +151,11 @@ def test_a_failing_cell_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_two_launches_at_once(lab: Lab, tmp_path: Path) -> None:
-    place = Place(tmp_path, {"vary": {"seed": [0, 1]}, "compare": ["rtn", "awq-clip"]})
+    grid = {"vary": {"seed": [0, 1]}, "compare": ["awq-clip"], "defaults": {"init": "none"}}
+    place = Place(tmp_path, grid)
     words = ("launch", "grid.yaml", "--cluster", "cluster.yaml")
     both = [place.start(*words) for _ in range(2)]
-    said = [process.communicate(timeout=200)[0] for process in both]
+    said = [process.communicate(timeout=400)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     place.finish()
     assert place.all_done_once(), place.logs()
@@ -160,7 +165,7 @@ def test_two_launches_at_once(lab: Lab, tmp_path: Path) -> None:
 def test_the_launching_process_dies_after_submission(lab: Lab, tmp_path: Path) -> None:
     place = Place(tmp_path, {"compare": ["rtn", "awq-clip"]})
     process = place.start("launch", "grid.yaml", "--cluster", "cluster.yaml")
-    until(lambda: any(launch.submitted for launch in place.launches), 100)
+    until(lambda: any(launch.submitted for launch in place.launches), 300)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert "clip-search" in place.status()
@@ -188,12 +193,12 @@ def test_status_logs_and_cancel_while_it_runs(lab: Lab, tmp_path: Path) -> None:
     place = Place(tmp_path, TRAINED, slow(step_s=1.0))
     place.launch()
     (key,) = place.keys("train")
-    until(lambda: place.step(key) >= 3, 100, place.logs)
+    until(lambda: place.step(key) >= 3, 300, place.logs)
     said = place.status()
     assert "running: train" in said and "/40 loss" in said and " left" in said, said
     assert "begin train" in place.bitgrid("logs", "grid.yaml", "bitdistiller")
     assert "cancelled 1 jobs" in place.bitgrid("cancel", "grid.yaml")
-    place.finish(60)
+    place.finish(120)
     said = place.status()
     assert "lost: train" in said and "cancelled" in said, said
 
@@ -205,7 +210,7 @@ def test_one_of_two_nodes_loses_its_process(
     place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu", "memory_gib": 4})
     place.launch()
     (key,) = place.keys("train")
-    until(lambda: place.step(key) >= 6, 200, place.logs)  # a checkpoint after the fourth
+    until(lambda: place.step(key) >= 6, 300, place.logs)  # a checkpoint after the fourth
     (killed,) = (
         process
         for process in psutil.process_iter()
@@ -240,7 +245,7 @@ def test_two_gpus_of_one_training(
     size = "(2 GPU (gpu), 2 nodes, " if nodes == 2 else "(2 GPU (gpu), "
     assert size in said and "(1 GPU (gpu), " in said
     asked = f"{nodes} gres:gpu:{2 // nodes}"
-    until(lambda: asked in lab.squeue("-t", "R", "-o", "%D %b"), 100, place.logs)
+    until(lambda: asked in lab.squeue("-t", "R", "-o", "%D %b"), 300, place.logs)
     place.finish()
     assert place.all_done_once(), place.logs()
     (key,) = uninterrupted  # the number of processes is no part of a key

@@ -21,6 +21,7 @@ from harness.core import claims
 from harness.core.errors import Damaged, StoreError
 from harness.core.stage import Stage
 from harness.core.store import Store
+from tests.support.forked import ForkedPopen
 
 ROOT = Path(__file__).parents[3]
 
@@ -282,12 +283,8 @@ def test_kill_at_any_moment_loses_no_finished_value(store: Store) -> None:
 def run_python(store: Store, code: str) -> subprocess.Popen[str]:
     head = "import time\nfrom pathlib import Path\nfrom harness.core.store import Store\n"
     head += f"store = Store(Path({str(store.root)!r}))\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", head + textwrap.dedent(code)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-c", head + textwrap.dedent(code)]
+    return ForkedPopen(command, stdout=subprocess.PIPE, text=True)
 
 
 def test_files_that_another_host_has_just_written_are_waited_for(store: Store) -> None:

@@ -21,12 +21,13 @@ import yaml
 from harness.cluster import launches, scheduler
 from harness.cluster.launches import Launch
 from harness.core.store import Store
-from tests.support.forked import run_forked
+from tests.support.forked import ForkedPopen, run_forked
 
 ROOT = Path(__file__).parents[3]
 INSIDE = Path(__file__).parent / "inside"
 
-# One model of a million weights that trains for seconds: what is tested is not what is computed.
+# One model of a million weights that trains for seconds, in few stages, since each job imports for
+# ten: what is tested is not what is computed.
 GRID: dict[str, Any] = {
     "model": "testbed-small",
     "dtype": "float32",
@@ -39,9 +40,11 @@ GRID: dict[str, Any] = {
         "init.text": "testbed",
         "init.sequences": 4,
         "init.length": 64,
+        "data": "ground-truth",
         "data.text": "testbed",
         "data.sequences": 32,
         "data.length": 64,
+        "objective": "kl",
         "train.steps": 4,
         "train.batch_size": 4,
         "train.micro_batch": 4,
@@ -117,7 +120,8 @@ class Place:
             paths = os.pathsep.join([environment["PYTHONPATH"], *packages])
             who = {"HOME": str(self.folder), "USER": user.name, "LOGNAME": user.name}
             environment |= {"PYTHONPATH": paths, **who}
-        return subprocess.Popen(
+        start = subprocess.Popen if user else ForkedPopen
+        return start(
             command,
             cwd=self.folder,
             env=environment,
