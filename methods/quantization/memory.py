@@ -8,7 +8,8 @@ that train (`methods.training.memory`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -41,7 +42,7 @@ from harness.models.dry_run import (
     replaced,
 )
 from harness.models.tensors import replace_parameters
-from methods.quantization import clip, observing, walking
+from methods.quantization import clip, learned, observing, spans, walking
 from methods.quantization.awq import ROWS, ScaleSearch
 from methods.quantization.block_ap import BlockAP
 from methods.quantization.by_layer import group_by_format
@@ -94,7 +95,7 @@ def _of_search(
             seen = observing.observe(block, layers_here, kind, stage.tokens)
             observed = max(observed, sum(each.nbytes for each in seen))
 
-    with dry_run() as live:
+    with dry_run() as live, cutting_as_on(device):
         model = load_weightless(live, pretrained_of(stage.model), "host")
         searched_layers = layers(model)
         walk_weightless(live, model, find_length(stage.calibration), observe)
@@ -123,7 +124,7 @@ def of_block_rounding(stage: RoundBlocks, gpus: int | None = None, device: str =
             copies = width**2 + _FACTORS * gram.numel() + _ROUNDED * rows * width
             at_work = max(at_work, 4 * copies)
 
-    with dry_run() as live:
+    with dry_run() as live, cutting_as_on(device):
         model = load_weightless(live, pretrained_of(stage.model), "host")
         if (few := _shorten(rounding)) is not None:
             with live.part("host"):
@@ -182,15 +183,15 @@ def of_rounding(stage: Round, gpus: int | None = None, device: str = "cuda") -> 
     """The base, what is rounded already, and one layer at work; a trained model lies on the
     host."""
     own, ends = find_own_weights(stage.model), find_new_ends(stage.model)
-    return _of_rounding(pretrained_of(stage.base), own, ends, stage.format)
+    return _of_rounding(pretrained_of(stage.base), own, ends, stage.format, device)
 
 
 @cache
 def _of_rounding(
-    base: Pretrained, own: OwnWeights, ends: tuple[str, ...], format: Format
+    base: Pretrained, own: OwnWeights, ends: tuple[str, ...], format: Format, device: str
 ) -> Memory:
     trained = own == "all"
-    with dry_run() as live:
+    with dry_run() as live, cutting_as_on(device):
         held = load_weightless(live, base)
         model = load_weightless(live, base, "host") if trained else held.fork()
         with live.part("host" if trained else "parameters"):
@@ -225,6 +226,17 @@ def of_rotated_ends(stage: Rotated) -> tuple[str, ...]:
     """Both: a rotation unties them."""
     base = pretrained_of(stage.model)
     return tuple(find_ends(meta_network(base.source, base.trust_remote_code, base.digest)))
+
+
+@contextmanager
+def cutting_as_on(device: str) -> Iterator[None]:
+    """Rows of weights are worked on together as on `device`, wherever tensors without data are."""
+    rows, steps = spans._AT_ONCE, learned._AT_ONCE
+    with (
+        replaced(spans, "_AT_ONCE", {**rows, "cpu": rows[device]}),
+        replaced(learned, "_AT_ONCE", {**steps, "cpu": steps[device]}),
+    ):
+        yield
 
 
 def _make_float32(name: str, old: nn.Parameter) -> nn.Parameter:

@@ -42,9 +42,8 @@ from harness.models.dry_run import (
     replaced,
 )
 from harness.models.tensors import replace_parameters
-from methods.quantization import spans
 from methods.quantization.formats import Format
-from methods.quantization.memory import find_length, make_ids
+from methods.quantization.memory import cutting_as_on, find_length, make_ids
 from methods.training import data, forward, generation
 from methods.training.confidence import CONFIDENCE_TOKENS, Confidence
 from methods.training.masters import Masters
@@ -319,9 +318,9 @@ def _decisive(training: Training) -> Training:
 @contextmanager
 def _chunks_of(device: str) -> Iterator[None]:
     """Chunks as large as on `device`, wherever tensors without data are said to be."""
-    heads, weights = forward._CHUNK, spans._AT_ONCE
+    heads = forward._CHUNK
     with (
         replaced(forward, "_CHUNK", {**heads, "cpu": heads[device]}),
-        replaced(spans, "_AT_ONCE", {**weights, "cpu": weights[device]}),
+        cutting_as_on(device),
     ):
         yield

@@ -88,9 +88,10 @@ def test_uneven_channels_change_no_logit() -> None:
 def test_training_goes_on_where_it_stopped(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps at once, and two then one, give the same weights."""
     small = pretrain.Settings(batch_tokens=512, micro_tokens=512)
+    size = pretrain.Size(tmp_path, hidden=64, feed_forward=128, layers=2, heads=2)
     monkeypatch.setattr(pretrain, "Settings", lambda: small)
     monkeypatch.setattr(pretrain, "make_tokenizer", lambda: loaded()[1])
-    pretrain.train(tmp_path / "a", tmp_path / "wa", 3)
+    pretrain.train(tmp_path / "a", tmp_path / "wa", 3, size=size)
     monkeypatch.setattr(pretrain, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     stop = KeyboardInterrupt
 
@@ -105,8 +106,8 @@ def test_training_goes_on_where_it_stopped(tmp_path: Any, monkeypatch: pytest.Mo
     real = pretrain._checkpoint
     monkeypatch.setattr(pretrain, "_checkpoint", checkpoint)
     with pytest.raises(stop):
-        pretrain.train(tmp_path / "b", tmp_path / "wb", 3)
-    pretrain.train(tmp_path / "b", tmp_path / "wb", 3)
+        pretrain.train(tmp_path / "b", tmp_path / "wb", 3, size=size)
+    pretrain.train(tmp_path / "b", tmp_path / "wb", 3, size=size)
     first, second = (
         AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in "ab"
     )
