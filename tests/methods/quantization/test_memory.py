@@ -97,6 +97,18 @@ def test_a_model_of_70b_is_walked_on_one_gpu(
     assert memory is not None and 1.5 * 2**30 < memory.total < gib * 2**30
 
 
+def test_rows_are_worked_on_together_as_on_the_device(tmp_path: Path) -> None:
+    """A layer of 2**22 weights at once on a GPU, of 2**18 on a CPU."""
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1}
+    LlamaConfig(vocab_size=512, num_attention_heads=8, **shape).save_pretrained(tmp_path)
+    wide = Pretrained(str(tmp_path), "of no weights", "bfloat16")
+    on_gpu, on_cpu = (
+        estimate_memory(Round(wide, wide, FORMAT), device=on) for on in ("cuda", "cpu")
+    )
+    assert on_gpu is not None and on_cpu is not None
+    assert on_gpu.total - on_cpu.total >= 4 * 2**22
+
+
 @pytest.mark.parametrize("name", ["mixtral", "gpt2"])
 def test_experts_are_estimated_too(name: str, tmp_path: Path) -> None:
     """Of a mixture training and searching take what its weights say, whatever is sent where."""
