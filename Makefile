@@ -12,9 +12,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/bitgrid run experiments/quickstart.yaml
 
-# Two processes, a file to each in turn, the longest first.
+# A file to each process in turn, the longest first; the third, since tests of SLURM mostly wait.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .
