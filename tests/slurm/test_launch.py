@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load
 
 from tests.support.slurm.lab import Lab
-from tests.support.slurm.place import INSIDE, Place, until
+from tests.support.slurm.place import GRID, INSIDE, Place, until
 
 T = TypeVar("T")
+WITHOUT_CLIP = {**GRID["method"], "init": "none"}
 TRAINED: dict[str, Any] = {
-    "defaults": {"init": "none", "train.steps": 40, "train.checkpoint_every": 5}
+    "method": WITHOUT_CLIP,
+    "defaults": {"train.steps": 40, "train.checkpoint_every": 5},
 }
 
 
@@ -46,7 +48,7 @@ def weights(place: Place) -> dict[str, bytes]:
 
 def test_a_grid_gives_the_rows_of_a_run_here(lab: Lab, tmp_path: Path) -> None:
     grid = {
-        "defaults": {"data": "generated", "objective": "cakld"},
+        "method": "bitdistiller",
         "vary": {"format.bits": [3, 2]},
         "compare": ["bf16", "rtn", "awq-clip"],
         "evaluate": [{"testbed-ppl": {"limit": 2}}, {"testbed_knowledge": {"limit": 4}}],
@@ -135,7 +137,7 @@ def test_cancelling_one_job_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
 def test_a_failing_cell_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
     wild = {"lr": 10, "weight_decay": 10, "steps": 30, "checkpoint_every": 0}  # diverges
     grid = {"vary": {"train": [{"lr": 1e-4}, wild]}, "compare": ["rtn"]}
-    place = Place(tmp_path, grid | {"defaults": {"init": "none"}})
+    place = Place(tmp_path, grid | {"method": WITHOUT_CLIP})
     place.launch()
     place.finish()
     said = place.status()
@@ -151,7 +153,7 @@ def test_a_failing_cell_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_two_launches_at_once(lab: Lab, tmp_path: Path) -> None:
-    grid = {"vary": {"seed": [0, 1]}, "compare": ["awq-clip"], "defaults": {"init": "none"}}
+    grid = {"vary": {"seed": [0, 1]}, "compare": ["awq-clip"], "method": WITHOUT_CLIP}
     place = Place(tmp_path, grid)
     words = ("launch", "grid.yaml", "--cluster", "cluster.yaml")
     both = [place.start(*words) for _ in range(2)]
@@ -206,7 +208,8 @@ def test_status_logs_and_cancel_while_it_runs(lab: Lab, tmp_path: Path) -> None:
 def test_one_of_two_nodes_loses_its_process(
     lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
-    grid = {"defaults": {**TRAINED["defaults"], "train.gpus": 2, "train.nodes": 2}}
+    two = {"train.gpus": 2, "train.nodes": 2}
+    grid = {**TRAINED, "defaults": TRAINED["defaults"] | two}
     place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu", "memory_gib": 4})
     place.launch()
     (key,) = place.keys("train")
@@ -239,7 +242,8 @@ def _ask(question: Callable[[], T], otherwise: T) -> T:
 def test_two_gpus_of_one_training(
     lab: Lab, tmp_path: Path, uninterrupted: dict[str, bytes], nodes: int
 ) -> None:
-    grid = {"defaults": {**TRAINED["defaults"], "train.gpus": 2, "train.nodes": nodes}}
+    two = {"train.gpus": 2, "train.nodes": nodes}
+    grid = {**TRAINED, "defaults": TRAINED["defaults"] | two}
     place = Place(tmp_path, grid, {**slow(step_s=0.3), "gpu": "gpu", "memory_gib": 4})
     said = place.launch()
     size = "(2 GPU (gpu), 2 nodes, " if nodes == 2 else "(2 GPU (gpu), "

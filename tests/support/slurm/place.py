@@ -31,7 +31,7 @@ INSIDE = Path(__file__).parent / "inside"
 GRID: dict[str, Any] = {
     "model": "testbed-small",
     "dtype": "float32",
-    "method": "bitdistiller",
+    "method": {"name": "bitdistiller", "data": "ground-truth", "objective": "kl"},
     "defaults": {
         "format.bits": 2,
         "format.group_size": 64,
@@ -40,11 +40,9 @@ GRID: dict[str, Any] = {
         "init.text": "testbed",
         "init.sequences": 4,
         "init.length": 64,
-        "data": "ground-truth",
         "data.text": "testbed",
         "data.sequences": 32,
         "data.length": 64,
-        "objective": "kl",
         "train.steps": 4,
         "train.batch_size": 4,
         "train.micro_batch": 4,
