@@ -198,8 +198,8 @@ def test_a_dead_process_of_this_host_loses_its_claim_at_once(store: Store) -> No
     assert child.stdout is not None
     child.stdout.readline()
     assert store.claim("k") is None
-    child.kill()  # not even reaped yet
-    time.sleep(0.2)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # and it is not even reaped yet
     claim = store.claim("k")
     child.wait()
     assert claim is not None
