@@ -12,7 +12,8 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/bitgrid run experiments/quickstart.yaml
 
-# A file to each process in turn, the longest first; the third, since tests of SLURM mostly wait.
+# Three processes, a file to each in turn, the longest first: tests on a SLURM mostly wait, so that
+# three keep two cores busy.
 test: $(READY)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 

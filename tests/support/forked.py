@@ -67,10 +67,12 @@ class ForkedPopen(subprocess.Popen[Any]):
     """Popen whose `python -m module …` and `python -c code …` are forks; others are as ever."""
 
     def __init__(self, args: Any, *rest: Any, env: Any = None, **options: Any) -> None:
-        words = [str(word) for word in args if word != "-u"]
-        if words[0] == sys.executable and words[1] in ("-m", "-c"):
+        program, *words = map(str, args)
+        if words[:1] == ["-u"]:
+            del words[0]
+        if program == sys.executable and words[0] in ("-m", "-c"):
             # Called where the child has its streams, folder and session, it does not come back.
-            options["preexec_fn"] = partial(_become, _name_forks(), words[1:], env)
+            options["preexec_fn"] = partial(_become, _name_forks(), words, env)
         super().__init__(args, *rest, env=env, **options)
 
 
@@ -82,7 +84,8 @@ def fork_processes(patch: pytest.MonkeyPatch) -> None:
 
 def find_forks() -> list[psutil.Process]:
     """Those of this process and of its forks, also where whoever started them is gone."""
-    return [each for each in psutil.process_iter(["name"]) if each.info["name"] == _name_forks()]
+    name = _name_forks()
+    return [each for each in psutil.process_iter(["name"]) if each.info["name"] == name]
 
 
 def _name_forks() -> str:

@@ -28,8 +28,6 @@ from tests.support.fakeslurm import launched
 from tests.support.forked import ForkedPopen
 from tests.support.toys import Made, toy_grid
 
-ROOT = Path(__file__).parents[3]
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:

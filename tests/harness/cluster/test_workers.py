@@ -27,7 +27,6 @@ from harness.run.progress import Bar
 from tests.support.forked import fork_processes
 from tests.support.toys import toy_plan
 
-ROOT = Path(__file__).parents[3]
 TOYS = (sys.executable, "-m", "tests.support.toy_lane")
 # A process that begins the first stage of a job and says who it is.
 STUCK = """

@@ -23,8 +23,6 @@ from harness.core.stage import Stage
 from harness.core.store import Store
 from tests.support.forked import ForkedPopen
 
-ROOT = Path(__file__).parents[3]
-
 
 @dataclass(frozen=True)
 class Number(Stage[dict]):

@@ -28,8 +28,6 @@ from harness.run.runner import Outcome, run
 from tests.support.forked import ForkedPopen
 from tests.support.toys import toy_grid, toy_plan
 
-ROOT = Path(__file__).parents[3]
-
 
 class Silent:
     """A watcher that remembers."""
