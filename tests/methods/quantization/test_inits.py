@@ -192,11 +192,15 @@ def _linears(*names: str) -> nn.Module:
     return module
 
 
+class _Network(PreTrainedModel):
+    """One of its own: what transformers remembers at the base class, every architecture inherits."""
+
+
 def _toy(**parts: nn.Module) -> Model:
     block = nn.Module()
     for name, part in parts.items():
         block.add_module(name, part)
-    network = PreTrainedModel(PreTrainedConfig(num_hidden_layers=1))
+    network = _Network(PreTrainedConfig(num_hidden_layers=1))
     network.layers = nn.ModuleList([block])
     network.embed_tokens = nn.Embedding(4, 4)
     return Model(network, None)  # type: ignore[arg-type]
