@@ -11,6 +11,7 @@ from functools import cache
 import torch
 
 from harness.core.errors import ModelError, first_line
+from harness.models.widening import widen_products
 
 _chosen: ContextVar[str | None] = ContextVar("device", default=None)
 _on_host: ContextVar[bool] = ContextVar("on_host", default=False)
@@ -57,9 +58,12 @@ def _usable(name: str) -> torch.device:
     # Read once, as cuBLAS starts: without it CUDA may not give the same bits twice.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
-        return torch.empty(0, device=name).device
+        usable = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
         there = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         raise ModelError(
             f"device {name!r} is not there ({first_line(error)}); choices: {', '.join(there)}"
         ) from error
+    if usable.type == "cpu":
+        widen_products()
+    return usable

@@ -193,7 +193,7 @@ def _linears(*names: str) -> nn.Module:
 
 
 class _Network(PreTrainedModel):
-    """One of its own: what transformers remembers at the base class, every architecture inherits."""
+    """Of its own class: what transformers remembers at the base class, every other inherits."""
 
 
 def _toy(**parts: nn.Module) -> Model:
