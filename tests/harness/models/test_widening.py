@@ -64,7 +64,7 @@ def _run(product: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> lis
     return [result.detach(), *gradients]
 
 
-@pytest.mark.parametrize("name", PRODUCTS.keys() - {"attention"})
+@pytest.mark.parametrize("name", [name for name in PRODUCTS if name != "attention"])
 def test_it_is_the_exact_product_rounded_once(name: str, dtype: torch.dtype) -> None:
     exact = _run(PRODUCTS[name], torch.float64)
     with _widening(dtype):
