@@ -243,13 +243,6 @@ GOALS = (
         is_absolute=True,
         remark="its report",
     ),
-    Goal(
-        "step in bfloat16 on a processor without instructions for it, to torch's own products",
-        "1/4",
-        "widened_products",
-        "step, 2048 tokens, bfloat16",
-        "widened",
-    ),
     Goal("GPTQ and clip of SmolLM2-135M, to the libraries' own", "faster than each"),
     Goal("`make demo` on two cores, after installation", "180 s"),
     Goal("anything on a GPU", "see `benchmarks/gpu.py`", "gpu", remark="not measured"),

@@ -16,26 +16,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.fake_quantization import make_linear
 from benchmarks.gradients import make_step
 from benchmarks.record import Record, time_in_turn
 from benchmarks.train_step import random_llama
-from harness.models.widening import register_widened, widen_products
+from harness.models.widening import widening
 from methods.quantization.formats import IntAsym
-
-
-def make_linear(dtype: torch.dtype) -> Callable[[], object]:
-    """Forward and backward of a layer (1536, 576) on 1024 tokens."""
-    inputs = torch.randn(1024, 576).to(dtype).requires_grad_()
-    weight = torch.randn(1536, 576).to(dtype).requires_grad_()
-    slopes = torch.randn(1024, 1536).to(dtype)
-
-    def run() -> None:
-        inputs.grad = weight.grad = None
-        linear(inputs, weight).backward(slopes)
-
-    return run
 
 
 def make_attention(dtype: torch.dtype) -> Callable[[], object]:
@@ -50,11 +38,10 @@ def make_attention(dtype: torch.dtype) -> Callable[[], object]:
     return run
 
 
-def widen(run: Callable[[], object], dtype: torch.dtype) -> None:
-    """The same with products of this dtype in float32; torch's own afterwards."""
-    library = register_widened(frozenset({dtype}))
-    run()
-    library._destroy()  # type: ignore[no-untyped-call]
+def run_with(run: Callable[[], object], *widened: torch.dtype) -> None:
+    """With products of these dtypes in float32, and torch's own of all others."""
+    with widening(*widened):
+        run()
 
 
 def main() -> None:
@@ -65,18 +52,16 @@ def main() -> None:
     torch.set_num_threads(1)
     record = Record("widened_products", baseline="torch")
     model = random_llama()
-    if (own := widen_products()) is not None:  # of this process, as it computes on the CPU
-        own._destroy()  # type: ignore[no-untyped-call]
     for dtype in (torch.bfloat16, torch.float16):
         name = str(dtype).partition(".")[2]
         cases = {
-            "linear 1536 x 576, 1024 tokens": make_linear(dtype),
+            "linear 1536 x 576, 1024 tokens": make_linear(dtype, lambda weight: weight),
             "attention, 4 x 256 tokens, 9 heads": make_attention(dtype),
         }
         if dtype is torch.bfloat16:
             cases["step, 2048 tokens"] = make_step(model, 2048, name, IntAsym(2, 64))
         for case, run in cases.items():
-            forms = {"torch": run, "widened": partial(widen, run, dtype)}
+            forms = {"torch": partial(run_with, run), "widened": partial(run_with, run, dtype)}
             for form, seconds in time_in_turn(forms, chosen.runs, time.process_time).items():
                 record.add(f"{case}, {name}", form, "CPU s", seconds)
     record.finish(chosen.write)
