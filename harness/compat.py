@@ -7,24 +7,74 @@ Not here: what libraries document.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+
+from harness.core.kept import keep, recall
 
 
 @cache
 def make_task_manager(folder: Path | None) -> Any:
     """lm-eval's `TaskManager`: of its own tasks, or of those in a folder alone.
 
-    lm_eval 0.4.13: `include_defaults=False` leaves out its own index, which takes seconds to read;
-    `task_index` has an `Entry` (`tags`, `cfg`) a name.
+    lm_eval 0.4.13: `include_defaults=False` leaves out its own index; `task_index` has an `Entry`
+    (`tags`, `cfg`) a name.
     """
     from lm_eval.tasks import TaskManager
 
-    if folder is None:
+    if folder is not None:
+        return TaskManager(include_path=str(folder), include_defaults=False)
+    with kept_index():
         return TaskManager()
-    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+@contextlib.contextmanager
+def kept_index() -> Iterator[None]:
+    """Inside, a `TaskManager` reads its index from the user's cache, where none of the files behind
+    it has changed since: lm-eval parses 14,000 files for it (lm_eval 0.4.13: `TaskIndex.build`)."""
+    from lm_eval.tasks._index import Entry, Kind, TaskIndex
+
+    def build(paths: Iterable[Path]) -> dict[str, Any]:
+        folders = list(paths)
+        marks = [mark for folder in folders for mark in _mark_files(folder)]
+        basis = (importlib.metadata.version("lm_eval"), *map(str, folders), *marks)
+        if (kept := recall("lm-eval-index", *basis)) is not None:
+            return {name: unpack(name, *fields) for name, fields in kept.items()}
+        index = before(folders)
+        packed = {
+            name: [each.kind.name, each.yaml_path and str(each.yaml_path), each.cfg, [*each.tags]]
+            for name, each in index.items()
+        }
+        with contextlib.suppress(TypeError):  # of what JSON has no words for
+            if json.loads(json.dumps(packed)) == packed:
+                keep("lm-eval-index", packed, *basis)
+        return index
+
+    def unpack(name: str, kind: str, path: str | None, cfg: Any, tags: list[str]) -> Entry:
+        return Entry(name, Kind[kind], path and Path(path), cfg, set(tags))
+
+    before = TaskIndex.build
+    TaskIndex.build = staticmethod(build)
+    try:
+        yield
+    finally:
+        TaskIndex.build = staticmethod(before)
+
+
+def _mark_files(folder: Path) -> Iterator[str]:
+    """Path, size and time of change of each file that tasks may be read from: of all but code,
+    since what a task's file includes has any name."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - {"__pycache__"})
+        for name in sorted(names):
+            if not name.endswith(".py"):
+                file = os.stat(path := os.path.join(place, name))
+                yield f"{path} {file.st_size} {file.st_mtime_ns}"
 
 
 def group_field_names() -> Collection[str]:

@@ -87,7 +87,12 @@ def check_task(
 
     `digest` pins the items, so that they are looked at once.
     """
-    with _quiet(), _served(access, run_tests), _blaming_rows(task, shots, access):
+    with (
+        _quiet(),
+        _served(access, run_tests),
+        compat.kept_templates(),
+        _blaming_rows(task, shots, access),
+    ):
         for each in task.manager.load([task.lm_eval_name])["tasks"].values():
             check_items(each, shots)
 

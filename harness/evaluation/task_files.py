@@ -82,7 +82,7 @@ class Task:
 
 @cache
 def names() -> tuple[str, ...]:
-    """Names of all tasks and groups that the installed lm-eval knows; takes seconds."""
+    """Names of all tasks and groups that the installed lm-eval knows; takes seconds at first."""
     return tuple(sorted({*compat.make_task_manager(None).all_tasks, *OURS} - {*OURS.values()}))
 
 
