@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 
 # What takes minutes, the longest first; whatever else there is fits around it.
-LONGEST = ("test_launch.py", "test_contract.py", "test_parallel.py")
+LONGEST = ("test_trainings.py", "test_launch.py", "test_contract.py", "test_parallel.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

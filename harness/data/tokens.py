@@ -125,7 +125,7 @@ def _of_packed(stage: Packed) -> tuple[int, int]:
 
 def calibration(base: Stage[Model], text: str, count: int, length: int) -> Stage[Tokens]:
     """The tokens that a method looks at before training: the calibration split of `text`."""
-    check_length(base, length, "length of calibration text")
+    check_length(base, length, "length (of calibration text)")
     return packed(texts(text, "calibration"), base, length, count)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from tests.slurm.test_launch import WITHOUT_CLIP, slow
 from tests.support.slurm.lab import Lab, LabError
-from tests.support.slurm.place import Place, until
+from tests.support.slurm.place import WITHOUT_CLIP, Place, slow, until
 
 LAUNCH = ("launch", "grid.yaml", "--cluster", "cluster.yaml")
 

@@ -6,9 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from tests.slurm.test_launch import slow
 from tests.support.slurm.lab import Lab
-from tests.support.slurm.place import Place
+from tests.support.slurm.place import Place, slow
 
 # A stand-in for apptainer: it notes how it was called, and runs what comes after the image.
 APPTAINER = """#!/bin/sh

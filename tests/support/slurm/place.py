@@ -52,7 +52,18 @@ GRID: dict[str, Any] = {
     },
     "evaluate": [{"testbed-ppl": {"limit": 2}}],
 }
+WITHOUT_CLIP = {**GRID["method"], "init": "none"}
+TRAINED: dict[str, Any] = {
+    "method": WITHOUT_CLIP,
+    "defaults": {"train.steps": 40, "train.checkpoint_every": 5},
+}
 PROFILE: dict[str, Any] = {"cpus": 1, "memory_gib": 2, "hours": 0.2, "visible_s": 3, "gpu": "none"}
+
+
+def slow(step_s: float = 0.0, late_s: float = 0.0) -> dict[str, Any]:
+    """A profile whose jobs wait at each step, or see values late."""
+    setup = f"export PYTHONPATH={INSIDE} TEST_STEP_S={step_s} TEST_LATE_S={late_s}"
+    return {"setup": [setup]}
 
 
 @dataclass(frozen=True)
