@@ -21,7 +21,7 @@ from reports import load as load_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COUNTS = {4: "Four", 13: "Thirteen"}
+COUNTS = {4: "Four", 15: "Fifteen"}
 COLUMNS = {"PPL ↓": "ppl", "KL ↓": "kl"}  # of the table, by metric
 # The numbers behind each answer, in their order: the varied setting, its value, the task.
 ANSWERS: dict[str, list[tuple[str, object, str]]] = {
