@@ -72,8 +72,11 @@ def _mark_files(folder: Path) -> Iterator[str]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(set(folders) - {"__pycache__"})
         for name in sorted(names):
-            if not name.endswith(".py"):
-                file = os.stat(path := os.path.join(place, name))
+            if name.endswith(".py"):
+                continue
+            path = os.path.join(place, name)
+            with contextlib.suppress(OSError):  # a link to nothing, as editors leave: not read
+                file = os.stat(path)
                 yield f"{path} {file.st_size} {file.st_mtime_ns}"
 
 
