@@ -61,7 +61,9 @@ def test_the_kept_index_is_lm_evals_own(folder: Path, builds: list[object]) -> N
     assert len(builds) == 2  # its own, and the first that was kept
 
 
-@pytest.mark.parametrize("change", ["included", "same length", "added", "removed", "moved", "linked"])
+@pytest.mark.parametrize(
+    "change", ["included", "same length", "added", "removed", "moved", "linked"]
+)
 def test_a_changed_file_is_read(folder: Path, change: str) -> None:
     before = _read(folder)
     if change == "included":
