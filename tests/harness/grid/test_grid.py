@@ -514,7 +514,12 @@ def test_an_axis_value_may_be_a_mapping(write) -> None:  # type: ignore[no-untyp
             "task 'testbed-pl' is unknown; did you mean 'testbed-ppl'?",
         ),
         ("data.length: 128", "data.length: 4000", 3, "data.length: 4000 tokens, but the model's"),
-        ("data.length: 128", "init.length: 4000", 3, "calibration text: 4000 tokens, but"),
+        (
+            "data.length: 128",
+            "init.length: 4000",
+            3,
+            "length (of calibration text): 4000 tokens, but",
+        ),
         ("model: {model}", "model: ./nowhere", 2, "no folder or .gguf file lies at"),
     ],
 )
