@@ -251,7 +251,9 @@ function setUpChart(grid, figure) {
   figure.prepend(make("div", { class: "chart" }, facets, legend, choices, make("p", { class: "small" }, notes)));
   figure.querySelector(".picture").hidden = true;
 
+  let drawnAt = null; // the width that the panels are drawn for
   function redraw() {
+    drawnAt = facets.clientWidth;
     const shown = chart.lines.filter((line) => boxes.get(line.name).checked);
     const values = shown.flatMap((line) => (each.checked || line.seeds.length === 1 ? line.seeds.flatMap(([, losses]) => losses) : [...line.low, ...line.high]));
     const ends = findEnds(values, chart.log);
@@ -269,7 +271,9 @@ function setUpChart(grid, figure) {
   });
   legend.addEventListener("change", change);
   each.addEventListener("change", change);
-  new ResizeObserver(redraw).observe(facets);
+  new ResizeObserver(() => {
+    if (facets.clientWidth !== drawnAt) redraw();
+  }).observe(facets);
   views.push({
     write(state) {
       for (const [name, box] of boxes) if (!box.checked) state.append(`${key}.off`, name);

@@ -103,7 +103,8 @@ class Visit:
     def __init__(self, browser: Any, folder: Path, **context: Any) -> None:
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self.context = browser.new_context(**context)
+        # A page that still scrolls by itself is elsewhere by the time a place on it is clicked.
+        self.context = browser.new_context(reduced_motion="reduce", **context)
         self.page = self.context.new_page()
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))

@@ -94,15 +94,38 @@ def test_curves_are_drawn_and_read_by_hand_and_by_key(visit: Visit) -> None:
     assert " ".join(tip.inner_text().split()) == (
         "A, 2 bits step 2 · 1,000 tokens mean, smoothed 6.5 seed 0 6 seed 1 7"
     )
-    box = facet.locator("svg").bounding_box()
-    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 5)  # above the end of B
+    point_at_the_end(page, facet)
     assert tip.inner_text().startswith("B, 2 bits")
     assert "step 3" in tip.inner_text()
     figure.get_by_label("every model").check()
-    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 6)
+    point_at_the_end(page, facet)
     assert tip.locator(".chosen").inner_text().split() == ["seed", "1", "7"]
     figure.get_by_role("button", name="Switch all off").click()
     assert figure.locator(".lines path:not(.swatch path)").count() == 0
+
+
+def point_at_the_end(page: Any, facet: Any) -> None:
+    """Above the end of the higher curve, wherever the page has been scrolled to by now."""
+    box = facet.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 5)
+
+
+def test_what_is_pointed_at_stays_while_the_page_gets_no_wider(visit: Visit) -> None:
+    figure = visit.page.locator("figure[data-chart]")
+    facet, tip = figure.locator(".facet"), figure.get_by_role("status")
+    facet.press("ArrowRight")
+    told = tip.inner_text()
+    figure.locator(".facets").evaluate("each => { each.style.minHeight = '600px'; }")
+    wait_for_a_picture(visit.page)
+    assert tip.inner_text() == told
+    figure.locator(".facets").evaluate("each => { each.style.width = '400px'; }")
+    wait_for_a_picture(visit.page)
+    assert tip.count() == 0  # drawn anew: what was pointed at is elsewhere
+
+
+def wait_for_a_picture(page: Any) -> None:
+    """Until the browser has drawn twice, by when it has told whom a size concerns."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def test_without_the_script_the_picture_shows(browser: Any, folder: Path) -> None:
