@@ -6,6 +6,9 @@ PYTHON ?= $(firstword $(foreach each,python3.11 python3.12 python3.13 python3,\
 	$(if $(shell $(each) -c '$(FITS)' 2>/dev/null && echo yes),$(each))))
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A module is compiled when it is first imported: compiling all of them takes half an installation,
+# and few are ever imported.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 READY := $(VENV)/.ready
 
 .PHONY: demo test check docs setup setup-docs python
@@ -36,10 +39,10 @@ python:  # says which one is taken
 $(READY): pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory --silent python
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	@$(BIN)/bitgrid methods >/dev/null  # which it remembers, so that the next one answers at once
 	touch $@
 
 $(VENV)/.docs: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	touch $@

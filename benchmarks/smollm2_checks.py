@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from harness import compat
 from harness.core.execution import execute
 from harness.data import hub
 from harness.evaluation.evaluations import build_evaluation
@@ -58,10 +59,10 @@ def main() -> None:
             print(f"  lm-eval      {direct(task, given.limit, task_batch(model.context))}")
 
 
-def scores(model: Model, task: str, limit: int | None) -> Scores:
+def scores(model: Model, task: str, limit: int | None, **options: Any) -> Scores:
     """A task's scores through the harness."""
     base = pretrained(smollm2.NAME, str(model.network.dtype).removeprefix("torch."))
-    stage = build_evaluation(base, task, base, limit=limit)
+    stage = build_evaluation(base, task, base, limit=limit, **options)
     with tempfile.TemporaryDirectory() as work:
         values: dict[str, Any] = {base.key: model}
         for above in stage.inputs:
@@ -111,7 +112,13 @@ def direct(
             batch_size=batch,
             add_bos_token=False,
         )
-        found = simple_evaluate(model=model, tasks=[task], limit=limit, num_fewshot=shots)
+        found = simple_evaluate(
+            model=model,
+            tasks=[task],
+            limit=limit,
+            num_fewshot=shots,
+            task_manager=compat.make_task_manager(None),
+        )
     finally:
         datasets.load_dataset = load
     assert found is not None
