@@ -54,7 +54,7 @@ def test_cancelling_one_job_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
 def test_a_failing_cell_leaves_the_others(lab: Lab, tmp_path: Path) -> None:
     wild = {"lr": 10, "weight_decay": 10, "steps": 30, "checkpoint_every": 0}  # diverges
     grid = {"vary": {"train": [{"lr": 1e-4}, wild]}, "compare": ["rtn"]}
-    place = Place(tmp_path, grid | {"method": WITHOUT_CLIP})
+    place = Place(tmp_path, grid)
     place.launch()
     place.finish()
     said = place.status()
