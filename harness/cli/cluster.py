@@ -37,7 +37,7 @@ from harness.cluster.cost import estimate_cost
 from harness.core.errors import BitgridError, ClusterError
 from harness.core.store import Store
 from harness.run import plan as plans
-from harness.run import remembering
+from harness.run import remembering, renewal
 from harness.run.plan import Plan
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ def _launch(arguments: argparse.Namespace) -> int:
     profile = profiles.load(arguments.cluster, plan.kinds)
     cells = arguments.only and {cell.id for cell in select_cells(plan, arguments.only)}
     with launches.alone(store):
+        if not arguments.dry:
+            for line in renewal.settle(plan, store).tell(plan):
+                print_line(line, file=sys.stderr)
         view = watch.look(plan, store)
         for line in view.trouble:
             print_line(f"bitgrid: {line}", file=sys.stderr)

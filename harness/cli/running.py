@@ -31,8 +31,9 @@ from harness.cluster import status as watch
 from harness.core.errors import ReportError
 from harness.core.store import Store
 from harness.run import plan as plans
-from harness.run import remembering, states
+from harness.run import remembering, renewal, states
 from harness.run.plan import Plan
+from harness.run.renewal import list_open
 from harness.run.trials import are_due
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    add_computing_arguments(parser)
+    add_computing_arguments(parser, retry=("failed", "stale"))
     parser.add_argument("--out", type=Path, help="where rows and report go (default: runs/<grid>)")
     several = parser.add_mutually_exclusive_group()
     several.add_argument(
@@ -58,12 +59,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if plan is not None:
         states.check_scores(plan, store)
     failed = 0
-    if plan is None or states.needed(plan, store):
+    again = arguments.retry == "stale"
+    if plan is None or again or states.needed(plan, store) or list_open(plan, store):
         plan, failed = compute(
             store,
             arguments.grid,
             allow_code_execution=arguments.allow_code_execution,
-            retry=bool(arguments.retry),
+            retry=arguments.retry,
             out=arguments.out,
             workers=arguments.workers,
             gpus=arguments.gpus,
@@ -95,7 +97,7 @@ def compute(
     grid: Path,
     *,
     allow_code_execution: bool = False,
-    retry: bool = False,
+    retry: str | None = None,
     out: Path | None = None,
     workers: str | None = None,
     gpus: str | None = None,
@@ -103,23 +105,29 @@ def compute(
 ) -> tuple[Plan, int]:
     """Run what is missing of a grid; the plan, and how many stages failed or lack an input.
 
-    Where trials choose settings, first the trials, then what was chosen by them. `retry`: failed
-    stages too; `workers`, `gpus`: several processes (`harness.cluster.workers`); `only`: cells, by
-    words of their ids (all).
+    Where trials choose settings, first the trials, then what was chosen by them. `retry`: `failed`
+    or `stale` stages too; `workers`, `gpus`: several processes (`harness.cluster.workers`); `only`:
+    cells, by words of their ids (all).
     """
-    retry_before = time.time() if retry else 0.0
+    retry_before = time.time() if retry == "failed" else 0.0
     computed, bad = set[str](), dict[str, None]()
     go_offline(grid)  # the processes too
     with _find_crew(store, retry_before, workers, gpus) as crew:
         while True:
             plan = _plan_anew(store, grid, allow_code_execution, out)
-            cells = select_cells(plan, only) if only else ()
-            roots = [key for cell in cells for key in cell.roots] if only else None
-            missing = states.needed(plan, store, roots)
+            cells = select_cells(plan, only) if only else plan.cells
+            roots = [key for cell in cells for key in cell.roots]
+            if retry == "stale":
+                renewal.begin(plan, store, roots)
+                retry = None  # once: what is found to be other is computed again without it
+            missing = states.needed(plan, store, [*roots, *list_open(plan, store, roots)])
             outcome = _compute_planned(plan, store, missing, retry_before, crew)
             computed |= set(outcome.computed)
             bad |= dict.fromkeys((*outcome.failed, *outcome.blocked))
-            if not are_due(plan, store):
+            renewed = renewal.settle(plan, store)
+            for line in renewed.tell(plan):
+                print_line(line, file=sys.stderr)
+            if not renewed.taken_out and not are_due(plan, store):
                 break
     if computed:
         print(f"computed {len(computed)} stages of {len(plan.stored())}", file=sys.stderr)

@@ -6,7 +6,6 @@ Not here: removing values (`harness.cli.store`), what becomes of figures (`harne
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,11 +14,12 @@ from pathlib import Path
 from harness.cli import figures
 from harness.cli.verb import Verb, find_plan, open_store
 from harness.core.claims import Claims
-from harness.core.errors import BitgridError, Damaged, GridError, StoreError
+from harness.core.errors import Damaged, GridError, StoreError
 from harness.core.files import describe
 from harness.core.store import Store
 from harness.grid import published
 from harness.run import plan as plans
+from harness.run import renewal
 from harness.run.plan import Plan
 
 DAY_S = 24 * 3600.0
@@ -60,7 +60,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             raise GridError("--discard is about stored values, and these are published figures")
         return figures.verify_figures(arguments)
     store = _open_store(arguments)
-    known = [find_plan(arguments, store)] if arguments.grid else list(_read_plans(store))
+    known = [find_plan(arguments, store)] if arguments.grid else list(plans.read_known(store))
     keys = [key for key in known[0].stored() if _is_there(store, key)] if arguments.grid else None
     keys = _list_keys(store) if keys is None else keys
     damaged = unread = undigested = 0
@@ -78,7 +78,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             continue
         damaged += 1
         if arguments.discard:
-            store.discard(key)
+            renewal.take_out(store, key)
     outcome = "moved to the trash, to be computed again" if arguments.discard else "damaged"
     sound = len(keys) - damaged - unread
     print(f"{len(keys)} values: {sound} as they were written, {damaged} {outcome}")
@@ -106,13 +106,6 @@ def _is_there(store: Store, key: str) -> bool:
         return store.path(key).exists()
     except OSError:
         return True  # and cannot be looked at, which is said
-
-
-def _read_plans(store: Store) -> Iterator[Plan]:
-    """The plans of this version that can be read; another one's cells are not named."""
-    for path in sorted((store.root / "plans").glob("*.json")):
-        with contextlib.suppress(BitgridError):
-            yield plans.read(path)
 
 
 def _name_cells(known: list[Plan], key: str) -> str:

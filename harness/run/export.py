@@ -44,6 +44,7 @@ from harness.core.records import (
 from harness.core.report_options import ReportOptions
 from harness.core.store import Store
 from harness.grid import published
+from harness.run import renewal
 from harness.run.plan import CellInfo, Plan
 from harness.run.states import check_scores, explain_staleness, find_states, standing_failure
 
@@ -118,9 +119,12 @@ class _Values:
         """Of each score, which stages behind it are stale, and why; None where none is. Of a value
         that is gone nothing says by which code it was computed."""
         stale, touched = dict[str, str](), set[str]()
+        uncompared = set(renewal.list_open(self.plan, self.store))
         for key, node in self.plan.nodes.items():  # inputs before users
             if self.state[key] == "stale":
                 stale[key] = f"{node.kind}: {explain_staleness(self.plan, key, self.store)}"
+            elif key in uncompared and self.has(key):
+                stale[key] = f"{node.kind}: computed again, and not compared with what it was"
             elif node.stored and not self.has(key):
                 stale[key] = f"{node.kind}: gone, so that the code behind it is not known"
             if key in stale or not touched.isdisjoint(node.inputs):

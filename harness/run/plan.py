@@ -11,8 +11,9 @@ Not here: what a plan was made from (`harness.run.basis`), where plans are kept
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,6 +24,7 @@ from harness.core.files import write_json
 from harness.run.basis import Basis, Watched, describe_basis
 
 if TYPE_CHECKING:
+    from harness.core.store import Store
     from harness.core.definitions import Code
     from harness.core.reads import Read
     from harness.core.records import Drawn
@@ -274,6 +276,13 @@ def read(path: Path) -> Plan:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BitgridError(f"{path} cannot be read: {error}") from None
     raise BitgridError(f"{path} is of another version of bitgrid")
+
+
+def read_known(store: Store) -> Iterator[Plan]:
+    """The plans that a store keeps, of this version and as far as they can be read."""
+    for path in sorted((store.root / "plans").glob("*.json")):
+        with contextlib.suppress(BitgridError):
+            yield read(path)
 
 
 def _read(raw: dict[str, Any]) -> Plan:

@@ -23,7 +23,7 @@ from harness.core.scratch import Scratch
 from harness.core.stage import Stage, closure, listening
 from harness.core.store import Store
 from harness.models import device
-from harness.run import processes
+from harness.run import processes, renewal
 from harness.run.compute import Failed, Values, compute, describe_error, fail
 from harness.run.plan import Plan
 from harness.run.states import needed, standing_failure
@@ -256,7 +256,7 @@ class _Runner:
             return False  # another runner has computed it again since we read it
         self._note(f"{error}; it is computed again")
         try:
-            self.store.discard(error.key)
+            renewal.take_out(self.store, error.key)
         except StoreError as unmoved:
             return self._record(unmoved, stage)
         lacking = needed(self.plan, self.store, [error.key])

@@ -1,4 +1,4 @@
-"""SmolLM2-135M, a real language model, on real data: two short windows and a few items of the checks.
+"""SmolLM2-135M, a real language model, on real data: two windows and a few items of the checks.
 
 `benchmarks/smollm2_checks.py` is the whole. Skipped where the model is not installed.
 """
