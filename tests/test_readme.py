@@ -61,6 +61,9 @@ ANSWERS: dict[str, list[tuple[str, object, str]]] = {
         ("label", each, "wikitext2")
         for each in ("BitDistiller", "BitDistiller unclipped", "AWQ-clip")
     ],
+    "smollm2-baselines-3bit": [
+        ("label", each, "wikitext2") for each in ("BitDistiller", "EfficientQAT")
+    ],
     "smollm2-baselines": [("label", each, "wikitext2") for each in ("BitDistiller", "SignRound")],
 }
 
@@ -195,7 +198,7 @@ def test_the_numbers_of_an_answer_are_those_of_the_rows(name: str) -> None:
         found = [
             value
             for label, settings, bits, where, _, value, _ in _list_values(name)
-            if bits == 2
+            if bits == (3 if name.endswith("-3bit") else 2)
             and where == task
             # All but the axis of a label are BitDistiller's: the others are there to compare.
             and (label == setting if axis == "label" else label == "BitDistiller")

@@ -73,8 +73,11 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     else:
         print(f"all {len(plan.stored())} stages were done already", file=sys.stderr)
-    for line in states.list_stale(plan, store):
+    stale = states.list_stale(plan, store)
+    for line in stale:
         print_line(f"stale: {line}", file=sys.stderr)
+    if stale:
+        print("--retry stale computes them again, and compares", file=sys.stderr)
     folder = arguments.out or RUNS / plan.name
     from harness.run import export
 

@@ -6,6 +6,7 @@
     <root>/claims/<key>.<n>              who is computing it (`harness.core.claims`)
     <root>/work/<key>/<token>/           its owner's scratch (`harness.core.scratch`)
     <root>/failures/<key>.json           why it could not be computed
+    <root>/renewals/<key>.json           what it was before (`harness.run.renewal`)
     <root>/trash/…                       what was taken out (`harness.core.trash`)
     <root>/index.json                    what manifests say, in short (`harness.core.found`)
 

@@ -24,11 +24,11 @@ from harness.core.files import write_json
 from harness.run.basis import Basis, Watched, describe_basis
 
 if TYPE_CHECKING:
-    from harness.core.store import Store
     from harness.core.definitions import Code
     from harness.core.reads import Read
     from harness.core.records import Drawn
     from harness.core.stage import Stage
+    from harness.core.store import Store
     from harness.grid.expand import Cell, Grid
 
 SCHEMA = 10
