@@ -63,9 +63,10 @@ def take_out(store: Store, key: str) -> None:
 
     Of one whose manifest cannot be read nothing is known, and nothing noted.
     """
-    note = _note(store, key)
+    note, manifest = _note(store, key), None
     with contextlib.suppress(StoreError):
         manifest = store.manifest(key)
+    if manifest is not None:
         with explained(note):
             note.parent.mkdir(exist_ok=True)
             write_json(note, {"content": digest_content(manifest)})
@@ -89,7 +90,8 @@ def settle(plan: Plan, store: Store) -> Renewed:
             continue  # it is still to come
         was = read_note(_note(store, key))
         if was is not None and was == digest_content(store.manifest(key)):
-            renewed.same.append(key)
+            if not explain_staleness(plan, key, store):  # else it was noted, and never taken out
+                renewed.same.append(key)
         else:
             renewed.other.append(key)
             for known in (plan, *plans.read_known(store)):

@@ -13,6 +13,7 @@ import pytest
 
 from harness.cli import running, verb
 from harness.cli.main import main
+from harness.core.errors import StoreError
 from harness.core.files import digest_json
 from harness.core.store import Store
 from harness.run import export, remembering, renewal, states
@@ -192,3 +193,13 @@ def test_a_note_that_says_nothing_counts_as_another_value(
     (store.root / "renewals").mkdir()
     (store.root / "renewals" / f"{key}.json").write_text(note)
     assert renewal.settle(plan, store).other == [key]
+
+
+def test_a_note_that_cannot_be_written_leaves_the_value_where_it_is(
+    plan: Plan, store: Store
+) -> None:
+    key = find_model(plan)
+    (store.root / "renewals").write_text("no folder")
+    with pytest.raises(StoreError, match="renewals"):
+        renewal.take_out(store, key)
+    assert store.has(key)
