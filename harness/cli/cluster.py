@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ from harness.core.errors import BitgridError, ClusterError
 from harness.core.store import Store
 from harness.run import plan as plans
 from harness.run import remembering, renewal
-from harness.run.plan import Plan
+from harness.run.plan import CellInfo, Plan
 
 if TYPE_CHECKING:
     from harness.cluster.profile import Profile
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    add_computing_arguments(parser, retry=("failed", "lost"))
+    add_computing_arguments(parser, retry=("failed", "lost", "stale"))
     parser.add_argument(
         "--waves", type=parse_count, metavar="N", help="only the first waves; the rest later"
     )
@@ -68,6 +68,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     """Submit what a grid still needs, or with --dry show what would be submitted."""
     if arguments.halve_micro_batch and arguments.retry != "failed":
         raise ClusterError("--halve-micro-batch is for what failed: give --retry failed too")
+    if arguments.dry and arguments.retry == "stale":
+        raise ClusterError("--retry stale takes values out, and --dry changes nothing: give one")
     store = open_store(arguments)
     store.check()
     from harness.cluster import profile as profiles
@@ -76,15 +78,16 @@ def _launch(arguments: argparse.Namespace) -> int:
     profiles.load(arguments.cluster)  # first: it is read at once
     plan = _plan(arguments, store)
     profile = profiles.load(arguments.cluster, plan.kinds)
-    cells = arguments.only and {cell.id for cell in select_cells(plan, arguments.only)}
+    selected = select_cells(plan, arguments.only) if arguments.only else plan.cells
+    cells = {cell.id for cell in selected}
     with launches.alone(store):
         if not arguments.dry:
-            for line in renewal.settle(plan, store).tell(plan):
-                print_line(line, file=sys.stderr)
+            _renew(plan, store, selected if arguments.retry == "stale" else ())
         view = watch.look(plan, store)
         for line in view.trouble:
             print_line(f"bitgrid: {line}", file=sys.stderr)
-        keys, left_out = choose_stages(view, store, arguments.retry, cells)
+        retry = None if arguments.retry == "stale" else arguments.retry
+        keys, left_out = choose_stages(view, store, retry, cells)
         halvings, large = meet_memory(plan, store, view, keys, arguments.halve_micro_batch)
         given_up = {stage.key for stage in view.of("failed", "blocked")}
         gres = _choose_gpus(arguments, store, profile, keys)
@@ -120,7 +123,16 @@ def _launch(arguments: argparse.Namespace) -> int:
     print(f"  bitgrid status {arguments.grid} --watch")
     if plan.awaiting:
         print(f"  bitgrid launch {arguments.grid}  # once its trials have ended: the other cells")
+    elif renewal.list_open(plan, store):
+        print(f"  bitgrid launch {arguments.grid}  # once these have ended: compares with before")
     return 0
+
+
+def _renew(plan: Plan, store: Store, cells: Sequence[CellInfo]) -> None:
+    """Compare what has been computed again, and take out what is stale of `cells`."""
+    for line in renewal.settle(plan, store).tell(plan):
+        print_line(line, file=sys.stderr)
+    renewal.begin(plan, store, [key for cell in cells for key in cell.roots])
 
 
 LAUNCH = Verb(

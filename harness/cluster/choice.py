@@ -16,6 +16,7 @@ from harness.cluster.waves import Job
 from harness.core.store import Store
 from harness.run import states
 from harness.run.plan import Plan
+from harness.run.renewal import list_open
 
 DEVICE_MEMORY = ("OutOfMemoryError",)
 # Of failures that are on record: Python's, numpy's and torch's, a process's that the kernel killed.
@@ -26,7 +27,8 @@ HOST_MEMORY_WORDS = "DefaultCPUAllocator|Cannot allocate memory|where memory run
 def choose_stages(
     view: View, store: Store, retry: str | None = None, cells: Collection[str] | None = None
 ) -> tuple[list[str], int]:
-    """Kept stages to submit, and how many are left out since they or an input failed.
+    """Kept stages to submit, also what was taken out to be computed again; and how many are left
+    out since they or an input failed.
 
     retry: `failed`, which takes what was lost too, or `lost`; and then nothing else but what waits
     for it. cells: ids, to do less (all).
@@ -39,6 +41,7 @@ def choose_stages(
     }
     lost = {stage.key for stage in view.of("lost")}
     roots = [key for cell in plan.cells if cells is None or cell.id in cells for key in cell.roots]
+    roots += list_open(plan, store, roots)
     missing = [key for key in states.needed(plan, store, roots) if plan.nodes[key].stored]
     failed_for_good = {key for key in failed if plan.nodes[key].stored}  # others are tried again
     left_out = {key for key in missing if failed_for_good & set(plan.upstream(key))}

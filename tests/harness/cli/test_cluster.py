@@ -17,8 +17,11 @@ from harness.cluster.profile import Profile
 from harness.core.errors import GridError
 from harness.core.store import Store
 from harness.grid import expand as grids
+from harness.run import renewal
 from harness.run.plan import Plan, build
+from harness.run.runner import run
 from tests.harness.cluster.test_status import fail, job
+from tests.harness.run.test_healing import Silent
 from tests.support import fakeslurm
 from tests.support.fakeslurm import Slurm, launched
 from tests.support.toys import toy_plan
@@ -72,6 +75,17 @@ def test_a_launch_leaves_out_what_failed_and_a_retry_takes_it_alone(
     assert chosen(plan, store, "lost") == (cells[1], 3)
     assert chosen(plan, store, cells={plan.cells[2].id}) == (cells[2], 0)
     assert chosen(plan, store, "failed", {plan.cells[0].id}) == (cells[0], 0)
+
+
+def test_what_was_taken_out_is_submitted_though_its_scores_are_there(
+    plan: Plan, store: Store, slurm: Slurm
+) -> None:
+    run(plan, store, Silent())
+    assert chosen(plan, store) == (set(), 0)
+    key = job(plan, 0)[0]
+    renewal.take_out(store, key)
+    assert chosen(plan, store) == ({key}, 0)
+    assert chosen(plan, store, cells={plan.cells[1].id}) == (set(), 0)
 
 
 def test_a_failed_rebuild_is_free_to_be_tried_again(plan: Plan, store: Store, slurm: Slurm) -> None:

@@ -20,6 +20,7 @@ from harness.run import export, remembering, renewal, states
 from harness.run.plan import Plan
 from harness.run.runner import Share, run
 from tests.harness.run.test_healing import Silent
+from tests.support import fakeslurm
 from tests.support.toys import toy_grid, toy_plan
 
 
@@ -203,3 +204,28 @@ def test_a_note_that_cannot_be_written_leaves_the_value_where_it_is(
     with pytest.raises(StoreError, match="renewals"):
         renewal.take_out(store, key)
     assert store.has(key)
+
+
+def test_a_launch_submits_what_is_stale_and_says_when_it_is_compared(
+    plan: Plan,
+    store: Store,
+    tmp_path: Path,
+    bitgrid: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    slurm = fakeslurm.install(tmp_path / "lab", monkeypatch)
+    (tmp_path / "cluster.yaml").write_text("cpus: 1\nmemory_gib: 2\nhours: 0.1\ngpu: none\n")
+    words = ("--cluster", "cluster.yaml", "--retry", "stale")
+    key = find_model(plan)
+    rewrite(store, key, code="as it was before", value={"bits": 9})
+    assert bitgrid("launch", *words, "--dry") == 2 and store.has(key)
+    assert "--dry changes nothing" in capsys.readouterr().err
+    assert bitgrid("launch", *words) == 0
+    assert "once these have ended: compares with before" in capsys.readouterr().out
+    assert len(slurm.submitted) == 1 and not store.has(key)
+    run(plan, store, Silent(), share=Share((key,)))  # as its job does
+    assert bitgrid("launch", *words[:2]) == 0
+    said = capsys.readouterr()
+    assert "made of the former: 2 values, in the trash now" in said.err
+    assert len(slurm.submitted) == 2  # for the scores
