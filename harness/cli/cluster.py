@@ -115,17 +115,24 @@ def _launch(arguments: argparse.Namespace) -> int:
             print("nothing to submit")
             return 0
         launch = submit.launch(prepared, plan, store, profile, halvings, large)
+    _tell_launched(arguments.grid, plan, store, prepared, launch)
+    return 0
+
+
+def _tell_launched(
+    grid: Path, plan: Plan, store: Store, prepared: Prepared, launch: launches.Launch
+) -> None:
+    """What was submitted, and what to type next."""
     print(
         f"launched {launch.id}: {len(prepared.jobs)} jobs as {', '.join(launch.submitted.values())}"
     )
     if refused := len(prepared.arrays) - len(launch.submitted):
         print(f"  {refused} arrays met a limit on jobs: launch again once others have ended")
-    print(f"  bitgrid status {arguments.grid} --watch")
+    print(f"  bitgrid status {grid} --watch")
     if plan.awaiting:
-        print(f"  bitgrid launch {arguments.grid}  # once its trials have ended: the other cells")
+        print(f"  bitgrid launch {grid}  # once its trials have ended: the other cells")
     elif renewal.list_open(plan, store):
-        print(f"  bitgrid launch {arguments.grid}  # once these have ended: compares with before")
-    return 0
+        print(f"  bitgrid launch {grid}  # once these have ended: compares with before")
 
 
 def _renew(plan: Plan, store: Store, cells: Sequence[CellInfo]) -> None:
