@@ -6,9 +6,7 @@ PYTHON ?= $(firstword $(foreach each,python3.11 python3.12 python3.13 python3,\
 	$(if $(shell $(each) -c '$(FITS)' 2>/dev/null && echo yes),$(each))))
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A module is compiled when it is first imported: compiling all of them takes half an installation,
-# and few are ever imported.
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.ready
 
 .PHONY: demo test check docs setup setup-docs python
@@ -39,7 +37,10 @@ python:  # says which one is taken
 $(READY): pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory --silent python
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --no-compile -e '.[dev]'
+	@# pip compiles on one core. Left to the first import, nothing is ever compiled where
+	@# PYTHONDONTWRITEBYTECODE is set, as in containers; a few files are for other Pythons.
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib harness methods reports || true
 	@$(BIN)/bitgrid methods >/dev/null  # which it remembers, so that the next one answers at once
 	touch $@
 
