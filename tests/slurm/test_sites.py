@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.support.slurm.lab import Lab
-from tests.support.slurm.place import Place, slow
+from tests.support.slurm.place import Place, slow, until
 
 # A stand-in for apptainer: it notes how it was called, and runs what comes after the image.
 APPTAINER = """#!/bin/sh
@@ -21,9 +21,15 @@ APPTAINER_CONTAINER=image.sif exec "$@"
 def find_overlap(lab: Lab, names: set[str]) -> int:
     """The most jobs of these names that ran at once, by SLURM's accounting."""
     form = ["-n", "-P", "-X", "--format=JobName,Start,End", f"--name={','.join(names)}"]
-    rows = [line.split("|") for line in lab.run("sacct", *form).splitlines()]
-    edges = [(at, step) for _, start, end in rows for at, step in ((start, 1), (end, -1))]
-    assert len(rows) >= len(names) and not any("Unknown" in at for at, _ in edges)
+
+    def ask() -> list[list[str]]:
+        return [line.split("|") for line in lab.run("sacct", *form).splitlines()]
+
+    def is_complete() -> bool:  # accounting learns of an end some seconds after the queue does
+        return len(ask()) >= len(names) and not any("Unknown" in row for row in ask())
+
+    until(is_complete, 60, lambda: f"{ask()}")
+    edges = [(at, step) for _, start, end in ask() for at, step in ((start, 1), (end, -1))]
     running, most = 0, 0
     for _, step in sorted(edges):  # an end before a start of the same second
         running += step
