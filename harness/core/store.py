@@ -195,14 +195,14 @@ class Store:
                     raise Damaged(f"{path} is not what was written: its sha256 differs", key)
             self._intact.add(known)
 
-    def discard(self, key: str) -> None:
+    def discard(self, key: str, kind: str = "damaged") -> None:
         """Take a value out, to the trash. Raises StoreError where it cannot be moved."""
         self.index.forget(key)
         trash = Trash(self.root)
         with contextlib.suppress(OSError):
             self.path(key).chmod(0o700)  # else one that nobody may write in could not be moved
         with explained(self.path(key)), contextlib.suppress(FileNotFoundError):
-            trash.discard(self.path(key), trash.open(), "damaged")  # it does not come back
+            trash.discard(self.path(key), trash.open(), kind)  # it does not come back
 
     def path(self, key: str) -> Path:
         """The folder of a complete value, for artifacts that lie beside it."""

@@ -124,7 +124,7 @@ class _Values:
             if self.state[key] == "stale":
                 stale[key] = f"{node.kind}: {explain_staleness(self.plan, key, self.store)}"
             elif key in uncompared and self.has(key):
-                stale[key] = f"{node.kind}: computed again, and not compared with what it was"
+                stale[key] = f"{node.kind}: computed again, not compared yet: 'bitgrid run' does"
             elif node.stored and not self.has(key):
                 stale[key] = f"{node.kind}: gone, so that the code behind it is not known"
             if key in stale or not touched.isdisjoint(node.inputs):

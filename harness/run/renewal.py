@@ -45,7 +45,8 @@ class Renewed:
         if self.other:
             lines.append(f"computed again, other than before: {_count_kinds(plan, self.other)}")
         if self.taken_out:
-            lines.append(f"made of the former: {len(self.taken_out)} values, in the trash now")
+            number = len(self.taken_out)
+            lines.append(f"moved to the trash, to be computed again: {number} values made of those")
         return lines
 
 
@@ -54,14 +55,15 @@ def begin(plan: Plan, store: Store, roots: Iterable[str]) -> list[str]:
     behind = {key for root in roots for key in plan.upstream(root)}
     stale = [key for key in plan.stored() if key in behind and explain_staleness(plan, key, store)]
     for key in stale:
-        take_out(store, key)
+        take_out(store, key, "stale")
     return stale
 
 
-def take_out(store: Store, key: str) -> None:
+def take_out(store: Store, key: str, kind: str = "damaged") -> None:
     """Move a value to the trash, to be computed again and compared. Raises StoreError.
 
-    Of one whose manifest cannot be read nothing is known, and nothing noted.
+    `kind`: the folder of the trash. Of one whose manifest cannot be read nothing is known, and
+    nothing noted.
     """
     note, manifest = _note(store, key), None
     with contextlib.suppress(StoreError):
@@ -70,7 +72,7 @@ def take_out(store: Store, key: str) -> None:
         with explained(note):
             note.parent.mkdir(exist_ok=True)
             write_json(note, {"content": digest_content(manifest)})
-    store.discard(key)
+    store.discard(key, kind)
 
 
 def list_open(plan: Plan, store: Store, roots: Iterable[str] | None = None) -> list[str]:
@@ -83,7 +85,8 @@ def list_open(plan: Plan, store: Store, roots: Iterable[str] | None = None) -> l
 
 def settle(plan: Plan, store: Store) -> Renewed:
     """Compare what has been computed again, and take out what the former values went into, of all
-    grids that the store knows. Raises StoreError."""
+    grids whose plan the store keeps (of a grid whose file was changed since, its last one). Raises
+    StoreError."""
     renewed, opened = Renewed(), list_open(plan, store)
     for key in opened:
         if not store.has(key):
@@ -128,7 +131,7 @@ def _take_out_made_of(plan: Plan, store: Store, key: str, opened: list[str]) -> 
         # Computed again too, after its inputs and so of the new one; what is stale still was not.
         if user in opened and store.has(user) and not explain_staleness(plan, user, store):
             continue
-        store.discard(user)
+        store.discard(user, "outdated")
         taken.append(user)
     return taken
 

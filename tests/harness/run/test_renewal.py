@@ -104,7 +104,9 @@ def test_what_was_made_of_a_value_that_is_another_is_made_anew(
     assert bitgrid("run", "--retry", "stale") == 0
     said = capsys.readouterr().err
     assert "computed again, other than before: 1 toy-made" in said
-    assert "made of the former: 2 values, in the trash now" in said
+    assert "moved to the trash, to be computed again: 2 values made of those" in said
+    lie = {path.name: path.parent.name for path in (store.root / "trash").glob("*/*/*")}
+    assert lie == {key: "stale"} | dict.fromkeys(plan.cells[0].scores, "outdated")
     made = ["made A 2", "rounded", "scored one", "scored two"]
     assert sorted(log.read_text().splitlines()) == made
     after = read_scores(plan, store)
@@ -168,7 +170,7 @@ def test_rows_say_what_has_not_been_compared_yet(
     run(plan, store, Silent(), share=Share((key,)))  # as a job would, of a launch
     export.export(plan, store, tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").open()]
-    said = "toy-made: computed again, and not compared with what it was"
+    said = "toy-made: computed again, not compared yet: 'bitgrid run' does"
     assert [row["stale"] for row in rows] == [said] * 2 + [None] * 6
     assert bitgrid("run") == 0  # asked or not: a score must not stand beside another model
     assert renewal.list_open(plan, store) == []
@@ -227,5 +229,5 @@ def test_a_launch_submits_what_is_stale_and_says_when_it_is_compared(
     run(plan, store, Silent(), share=Share((key,)))  # as its job does
     assert bitgrid("launch", *words[:2]) == 0
     said = capsys.readouterr()
-    assert "made of the former: 2 values, in the trash now" in said.err
+    assert "moved to the trash, to be computed again: 2 values made of those" in said.err
     assert len(slurm.submitted) == 2  # for the scores
